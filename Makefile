@@ -1,0 +1,38 @@
+# Each target does the set-up it needs. Another Python: make setup PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# The stamp is written last, so an interrupted installation has none. An environment that no longer runs (its Python
+# was removed, it was copied from another folder, a package is gone) is made anew.
+WORKS := import os, sys; from importlib.util import find_spec as f; \
+  here = f("rectune").origin.startswith(os.path.realpath("src")); \
+  sys.exit(not (here and all(map(f, ("torch", "transformers", "trl", "pytest", "ruff", "mypy")))))
+ifneq ($(shell test -e $(STAMP) && $(BIN)/python -c '$(WORKS)' 2>/dev/null && echo ok),ok)
+.PHONY: $(STAMP)
+endif
+
+.PHONY: setup demo test lint bench
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $(STAMP)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m rectune.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/make_cli_docs.py --check
+
+bench: $(STAMP)
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
