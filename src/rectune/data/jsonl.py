@@ -1,0 +1,123 @@
+"""JSON Lines: read with line numbers and one clear error, append so that a killed run can go on.
+
+Shared by every stage that keeps a file of rows, problems or samples.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from rectune.errors import UserError
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked where its name ends in `.gz`."""
+    try:
+        return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+
+
+def text_lines(path: Path, *, torn_last: bool = False) -> Iterator[tuple[int, str]]:
+    """Each line with its number from 1, line end kept, UTF-8 with or without a byte-order mark.
+
+    `torn_last` leaves out a last line that was cut off within a character.
+
+    Raises:
+        UserError: The file cannot be read, is a broken gzip file, or a line is not UTF-8.
+    """
+    number, line = 0, b""
+    with open_bytes(path) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            if torn_last and not line.endswith(b"\n"):
+                return
+            raise UserError(
+                "is not UTF-8", where=f"{path}:{number}", hint="convert the file, for example with iconv"
+            ) from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"is a broken gzip file ({error})", where=f"{path}:{number + 1}") from None
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """One JSON object from one line; UserError at `where` for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(
+            f"malformed JSON ({reason})", where=where, hint="expected one object a line"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(f"is a JSON {json_type(value)}, not an object", where=where)
+    return value
+
+
+def json_type(value: object) -> str:
+    """How JSON calls the type of `value`: text, number, list, object, true/false or null."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true/false"
+    names = {str: "text", int: "number", float: "number", list: "list", dict: "object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def read_jsonl(path: Path | str, *, torn_last: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not blank.
+
+    Args:
+        path: The file; `.gz` is unpacked.
+        torn_last: Leave out a last line that was cut off while it was written (it has no line end).
+
+    Raises:
+        UserError: A line is not one JSON object; `where` is `file:line`.
+    """
+    path = Path(path)
+    for number, line in text_lines(path, torn_last=torn_last):
+        if not line.strip():
+            continue
+        try:
+            record = parse_object(line, f"{path}:{number}")
+        except UserError:
+            if torn_last and not line.endswith("\n"):
+                return
+            raise
+        yield number, record
+
+
+def append_jsonl(path: Path | str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append one line per record, on the disk before returning; a torn last line is cut off first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _mend_end(file)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _mend_end(file: IO[bytes]) -> None:
+    """Give the last line its line end, or remove it where it is not whole."""
+    end = file.seek(0, os.SEEK_END)
+    start, tail = end, b""
+    while start > 0 and b"\n" not in tail:
+        start = max(0, start - 65536)
+        file.seek(start)
+        tail = file.read(end - start)
+    last = tail.rpartition(b"\n")[2]
+    if not last:
+        return
+    try:
+        json.loads(last)
+    except ValueError:
+        file.truncate(end - len(last))
+    else:
+        file.write(b"\n")

@@ -1,0 +1,110 @@
+"""Rows of different lengths side by side in one sequence, without padding.
+
+`pack` decides which rows share a forward pass; `collate` lays them out, with positions that restart at each
+row. That no token attends across rows is left to `models/scorer.py`, which reads `row_lengths`; which rows
+belong to a step is in `order.py`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rectune.errors import UserError
+
+
+class EncodedLike(Protocol):
+    """What `collate` reads of a row: three sequences of equal length."""
+
+    @property
+    def input_ids(self) -> Sequence[int]: ...
+    @property
+    def labels(self) -> Sequence[int]: ...
+    @property
+    def structural(self) -> Sequence[bool]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows laid out as one packed sequence of T tokens, in the order given.
+
+    Attributes:
+        input_ids: (1, T) int64.
+        position_ids: (1, T) int64, from 0 in each row.
+        labels: (1, T) int64, the token's own id where it is a target and -100 elsewhere; not shifted. The
+            first token of a row never is one, so shifting by one position cannot cross rows.
+        structural: (1, T) bool, True at targets that end a turn or are special tokens.
+        rows: (T,) int64, index within the batch of the row that each position belongs to.
+        row_lengths: Tokens of each row; on the host, since attention needs them as numbers.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    structural: torch.Tensor
+    rows: torch.Tensor
+    row_lengths: list[int]
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` in bins of at most `capacity`: best-fit decreasing, O(n log n), deterministic.
+
+    Raises:
+        UserError: A row is longer than `capacity`.
+    """
+    bins: list[list[int]] = []
+    spaces: list[int] = []  # distinct free spaces of the open bins, ascending
+    with_space: dict[int, list[int]] = {}  # free space -> bins that have it
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = int(lengths[index])
+        if length > capacity:
+            raise UserError(
+                f"a row of {length} tokens does not fit into {capacity}",
+                where="micro_batch_tokens",
+                hint=f"make it at least {length}, or max_length smaller",
+            )
+        at = bisect_left(spaces, length)
+        if at < len(spaces):
+            space = spaces[at]
+            bin_index = with_space[space].pop()
+            if not with_space[space]:
+                del with_space[space], spaces[at]
+            bins[bin_index].append(index)
+        else:
+            space, bin_index = capacity, len(bins)
+            bins.append([index])
+        left = space - length
+        if left not in with_space:
+            with_space[left] = []
+            insort(spaces, left)
+        with_space[left].append(bin_index)
+    return bins
+
+
+def collate(encoded: Sequence[EncodedLike], device: torch.device | str | None = None) -> Batch:
+    """Lay rows out one behind the other; rows without targets, and no rows at all, are fine.
+
+    Raises:
+        ValueError: The first token of a row is a target, though nothing stands before it.
+    """
+    lengths = [len(row.input_ids) for row in encoded]
+    if any(length and row.labels[0] != -100 for row, length in zip(encoded, lengths, strict=True)):
+        raise ValueError("the first token of a row cannot be a target: nothing stands before it")
+
+    def joined(arrays: list[np.ndarray], dtype: type) -> torch.Tensor:
+        flat: np.ndarray = np.concatenate([*arrays, np.empty(0, dtype)], dtype=dtype, casting="unsafe")
+        return torch.from_numpy(flat).to(device)
+
+    return Batch(
+        input_ids=joined([np.asarray(row.input_ids) for row in encoded], np.int64)[None],
+        position_ids=joined([np.arange(length) for length in lengths], np.int64)[None],
+        labels=joined([np.asarray(row.labels) for row in encoded], np.int64)[None],
+        structural=joined([np.asarray(row.structural) for row in encoded], np.bool_)[None],
+        rows=joined([np.repeat(np.arange(len(lengths)), lengths)], np.int64),
+        row_lengths=lengths,
+    )
