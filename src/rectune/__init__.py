@@ -1,0 +1,58 @@
+"""rectune: fine-tune language models on demonstrations so that they generalise (Dynamic Fine-Tuning and kin).
+
+The public names below are imported when they are first used, so that `import rectune` loads neither torch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rectune.config import TrainConfig as TrainConfig
+    from rectune.data.rows import Problem as Problem
+    from rectune.data.rows import Row as Row
+    from rectune.data.rows import Sample as Sample
+    from rectune.errors import UserError as UserError
+    from rectune.logprobs import token_logprobs as token_logprobs
+    from rectune.models.loading import load_model as load_model
+    from rectune.models.scorer import Scorer as Scorer
+    from rectune.objectives import OBJECTIVES as OBJECTIVES
+    from rectune.objectives import apply_objective as apply_objective
+    from rectune.objectives import dft as dft
+    from rectune.objectives import sft as sft
+    from rectune.training.loop import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "sft": "rectune.objectives",
+    "dft": "rectune.objectives",
+    "OBJECTIVES": "rectune.objectives",
+    "apply_objective": "rectune.objectives",
+    "token_logprobs": "rectune.logprobs",
+    "Scorer": "rectune.models.scorer",
+    "load_model": "rectune.models.loading",
+    "Row": "rectune.data.rows",
+    "Problem": "rectune.data.rows",
+    "Sample": "rectune.data.rows",
+    "TrainConfig": "rectune.config",
+    "train": "rectune.training.loop",
+    "UserError": "rectune.errors",
+}
+"""Where each public name is defined. A new one also gets its line under TYPE_CHECKING, for editors."""
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rectune' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,200 @@
+"""A name becomes a model: a packaged model, a local folder (also with only an adapter in it), or a hub id.
+
+Only causal language models, only safetensors weights. LoRA adapters are made in `lora.py`; what a model
+computes is read off in `scorer.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rectune.errors import UserError
+from rectune.models.packaged import PACKAGED, converted_folder, packaged_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("rectune")
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode, and its tokenizer.
+
+    Args:
+        name: `smollm2-135m` (packaged), a local folder, or a hub id. A folder with only a LoRA adapter gives
+            its base model with the adapter on it.
+        dtype: Of the weights; None takes the one they are stored in.
+        device: Where to put the model; None leaves it on the CPU.
+        trust_remote_code: Run Python code that comes with the model.
+        attn_implementation: As in transformers; None takes its default.
+
+    Raises:
+        UserError: No such model or no network, not a causal language model, incomplete, or stored as pickle.
+    """
+    folder = find_folder(str(name))
+    if folder is not None and is_adapter(folder):
+        model, tokenizer = _load_adapter(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        )
+        return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    if folder is not None:
+        check_folder(folder)
+    import transformers
+
+    source, trust = str(folder or name), {"trust_remote_code": trust_remote_code}
+    log.info("loading %s%s", name, "" if str(name) == source else f" from {source}")
+    config = _pretrained(transformers.AutoConfig.from_pretrained, name, source, **trust)
+    check_causal(config, str(name), trusted=trust_remote_code)
+    model, info = _pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained,
+        name,
+        source,
+        config=config,
+        dtype="auto" if dtype is None else dtype,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,  # pickle can run code
+        output_loading_info=True,
+        **trust,
+    )
+    if absent := sorted(info["missing_keys"]):
+        listed = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        raise UserError(f"the weights lack {len(absent)} tensors of the model: {listed}", where=name)
+    tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, **trust)
+    if str(name) in PACKAGED:
+        model.config._name_or_path = model.name_or_path = str(name)  # what an adapter notes down as its base
+    return model.to(device).eval(), tokenizer
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder that a name stands for; None for a hub id. `UserError` for a path that is no folder."""
+    if name in PACKAGED:
+        return packaged_folder(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError("is a file, not the folder of a model", where=name)
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        raise UserError("no such folder", where=name)
+    return None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a LoRA adapter without the model that it belongs to."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` for what a folder lacks to be a model: config, safetensors weights, tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise UserError("no config.json, so this is not the folder of a model", where=folder)
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"only pickle weights ({pickles[0]}), which can run code when they are read",
+                where=folder,
+                hint="save the model as safetensors with transformers, on a machine where you trust it",
+            )
+        raise UserError("no weights (*.safetensors)", where=folder)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
+
+
+def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) -> None:
+    """Raise `UserError` unless the config is that of a causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (trusted and hasattr(config, "auto_map"))
+    # BERT and its like have a causal class, but with masked-language-model weights it would compute nonsense.
+    masked = any(a.endswith("ForMaskedLM") for a in config.architectures or ())
+    if not known or masked or config.is_encoder_decoder:
+        architecture = ", ".join(config.architectures or ()) or config.model_type
+        raise UserError(f"{architecture} is not a causal language model", where=name)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hex digits that identify a model: its config and a sample of its weights.
+
+    A SHA-256 over the config (without paths and library versions) and, for every tensor, its name, dtype, shape
+    and 64 elements spread evenly over it. Takes milliseconds; training changes it, copying does not.
+    """
+    import torch
+
+    config = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].contiguous().cpu()
+        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def model_sources() -> Iterator[dict[str, str]]:
+    """Rows of `rectune list models`: name, where it is, what it is."""
+    for name, packaged in PACKAGED.items():
+        folder = converted_folder(name)
+        here = str(folder) if (folder / "config.json").is_file() else "downloaded at first use"
+        yield {"model": name, "where": here, "about": packaged.about}
+    yield {
+        "model": "FOLDER",
+        "where": "this machine",
+        "about": "as save_pretrained writes it; or an adapter",
+    }
+    yield {
+        "model": "ORG/NAME",
+        "where": "huggingface.co",
+        "about": "causal language models with safetensors",
+    }
+
+
+def _load_adapter(folder: Path, **settings: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base model that the adapter names, with the adapter on it; the folder's tokenizer if it has one."""
+    from rectune.models.lora import need_peft
+
+    need_peft()
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder)
+    base = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
+    if Path(base).is_dir() and is_adapter(Path(base)):
+        raise UserError("belongs to another adapter; merge that one first", where=folder)
+    model, tokenizer = load_model(base, **settings)
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    if any((folder / file).is_file() for file in TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return PeftModel.from_pretrained(model, folder), tokenizer
+
+
+def _pretrained(function: Any, name: str | Path, source: str, **settings: Any) -> Any:
+    """Call one of transformers' `from_pretrained`; its OSError or ValueError becomes a `UserError`.
+
+    Those two are its words for: no such model, no network, gated, unknown architecture, remote code.
+    """
+    try:
+        return function(source, **settings)
+    except (OSError, ValueError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        hint = f"neither a local folder nor one of the packaged models: {', '.join(PACKAGED)}"
+        raise UserError(line, where=name, hint=None if Path(source).is_dir() else hint) from error
