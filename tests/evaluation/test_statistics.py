@@ -1,0 +1,241 @@
+"""Statistics against closed forms, scipy and simulation."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rectune.errors import UserError
+from rectune.evaluation import intervals
+from rectune.evaluation.statistics import (
+    holm,
+    maj_at_k,
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+    pass_at_k_by_problem,
+    problems_needed,
+)
+
+
+def draw(rng, P, N, mean, concentration=2.0):
+    """Accuracies Beta-distributed over problems, N samples each."""
+    p_P = rng.beta(mean * concentration, (1 - mean) * concentration, size=P)
+    return (rng.random((P, N)) < p_P[:, None]).astype(int)
+
+
+def coverage(mean, P, N, runs=400, concentration=2.0):
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(runs):
+        _, low, high = mean_interval(draw(rng, P, N, mean, concentration))
+        hits += low <= mean <= high
+    return hits / runs
+
+
+# 400 runs have a standard error of 1.1 points; the long run is in docs/statistics.md.
+@pytest.mark.parametrize("mean", [0.05, 0.2, 0.5, 0.9])
+def test_mean_interval_covers_with_30_problems(mean):
+    assert 0.92 <= coverage(mean, P=30, N=16) <= 0.985
+
+
+def test_mean_interval_covers_with_many_problems():
+    assert 0.93 <= coverage(0.3, P=200, N=4) <= 0.97
+
+
+def test_samples_of_one_problem_are_one_cluster():
+    column = np.array([1] * 10 + [0] * 20)[:, None]
+    once, often = mean_interval(column), mean_interval(np.repeat(column, 16, axis=1))
+    assert once == often  # sixteen identical samples tell no more than one
+
+
+def test_mean_interval_is_near_t_and_bca_when_all_is_regular():
+    correct = draw(np.random.default_rng(0), 300, 16, 0.5)
+    per_problem = correct.mean(1)
+    mean, low, high = mean_interval(correct)
+    reference = stats.bootstrap((per_problem,), np.mean, method="BCa", rng=1).confidence_interval
+    t_low, t_high = stats.t.interval(0.95, 299, per_problem.mean(), stats.sem(per_problem))
+    assert mean == pytest.approx(per_problem.mean())
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.004)
+    assert (low, high) == pytest.approx((t_low, t_high), abs=0.004)
+
+
+def test_level_widens_the_interval():
+    correct = draw(np.random.default_rng(0), 50, 4, 0.3)
+    narrow, wide = mean_interval(correct, level=0.8), mean_interval(correct, level=0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_unanimous_problems_do_not_prove_certainty(value):
+    mean, low, high = mean_interval(np.full((30, 16), value))
+    assert mean == value
+    assert high - low == pytest.approx(0.1224, abs=1e-3)  # t^2 / (P + t^2)
+    assert (low, high)[value] == value
+    exact = stats.beta.ppf([0.025, 0.975], 30 * value + (1 - value), 30 * (1 - value) + value)
+    assert abs(high - low - (exact[1] if value == 0 else 1 - exact[0])) < 0.01  # Clopper-Pearson: 0.116
+
+
+def test_interval_stays_inside_zero_and_one_and_holds_the_mean():
+    rng = np.random.default_rng(3)
+    for P in (1, 2, 3, 5, 30):
+        for mean in (0.01, 0.5, 0.99):
+            m, low, high = mean_interval(draw(rng, P, 2, mean))
+            assert 0 <= low <= m <= high <= 1
+    assert mean_interval([[1]]) == (1.0, 0.0, 1.0)
+
+
+def test_ragged_samples_count_each_problem_once():
+    assert mean_interval([[1, 1, 1, 1], [0]]).mean == 0.5
+
+
+def test_pass_at_k_equals_enumeration():
+    correct = draw(np.random.default_rng(1), 12, 7, 0.4)
+    for k in (1, 2, 4, 7):
+        brute = [np.mean([any(row[list(s)]) for s in combinations(range(7), k)]) for row in correct]
+        assert pass_at_k_by_problem(correct, k) == pytest.approx(np.array(brute))
+        assert pass_at_k(correct, k) == pytest.approx(np.mean(brute))
+    assert pass_at_k(correct, 1) == pytest.approx(correct.mean())
+    assert pass_at_k([[1] + [0] * 999], 10) == pytest.approx(1 - math.comb(999, 10) / math.comb(1000, 10))
+
+
+def test_maj_at_k_votes_breaks_ties_and_ignores_blanks():
+    assert maj_at_k([[1, 0, 0]], [["2", "3", "3"]], 3) == 0
+    assert maj_at_k([[1, 0]], [["2", "3"]], 2) == 0.5
+    assert maj_at_k([[1, 0, 0]], [["2", None, None]], 3) == 1
+    assert maj_at_k([[0, 0]], [[None, None]], 2) == 0
+    assert maj_at_k([[1, 1, 0, 0]], [["1/2", "0.5", "3", "4"]], 4) == 1  # correct ones vote together
+    answers = [["2", "3", "3"]]
+    assert maj_at_k([[1, 0, 0]], answers, 1) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_paired_difference_agrees_with_scipy():
+    rng = np.random.default_rng(5)
+    a, b = draw(rng, 150, 8, 0.4), draw(rng, 150, 8, 0.5)
+    mean, low, high, p = paired_difference(a, b)
+    d = b.mean(1) - a.mean(1)
+    t_low, t_high = stats.ttest_1samp(d, 0).confidence_interval()
+    reference = stats.permutation_test(
+        (d,), np.mean, permutation_type="samples", n_resamples=20_000, vectorized=True, rng=0
+    )
+    assert mean == pytest.approx(d.mean())
+    assert (low, high) == pytest.approx((t_low, t_high), abs=0.01)
+    assert p == pytest.approx(reference.pvalue, abs=0.01)
+    assert p == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=0.02)
+
+
+def test_sign_flips_of_few_problems_are_exact():
+    a, b = np.zeros((8, 1)), np.ones((8, 1))
+    assert paired_difference(a, b).p_value == 2 / 2**8
+    d = np.array([0.5, -0.25, 1, 0.75, 0, 0.25])
+    reference = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert intervals.sign_flip(d) == pytest.approx(reference.pvalue)
+
+
+def test_p_value_is_never_zero_and_the_order_only_turns_the_sign():
+    rng = np.random.default_rng(5)
+    a, b = draw(rng, 60, 4, 0.1), draw(rng, 60, 4, 0.9)
+    forth, back = paired_difference(a, b), paired_difference(b, a)
+    assert 0 < forth.p_value < 1e-3
+    assert back.mean == pytest.approx(-forth.mean)
+    assert back.p_value == forth.p_value
+
+
+def test_equal_runs_differ_by_nothing_within_a_bound():
+    a = draw(np.random.default_rng(5), 30, 4, 0.4)
+    mean, low, high, p = paired_difference(a, a)
+    assert (mean, p) == (0, 1)
+    assert low == pytest.approx(-high)
+    assert 0 < high < 0.36
+
+
+def test_paired_difference_covers_and_rejects_at_its_level():
+    rng, hits, rejected, runs = np.random.default_rng(11), 0, 0, 300
+    for _ in range(runs):
+        level_P = rng.beta(1, 2, size=40)
+        a, b = ((rng.random((40, 8)) < level_P[:, None]).astype(int) for _ in range(2))
+        _, low, high, p = paired_difference(a, b)
+        hits += low <= 0 <= high
+        rejected += p < 0.05
+    assert 0.92 <= hits / runs <= 0.985
+    assert 0.02 <= rejected / runs <= 0.08
+
+
+def test_seeds_are_a_cluster_of_their_own():
+    rng = np.random.default_rng(2)
+    level_P = rng.beta(2, 2, size=200)
+    a = (rng.random((4, 200, 4)) < level_P[:, None]).astype(int)
+    shift_S = np.array([0.15, -0.15, 0.1, -0.1])  # seeds that differ far more than problems do
+    chance = np.clip(level_P[None] + shift_S[:, None], 0, 1)[..., None]
+    b = (rng.random((4, 200, 4)) < chance).astype(int)
+    over_seeds = paired_difference(a, b)
+    pooled = paired_difference(a.transpose(1, 0, 2).reshape(200, -1), b.transpose(1, 0, 2).reshape(200, -1))
+    assert over_seeds.mean == pytest.approx(pooled.mean)
+    assert over_seeds.high - over_seeds.low > 3 * (pooled.high - pooled.low)
+    per_seed = (b.mean(2) - a.mean(2)).mean(1)
+    assert over_seeds.p_value == pytest.approx(stats.ttest_1samp(per_seed, 0).pvalue, abs=0.1)
+
+
+def test_seeds_intervals_cover():
+    rng, hits, runs = np.random.default_rng(3), 0, 400
+    for _ in range(runs):
+        difficulty_P, seed_S = rng.normal(0, 0.08, 60), rng.normal(0, 0.03, 3)
+        chance = np.clip(0.5 + difficulty_P[None] + seed_S[:, None], 0, 1)[..., None]
+        a = (rng.random((3, 60, 8)) < 0.5).astype(int)
+        b = (rng.random((3, 60, 8)) < chance).astype(int)
+        _, low, high, _ = paired_difference(a, b)
+        hits += low <= 0 <= high
+    assert 0.93 <= hits / runs <= 0.995
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_problems_needed_gives_the_power_it_promises():
+    rng = np.random.default_rng(4)
+    a, b = draw(rng, 4000, 4, 0.4), draw(rng, 4000, 4, 0.4)
+    needed = problems_needed(0.1, a, b)
+    d = (b.mean(1) - a.mean(1)) - (b.mean() - a.mean()) + 0.1
+    runs = rng.choice(d, size=(2000, needed))
+    power = np.mean(stats.ttest_1samp(runs, 0, axis=1).pvalue < 0.05)
+    assert 0.77 <= power <= 0.83
+    assert problems_needed(0.05, a, b) == pytest.approx(4 * needed, rel=0.05)
+
+
+def test_student_t_is_scipys():
+    for freedom in (1, 2.5, 29, 5000):
+        assert intervals.t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+        assert intervals.t_two_sided(2.5, freedom) == pytest.approx(2 * stats.t.sf(2.5, freedom), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: mean_interval([]), "no problems"),
+        (lambda: mean_interval(np.zeros(5)), "problems x samples"),
+        (lambda: mean_interval([[1], []]), "problem 1: no samples"),
+        (lambda: mean_interval([[0.5, float("nan")]]), "NaN"),
+        (lambda: mean_interval([[2]]), r"\[0, 1\]"),
+        (lambda: mean_interval([["a"]]), "not a matrix"),
+        (lambda: mean_interval([[1]], level=95), "level 95"),
+        (lambda: pass_at_k([[1, 0], [1]], 2), "k = 2 with 1 samples"),
+        (lambda: pass_at_k([[1, 0]], 0), "k = 0"),
+        (lambda: pass_at_k([[0.5]], 1), "0 or 1"),
+        (lambda: maj_at_k([[1, 0]], [["2"]], 1), "differ in shape"),
+        (lambda: paired_difference([[1]], [[1], [0]]), "a has 1 problems and b has 2"),
+        (lambda: paired_difference(np.zeros((1, 3, 2)), np.zeros((1, 3, 2))), "two or more"),
+        (lambda: problems_needed(0, [[1]], [[0]]), "difference of 0"),
+        (lambda: problems_needed(0.1, [[1], [1]], [[0], [0]]), "no spread"),
+        (lambda: holm([2.0]), "p-values"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, said):
+    with pytest.raises(UserError, match=said):
+        call()
