@@ -1,0 +1,234 @@
+"""The objectives: what is done with the log-probability of each target token. Read this file first.
+
+An objective is a pure function of per-token columns (tensors of shape (N,), float32 or float64). Its
+positional parameters name the columns it reads, its keyword-only parameters are its settings, and it
+returns the loss of each token, shape (N,), not yet summed or divided. `sg` is the stop-gradient; it is
+written in this file only. With p = exp(logp), the *effective weight* of a token is -d loss / d logp: what
+its gradient is multiplied with, compared with plain fine-tuning (whose weight is 1).
+
+Columns: `logp` log-probability of the target; `row` index of the row that the token belongs to (int64);
+`ref_logp` / `old_logp` the same target under a reference model / under the model some steps ago;
+`entropy20` entropy of the 20 most probable tokens, renormalised, in nats; `kl` differentiable
+KL(base || model) over the whole vocabulary, in nats; `structural` whether the token ends a turn or is special.
+
+How the columns are computed is in `logprobs.py` and `models/scorer.py`; the one division by the number of
+tokens is in `training/loop.py`. "The paper" is arXiv:2508.05629.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rectune.errors import UserError, unknown_name
+
+Objective = Callable[..., Tensor]
+
+sg = Tensor.detach
+
+
+def sum_by(row: Tensor, values: Tensor) -> Tensor:
+    """Sum of `values` (N,) over the tokens of each row: shape (largest row index + 1,)."""
+    rows = int(row.max()) + 1 if row.numel() else 0
+    return values.new_zeros(rows).index_add(0, row, values)
+
+
+def mean_by(row: Tensor, values: Tensor) -> Tensor:
+    """Mean of `values` (N,) over the tokens of each row; 0 for a row without tokens."""
+    return sum_by(row, values) / sum_by(row, torch.ones_like(values)).clamp(min=1)
+
+
+def sft(logp: Tensor) -> Tensor:
+    """Supervised fine-tuning, the paper's Eq. 1: -log p. Weight 1."""
+    return -logp
+
+
+def dft(logp: Tensor) -> Tensor:
+    """Dynamic Fine-Tuning, the paper's Eq. 9: -sg(p) log p. Weight p, gradient -grad p."""
+    return -sg(logp.exp()) * logp
+
+
+def power(logp: Tensor, *, alpha: float = 0.5) -> Tensor:
+    """Between SFT (alpha 0) and DFT (alpha 1), arXiv:2510.00526. Weight p^alpha."""
+    return -sg((alpha * logp).exp()) * logp
+
+
+def threshold(logp: Tensor, *, q: float = 0.2) -> Tensor:
+    """-log p where p >= q, nothing elsewhere, arXiv:2510.00526. Weight 1[p >= q]."""
+    return -sg((logp >= math.log(q)).to(logp.dtype)) * logp
+
+
+def floor(logp: Tensor, *, minimum: float = 0.1) -> Tensor:
+    """DFT with a least weight, as the paper's authors advise for stuck tokens. Weight max(p, minimum)."""
+    return -sg(logp.exp().clamp(min=minimum)) * logp
+
+
+def mixture(logp: Tensor, *, share: float = 0.5) -> Tensor:
+    """`share` of DFT and the rest of SFT. Weight share * p + 1 - share."""
+    return -sg(share * logp.exp() + (1 - share)) * logp
+
+
+def uncertain(logp: Tensor) -> Tensor:
+    """Tokens the model is undecided about, CHORD's phi, arXiv:2508.11408. Weight p (1 - p)."""
+    return -sg(-logp.exp() * logp.expm1()) * logp
+
+
+def focal(logp: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """Focal loss, arXiv:1708.02002: -(1 - p)^gamma log p, gradient through the weight. Weight high where p is low."""
+    return -(-logp.expm1()).clamp(min=torch.finfo(logp.dtype).tiny).pow(gamma) * logp
+
+
+def sequence_dft(logp: Tensor, row: Tensor) -> Tensor:
+    """DFT by whole answers, the paper's Eq. 8. Weight: the product of p over the row (nearly 0 for long rows)."""
+    return -sg(sum_by(row, logp).exp()[row]) * logp
+
+
+def geometric_dft(logp: Tensor, row: Tensor) -> Tensor:
+    """DFT by whole answers, length-normalised, the paper's section 4.6. Weight: geometric mean of p over the row."""
+    return -sg(mean_by(row, logp).exp()[row]) * logp
+
+
+def eaft(logp: Tensor, entropy20: Tensor) -> Tensor:
+    """Entropy-adaptive fine-tuning, arXiv:2601.02151. Weight: top-20 entropy / ln 20."""
+    return -sg(entropy20 / math.log(20)) * logp
+
+
+def iw_sft(logp: Tensor, ref_logp: Tensor, *, low: float = 0.2, high: float = 1.8) -> Tensor:
+    """Importance-weighted SFT per token, arXiv:2507.12856. Weight clip(p / p_ref, low, high)."""
+    return -sg((logp - ref_logp).exp().clamp(low, high)) * logp
+
+
+def iw_sft_sequence(
+    logp: Tensor, row: Tensor, ref_logp: Tensor, *, temperature: float = 2.0, high: float = 16.0
+) -> Tensor:
+    """Importance-weighted SFT per row, arXiv:2507.12856. Weight min(exp(temperature * mean log p / p_ref), high)."""
+    return -sg((temperature * mean_by(row, logp - ref_logp)).exp().clamp(max=high)[row]) * logp
+
+
+def psft(logp: Tensor, old_logp: Tensor, *, low: float = 0.2, high: float = 0.28) -> Tensor:
+    """Proximal SFT, arXiv:2508.17784: PPO's clip at advantage 1. Weight p / p_old, 0 once it exceeds 1 + high."""
+    ratio = (logp - sg(old_logp)).exp()
+    return -torch.minimum(ratio, ratio.clamp(1 - low, 1 + high))
+
+
+def asft(logp: Tensor, kl: Tensor, *, anchor: float = 0.05) -> Tensor:
+    """Anchored SFT, arXiv:2509.23753: DFT + anchor * KL(base || model). Weight p, plus the pull to the base model."""
+    return dft(logp) + anchor * kl
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.__name__: objective
+    for objective in (
+        sft,
+        dft,
+        power,
+        threshold,
+        floor,
+        mixture,
+        uncertain,
+        focal,
+        sequence_dft,
+        geometric_dft,
+        eaft,
+        iw_sft,
+        iw_sft_sequence,
+        psft,
+        asft,
+    )
+}
+
+
+def resolve(objective: str | Objective) -> Objective:
+    """The function behind a name of `OBJECTIVES`; a function passes through. Raises `UserError` if unknown."""
+    if callable(objective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES, where="objective.name")
+    return OBJECTIVES[objective]
+
+
+def column_names(objective: str | Objective) -> tuple[str, ...]:
+    """The columns that an objective reads: its positional parameters."""
+    parameters = inspect.signature(resolve(objective)).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+
+
+def setting_names(objective: str | Objective) -> tuple[str, ...]:
+    """The settings that an objective knows: its keyword-only parameters."""
+    parameters = inspect.signature(resolve(objective)).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def check_settings(objective: str | Objective, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Settings as numbers. Raises `UserError` for one that the objective does not know or that is no number."""
+    known = setting_names(objective)
+    checked = {}
+    for name, value in settings.items():
+        if name not in known:
+            kind = f"setting of {resolve(objective).__name__}"
+            raise unknown_name(kind, name, known, where=f"objective.{name}")
+        try:
+            checked[name] = float(value)
+        except (TypeError, ValueError):
+            raise UserError(f"'{value}' is not a number", where=f"objective.{name}") from None
+    return checked
+
+
+def apply_objective(
+    objective: str | Objective, columns: Mapping[str, Tensor], *, protect: float = 0.0, **settings: Any
+) -> Tensor:
+    """Loss of each token under an objective, by name or as a function of your own.
+
+    Args:
+        objective: A name of `OBJECTIVES`, or any function that follows this module's contract.
+        columns: Name to tensor of shape (N,); more columns than needed are fine.
+        protect: Least effective weight of tokens whose column `structural` is true. An end-of-turn token that the
+            model never emits has p near 0, so DFT would never teach it to stop. 0 leaves the objective as it is.
+        settings: Keyword-only parameters of the objective.
+
+    Returns:
+        Loss per token, shape (N,), dtype of `logp`, differentiable.
+
+    Raises:
+        UserError: An unknown objective or setting, or a column that `columns` lacks; lists the known ones.
+    """
+    function = resolve(objective)
+    settings = check_settings(function, settings)
+    read = column_names(function)
+    for name in (*read, "structural") if protect else read:
+        if name not in columns:
+            raise unknown_name(f"column for {function.__name__}", name, columns)
+    loss = function(*(columns[name] for name in read), **settings)
+    if not protect:
+        return loss
+    missing = (protect - effective_weight(function, columns, **settings)).clamp(min=0)
+    return loss - sg(missing * columns["structural"]) * columns["logp"]
+
+
+def effective_weight(
+    objective: str | Objective, columns: Mapping[str, Tensor], *, protect: float = 0.0, **settings: Any
+) -> Tensor:
+    """-d loss / d logp of every token, shape (N,), by autograd: exact for any objective, also for your own.
+
+    Terms that depend on the model through another column, such as asft's KL, are not part of it.
+    """
+    with torch.enable_grad():
+        fixed = {name: sg(column) for name, column in columns.items()}
+        logp = fixed["logp"].clone().requires_grad_()
+        loss = apply_objective(objective, {**fixed, "logp": logp}, protect=protect, **settings)
+        (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    return -gradient
+
+
+def vanishes(objective: str | Objective, **settings: Any) -> bool:
+    """Whether a token with p near 0 gets almost no weight, so that what the model never says cannot be taught."""
+    logp = torch.tensor([math.log(1e-6)], dtype=torch.float64)
+    neutral = {name: torch.zeros_like(logp) for name in column_names(objective)}
+    neutral |= {"logp": logp, "ref_logp": logp, "old_logp": logp, "entropy20": logp * 0 + math.log(20)}
+    neutral["row"] = torch.zeros(1, dtype=torch.int64)
+    return bool(effective_weight(objective, neutral, **settings).abs().max() < 0.05)
