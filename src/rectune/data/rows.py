@@ -66,7 +66,8 @@ class Sample:
         token_ids, logprobs: The new tokens (the turn-ending one included, where one was sampled) and the
             log-probability of each under the sampled-from model at temperature 1.
         finish_reason: "stop" (the model ended its turn) or "length".
-        seed, temperature, top_p, engine, model, fingerprint: How the sample was drawn, and from what.
+        seed, temperature, top_p, max_new_tokens, engine, model, fingerprint: How the sample was drawn, and from what.
+        turns: The conversation that the prompt was made of, for training on the sample.
     """
 
     problem_id: str
@@ -85,6 +86,8 @@ class Sample:
     model: str
     fingerprint: str
     extra: dict[str, object] | None = None
+    turns: tuple[Turn, ...] = ()
+    max_new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
