@@ -146,7 +146,7 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     raise UserError(
         f"no known row format has the fields {fields_seen}",
         where=where,
-        hint="say which is which: --data-options.columns.prompt NAME --data-options.columns.completion NAME",
+        hint="say which is which: --data-options.columns prompt=FIELD,completion=FIELD",
     )
 
 

@@ -44,9 +44,8 @@ _LOOK = 20  # records that the format is told from
 
 
 def default_cache() -> Path:
-    """Where rows and token ids are kept: `$RECTUNE_CACHE`, or `rectune` in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("RECTUNE_CACHE") or base / "rectune")
+    """Where rows and token ids are kept: `$RECTUNE_CACHE`, else `~/.cache/rectune`."""
+    return Path(os.environ.get("RECTUNE_CACHE") or Path.home() / ".cache" / "rectune").expanduser()
 
 
 def read_rows(source: str, *, options: DataConfig, cache_dir: Path | None = None) -> datasets.Dataset:

@@ -1,0 +1,131 @@
+"""One row becomes token ids, with the join between prompt and answer exactly as generation will see it.
+
+A prompt and the answer behind it are tokenized so that the prompt's ids stay what they are alone: where a
+token would span the join, the answer is tokenized by itself. Labels are not shifted (that is done once, in
+`logprobs.py`); the text is made in `templates.py`, and whole datasets are encoded in `encoding.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from rectune.data.rows import Row, Turn
+from rectune.data.templates import Piece, Template, split_prompt, split_row
+
+IGNORED = -100
+"""Label of a position that is not a target."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as token ids; all three have one entry per token.
+
+    Attributes:
+        input_ids: Ids, the prompt's first.
+        labels: The id itself at targets, -100 elsewhere; not shifted. The first position never is a target.
+        structural: True at targets that end a turn or are special tokens.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    structural: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template) -> Encoded:
+    """Token ids and labels of one row, up to the end of its last supervised turn; never cut.
+
+    `input_ids` starts with `prompt_ids` of the turns before any supervised turn.
+
+    Raises:
+        UserError: The template cannot write this row as generation would; `where` is the row's.
+    """
+    return encode_batch([row], tokenizer, template)[0]
+
+
+def prompt_ids(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
+    """What a model reads before it writes the next assistant turn of a conversation.
+
+    Raises:
+        UserError: The template refuses the conversation.
+    """
+    found, before = split_prompt(template, turns, tokenizer, "prompt")
+    tokens = _Tokens(tokenizer, template)
+    return [*_joined(tokens, [found])[0].input_ids, *tokens.after([before], [bool(found)])[0]]
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
+    """The tokens at which generation has to stop: what ends a turn in the template, and eos."""
+    ids = {_Tokens(tokenizer, template).closing_id, tokenizer.eos_token_id}
+    return sorted(i for i in ids if i is not None)
+
+
+class _Tokens:
+    """A tokenizer that adds nothing of its own, for texts that begin a conversation or follow a turn."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+        self.tokenizer = tokenizer
+        self.closing_id: int = self.plain([template.closing])[0][-1]
+        self.closing = str(tokenizer.convert_ids_to_tokens(self.closing_id))
+        special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self.special = {*special, *tokenizer.all_special_ids}
+
+    def plain(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def after(self, texts: list[str], behind: Sequence[bool]) -> list[list[int]]:
+        """Ids of each text; where `behind`, as it reads behind a turn's end, not at the beginning of all."""
+        ids = self.plain([self.closing * b + text for text, b in zip(texts, behind, strict=True)])
+        return [row[int(b) :] for row, b in zip(ids, behind, strict=True)]
+
+
+def encode_batch(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> list[Encoded]:
+    """`encode_row` of several rows at once, which is several times faster."""
+    return _joined(_Tokens(tokenizer, template), [split_row(template, row, tokenizer) for row in rows])
+
+
+def _joined(tokens: _Tokens, rows: list[list[Piece]]) -> list[Encoded]:
+    """Token ids of the pieces of each row, all rows in few calls of the tokenizer."""
+    flat = [(piece, i > 0) for row in rows for i, piece in enumerate(row)]
+    behind = [b for _, b in flat]
+    befores = tokens.after([piece.before for piece, _ in flat], behind)
+    wholes = tokens.after([piece.before + piece.target for piece, _ in flat], behind)
+    apart = [i for i, before in enumerate(befores) if wholes[i][: len(before)] != before]
+    alone = tokens.after([flat[i][0].target for i in apart], [True] * len(apart))
+    for i, target in zip(apart, alone, strict=True):
+        wholes[i] = befores[i] + target
+    spans = iter(zip(befores, wholes, strict=True))
+    return [_row_encoded(row, [next(spans) for _ in row], tokens.special) for row in rows]
+
+
+def _row_encoded(row: list[Piece], spans: list[tuple[list[int], list[int]]], special: set[int]) -> Encoded:
+    ids: list[int] = []
+    labels: list[int] = []
+    structural: list[bool] = []
+    for piece, (before, whole) in zip(row, spans, strict=True):
+        target = whole[len(before) :]
+        ids += whole
+        labels += [IGNORED] * len(before)
+        structural += [False] * len(before)
+        labels += target if piece.supervised else [IGNORED] * len(target)
+        structural += [piece.supervised and i in special for i in target[:-1]] + [piece.supervised]
+    if labels and labels[0] != IGNORED:  # nothing stands before the first token, so it cannot be predicted
+        labels[0], structural[0] = IGNORED, False
+    return Encoded(ids, labels, structural)
