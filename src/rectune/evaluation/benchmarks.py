@@ -1,0 +1,228 @@
+"""Benchmarks as small declarations: where the problems come from, how they are asked, how they are graded.
+
+A benchmark is read from a folder of the user's (`--benchmark-dir`), from the package, or from the hub, in
+this order; what the records' fields mean is in `records.py`. Sampling and grading are left to `evaluate.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rectune.data.rows import Problem, Turn
+from rectune.errors import UserError, unknown_name
+from rectune.evaluation import records
+
+BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+"""The paper's instruction, below the question, in one user turn."""
+SHORT = "{question}\nAnswer in a few words, and put your final answer within \\boxed{}."
+CODE = "{question}\n\nAnswer with the complete Python code in one ```python block."
+AS_IS = "{question}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: As on the command line.
+        read: Turns a record into what is asked, the gold answer and the grader's extras.
+        files: Where a `--benchmark-dir` has it, relative; `NAME.jsonl` is looked for as well.
+        hub: Data set on the hub as owner/name or owner/name:config; None where we know none.
+        split: Split on the hub.
+        origin: Who published the problems.
+        licence: As stated there.
+        prompt: The user turn, with {question} in it.
+        grader: Name of the grader.
+        packaged: File in the package's assets; None where it is not packaged.
+        note: What to know before quoting a number.
+    """
+
+    name: str
+    read: Callable[[dict[str, Any], str], records.Asked | None]
+    files: tuple[str, ...]
+    hub: str | None
+    split: str
+    origin: str
+    licence: str
+    prompt: str = BOXED
+    grader: str = "math"
+    packaged: str | None = None
+    note: str = ""
+
+
+_MATH_NOTE = "the problems are of public competitions, whose owners have given no licence"
+
+_ALL = (
+    Benchmark("gsm8k", records.gsm8k, ("gsm8k/test.jsonl",), "openai/gsm8k:main", "test",
+              "github.com/openai/grade-school-math", "MIT"),
+    Benchmark("svamp", records.svamp, ("svamp/SVAMP.json",), "ChilleD/SVAMP", "train+test",
+              "github.com/arkilpatel/SVAMP", "MIT"),
+    Benchmark("multiarith", records.plain, ("mawps/multiarith.jsonl",), "ChilleD/MultiArith", "train+test",
+              "MAWPS (University of Washington), github.com/ZubinGou/math-evaluation-harness",
+              "none by its authors; redistributed under MIT"),
+    Benchmark("singleop", records.plain, ("mawps/singleop.jsonl",), None, "",
+              "MAWPS (University of Washington), github.com/ZubinGou/math-evaluation-harness, data/mawps",
+              "none by its authors; redistributed under MIT",
+              note="some gold answers are rounded, such as 3.33333"),
+    Benchmark("math500", records.plain, ("math500/test.jsonl",), "HuggingFaceH4/MATH-500", "test",
+              "github.com/openai/prm800k", "MIT", note=_MATH_NOTE),
+    Benchmark("minerva", records.minerva, ("minerva_math/test.jsonl", "minerva/test.jsonl"),
+              "math-ai/minervamath", "test", "MIT OpenCourseWare, by way of Minerva (Lewkowycz et al. 2022)",
+              "CC BY-NC-SA"),
+    Benchmark("olympiadbench", records.olympiadbench, ("olympiadbench/test.jsonl",),
+              "Hothan/OlympiadBench:OE_TO_maths_en_COMP", "train", "github.com/OpenBMB/OlympiadBench", "MIT",
+              note="text only, English, open-ended, mathematics; " + _MATH_NOTE),
+    Benchmark("aime24", records.plain, ("aime24/test.jsonl",), "HuggingFaceH4/aime_2024", "train",
+              "American Invitational Mathematics Examination 2024", "none stated", note=_MATH_NOTE),
+    Benchmark("aime25", records.plain, ("aime25/test.jsonl",), "math-ai/aime25", "test",
+              "American Invitational Mathematics Examination 2025", "none stated", note=_MATH_NOTE),
+    Benchmark("amc23", records.plain, ("amc23/test.jsonl",), "math-ai/amc23", "test",
+              "American Mathematics Competitions 2023", "none stated", note=_MATH_NOTE),
+    Benchmark("humaneval", records.humaneval, ("humaneval/HumanEval.jsonl.gz",), "openai/openai_humaneval",
+              "test", "github.com/openai/human-eval", "MIT", prompt=CODE, grader="code"),
+    Benchmark("mbpp", records.mbpp, ("mbpp/mbpp.jsonl",), "google-research-datasets/mbpp:full", "test",
+              "Google Research (Austin et al. 2021)", "CC BY 4.0", prompt=CODE, grader="code",
+              note="tasks 11 to 510, the test split"),
+    Benchmark("natural_questions", records.plain, ("natural_questions/test.jsonl",),
+              "google-research-datasets/nq_open", "validation", "Google Research (NQ-Open)", "CC BY-SA 3.0",
+              prompt=SHORT, grader="exact", note="closed book; any of several answers counts"),
+    Benchmark("gsm8k-calculations", records.plain, (), None, "", "made from GSM8K's test split", "MIT",
+              prompt=AS_IS, grader="expression", packaged="gsm8k-calculations-test.jsonl",
+              note="the model writes a calculation, which is evaluated"),
+    Benchmark("svamp-calculations", records.plain, (), None, "", "made from SVAMP", "MIT",
+              prompt=AS_IS, grader="expression", packaged="svamp-calculations.jsonl",
+              note="out of domain for a model trained on gsm8k-calculations"),
+)  # fmt: skip
+
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+
+
+def load_benchmark(
+    name: str,
+    *,
+    benchmark_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    prompt: str | None = None,
+    system: str | None = None,
+) -> list[Problem]:
+    """The problems of a benchmark, their ids being `NAME/id`.
+
+    Args:
+        name: One of `BENCHMARKS`.
+        benchmark_dir: A folder that has the benchmark's file; nothing is then loaded from the hub.
+        limit: Only this many problems, drawn with `seed`, in the file's order.
+        prompt: The user turn with {question} in it, instead of the benchmark's own.
+        system: A system message in front.
+
+    Raises:
+        UserError: Unknown benchmark; not to be found (says where it comes from and its licence); a record
+        lacks a
+            field or its answer.
+    """
+    if name not in BENCHMARKS:
+        raise unknown_name("benchmark", name, BENCHMARKS, where="--benchmarks")
+    benchmark = BENCHMARKS[name]
+    source = _source(benchmark, benchmark_dir)
+    found = _problems(benchmark, source, benchmark.prompt if prompt is None else prompt, system)
+    return _checked(found, str(benchmark_dir or name), limit, seed)
+
+
+def load_benchmark_file(
+    path: Path | str,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    prompt: str | None = None,
+    system: str | None = None,
+) -> list[Problem]:
+    """Problems from a user's own JSONL: `prompt` (text or messages) and `answer`, optional `grader`,
+    `problem_id`, `extra`.
+
+    `question` or `problem` serve as `prompt`; the grader is "math" unless said. Ids become `FILE-STEM/id`.
+
+    Raises:
+        UserError: A line lacks its question or answer, names an unknown grader, or repeats an id.
+    """
+    from rectune.data.jsonl import read_jsonl
+
+    path = Path(path)
+    own = Benchmark(path.stem, records.plain, (), None, "", str(path), "unknown", prompt=AS_IS)
+    source = ((f"{path}:{line}", record) for line, record in read_jsonl(path))
+    found = _problems(own, source, AS_IS if prompt is None else prompt, system)
+    return _checked(found, str(path), limit, seed)
+
+
+def _source(benchmark: Benchmark, folder: Path | None) -> Iterable[tuple[str, dict[str, Any]]]:
+    from rectune.data.sources import from_hub, open_source  # they bring datasets, slow to import
+
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise UserError("no such folder", where=f"--benchmark-dir {folder}")
+        names = (*benchmark.files, f"{benchmark.name}.jsonl")
+        here = [Path(folder) / file for file in names if (Path(folder) / file).is_file()]
+        if here:
+            return open_source(str(here[0]))
+        if benchmark.packaged is None:
+            raise _absent(benchmark, f"not in {folder} (looked for {', '.join(names)})")
+    if benchmark.packaged is not None:
+        return open_source(str(files("rectune") / "assets" / benchmark.packaged))
+    if benchmark.hub is None:
+        raise _absent(benchmark, "not packaged, and on no hub that we know")
+    try:
+        return from_hub(benchmark.hub, split=benchmark.split)
+    except UserError as error:
+        raise _absent(benchmark, f"not packaged; {benchmark.hub} {error.what}") from None
+
+
+def _absent(benchmark: Benchmark, why: str) -> UserError:
+    return UserError(
+        f"{why}; it comes from {benchmark.origin}, licence: {benchmark.licence}",
+        where=f"benchmark {benchmark.name}",
+        hint=f"get it from there and give its folder with --benchmark-dir, as {benchmark.name}.jsonl",
+    )
+
+
+def _problems(
+    benchmark: Benchmark, source: Iterable[tuple[str, dict[str, Any]]], prompt: str, system: str | None
+) -> Iterator[Problem]:
+    if "{question}" not in prompt:
+        raise UserError("the prompt has no {question} in it", where="prompt")
+    for index, (where, record) in enumerate(source):
+        asked = records.own(record, where) if records.is_own(record) else benchmark.read(record, where)
+        if asked is None:  # not of the split that is evaluated
+            continue
+        turns = asked.turns(prompt)
+        if system is not None and turns[0].role != "system":
+            turns = (Turn("system", system), *turns)
+        yield Problem(
+            problem_id=f"{benchmark.name}/{index if asked.id is None else asked.id}",
+            prompt=turns,
+            answer=asked.answer,
+            grader=asked.grader or benchmark.grader,
+            where=where,
+            extra=asked.extra or None,
+        )
+
+
+def _checked(found: Iterator[Problem], where: str, limit: int | None, seed: int) -> list[Problem]:
+    problems, places = [], dict[str, str]()
+    for problem in found:
+        if problem.problem_id in places:
+            first = places[problem.problem_id]
+            raise UserError(f"problem id {problem.problem_id} is that of {first} too", where=problem.where)
+        places[problem.problem_id] = problem.where
+        problems.append(problem)
+    if not problems:
+        raise UserError("holds no problems", where=where)
+    if limit is None:
+        return problems
+    if limit < 1:
+        raise UserError(f"a limit of {limit} problems", where="--limit", hint="give 1 or more")
+    chosen = random.Random(seed).sample(range(len(problems)), min(limit, len(problems)))
+    return [problems[i] for i in sorted(chosen)]

@@ -1,0 +1,179 @@
+"""What the fields of each benchmark's records mean: the question, the gold answer, what the grader needs.
+
+Field names are those of the files in wide use and of their copies on the hub, where they differ. Where the
+records come from is in `benchmarks.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rectune.data.rows import Turn
+from rectune.errors import UserError, unknown_name
+
+GRADERS = ("math", "expression", "code", "exact")
+QUESTION = ("question", "problem", "input", "prompt")
+ANSWER = ("answer", "target", "final_ans", "gold", "solution_number")
+ID = ("problem_id", "unique_id", "task_id", "ID", "id")
+BOX = r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"  # braces up to three deep
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one record asks. `question` is a text, or turns that are used as they are."""
+
+    question: str | tuple[Turn, ...]
+    answer: str | list[str]
+    id: str | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+    grader: str | None = None
+
+    def turns(self, prompt: str) -> tuple[Turn, ...]:
+        """The prompt's turns: the question put into `prompt`, or its own."""
+        if isinstance(self.question, str):
+            return (Turn("user", prompt.replace("{question}", self.question)),)
+        return self.question
+
+
+def plain(record: Record, where: str) -> Asked:
+    """A question and its answer, under any of the usual names."""
+    return Asked(_text(record, QUESTION, where), _answer(record, where), _id(record))
+
+
+def gsm8k(record: Record, where: str) -> Asked:
+    """The gold answer stands behind `####`."""
+    solution = _text(record, ("answer",), where)
+    answer = solution.rpartition("####")[2].strip().replace(",", "") if "####" in solution else ""
+    if not answer:
+        raise UserError("no answer behind '####'", where=where)
+    return Asked(_text(record, ("question",), where), answer, _id(record))
+
+
+def svamp(record: Record, where: str) -> Asked:
+    """Body and question are two fields."""
+    question = f"{_text(record, ('Body',), where).strip()} {_text(record, ('Question',), where).strip()}"
+    return Asked(question, _written(_first(record, ("Answer",), where), "Answer", where), _id(record))
+
+
+def minerva(record: Record, where: str) -> Asked:
+    """`answer` on the hub; the original has only a solution, whose last box is the answer."""
+    question = _text(record, QUESTION, where)
+    if record.get("answer") not in (None, ""):
+        return Asked(question, _answer(record, where), _id(record))
+    boxes = re.findall(BOX, _text(record, ("solution",), where))
+    if not boxes:
+        raise UserError("neither an answer nor a box in its solution", where=where)
+    return Asked(question, boxes[-1], _id(record))
+
+
+def olympiadbench(record: Record, where: str) -> Asked:
+    """Extras for the math grader: `multiple` (several values asked for), `tolerance` (absolute), `unit`."""
+    question = _text(record, ("question",), where)
+    if record.get("context"):
+        question = f"{record['context']}\n{question}"
+    answers = _first(record, ("final_answer",), where)
+    if not isinstance(answers, list) or not answers:
+        raise UserError("field 'final_answer' is no list of answers", where=where)
+    extra: dict[str, object] = {}
+    if record.get("is_multiple_answer"):
+        extra["multiple"] = True
+    if record.get("error"):
+        extra["tolerance"] = str(record["error"])
+    if record.get("unit"):
+        extra["unit"] = str(record["unit"])
+    return Asked(question, answers[0] if len(answers) == 1 else [str(a) for a in answers], _id(record), extra)
+
+
+def humaneval(record: Record, where: str) -> Asked:
+    """The function's head is the question; extras for the code grader: `prompt`, `tests`, `entry_point`."""
+    head, entry = _text(record, ("prompt",), where), _text(record, ("entry_point",), where)
+    tests = f"{_text(record, ('test',), where)}\ncheck({entry})\n"
+    extra: dict[str, object] = {"prompt": head, "tests": tests, "entry_point": entry}
+    question = f"Complete this Python function.\n\n```python\n{head.rstrip()}\n```"
+    return Asked(question, record.get("canonical_solution") or entry, _id(record), extra)
+
+
+def mbpp(record: Record, where: str) -> Asked | None:
+    """Tasks 11 to 510, the test split; the tests are shown, since they give the function its name."""
+    number = _first(record, ("task_id",), where)
+    if not isinstance(number, int) or not 11 <= number <= 510:
+        return None
+    tests = _first(record, ("test_list",), where)
+    if not isinstance(tests, list) or not tests:
+        raise UserError("field 'test_list' is no list of tests", where=where)
+    shown = "\n".join(tests)
+    setup = str(record.get("test_setup_code") or "")
+    extra: dict[str, object] = {"tests": f"{setup}\n{shown}\n".lstrip()}
+    question = f"{_text(record, ('text', 'prompt'), where)}\nYour code has to pass these tests:\n\n{shown}"
+    return Asked(question, _text(record, ("code",), where), str(number), extra)
+
+
+def is_own(record: Record) -> bool:
+    """Whether a record is in our own layout: a prompt with its answer."""
+    return "prompt" in record and "answer" in record
+
+
+def own(record: Record, where: str) -> Asked:
+    """Our own layout: `prompt` (text or messages), `answer`; optional `grader`, `problem_id`, `extra`."""
+    grader, extra = record.get("grader"), record.get("extra") or {}
+    if grader is not None and grader not in GRADERS:
+        raise unknown_name("grader", str(grader), GRADERS, where=where)
+    if not isinstance(extra, dict):
+        raise UserError("field 'extra' is not an object", where=where)
+    prompt = record["prompt"]
+    question = _turns(prompt, where) if isinstance(prompt, list) else _text(record, ("prompt",), where)
+    return Asked(question, _answer(record, where), _id(record), extra, grader)
+
+
+def _turns(messages: list[Any], where: str) -> tuple[Turn, ...]:
+    turns = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (0, 0)
+        if not (isinstance(role, str) and isinstance(content, str)):
+            raise UserError("a message of 'prompt' lacks its role or content", where=where)
+        turns.append(Turn(role, content))
+    if not turns or turns[-1].role != "user":
+        raise UserError("the messages of 'prompt' do not end with a user's", where=where)
+    return tuple(turns)
+
+
+def _first(record: Record, names: tuple[str, ...], where: str) -> Any:
+    for name in names:
+        if name in record:
+            return record[name]
+    has = ", ".join(map(str, record)) or "nothing"
+    raise UserError(f"no field '{names[0]}'", where=where, hint=f"has: {has}")
+
+
+def _text(record: Record, names: tuple[str, ...], where: str) -> str:
+    value = _first(record, names, where)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"field '{names[0]}' is empty or no text", where=where)
+    return value
+
+
+def _answer(record: Record, where: str) -> str | list[str]:
+    value = _first(record, ANSWER, where)
+    if isinstance(value, list) and value:
+        return [_written(one, "answer", where) for one in value]
+    return _written(value, "answer", where)
+
+
+def _written(value: object, name: str, where: str) -> str:
+    """A gold answer as text; 51.0 is written 51."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
+        raise UserError(f"no answer (field '{name}' is {value!r})", where=where)
+    return str(value).strip()
+
+
+def _id(record: Record) -> str | None:
+    for name in ID:
+        if isinstance(record.get(name), (str, int)):
+            return str(record[name]).removeprefix("HumanEval/")
+    return None

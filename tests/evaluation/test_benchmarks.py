@@ -1,0 +1,175 @@
+"""Benchmarks: declarations, local files, a user's own files, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rectune.data.rows import Turn
+from rectune.errors import UserError
+from rectune.evaluation.benchmarks import BENCHMARKS, BOXED, load_benchmark, load_benchmark_file
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the benchmark files (../shared/data) are not here")
+
+
+def write(path: Path, *records: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "count", "answer"),
+    [
+        ("gsm8k", 1319, "18"),
+        ("svamp", 1000, "51"),
+        ("multiarith", 600, "39"),
+        ("singleop", 562, "14"),
+        ("math500", 500, "\\left( 3, \\frac{\\pi}{2} \\right)"),
+        ("olympiadbench", 675, "2"),
+    ],
+)
+def test_whole_benchmarks_load_from_a_folder(name, count, answer):
+    problems = load_benchmark(name, benchmark_dir=DATA)
+    assert len(problems) == count == len({p.problem_id for p in problems})
+    assert problems[0].answer == answer
+    assert problems[0].problem_id.startswith(f"{name}/")
+    assert all(p.grader == "math" and p.answer and p.prompt[-1].content.strip() for p in problems)
+    assert (
+        problems[0]
+        .prompt[0]
+        .content.endswith("\nPlease reason step by step, and put your final answer within \\boxed{}.")
+    )
+
+
+@needs_data
+def test_olympiadbench_keeps_what_its_grading_needs():
+    extras = [p.extra or {} for p in load_benchmark("olympiadbench", benchmark_dir=DATA)]
+    assert sum(bool(e.get("multiple")) for e in extras) == 94
+    assert [e for e in extras if "tolerance" in e] == [{"tolerance": "1e-1", "unit": "%"}]
+
+
+@needs_data
+def test_code_benchmarks_carry_tests_that_their_reference_passes():
+    humaneval = load_benchmark("humaneval", benchmark_dir=DATA)
+    mbpp = load_benchmark("mbpp", benchmark_dir=DATA)
+    assert (len(humaneval), len(mbpp)) == (164, 500)
+    assert {p.grader for p in humaneval + mbpp} == {"code"}
+    first, task = humaneval[0], mbpp[0]
+    program = f"{first.extra['prompt']}{first.answer}\n{first.extra['tests']}"
+    exec(program, {})  # trusted: the benchmark's own solution
+    exec(f"{task.answer}\n{task.extra['tests']}", {})
+    with pytest.raises(AssertionError):
+        exec(program.replace(first.answer, "    return None\n"), {})
+
+
+def test_every_benchmark_says_where_it_is_from():
+    assert {"gsm8k", "minerva", "aime25", "natural_questions", "svamp-calculations"} <= set(BENCHMARKS)
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.origin
+        assert benchmark.licence
+        assert "{question}" in benchmark.prompt
+    assert BENCHMARKS["math500"].prompt == BOXED
+
+
+def test_a_file_named_after_the_benchmark_serves(tmp_path):
+    write(tmp_path / "aime24.jsonl", {"id": 7, "problem": "1+1?", "answer": 2.0})
+    (problem,) = load_benchmark("aime24", benchmark_dir=tmp_path)
+    assert (problem.problem_id, problem.answer) == ("aime24/7", "2")
+
+
+def test_minerva_takes_the_last_box_of_the_solution(tmp_path):
+    solution = "first \\boxed{1}, then $\\boxed{\\frac{a_{0}}{\\sqrt{2}}}$."
+    write(tmp_path / "minerva_math" / "test.jsonl", {"problem": "x?", "solution": solution})
+    assert load_benchmark("minerva", benchmark_dir=tmp_path)[0].answer == "\\frac{a_{0}}{\\sqrt{2}}"
+
+
+def test_several_gold_answers_stay_a_list(tmp_path):
+    write(tmp_path / "natural_questions.jsonl", {"question": "who?", "answer": ["Ada", "Ada Lovelace"]})
+    (problem,) = load_benchmark("natural_questions", benchmark_dir=tmp_path)
+    assert (problem.answer, problem.grader) == (["Ada", "Ada Lovelace"], "exact")
+
+
+def test_limit_draws_the_same_problems_for_the_same_seed(tmp_path):
+    write(tmp_path / "gsm8k.jsonl", *({"question": f"q{i}", "answer": f"#### {i}"} for i in range(50)))
+
+    def draw(**k):
+        return [p.problem_id for p in load_benchmark("gsm8k", benchmark_dir=tmp_path, **k)]
+
+    assert len(draw(limit=9)) == 9
+    assert draw(limit=9) == draw(limit=9) != draw(limit=9, seed=1)
+    assert draw(limit=9) == sorted(draw(limit=9), key=lambda i: int(i.split("/")[1]))
+    assert len(draw(limit=99)) == 50
+
+
+def test_prompt_and_system_replace_the_default(tmp_path):
+    write(tmp_path / "gsm8k.jsonl", {"question": "How {many}?", "answer": "#### 1,000"})
+    (problem,) = load_benchmark(
+        "gsm8k", benchmark_dir=tmp_path, prompt="Q: {question}\nA:", system="Be brief."
+    )
+    assert problem.prompt == (Turn("system", "Be brief."), Turn("user", "Q: How {many}?\nA:"))
+    assert problem.answer == "1000"
+
+
+def test_own_file_takes_prompts_messages_graders_and_extras(tmp_path):
+    path = write(
+        tmp_path / "mine.jsonl",
+        {"prompt": "2+2?", "answer": 4},
+        {"question": "3+3?", "answer": "6"},
+        {"prompt": [{"role": "user", "content": "Add."}], "answer": "1", "grader": "expression",
+         "problem_id": "x", "extra": {"tolerance": "1e-2"}},
+    )  # fmt: skip
+    first, second, third = load_benchmark_file(path)
+    assert first.prompt == (Turn("user", "2+2?"),)
+    assert (first.problem_id, first.answer, first.grader) == ("mine/0", "4", "math")
+    assert second.prompt == (Turn("user", "3+3?"),)
+    assert (third.problem_id, third.grader, third.extra) == ("mine/x", "expression", {"tolerance": "1e-2"})
+    assert third.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "x?"}, "no field 'answer'; has: prompt"),
+        ({"prompt": "x?", "answer": None}, "no answer"),
+        ({"prompt": "x?", "answer": " "}, "no answer"),
+        ({"prompt": "x?", "answer": []}, "no answer"),
+        ({"text": "x?", "answer": "1"}, "no field 'question'; has: text, answer"),
+        ({"prompt": "", "answer": "1"}, "field 'prompt' is empty"),
+        ({"prompt": "x?", "answer": "1", "grader": "maths"}, "unknown grader 'maths'; did you mean 'math'"),
+        ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}, "do not end with a user"),
+        ({"prompt": [{"role": "user"}], "answer": "1"}, "lacks its role or content"),
+        ({"prompt": "x?", "answer": "1", "extra": 3}, "'extra' is not an object"),
+    ],
+)
+def test_a_bad_record_is_named_with_its_line(tmp_path, record, said):
+    path = write(tmp_path / "mine.jsonl", {"prompt": "2+2?", "answer": "4"}, record)
+    with pytest.raises(UserError) as error:
+        load_benchmark_file(path)
+    assert said in str(error.value)
+    assert str(error.value).startswith(f"{path}:2: ")
+
+
+def test_other_mistakes_are_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="unknown benchmark 'gsm8'; did you mean 'gsm8k'"):
+        load_benchmark("gsm8")
+    with pytest.raises(UserError, match=r"aime24: not in .*American Invitational.*licence: none stated"):
+        load_benchmark("aime24", benchmark_dir=tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_benchmark("aime24", benchmark_dir=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"singleop: not packaged.*redistributed under MIT"):
+        load_benchmark("singleop")
+    twice = write(tmp_path / "twice.jsonl", *[{"prompt": "x?", "answer": "1", "problem_id": "a"}] * 2)
+    with pytest.raises(UserError, match=r"twice.jsonl:2: problem id twice/a is that of .*:1 too"):
+        load_benchmark_file(twice)
+    with pytest.raises(UserError, match=r"no \{question\}"):
+        load_benchmark_file(twice, prompt="Answer!")
+    with pytest.raises(UserError, match="holds no problems"):
+        load_benchmark_file(write(tmp_path / "empty.jsonl"))
+    one = write(tmp_path / "one.jsonl", {"prompt": "x?", "answer": "1"})
+    with pytest.raises(UserError, match="limit of 0"):
+        load_benchmark_file(one, limit=0)
