@@ -146,7 +146,7 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     raise UserError(
         f"no known row format has the fields {fields_seen}",
         where=where,
-        hint="say which is which: --data-options.columns prompt=FIELD,completion=FIELD",
+        hint="say which is which: --rows.columns prompt=FIELD,completion=FIELD",
     )
 
 
@@ -154,10 +154,10 @@ def check_columns(columns: Mapping[str, str], record: Record, where: str) -> Non
     """UserError where the mapping lacks a side, names an unknown one, or a field that `record` has not."""
     for key in columns:
         if key not in MAPPABLE:
-            raise unknown_name("column", key, MAPPABLE, where="data_options.columns")
+            raise unknown_name("column", key, MAPPABLE, where="rows.columns")
     for key in ("prompt", "completion"):
         if key not in columns:
-            raise UserError("does not say which field it is", where=f"data_options.columns.{key}")
+            raise UserError("does not say which field it is", where=f"rows.columns.{key}")
     for field in columns.values():
         if field not in record:
             raise unknown_name("field", field, map(str, record), where=where)

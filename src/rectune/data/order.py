@@ -32,7 +32,7 @@ def split_holdout(n: int, share: float, seed: int) -> tuple[list[int], list[int]
     """
     if not 0 <= share < 1:
         raise UserError(
-            f"a share of {share} cannot be kept aside", where="data_options.holdout", hint="0 to 1"
+            f"a share of {share} cannot be kept aside", where="rows.holdout", hint="0 to 1"
         )
     if share == 0:
         return list(range(n)), []
@@ -40,7 +40,7 @@ def split_holdout(n: int, share: float, seed: int) -> tuple[list[int], list[int]
     if aside >= n:
         raise UserError(
             f"keeping {aside} of {n} rows aside leaves none to train on",
-            where="data_options.holdout",
+            where="rows.holdout",
             hint="give more rows, or holdout = 0",
         )
     order = np.random.default_rng([seed, _HOLDOUT]).permutation(n)

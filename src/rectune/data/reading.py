@@ -111,14 +111,14 @@ def _resolve_format(records: Records, options: DataConfig) -> str:
     if options.columns:
         raise UserError(
             f"says how columns map, but the format is {options.format}",
-            where="data_options.columns",
+            where="rows.columns",
             hint="drop one of the two",
         )
     if options.format == "auto":
         return detect_format([record for _, record in look], where)
     if options.format not in FORMATS:
         raise unknown_name(
-            "format", options.format, [*FORMATS, "auto", "mapping"], where="data_options.format"
+            "format", options.format, [*FORMATS, "auto", "mapping"], where="rows.format"
         )
     return options.format
 

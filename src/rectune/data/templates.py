@@ -60,7 +60,7 @@ class Piece:
 
 
 def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template for `data_options.template`: auto, none, or a Jinja file.
+    """The template for `rows.template`: auto, none, or a Jinja file.
 
     Raises:
         UserError: No such file, a template that is no Jinja or ends turns without a token for it, or a
@@ -98,13 +98,13 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
 def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     """`template` with its closing and trailer, found out by example."""
     turns = (Turn("user", _PROBE), Turn("assistant", _PROBE))
-    tail = render(template, turns, tokenizer, where="data_options.template").rpartition(_PROBE)[2]
+    tail = render(template, turns, tokenizer, where="rows.template").rpartition(_PROBE)[2]
     tokens = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     found = re.search("|".join(map(re.escape, tokens)) or r"(?!)", tail)
     if found is None:
         raise UserError(
             f"{template.name} ends the assistant's turn without a token of its own",
-            where="data_options.template",
+            where="rows.template",
             hint="let it write {{ eos_token }} behind the assistant's content",
         )
     return replace(template, closing=tail[: found.end()], trailer=tail[found.end() :])
@@ -128,7 +128,7 @@ def render(
             raise UserError(
                 "template none takes one prompt and one completion, not a conversation",
                 where=where,
-                hint="leave data_options.system unset, or use another template",
+                hint="leave rows.system unset, or use another template",
             )
         text = turns[0].content + ("" if generation else turns[1].content + template.closing)
     else:
@@ -154,7 +154,7 @@ def _rendered(
         raise UserError(
             f"{template.name} refuses this conversation ({error})",
             where=where,
-            hint="change the row, or give a template of your own with --data-options.template FILE",
+            hint="change the row, or give a template of your own with --rows.template FILE",
         ) from None
 
 
@@ -206,7 +206,7 @@ def split_row(template: Template, row: Row, tokenizer: PreTrainedTokenizerBase) 
         raise UserError(
             f"{template.name} does not write the answer as generation would: it drops or moves a part of it",
             where=row.where,
-            hint="often the thinking; give a template of your own with --data-options.template FILE",
+            hint="often the thinking; give a template of your own with --rows.template FILE",
         )
     return [*found, Piece(before, full[len(prompt) : end], True)]
 
