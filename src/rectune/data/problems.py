@@ -20,9 +20,9 @@ _QUESTIONS = ("prompt", "question", "problem")
 def read_problems(path: Path | str) -> list[Problem]:
     """The problems of a `.jsonl` file, one object a line.
 
-    Fields: `prompt` (a text or messages), `question`, `problem` or `messages`; `answer`, a text, a number or a list of
-    them (a GSM8K answer counts from its `####` on); optional `problem_id` (else the line's number), `grader`
-    (else "math") and `extra` (an object for the grader).
+    Fields: `prompt` (a text or messages), `question`, `problem` or `messages`; `answer`, a text, a number or
+    a list of them (a GSM8K answer counts from its `####` on); optional `problem_id` (else the line's number),
+    `grader` (else "math") and `extra` (an object for the grader).
 
     Raises:
         UserError: A line is malformed, lacks a field, or repeats a problem_id; or the file has no problem.
