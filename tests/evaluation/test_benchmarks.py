@@ -125,7 +125,7 @@ def test_own_file_takes_prompts_messages_graders_and_extras(tmp_path):
     )  # fmt: skip
     first, second, third = load_benchmark_file(path)
     assert first.prompt == (Turn("user", "2+2?"),)
-    assert (first.problem_id, first.answer, first.grader) == ("mine/0", "4", "math")
+    assert (first.problem_id, first.answer, first.grader) == ("mine/1", "4", "math")
     assert second.prompt == (Turn("user", "3+3?"),)
     assert (third.problem_id, third.grader, third.extra) == ("mine/x", "expression", {"tolerance": "1e-2"})
     assert third.where == f"{path}:3"
@@ -134,24 +134,32 @@ def test_own_file_takes_prompts_messages_graders_and_extras(tmp_path):
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"prompt": "x?"}, "no field 'answer'; has: prompt"),
-        ({"prompt": "x?", "answer": None}, "no answer"),
-        ({"prompt": "x?", "answer": " "}, "no answer"),
-        ({"prompt": "x?", "answer": []}, "no answer"),
+        ({"problem": "x?"}, "no field 'answer'; has: problem"),
+        ({"problem": "x?", "answer": None}, "no answer (field 'answer' is None)"),
+        ({"problem": "x?", "answer": " "}, "no answer"),
+        ({"problem": "x?", "answer": []}, "no answer"),
         ({"text": "x?", "answer": "1"}, "no field 'question'; has: text, answer"),
-        ({"prompt": "", "answer": "1"}, "field 'prompt' is empty"),
-        ({"prompt": "x?", "answer": "1", "grader": "maths"}, "unknown grader 'maths'; did you mean 'math'"),
-        ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "1"}, "do not end with a user"),
-        ({"prompt": [{"role": "user"}], "answer": "1"}, "lacks its role or content"),
-        ({"prompt": "x?", "answer": "1", "extra": 3}, "'extra' is not an object"),
+        ({"problem": "", "answer": "1"}, "field 'question' is empty"),
     ],
 )
 def test_a_bad_record_is_named_with_its_line(tmp_path, record, said):
-    path = write(tmp_path / "mine.jsonl", {"prompt": "2+2?", "answer": "4"}, record)
+    path = write(tmp_path / "aime24.jsonl", {"problem": "2+2?", "answer": "4"}, record)
     with pytest.raises(UserError) as error:
-        load_benchmark_file(path)
+        load_benchmark("aime24", benchmark_dir=tmp_path)
     assert said in str(error.value)
     assert str(error.value).startswith(f"{path}:2: ")
+
+
+def test_bad_records_of_special_layouts_are_named(tmp_path):
+    for name, record, said in (
+        ("gsm8k", {"question": "x?", "answer": "so it is 4"}, "no answer behind '####'"),
+        ("minerva", {"problem": "x?", "solution": "no box"}, "neither an answer nor a box"),
+        ("olympiadbench", {"question": "x?", "final_answer": "2"}, "is no list of answers"),
+        ("mbpp", {"task_id": 11, "text": "x", "code": "y", "test_list": []}, "is no list of tests"),
+    ):
+        write(tmp_path / f"{name}.jsonl", record)
+        with pytest.raises(UserError, match=said):
+            load_benchmark(name, benchmark_dir=tmp_path)
 
 
 def test_other_mistakes_are_one_clear_line(tmp_path):
@@ -163,13 +171,14 @@ def test_other_mistakes_are_one_clear_line(tmp_path):
         load_benchmark("aime24", benchmark_dir=tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"singleop: not packaged.*redistributed under MIT"):
         load_benchmark("singleop")
-    twice = write(tmp_path / "twice.jsonl", *[{"prompt": "x?", "answer": "1", "problem_id": "a"}] * 2)
-    with pytest.raises(UserError, match=r"twice.jsonl:2: problem id twice/a is that of .*:1 too"):
-        load_benchmark_file(twice)
-    with pytest.raises(UserError, match=r"no \{question\}"):
-        load_benchmark_file(twice, prompt="Answer!")
-    with pytest.raises(UserError, match="holds no problems"):
-        load_benchmark_file(write(tmp_path / "empty.jsonl"))
+    write(tmp_path / "aime25.jsonl", *[{"problem": "x?", "answer": "1", "id": "a"}] * 2)
+    with pytest.raises(UserError, match=r"aime25.jsonl:2: problem id aime25/a is that of .*:1 too"):
+        load_benchmark("aime25", benchmark_dir=tmp_path)
     one = write(tmp_path / "one.jsonl", {"prompt": "x?", "answer": "1"})
+    with pytest.raises(UserError, match=r"no \{question\}"):
+        load_benchmark_file(one, prompt="Answer!")
+    bad = write(tmp_path / "bad.jsonl", {"prompt": "x?", "answer": "1", "grader": "maths"})
+    with pytest.raises(UserError, match=r"bad.jsonl:1: unknown grader 'maths'; did you mean 'math'"):
+        load_benchmark_file(bad)
     with pytest.raises(UserError, match="limit of 0"):
         load_benchmark_file(one, limit=0)

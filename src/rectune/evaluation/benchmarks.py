@@ -7,12 +7,13 @@ this order; what the records' fields mean is in `records.py`. Sampling and gradi
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rectune.data.problems import read_problems
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError, unknown_name
 from rectune.evaluation import records
@@ -22,6 +23,8 @@ BOXED = "{question}\nPlease reason step by step, and put your final answer withi
 SHORT = "{question}\nAnswer in a few words, and put your final answer within \\boxed{}."
 CODE = "{question}\n\nAnswer with the complete Python code in one ```python block."
 AS_IS = "{question}"
+
+GRADERS = ("math", "expression", "code", "exact")
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ _ALL = (
               "google-research-datasets/nq_open", "validation", "Google Research (NQ-Open)", "CC BY-SA 3.0",
               prompt=SHORT, grader="exact", note="closed book; any of several answers counts"),
     Benchmark("gsm8k-calculations", records.plain, (), None, "", "made from GSM8K's test split", "MIT",
-              prompt=AS_IS, grader="expression", packaged="gsm8k-calculations-test.jsonl",
+              prompt=AS_IS, grader="expression", packaged="gsm8k_calculations_test.jsonl",
               note="the model writes a calculation, which is evaluated"),
     Benchmark("svamp-calculations", records.plain, (), None, "", "made from SVAMP", "MIT",
-              prompt=AS_IS, grader="expression", packaged="svamp-calculations.jsonl",
+              prompt=AS_IS, grader="expression", packaged="svamp_calculations.jsonl",
               note="out of domain for a model trained on gsm8k-calculations"),
 )  # fmt: skip
 
@@ -128,9 +131,15 @@ def load_benchmark(
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS, where="--benchmarks")
     benchmark = BENCHMARKS[name]
-    source = _source(benchmark, benchmark_dir)
+    path = _local_file(benchmark, benchmark_dir)
+    if path is None and benchmark.packaged is not None:
+        packaged = read_problems(Path(str(files("rectune") / "assets" / benchmark.packaged)))
+        return _chosen([_named(name, problem, prompt, system) for problem in packaged], limit, seed)
+    from rectune.data.sources import open_source  # brings datasets, slow to import
+
+    source = _from_hub(benchmark) if path is None else open_source(str(path))
     found = _problems(benchmark, source, benchmark.prompt if prompt is None else prompt, system)
-    return _checked(found, str(benchmark_dir or name), limit, seed)
+    return _chosen(found, limit, seed)
 
 
 def load_benchmark_file(
@@ -141,37 +150,44 @@ def load_benchmark_file(
     prompt: str | None = None,
     system: str | None = None,
 ) -> list[Problem]:
-    """Problems from a user's own JSONL: `prompt` (text or messages) and `answer`, optional `grader`,
-    `problem_id`, `extra`.
+    """Problems from a user's own JSONL, as `data/problems.py` reads it; ids become `FILE-STEM/id`.
 
-    `question` or `problem` serve as `prompt`; the grader is "math" unless said. Ids become `FILE-STEM/id`.
+    A `prompt` with {question} in it is put around questions that are a single text.
 
     Raises:
         UserError: A line lacks its question or answer, names an unknown grader, or repeats an id.
     """
-    from rectune.data.jsonl import read_jsonl
-
     path = Path(path)
-    own = Benchmark(path.stem, records.plain, (), None, "", str(path), "unknown", prompt=AS_IS)
-    source = ((f"{path}:{line}", record) for line, record in read_jsonl(path))
-    found = _problems(own, source, AS_IS if prompt is None else prompt, system)
-    return _checked(found, str(path), limit, seed)
+    found = read_problems(path)
+    for problem in found:
+        if problem.grader not in GRADERS:
+            raise unknown_name("grader", problem.grader, GRADERS, where=problem.where)
+    return _chosen([_named(path.stem, problem, prompt, system) for problem in found], limit, seed)
 
 
-def _source(benchmark: Benchmark, folder: Path | None) -> Iterable[tuple[str, dict[str, Any]]]:
-    from rectune.data.sources import from_hub, open_source  # they bring datasets, slow to import
+def _named(name: str, problem: Problem, prompt: str | None, system: str | None) -> Problem:
+    turns = problem.prompt
+    if prompt is not None and len(turns) == 1:
+        turns = (_ask(prompt, turns[0].content),)
+    return replace(problem, problem_id=f"{name}/{problem.problem_id}", prompt=_with_system(turns, system))
 
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise UserError("no such folder", where=f"--benchmark-dir {folder}")
-        names = (*benchmark.files, f"{benchmark.name}.jsonl")
-        here = [Path(folder) / file for file in names if (Path(folder) / file).is_file()]
-        if here:
-            return open_source(str(here[0]))
-        if benchmark.packaged is None:
-            raise _absent(benchmark, f"not in {folder} (looked for {', '.join(names)})")
-    if benchmark.packaged is not None:
-        return open_source(str(files("rectune") / "assets" / benchmark.packaged))
+
+def _local_file(benchmark: Benchmark, folder: Path | None) -> Path | None:
+    """The benchmark's file in a folder; None without a folder, and for a packaged one that is not in it."""
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise UserError("no such folder", where=f"--benchmark-dir {folder}")
+    names = (*benchmark.files, f"{benchmark.name}.jsonl")
+    here = [Path(folder) / file for file in names if (Path(folder) / file).is_file()]
+    if not here and benchmark.packaged is None:
+        raise _absent(benchmark, f"not in {folder} (looked for {', '.join(names)})")
+    return here[0] if here else None
+
+
+def _from_hub(benchmark: Benchmark) -> Iterable[tuple[str, dict[str, Any]]]:
+    from rectune.data.sources import from_hub
+
     if benchmark.hub is None:
         raise _absent(benchmark, "not packaged, and on no hub that we know")
     try:
@@ -190,36 +206,32 @@ def _absent(benchmark: Benchmark, why: str) -> UserError:
 
 def _problems(
     benchmark: Benchmark, source: Iterable[tuple[str, dict[str, Any]]], prompt: str, system: str | None
-) -> Iterator[Problem]:
-    if "{question}" not in prompt:
-        raise UserError("the prompt has no {question} in it", where="prompt")
+) -> list[Problem]:
+    problems, places = [], dict[str, str]()
     for index, (where, record) in enumerate(source):
-        asked = records.own(record, where) if records.is_own(record) else benchmark.read(record, where)
+        asked = benchmark.read(record, where)
         if asked is None:  # not of the split that is evaluated
             continue
-        turns = asked.turns(prompt)
-        if system is not None and turns[0].role != "system":
-            turns = (Turn("system", system), *turns)
-        yield Problem(
-            problem_id=f"{benchmark.name}/{index if asked.id is None else asked.id}",
-            prompt=turns,
-            answer=asked.answer,
-            grader=asked.grader or benchmark.grader,
-            where=where,
-            extra=asked.extra or None,
-        )
+        id = f"{benchmark.name}/{index if asked.id is None else asked.id}"
+        if id in places:
+            raise UserError(f"problem id {id} is that of {places[id]} too", where=where)
+        places[id] = where
+        turns = _with_system((_ask(prompt, asked.question),), system)
+        problems.append(Problem(id, turns, asked.answer, benchmark.grader, where, asked.extra or None))
+    return problems
 
 
-def _checked(found: Iterator[Problem], where: str, limit: int | None, seed: int) -> list[Problem]:
-    problems, places = [], dict[str, str]()
-    for problem in found:
-        if problem.problem_id in places:
-            first = places[problem.problem_id]
-            raise UserError(f"problem id {problem.problem_id} is that of {first} too", where=problem.where)
-        places[problem.problem_id] = problem.where
-        problems.append(problem)
-    if not problems:
-        raise UserError("holds no problems", where=where)
+def _ask(prompt: str, question: str) -> Turn:
+    if "{question}" not in prompt:
+        raise UserError("the prompt has no {question} in it", where="--prompt")
+    return Turn("user", prompt.replace("{question}", question))
+
+
+def _with_system(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...]:
+    return turns if system is None or turns[0].role == "system" else (Turn("system", system), *turns)
+
+
+def _chosen(problems: list[Problem], limit: int | None, seed: int) -> list[Problem]:
     if limit is None:
         return problems
     if limit < 1:

@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rectune.data.rows import Turn
-from rectune.errors import UserError, unknown_name
+from rectune.errors import UserError
 
-GRADERS = ("math", "expression", "code", "exact")
 QUESTION = ("question", "problem", "input", "prompt")
 ANSWER = ("answer", "target", "final_ans", "gold", "solution_number")
 ID = ("problem_id", "unique_id", "task_id", "ID", "id")
@@ -24,19 +22,12 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """What one record asks. `question` is a text, or turns that are used as they are."""
+    """What one record asks, its gold answer, and what the grader needs beyond it."""
 
-    question: str | tuple[Turn, ...]
+    question: str
     answer: str | list[str]
     id: str | None = None
     extra: dict[str, object] = field(default_factory=dict)
-    grader: str | None = None
-
-    def turns(self, prompt: str) -> tuple[Turn, ...]:
-        """The prompt's turns: the question put into `prompt`, or its own."""
-        if isinstance(self.question, str):
-            return (Turn("user", prompt.replace("{question}", self.question)),)
-        return self.question
 
 
 def plain(record: Record, where: str) -> Asked:
@@ -110,35 +101,6 @@ def mbpp(record: Record, where: str) -> Asked | None:
     extra: dict[str, object] = {"tests": f"{setup}\n{shown}\n".lstrip()}
     question = f"{_text(record, ('text', 'prompt'), where)}\nYour code has to pass these tests:\n\n{shown}"
     return Asked(question, _text(record, ("code",), where), str(number), extra)
-
-
-def is_own(record: Record) -> bool:
-    """Whether a record is in our own layout: a prompt with its answer."""
-    return "prompt" in record and "answer" in record
-
-
-def own(record: Record, where: str) -> Asked:
-    """Our own layout: `prompt` (text or messages), `answer`; optional `grader`, `problem_id`, `extra`."""
-    grader, extra = record.get("grader"), record.get("extra") or {}
-    if grader is not None and grader not in GRADERS:
-        raise unknown_name("grader", str(grader), GRADERS, where=where)
-    if not isinstance(extra, dict):
-        raise UserError("field 'extra' is not an object", where=where)
-    prompt = record["prompt"]
-    question = _turns(prompt, where) if isinstance(prompt, list) else _text(record, ("prompt",), where)
-    return Asked(question, _answer(record, where), _id(record), extra, grader)
-
-
-def _turns(messages: list[Any], where: str) -> tuple[Turn, ...]:
-    turns = []
-    for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (0, 0)
-        if not (isinstance(role, str) and isinstance(content, str)):
-            raise UserError("a message of 'prompt' lacks its role or content", where=where)
-        turns.append(Turn(role, content))
-    if not turns or turns[-1].role != "user":
-        raise UserError("the messages of 'prompt' do not end with a user's", where=where)
-    return tuple(turns)
 
 
 def _first(record: Record, names: tuple[str, ...], where: str) -> Any:
