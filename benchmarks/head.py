@@ -1,0 +1,115 @@
+"""Speed and memory of the head against the three matrix products that it cannot do without.
+
+    python benchmarks/head.py            speed, about three minutes
+    python benchmarks/head.py --memory   peak memory at N 16384, V 151936, about three minutes and 14 GiB
+
+Speed: bfloat16, forward and backward. The unit is the time of the bare products h @ w.T, G @ w and G.T @ h
+into memory that is already there ("products"), the strictest reading; "products, allocating" is the same
+written the usual way. TRL's head takes part where TRL is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from functools import partial
+
+import torch
+from common import ratios, save, show, side_by_side
+
+from rectune.logprobs import MEMORY_BUDGET, token_logprobs
+
+TRL_CHUNK = 32768  # the vocabulary tile that TRL 1.16 uses
+SHAPES = ((2048, 576, 49152), (1024, 1536, 151936))
+
+
+def inputs(N: int, D: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(N, D, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.empty(V, D, dtype=torch.bfloat16).normal_(std=D**-0.5).requires_grad_()
+    return hidden, weight, torch.randint(V, (N,)), torch.rand(N)
+
+
+def head(implementation: str, hidden, weight, targets, upstream) -> None:
+    logp = token_logprobs(hidden, weight, targets, implementation=implementation)
+    torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
+
+
+def trl_head(hidden, weight, targets, upstream) -> None:
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    logp = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ())[0]
+    torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
+
+
+def speed() -> None:
+    figures = {}
+    for N, D, V in SHAPES:
+        arguments = inputs(N, D, V)
+        h, w = (t.detach() for t in arguments[:2])
+        G, dh, dw = torch.zeros(N, V, dtype=h.dtype), torch.empty_like(h), torch.empty_like(w)
+
+        def products(h=h, w=w, G=G, dh=dh, dw=dw) -> None:
+            torch.mm(h, w.T, out=G), torch.mm(G, w, out=dh), torch.mm(G.T, h, out=dw)
+
+        def allocating(h=h, w=w, G=G) -> None:
+            h @ w.T, G @ w, G.T @ h
+
+        contestants = {"products": products, "products, allocating": allocating}
+        for implementation in ("fused", "plain", "dense"):
+            contestants[implementation] = partial(head, implementation, *arguments)
+        if V < 100_000 and trl_available():
+            contestants["TRL's head"] = partial(trl_head, *arguments)
+        table = ratios(side_by_side(contestants), "products")
+        show(f"N {N}, D {D}, V {V}, bfloat16, forward + backward; unit: products", table)
+        figures[f"N{N}-D{D}-V{V}"] = table
+    save("head", figures)
+
+
+def trl_available() -> bool:
+    try:
+        import trl.kernels.chunked_logprob  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def measure_memory(implementation: str, N: int, D: int, V: int) -> None:
+    """Run in a process of its own: peak resident memory beyond inputs, gradients and what imports take."""
+    arguments = inputs(64, D, V)
+    head(implementation, *arguments)  # compilation and libraries are not what is measured
+    arguments = inputs(N, D, V)
+    outputs = [torch.zeros_like(t) for t in arguments[:2]]  # what the caller gets in any case
+    accumulator = torch.zeros_like(arguments[1], dtype=torch.float32)  # the weight's gradient in float32
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    del outputs, accumulator
+    head(implementation, *arguments)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory() -> None:
+    N, D, V = 16384, 256, 151936
+    figures = {}
+    for implementation in ("fused", "plain", "dense"):
+        command = [sys.executable, __file__, "--measure", implementation, str(N), str(D), str(V)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        figures[implementation] = float(run.stdout) if run.returncode == 0 else None
+        shown = f"{figures[implementation]:.0f} MiB" if run.returncode == 0 else f"failed ({run.returncode})"
+        print(f"{implementation:8} {shown}", flush=True)
+    print(f"budget   {MEMORY_BUDGET >> 20} MiB; N {N}, D {D}, V {V}, bfloat16")
+    save("head_memory", figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure_memory(options.measure[0], *map(int, options.measure[1:]))
+    elif options.memory:
+        memory()
+    else:
+        speed()

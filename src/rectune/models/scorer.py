@@ -1,0 +1,210 @@
+"""From a packed batch to per-token columns: the only file that knows the inside of transformers' models.
+
+A causal model is a body (ids to hidden states) and a head (hidden states to logits). The body runs over the
+pack with attention inside rows only; only supervised positions reach the head, through `logprobs.py`. Before
+its first batch a `Scorer` checks both halves against the model's own forward, so that an architecture whose rows
+would leak into each other, or whose head does something unknown, is refused by name instead of being trained wrongly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rectune.data.packing import Batch
+from rectune.errors import UserError
+from rectune.logprobs import COLUMNS, MEMORY_BUDGET, Implementation, supervised_positions, token_columns
+from rectune.models import attention
+
+
+class Head(NamedTuple):
+    """The output layer: weight (V, D), and what becomes of its product."""
+
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    logit_scale: float
+
+
+class Scorer:
+    """Columns of a model's target tokens, for any objective.
+
+    Args:
+        model: A transformers causal language model, or a peft model around one. Its attention is set to rectune's unless
+            it is a flash attention, and works for generation as before.
+        memory_budget: Bytes for the head's logits.
+        implementation: Of the head, see `token_logprobs`.
+
+    Raises:
+        UserError: The architecture cannot be scored exactly.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        memory_budget: int = MEMORY_BUDGET,
+        implementation: Implementation = "fused",
+        check: bool = True,
+    ) -> None:
+        self.model, self.memory_budget, self.implementation = model, memory_budget, implementation
+        self.causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        name = type(self.causal).__name__
+        self.varlen = "flash" in (self.causal.config._attn_implementation or "")
+        if not self.varlen:
+            try:
+                self.causal.set_attn_implementation(attention.NAME)
+            except ValueError as error:
+                raise UserError(f"{name} cannot be given another attention: {error}") from None
+        if self.causal.base_model is self.causal:
+            raise UserError(f"{name} has no body apart from its head")
+        self.head()
+        if check:
+            self._check(name)
+
+    def head(self) -> Head:
+        """The head as it is now. Raises `UserError` if it is an adapter or no linear layer."""
+        layer = self.causal.get_output_embeddings()
+        name = type(self.causal).__name__
+        if hasattr(layer, "lora_A") or hasattr(layer, "modules_to_save"):
+            raise UserError(
+                "an adapter on the language-model head is not supported",
+                where="lora.targets",
+                hint="leave lm_head out of the targets",
+            )
+        if not isinstance(layer, nn.Linear):
+            raise UserError(f"the head of {name} is no linear layer but {type(layer).__name__}")
+        config = self.causal.config.get_text_config()
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(layer.weight, layer.bias, softcap, _logit_scale(config))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states of a packed batch: (T, D)."""
+        arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if not self.varlen:
+            # The mask of four dimensions keeps transformers from building its own; `attend_rows` reads none.
+            mask = batch.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)
+            arguments |= {"attention_mask": mask, "row_lengths": batch.row_lengths}
+        body = self.causal.base_model
+        hidden: Tensor = body(**arguments, use_cache=False).last_hidden_state[0]
+        return hidden
+
+    def columns(
+        self, batch: Batch, names: Sequence[str] = ("logp",), *, reference: Scorer | None = None
+    ) -> dict[str, Tensor]:
+        """Per-token columns of the N targets of a batch, in order.
+
+        Args:
+            names: Of the head's columns (`logp`, `entropy`, `entropy20`, `top1`, `kl`) and `ref_logp`.
+            reference: Scorer of the model that `kl` and `ref_logp` refer to; `without_adapter()` for LoRA.
+
+        Returns:
+            The named columns, each (N,), and always `row` (int64) and `structural` (bool). `logp` and `kl` are
+            differentiable; with no target at all they are empty and still connected to the parameters.
+        """
+        index, targets = supervised_positions(batch.labels)
+        hidden = self.hidden(batch)[index]
+        head = self.head()
+        shared = {"softcap": head.softcap, "logit_scale": head.logit_scale}
+        settings: dict[str, Any] = {
+            "implementation": self.implementation,
+            "memory_budget": self.memory_budget,
+            **shared,
+        }
+        ref: dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {}
+        if {"kl", "ref_logp"} & set(names):
+            if reference is None:
+                raise UserError("columns 'kl' and 'ref_logp' need a reference model")
+            with torch.no_grad():
+                ref_hidden, ref_head = reference.hidden(batch)[index], reference.head()
+                if "ref_logp" in names:
+                    of_reference = {**settings, "bias": ref_head.bias}
+                    of_reference |= {"softcap": ref_head.softcap, "logit_scale": ref_head.logit_scale}
+                    extra["ref_logp"] = token_columns(ref_hidden, ref_head.weight, targets, **of_reference)[
+                        "logp"
+                    ]
+            ref = {"ref_hidden_ND": ref_hidden, "ref_weight_VD": ref_head.weight}
+            if ref_head.bias is not None:
+                ref["ref_bias"] = ref_head.bias
+        of_head = [name for name in COLUMNS if name in names]
+        columns = token_columns(hidden, head.weight, targets, of_head, bias=head.bias, **ref, **settings)
+        where = index + 1  # the target stands one position on
+        extra |= {"row": batch.rows[where], "structural": batch.structural[0, where]}
+        return {**columns, **extra}
+
+    def frozen(self) -> Scorer:
+        """A copy of the model as it is now, without gradients: a reference."""
+        model = copy.deepcopy(self.model).requires_grad_(False).eval()
+        return Scorer(
+            model, memory_budget=self.memory_budget, implementation=self.implementation, check=False
+        )
+
+    def without_adapter(self) -> Scorer:
+        """The model that a LoRA adapter sits on, sharing its weights: a reference that costs no memory."""
+        return _WithoutAdapter(
+            self.model, memory_budget=self.memory_budget, implementation=self.implementation, check=False
+        )
+
+    @torch.no_grad()
+    def _check(self, name: str) -> None:
+        """Two packs that differ in their first row only must agree on the second, and on the model's own logits."""
+        device = self.causal.get_input_embeddings().weight.device
+        vocabulary = self.head().weight.shape[0]
+        ids = torch.arange(2, 26, device=device) * 7 % vocabulary
+        first, other, second = ids[:9], ids.flip(0)[:9], ids[9:]
+        training = self.model.training
+        self.model.eval()
+        try:
+            packs = [self.hidden(_two_rows(row, second))[9:] for row in (first, other)]
+            logits = self.causal(second[None], use_cache=False).logits[0, :-1]
+        finally:
+            self.model.train(training)
+        if not _close(*packs):
+            raise UserError(f"{name} lets rows of a pack see each other, so it cannot be trained packed")
+        head = self.head()
+        ours = token_columns(
+            packs[0][:-1], head.weight, second[1:], bias=head.bias,
+            softcap=head.softcap, logit_scale=head.logit_scale, implementation="dense",
+        )["logp"]  # fmt: skip
+        theirs = logits.to(ours.dtype).log_softmax(-1).gather(1, second[1:, None]).squeeze(1)
+        if not _close(ours, theirs):
+            raise UserError(f"the head of {name} does something that rectune does not know")
+
+
+class _WithoutAdapter(Scorer):
+    def hidden(self, batch: Batch) -> Tensor:
+        disable = getattr(self.model, "disable_adapter", nullcontext)
+        with disable():
+            return super().hidden(batch)
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor on the logits, whose name differs from family to family."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling if config.model_type == "hyperclovax" else 1 / scaling)
+
+
+def _two_rows(first: Tensor, second: Tensor) -> Batch:
+    lengths = [len(first), len(second)]
+    ids = torch.cat([first, second])[None]
+    positions = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
+    labels = torch.full_like(ids, -100)
+    rows = torch.arange(2, device=ids.device).repeat_interleave(torch.tensor(lengths, device=ids.device))
+    return Batch(ids, positions, labels, torch.zeros_like(ids, dtype=torch.bool), rows, lengths)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding of bfloat16; a leak or another head is far outside."""
+    return bool((a - b).float().norm() <= 0.05 * b.float().norm() + 1e-6)
