@@ -1,0 +1,150 @@
+"""The sequences in work: prompts, their completions, and the plan of the next decoding step.
+
+Storage is in `slots.py`, attention in `attention.py`, the loop in `local.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rectune.sampling.attention import Part, Plan
+from rectune.sampling.engine import Request
+from rectune.sampling.slots import Pool, capacity_for
+
+Layers = Seq[tuple[Tensor, Tensor]]
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A prompt in work. `length` positions are stored; `logits` are those of the first new token, 1 x V."""
+
+    ids: tuple[int, ...]
+    logits: Tensor
+    pool: Pool
+    length: int
+    slot: int = -1
+    members: list[Sequence] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A completion in work. `length` of its tokens are stored: all but the newest."""
+
+    request: Request
+    prompt: Prompt
+    uniforms: np.ndarray
+    pool: Pool | None = None
+    length: int = 0
+    slot: int = -1
+    row: int = -1
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Batch:
+    """Prompts and completions by length class."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.prompts: dict[int, Pool] = {}
+        self.completions: dict[int, Pool] = {}
+        self._prompts: dict[tuple[int, ...], Prompt] = {}
+
+    def __len__(self) -> int:
+        return sum(len(pool.owners) for pool in self.completions.values())
+
+    def sequences(self) -> list[Sequence]:
+        """In the order of the batch: by length class, then by slot."""
+        return [s for _, pool in sorted(self.completions.items()) for s in pool.owners]
+
+    def find_prompt(self, ids: tuple[int, ...]) -> Prompt | None:
+        """A prompt that is stored already, because samples of it are in work."""
+        return self._prompts.get(ids)
+
+    def add_prompt(self, ids: tuple[int, ...], logits: Tensor, content: Layers) -> Prompt:
+        """Store a prompt's keys and values, H x T x D per layer. It stays until its last sequence leaves."""
+        pool = self._pool(self.prompts, len(ids), content)
+        prompt = self._prompts[ids] = Prompt(ids, logits, pool, len(ids))
+        pool.add(prompt, content)
+        return prompt
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence of a stored prompt take part from the next step on."""
+        prompt = sequence.prompt
+        sequence.pool = self._pool(self.completions, 1, prompt.pool.content(prompt))
+        sequence.pool.add(sequence)
+        prompt.members.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Free a finished sequence's slot, and its prompt's where it was the last one."""
+        assert sequence.pool is not None
+        prompt = sequence.prompt
+        sequence.pool.remove(sequence.slot)
+        prompt.members.remove(sequence)
+        if not prompt.members:
+            prompt.pool.remove(prompt.slot)
+            del self._prompts[prompt.ids]
+
+    def plan(self) -> tuple[list[Sequence], Plan, Tensor]:
+        """Rows of the next step, what they attend to, and the position of each row's new token."""
+        for sequence in self.sequences():
+            self._make_room(sequence)
+        rows = self.sequences()
+        for row, sequence in enumerate(rows):
+            sequence.row = row
+        starts, lengths = self._ints([s.prompt.length for s in rows]), self._ints([s.length for s in rows])
+        positions, own, columns, row = starts + lengths, [], [], 0
+        for _, pool in sorted(self.completions.items()):
+            if pool.owners:
+                part = slice(row, row + len(pool.owners))
+                used = 1 + max(s.length for s in pool.owners)
+                own.append(
+                    Part(pool, part, used, starts[part], lengths[part] + 1, positions[part].unsqueeze(1))
+                )
+                columns.append(lengths[part])
+                row = part.stop
+        shared, back = self._prompt_parts(positions, len(rows))
+        return rows, Plan(own, columns, shared, back), positions
+
+    def _prompt_parts(self, positions: Tensor, rows: int) -> tuple[list[Part], Tensor]:
+        parts, back, base = [], [0] * rows, 0
+        for _, pool in sorted(self.prompts.items()):
+            if not pool.owners:
+                continue
+            widest = max(1, max(len(p.members) for p in pool.owners))
+            asking = [[m.row for m in p.members] + [0] * (widest - len(p.members)) for p in pool.owners]
+            for slot, prompt in enumerate(pool.owners):
+                for place, member in enumerate(prompt.members):
+                    back[member.row] = base + slot * widest + place
+            index = self._ints([row for group in asking for row in group])
+            filled = self._ints([p.length for p in pool.owners])
+            query = positions[index].view(len(asking), widest)
+            used = max(p.length for p in pool.owners)
+            parts.append(Part(pool, index, used, torch.zeros_like(filled), filled, query))
+            base += len(asking) * widest
+        return parts, self._ints(back)
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """Move a sequence whose slot is full to the next length class."""
+        pool = sequence.pool
+        assert pool is not None
+        if sequence.length < pool.capacity:
+            return
+        content, slot = pool.content(sequence), sequence.slot
+        sequence.pool = self._pool(self.completions, sequence.length + 1, content)
+        sequence.pool.add(sequence, content)
+        pool.remove(slot)
+
+    def _pool(self, pools: dict[int, Pool], length: int, like: Layers) -> Pool:
+        capacity = capacity_for(length)
+        if capacity not in pools:
+            pools[capacity] = Pool(capacity, like)
+        return pools[capacity]
+
+    def _ints(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)

@@ -1,0 +1,202 @@
+"""The embedded engine: any transformers causal language model in this process, batched continuously.
+
+A prompt is computed once for all of its samples. Every step feeds the newest token of all sequences in work
+through the model's own forward; finished sequences leave at once and the next ones enter. The sequences in
+work are in `batch.py`, attention in `attention.py`, the draws in `draws.py`.
+
+What batching can change: a matrix product may round differently for another number of rows, so logits differ
+in their last bits between batch sizes. The uniforms do not depend on the batch, so the tokens are the same
+unless a uniform falls within that rounding of the border between two words.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from rectune.data.encoding import choose_template, stop_ids
+from rectune.data.templates import Template
+from rectune.errors import UserError, unknown_name
+from rectune.models.loading import fingerprint, load_model
+from rectune.sampling.attention import IMPLEMENTATION
+from rectune.sampling.batch import Batch, Prompt, Sequence
+from rectune.sampling.draws import draw, uniforms
+from rectune.sampling.engine import Completion, DrawSettings, Request
+
+BATCH_SIZE = 128  # sequences in work at once; more gains little on a CPU
+
+
+class LocalEngine:
+    """Draws completions from a model in this process; the model may go on being trained between calls.
+
+    Args:
+        model: A causal language model on its device; it is put into evaluation mode during a call.
+        tokenizer: Its tokenizer.
+        template: As in training.
+        batch_size: Most sequences in work at once.
+        model_name: For the samples file.
+
+    Raises:
+        UserError: The model's layers cannot be run here (recurrent layers, shared caches, encoders).
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | Template = "auto",
+        *,
+        batch_size: int | None = None,
+        model_name: str = "",
+    ) -> None:
+        self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self.tokenizer, self.model_name = tokenizer, model_name
+        self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
+        self.batch_size = BATCH_SIZE if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise UserError(f"{batch_size} is out of range", where="batch_size", hint="must be at least 1")
+        refuse(self.model)
+        ends = self.model.generation_config.eos_token_id
+        self.stop_ids = {*stop_ids(tokenizer, self.template), *(ends if isinstance(ends, list) else [ends])}
+
+    @classmethod
+    def load(
+        cls, model: str, *, template: str = "auto", precision: str = "auto", batch_size: int | None = None
+    ) -> LocalEngine:
+        """The engine of a model by name: hub id, folder, or packaged."""
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        weights, tokenizer = load_model(model, dtype=dtype_for(precision, device), device=device)
+        return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the weights as they were when this was first read."""
+        return fingerprint(self.model)
+
+    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+        """Completions in the order in which they finish. Take them all before the weights change."""
+        waiting = deque(requests)
+        self._check_lengths(waiting, settings)
+        batch = Batch(self.model.device)
+        training = self.model.training
+        self.model.eval()
+        try:
+            while waiting or len(batch):
+                entering, logits = self._admit(waiting, batch, settings)
+                yield from self._extend(batch, entering, logits, settings)
+                if len(batch):
+                    rows, logits = self._forward(batch)
+                    yield from self._extend(batch, rows, logits, settings)
+        finally:
+            self.model.train(training)
+
+    @torch.inference_mode()
+    def _admit(
+        self, waiting: deque[Request], batch: Batch, settings: DrawSettings
+    ) -> tuple[list[Sequence], Tensor]:
+        """Fill the free rows; who entered, and the logits of their first tokens (their prompts')."""
+        entering, logits = list[Sequence](), [torch.empty(0, self.model.config.vocab_size)]
+        while waiting and len(batch) < self.batch_size:
+            request = waiting.popleft()
+            prompt = batch.find_prompt(request.prompt_ids) or self._prefill(batch, request.prompt_ids)
+            key = (settings.seed, request.problem_id, request.sample_index)
+            entering.append(Sequence(request, prompt, uniforms(*key, settings.max_new_tokens)))
+            batch.add(entering[-1])
+            logits.append(prompt.logits)
+        return entering, torch.cat(logits[1:] or logits)
+
+    def _prefill(self, batch: Batch, ids: tuple[int, ...]) -> Prompt:
+        """Compute a prompt by itself, so that it is the same whatever else is in work."""
+        cache = DynamicCache()
+        tokens = torch.tensor([ids], device=self.model.device)
+        out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        content = [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr,index]
+        return batch.add_prompt(ids, out.logits[:, -1], content)
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch) -> tuple[list[Sequence], Tensor]:
+        """Feed every row's newest token; the rows, and logits of the next one, B x V."""
+        rows, plan, positions = batch.plan()
+        tokens = torch.tensor([[s.token_ids[-1]] for s in rows], device=self.model.device)
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation(IMPLEMENTATION)
+        try:
+            out = self.model(
+                tokens, position_ids=positions[:, None], use_cache=False, logits_to_keep=1, plan=plan
+            )
+        finally:
+            self.model.set_attn_implementation(usual)
+        for sequence in rows:
+            sequence.length += 1
+        return rows, out.logits[:, -1]
+
+    @torch.inference_mode()
+    def _extend(
+        self, batch: Batch, rows: list[Sequence], logits: Tensor, settings: DrawSettings
+    ) -> list[Completion]:
+        """Draw the next token of each row; those that end leave the batch."""
+        if not rows:
+            return []
+        uniform = torch.tensor([s.uniforms[len(s.token_ids)] for s in rows], dtype=torch.float64)
+        ids, logps = draw(logits, uniform, temperature=settings.temperature, top_p=settings.top_p)
+        finished = []
+        for sequence, token, logp in zip(rows, ids.tolist(), logps.tolist(), strict=True):
+            sequence.token_ids.append(token)
+            sequence.logprobs.append(logp)
+            stopped = token in self.stop_ids
+            if stopped or len(sequence.token_ids) == settings.max_new_tokens:
+                batch.remove(sequence)
+                text = str(self.tokenizer.decode(sequence.token_ids, skip_special_tokens=True))
+                reason = "stop" if stopped else "length"
+                finished.append(
+                    Completion(sequence.request, sequence.token_ids, sequence.logprobs, text, reason)
+                )
+        return finished
+
+    def _check_lengths(self, requests: Iterable[Request], settings: DrawSettings) -> None:
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for request in requests:
+            asked = len(request.prompt_ids) + settings.max_new_tokens
+            if longest is not None and asked > longest:
+                raise UserError(
+                    f"problem '{request.problem_id}' needs {asked} positions "
+                    f"({len(request.prompt_ids)} prompt tokens and max_new_tokens); the model has {longest}",
+                    where="max_new_tokens",
+                    hint=f"at most {longest - len(request.prompt_ids)} fit",
+                )
+
+
+def dtype_for(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 or float32; "auto" takes bf16 unless the device is a CPU that has no instructions for it."""
+    known = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision == "auto":
+        slow = device.type == "cpu" and not (
+            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        )
+        return known["fp32" if slow else "bf16"]
+    if precision not in known:
+        raise unknown_name("precision", precision, ("auto", *known))
+    return known[precision]
+
+
+def refuse(model: PreTrainedModel) -> None:
+    """Raise `UserError` for a model that is more than attention over keys and values of its own layers."""
+    config = model.config.get_text_config()
+    kinds = set(get_layer_types_and_kwargs(config)[0]) - {"full_attention", "sliding_attention"}
+    if config.is_encoder_decoder:
+        kinds.add("an encoder")
+    if not model._can_set_attn_implementation():
+        kinds.add("its own attention code")
+    if kinds:
+        raise UserError(
+            f"the local engine cannot run {type(model).__name__} ({', '.join(sorted(kinds))})",
+            hint="serve it, and use --engine server",
+        )

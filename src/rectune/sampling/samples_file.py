@@ -1,0 +1,100 @@
+"""The file of samples while it is written: what it has, whether one may go on with it, and appending to it.
+
+A sample is one line and the line is written whole or, where a run is killed in the middle of it, mended away
+at the next opening. Drawing the samples is in `engine.py`; reading them to grade them is in `grading/`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from rectune.data.jsonl import append_jsonl, read_jsonl
+from rectune.data.rows import Sample
+from rectune.errors import UserError
+
+SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens")
+PROBLEM = ("prompt", "answer", "grader")
+
+
+class SamplesFile:
+    """A samples file opened for appending; a context manager.
+
+    Args:
+        path: Made, with its folder, if it is missing.
+        expected: For each problem id a sample as it would be drawn now; text, tokens and index do not matter.
+
+    Attributes:
+        finished: The (problem_id, sample_index) pairs that the file has.
+
+    Raises:
+        UserError: A line is not a sample, is there twice, or was drawn from another model, under other
+            settings or from another prompt; or another process is writing to the file.
+    """
+
+    def __init__(self, path: Path, expected: Mapping[str, Sample]) -> None:
+        self.path, self.finished = Path(path), set[tuple[str, int]]()
+        self._expected = expected
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> SamplesFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError("another process is writing to this file", where=self.path) from None
+        self._file = file
+        try:
+            append_jsonl(self.path, ())  # mends a torn end
+            for number, record in read_jsonl(self.path):
+                self._accept(record, f"{self.path}:{number}")
+        except UserError:
+            file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def append(self, sample: Sample) -> None:
+        """Write one line; it has reached the operating system when this returns."""
+        assert self._file is not None
+        self._file.write(json.dumps(asdict(sample), ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        self.finished.add((sample.problem_id, sample.sample_index))
+
+    def _accept(self, record: dict[str, Any], where: str) -> None:
+        missing = [f.name for f in fields(Sample) if f.name not in record]
+        if missing:
+            raise UserError(f"is not a line of samples ({', '.join(missing)} missing)", where=where)
+        key = (record["problem_id"], record["sample_index"])
+        if key in self.finished:
+            raise UserError(f"sample {key[1]} of problem '{key[0]}' is there twice", where=where)
+        now = self._expected.get(key[0]) or next(iter(self._expected.values()))
+        same = SETTINGS + PROBLEM if key[0] in self._expected else SETTINGS
+        for name in same:
+            if record[name] != getattr(now, name):
+                raise _drawn_otherwise(name, record, now, where)
+        self.finished.add(key)
+
+
+def _drawn_otherwise(name: str, record: dict[str, Any], now: Sample, where: str) -> UserError:
+    hint = "write to another file, or remove this one"
+    if name == "fingerprint":
+        then = f"{record['model']}, {record[name]}"
+        what = f"was drawn from another model ({then}; now {now.model}, {now.fingerprint})"
+    elif name in PROBLEM:
+        what = f"problem '{record['problem_id']}' had another {name} when this file was drawn"
+    else:
+        what = f"was drawn with {name} = {record[name]}, now {getattr(now, name)}"
+    return UserError(what, where=where, hint=hint)

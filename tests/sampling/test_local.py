@@ -1,0 +1,142 @@
+"""The embedded engine against `model.generate` and full forwards, on tiny models of five architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import byte_tokenizer, tiny_model
+
+from rectune.errors import UserError
+from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.local import LocalEngine
+
+PROMPTS = ("What is 48?", "Hi", "Hello there, how are you doing on this day? 4848", "A longer prompt " * 6)
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
+
+
+def requests(n: int = 2) -> list[Request]:
+    tokenizer = byte_tokenizer()
+    return [
+        Request(f"p{i}", k, tuple(tokenizer(prompt).input_ids))
+        for i, prompt in enumerate(PROMPTS)
+        for k in range(n)
+    ]
+
+
+def drawn(
+    engine: LocalEngine, asked: list[Request], settings: DrawSettings
+) -> dict[tuple[str, int], Completion]:
+    completions = list(engine.complete(asked, settings))
+    found = {(c.request.problem_id, c.request.sample_index): c for c in completions}
+    assert len(found) == len(completions) == len(asked)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_generate_token_for_token(architecture: str) -> None:
+    # 150 tokens cross three length classes and the window of 8; 3 rows make sequences enter at different times.
+    model = tiny_model(architecture)
+    engine = LocalEngine(model, byte_tokenizer(), batch_size=3)
+    found = drawn(engine, requests(), DrawSettings(temperature=0.0, max_new_tokens=150))
+    for request in requests():
+        prompt = torch.tensor([request.prompt_ids])
+        reference = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=150,
+            eos_token_id=sorted(engine.stop_ids),
+        )[0, prompt.shape[1] :].tolist()
+        completion = found[request.problem_id, request.sample_index]
+        assert completion.token_ids == reference
+        assert completion.finish_reason == ("stop" if len(reference) < 150 else "length")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_one_forward_over_the_whole(architecture: str, temperature: float) -> None:
+    model = tiny_model(architecture)
+    engine = LocalEngine(model, byte_tokenizer(), batch_size=5)
+    settings = DrawSettings(temperature=temperature, top_p=0.95, max_new_tokens=100)
+    for completion in drawn(engine, requests(), settings).values():
+        new = torch.tensor(completion.token_ids)
+        whole = torch.tensor([[*completion.request.prompt_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logps = model(whole).logits[0, -len(new) - 1 : -1].log_softmax(-1)
+        expected = logps.gather(-1, new[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-5)
+
+
+def test_batch_size_and_order_do_not_change_the_tokens() -> None:
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    settings = DrawSettings(max_new_tokens=100, seed=7)
+    asked = requests(6)
+    expected = drawn(LocalEngine(model, tokenizer, batch_size=1), asked, settings)
+    assert len({tuple(c.token_ids) for c in expected.values()}) == len(asked)
+    assert {c.finish_reason for c in expected.values()} == {"stop", "length"}
+    for batch_size, order in ((2, asked), (7, asked[::-1]), (24, asked), (24, asked[::5] + asked[1::5])):
+        found = drawn(LocalEngine(model, tokenizer, batch_size=batch_size), order, settings)
+        for key, completion in found.items():
+            assert completion.token_ids == expected[key].token_ids
+            assert completion.logprobs == pytest.approx(expected[key].logprobs, abs=1e-5)
+
+
+def test_bfloat16_and_float64_run() -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        engine = LocalEngine(tiny_model().to(dtype), byte_tokenizer())
+        assert len(drawn(engine, requests(), DrawSettings(max_new_tokens=20))) == 8
+
+
+def test_weights_are_shared_and_the_model_is_left_as_it_was() -> None:
+    model = tiny_model().train()
+    engine = LocalEngine(model, byte_tokenizer())
+    settings = DrawSettings(temperature=0.0, max_new_tokens=20)
+    before = drawn(engine, requests(1), settings)
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    after = drawn(engine, requests(1), settings)
+    assert any(after[key].token_ids != before[key].token_ids for key in after)
+    loss = model(torch.tensor([[1, 5, 6]]), labels=torch.tensor([[1, 5, 6]])).loss
+    loss.backward()
+    assert model.lm_head.weight.grad.isfinite().all()
+
+
+def test_stopped_early_the_iterator_restores_the_model() -> None:
+    model = tiny_model().train()
+    iterator = LocalEngine(model, byte_tokenizer()).complete(requests(), DrawSettings(max_new_tokens=100))
+    next(iterator)
+    iterator.close()
+    assert model.training
+
+
+@pytest.mark.parametrize(("setting", "words"), [
+    ({"max_new_tokens": 600}, "positions"),
+])  # fmt: skip
+def test_too_long_is_refused_before_anything_is_drawn(setting: dict[str, int], words: str) -> None:
+    engine = LocalEngine(tiny_model(), byte_tokenizer())
+    with pytest.raises(UserError, match=words):
+        next(engine.complete(requests(), DrawSettings(**setting)))
+
+
+def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:
+    import transformers
+
+    mamba = transformers.AutoModelForCausalLM.from_config(
+        transformers.MambaConfig(vocab_size=272, hidden_size=16, num_hidden_layers=1, state_size=4)
+    )
+    bloom = transformers.AutoModelForCausalLM.from_config(
+        transformers.BloomConfig(vocab_size=272, hidden_size=16, n_layer=1, n_head=2)
+    )
+    for model in (mamba, bloom):
+        with pytest.raises(UserError, match=f"cannot run {type(model).__name__}"):
+            LocalEngine(model, byte_tokenizer())
+
+
+def test_batch_size_zero_and_unknown_precision_are_refused() -> None:
+    with pytest.raises(UserError, match="batch_size"):
+        LocalEngine(tiny_model(), byte_tokenizer(), batch_size=0)
+    with pytest.raises(UserError, match="precision"):
+        LocalEngine.load("nowhere", precision="int3")

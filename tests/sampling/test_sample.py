@@ -1,0 +1,203 @@
+"""`sample`: the file's contents, going on after kills and torn lines, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import byte_tokenizer, tiny_model
+
+from rectune.data.encoding import prompt_ids
+from rectune.data.rows import Problem, Turn
+from rectune.errors import UserError
+from rectune.sampling.engine import Completion, DrawSettings, Request, sample
+from rectune.sampling.local import LocalEngine
+
+PROBLEMS = [
+    Problem(f"p{i}", (Turn("user", f"What is {i} + 48?"),), str(i + 48), extra={"unit": "cm"} if i else None)
+    for i in range(4)
+]
+SETTINGS = {"n": 3, "max_new_tokens": 30, "seed": 5}
+
+
+def engine(seed: int = 0) -> LocalEngine:
+    return LocalEngine(tiny_model(seed=seed), byte_tokenizer(), batch_size=4, model_name=f"tiny{seed}")
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def contents(path: Path) -> list[str]:
+    return sorted(path.read_text("utf-8").splitlines())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sample(
+        "tiny", PROBLEMS, out=tmp_path_factory.mktemp("whole") / "s.jsonl", engine=engine(), **SETTINGS
+    )
+
+
+def test_each_sample_is_one_line_with_all_that_grading_and_training_need(whole: Path) -> None:
+    tokenizer, records = byte_tokenizer(), lines(whole)
+    keys = {(r["problem_id"], r["sample_index"]) for r in records}
+    assert keys == {(p.problem_id, k) for p in PROBLEMS for k in range(3)}
+    assert len(records) == 12
+    for record in records:
+        problem = PROBLEMS[int(record["problem_id"][1:])]
+        template = engine().template
+        assert record["prompt"] == tokenizer.decode(prompt_ids(problem.prompt, tokenizer, template))
+        assert record["turns"] == [
+            {"role": "user", "content": problem.prompt[0].content, "supervised": False}
+        ]
+        assert (record["answer"], record["grader"], record["extra"]) == (
+            problem.answer,
+            "math",
+            problem.extra,
+        )
+        assert len(record["token_ids"]) == len(record["logprobs"]) <= 30
+        assert record["text"] == tokenizer.decode(record["token_ids"], skip_special_tokens=True)
+        assert record["finish_reason"] == ("stop" if 2 in record["token_ids"] else "length")
+        assert (record["seed"], record["temperature"], record["top_p"]) == (5, 1.0, 1.0)
+        assert (record["engine"], record["model"]) == ("local", "tiny0")
+
+
+def test_finished_file_is_left_alone_and_a_larger_n_adds_to_it(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.jsonl"
+    out.write_bytes(whole.read_bytes())
+    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS)
+    assert out.read_bytes() == whole.read_bytes()
+    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS | {"n": 4})
+    assert out.read_bytes().startswith(whole.read_bytes())
+    assert len(lines(out)) == 16
+
+
+@pytest.mark.parametrize("cut", [1, 40, 3000])
+def test_torn_last_line_is_drawn_again(whole: Path, tmp_path: Path, cut: int) -> None:
+    out = tmp_path / "s.jsonl"
+    out.write_bytes(whole.read_bytes()[:-cut])
+    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS)
+    assert contents(out) == contents(whole)
+
+
+def test_killed_run_goes_on_to_the_same_samples(whole: Path, tmp_path: Path) -> None:
+    # A process of its own, killed with SIGKILL after three of twelve samples; its hook slows it down.
+    out, code = (
+        tmp_path / "s.jsonl",
+        """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from sampling.test_sample import PROBLEMS, SETTINGS, engine, sample
+sample("tiny", PROBLEMS, out=Path(sys.argv[1]), engine=engine(), progress=lambda *_: time.sleep(0.3), **SETTINGS)
+""",
+    )
+    tests = str(Path(__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(out), tests], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (out.exists() and out.read_bytes().count(b"\n") >= 3):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert 3 <= out.read_bytes().count(b"\n") < 12
+    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS)
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"temperature": 0.5}, r"temperature = 1\.0, now 0\.5"),
+    ({"top_p": 0.9}, r"top_p = 1\.0, now 0\.9"),
+    ({"seed": 6}, "seed = 5, now 6"),
+    ({"max_new_tokens": 31}, "max_new_tokens = 30, now 31"),
+    ({"engine": engine(1)}, r"another model \(tiny0, .*; now tiny1, "),
+])  # fmt: skip
+def test_other_settings_or_model_are_refused_and_nothing_is_lost(
+    whole: Path, change: dict[str, object], words: str
+) -> None:
+    before = whole.read_bytes()
+    with pytest.raises(UserError, match=words) as error:
+        sample("tiny", PROBLEMS, out=whole, **{"engine": engine()} | SETTINGS | change)
+    assert str(error.value).startswith(f"{whole}:1: ")
+    assert "\n" not in str(error.value)
+    assert whole.read_bytes() == before
+
+
+def test_other_prompt_or_answer_is_refused(whole: Path) -> None:
+    for change in ({"prompt": (Turn("user", "Another?"),)}, {"answer": "7"}):
+        changed = [replace(p, **change) for p in PROBLEMS]
+        with pytest.raises(UserError, match=f"had another {next(iter(change))}"):
+            sample("tiny", changed, out=whole, engine=engine(), **SETTINGS)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("{}\n", "is not a line of samples"),
+    ("not json\n", "malformed JSON"),
+])  # fmt: skip
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "s.jsonl").write_text(text)
+    with pytest.raises(UserError, match=words):
+        sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
+    assert (tmp_path / "s.jsonl").read_text() == text
+
+
+def test_a_sample_that_is_there_twice_is_refused(whole: Path, tmp_path: Path) -> None:
+    first = whole.read_text("utf-8").splitlines(keepends=True)[0]
+    (tmp_path / "s.jsonl").write_text(first + first)
+    with pytest.raises(UserError, match="is there twice"):
+        sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
+
+
+def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
+    class Nested:
+        name, model_name, fingerprint = "local", "tiny", "0"
+        tokenizer, template = byte_tokenizer(), engine().template
+
+        def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+            sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
+            yield from ()
+
+    with pytest.raises(UserError, match="another process"):
+        sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=Nested(), **SETTINGS)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"n": 0}, "^n: 0 is out of range"),
+    ({"temperature": -1.0}, "^temperature: "),
+    ({"temperature": float("nan")}, "^temperature: "),
+    ({"top_p": 0.0}, "^top_p: "),
+    ({"max_new_tokens": 0}, "^max_new_tokens: "),
+    ({"seed": -1}, "^seed: "),
+    ({"engine": "locl"}, "unknown engine 'locl'; did you mean 'local'"),
+    ({"problems": []}, "no problem"),
+    ({"problems": [PROBLEMS[0], PROBLEMS[0]]}, "'p0' occurs 2 times"),
+])  # fmt: skip
+def test_bad_input_is_one_clear_line(tmp_path: Path, change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        sample(
+            "tiny",
+            **{"problems": PROBLEMS, "out": tmp_path / "s.jsonl", "engine": engine()} | SETTINGS | change,
+        )
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_progress_counts_what_was_there_already(whole: Path, tmp_path: Path) -> None:
+    out, calls = tmp_path / "s.jsonl", []
+    out.write_text("".join(whole.read_text("utf-8").splitlines(keepends=True)[:7]))
+    sample("tiny", PROBLEMS, out=out, engine=engine(), progress=lambda *c: calls.append(c), **SETTINGS)
+    assert [c[:2] for c in calls] == [(i, 12) for i in range(8, 13)]
+    assert [c[2] for c in calls] == sorted(c[2] for c in calls)
