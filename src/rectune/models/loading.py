@@ -131,8 +131,8 @@ def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) 
 def fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits that identify a model: its config and a sample of its weights.
 
-    A SHA-256 over the config (without paths and library versions) and, for every tensor, its name, dtype, shape
-    and 64 elements spread evenly over it. Takes milliseconds; training changes it, copying does not.
+    A SHA-256 over the config (without paths and library versions) and, for every tensor, its name, dtype,
+    shape and 64 elements spread evenly over it. Takes milliseconds; training changes it, copying does not.
     """
     import torch
 

