@@ -81,7 +81,9 @@ def test_the_first_token_cannot_be_a_target() -> None:
 def row_by_row(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Logits of a packed batch with attention within each row only, whatever the architecture."""
     parts = zip(
-        batch.input_ids.split(batch.row_lengths, 1), batch.position_ids.split(batch.row_lengths, 1), strict=True
+        batch.input_ids.split(batch.row_lengths, 1),
+        batch.position_ids.split(batch.row_lengths, 1),
+        strict=True,
     )
     return torch.cat([model(input_ids=ids, position_ids=at).logits for ids, at in parts], dim=1)
 
@@ -102,5 +104,7 @@ def test_packed_equals_one_by_one(arch: str) -> None:
     alone = sum(nll(model(torch.tensor([r.input_ids])).logits, torch.tensor([r.labels])) for r in rows)
     torch.testing.assert_close(packed, alone)
     packed_gradients = torch.autograd.grad(packed, list(model.parameters()))
-    for ours, theirs in zip(packed_gradients, torch.autograd.grad(alone, list(model.parameters())), strict=True):
+    for ours, theirs in zip(
+        packed_gradients, torch.autograd.grad(alone, list(model.parameters())), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)

@@ -134,13 +134,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 
 
 def detect_format(records: Sequence[Record], where: str) -> str:
-    """The first format whose fields most of `records` have, so that one bad record is named as such later.
+    """The first format whose fields at least half of `records` have, so that one bad record is named as such later.
 
     Raises:
         UserError: No format fits; says which fields there are, and how to map them.
     """
     for name, fields in REQUIRED.items():
-        if 2 * sum(all(field in record for field in fields) for record in records) > len(records):
+        if records and 2 * sum(all(f in record for f in fields) for record in records) >= len(records):
             return name
     fields_seen = ", ".join(map(str, records[0])) if records else "none"
     raise UserError(

@@ -10,16 +10,25 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from rectune.errors import UserError
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked where its name ends in `.gz`."""
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked where its name ends in `.gz`.
+
+    Raises:
+        UserError: The file cannot be read, or is a broken gzip file.
+    """
     try:
-        return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+        with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"is a broken gzip file ({error})", where=path) from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
 
@@ -30,7 +39,7 @@ def text_lines(path: Path, *, torn_last: bool = False) -> Iterator[tuple[int, st
     `torn_last` leaves out a last line that was cut off within a character.
 
     Raises:
-        UserError: The file cannot be read, is a broken gzip file, or a line is not UTF-8.
+        UserError: A line is not UTF-8, or see `open_bytes`.
     """
     number, line = 0, b""
     with open_bytes(path) as file:
@@ -43,8 +52,6 @@ def text_lines(path: Path, *, torn_last: bool = False) -> Iterator[tuple[int, st
             raise UserError(
                 "is not UTF-8", where=f"{path}:{number}", hint="convert the file, for example with iconv"
             ) from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"is a broken gzip file ({error})", where=f"{path}:{number + 1}") from None
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:

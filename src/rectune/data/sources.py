@@ -57,9 +57,7 @@ def open_source(source: str, *, split: str = "train") -> Records:
         return _files(source, files)
     if path.exists():
         if _suffix(path) not in READERS:
-            raise UserError(
-                "is no kind of file that holds rows", where=source, hint=f"known: {', '.join(READERS)}"
-            )
+            raise UserError("is not a file of rows", where=source, hint=f"known: {', '.join(READERS)}")
         return _files(source, [path])
     if _suffix(path) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
         raise UserError("no such file or folder", where=source)
@@ -98,7 +96,7 @@ def _files(source: str, paths: list[Path]) -> Records:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         digest.update(f"\n{path}\n".encode())
-        with open_bytes(path) as file:
+        with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return Records(source, digest.hexdigest(), start)
