@@ -1,0 +1,213 @@
+"""Grading many answers at once, in processes that a hostile answer may ruin without harm to the others.
+
+One thread of this process drives one worker process over pipes (`worker.py`); code goes from the thread to
+its sandbox (`code.py`). Nothing is forked, so it is safe beside torch, and scripts need no `__main__` guard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from queue import SimpleQueue
+from time import monotonic
+
+from rectune.errors import unknown_name
+from rectune.grading.code import grade_code
+from rectune.grading.verdicts import Graded, Item
+
+GRADERS = ("math", "expression", "exact", "code")
+CHUNK = 16
+"""Items in one message to a worker: hides the pipe's latency, still shares out few items evenly."""
+
+_START = (
+    "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]];"
+    "from rectune.grading.worker import main; main(float(sys.argv[2]))"
+)
+
+
+class Worker:
+    """One worker process, started when needed and replaced when it dies. Used by one thread at a time."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self.closed = timeout, False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sandbox: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+
+    def grade(self, items: Sequence[Item]) -> list[Graded]:
+        """Grade `items` in order."""
+        plain = iter(self._grade_plain([item for item in items if item[2] != "code"]))
+        return [self._grade_code(item) if item[2] == "code" else next(plain) for item in items]
+
+    def close(self) -> None:
+        """Kill the processes; `grade` in another thread then raises RuntimeError."""
+        self.closed = True
+        for process in (self._process, self._sandbox):
+            if process is not None:
+                process.kill()
+
+    def _grade_code(self, item: Item) -> Graded:
+        def started(process: subprocess.Popen[bytes]) -> None:
+            self._sandbox = process
+            if self.closed:
+                process.kill()
+
+        return grade_code(item[1], item[3] or {}, timeout=self.timeout, started=started)
+
+    def _grade_plain(self, items: Sequence[Item]) -> list[Graded]:
+        done: list[Graded] = []
+        while len(done) < len(items):
+            self._send(items[len(done) :])
+            while len(done) < len(items):
+                line = self._read(self.timeout + 1)
+                done.append(self._verdict_of_death() if line is None else Graded(*json.loads(line)))
+                if line is None:
+                    break
+        return done
+
+    def _send(self, items: Sequence[Item]) -> None:
+        message = json.dumps(items).encode()
+        for _ in range(2):
+            if self._process is None:
+                self._start()
+            assert self._process is not None
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(b"%d\n" % len(message) + message)
+                self._process.stdin.flush()
+                return
+            except BrokenPipeError:  # it ended after its last reply, to be replaced
+                self._end()
+        raise RuntimeError("a grading worker ends before its first item")
+
+    def _start(self) -> None:
+        if self.closed:
+            raise RuntimeError("the grader is closed")
+        root = str(Path(__file__).parents[2])
+        self._unread = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, root, str(self.timeout)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which then closes the worker
+        )
+        if self.closed:
+            self._process.kill()
+        if self._read(120) is None:
+            raise RuntimeError("the grader is closed" if self.closed else "a grading worker did not start")
+
+    def _read(self, timeout: float) -> bytes | None:
+        """The next line of the worker; None where it died or stayed silent for `timeout` seconds."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        pipe, deadline = self._process.stdout.fileno(), monotonic() + timeout
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        while b"\n" not in self._unread:
+            if not poll.poll(max(0, (deadline - monotonic()) * 1000)):
+                return None
+            piece = os.read(pipe, 65536)
+            if not piece:
+                return None
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _verdict_of_death(self) -> Graded:
+        """End a worker that died over an item or is overdue, and say which."""
+        code = self._end()
+        if self.closed:
+            raise RuntimeError("the grader is closed")
+        return Graded("timeout" if code in (-signal.SIGALRM, None) else "error", "")
+
+    def _end(self) -> int | None:
+        """Remove the process; its exit code, or None where it had to be killed."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        try:
+            code: int | None = process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            code = None
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # unsent bytes of a message that it did not live to read
+                pipe.close()
+        return code
+
+
+class Grader:
+    """A pool of workers; a context manager. Starting costs about a second, so keep one for many answers.
+
+    Args:
+        workers: Answers graded at once; all cores that this process may use, if None.
+        timeout: Seconds that one answer may take; its verdict is `timeout` beyond that.
+    """
+
+    def __init__(self, workers: int | None = None, timeout: float = 5.0) -> None:
+        count = workers or len(os.sched_getaffinity(0))
+        self._workers = [Worker(timeout) for _ in range(count)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="grading")
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all processes at once, also in the middle of an answer."""
+        for worker in self._workers:
+            worker.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def grade(self, items: Iterable[Item]) -> list[Graded]:
+        """Grade all `items`, in their order; errors as `stream`."""
+        items = list(items)
+        share = -(-len(items) // (2 * len(self._workers)))
+        return list(self.stream(items, chunk=max(1, min(CHUNK, share))))
+
+    def stream(self, items: Iterable[Item], *, chunk: int = CHUNK) -> Iterator[Graded]:
+        """Grade `items` in their order, `chunk` at a time, reading only a few chunks ahead.
+
+        Raises:
+            UserError: An unknown grader's name.
+        """
+        source = iter(items)
+        waiting: deque[Future[list[Graded]]] = deque()
+        while some := list(islice(source, chunk)):
+            for item in some:
+                if item[2] not in GRADERS:
+                    raise unknown_name("grader", item[2], GRADERS)
+            waiting.append(self._threads.submit(self._grade_chunk, some))
+            if len(waiting) >= 4 * len(self._workers):
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+    def _grade_chunk(self, chunk: Sequence[Item]) -> list[Graded]:
+        worker = self._idle.get()
+        try:
+            return worker.grade(chunk)
+        finally:
+            self._idle.put(worker)
+
+
+def grade_answers(items: Iterable[Item], *, workers: int | None = None, timeout: float = 5.0) -> list[Graded]:
+    """Grade `items` in a pool of their own; see `Grader` for many calls."""
+    with Grader(workers, timeout) as grader:
+        return grader.grade(items)
