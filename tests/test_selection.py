@@ -152,7 +152,7 @@ def test_answers_cut_at_the_limit_are_no_demonstrations(tmp_path):
     ("lines", "said"),
     [
         ([line("a", 0, "wrong")], "g.jsonl: has no correct answer"),
-        ([line("a", 0, "correct"), line("a", 1, "correct", fingerprint="g")], "g.jsonl:2: is a sample of a second"),
+        ([line("a", 0, "correct"), line("a", 1, "correct", fingerprint="g")], "g.jsonl:2: is a sample of"),
         ([{"problem_id": "a", "text": "4"}], "g.jsonl:1: is not a graded sample (verdict missing); run"),
         ([line("a", 0, "right")], "g.jsonl:1: unknown verdict 'right'"),
         ([line("a", 0, "correct", turns=[], prompt=None)], "g.jsonl:1: has no prompt"),

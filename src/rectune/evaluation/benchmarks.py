@@ -17,14 +17,13 @@ from rectune.data.problems import read_problems
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError, unknown_name
 from rectune.evaluation import records
+from rectune.grading.pool import GRADERS
 
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 """The paper's instruction, below the question, in one user turn."""
 SHORT = "{question}\nAnswer in a few words, and put your final answer within \\boxed{}."
 CODE = "{question}\n\nAnswer with the complete Python code in one ```python block."
 AS_IS = "{question}"
-
-GRADERS = ("math", "expression", "code", "exact")
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ _ALL = (
     Benchmark("gsm8k-calculations", records.plain, (), None, "", "made from GSM8K's test split", "MIT",
               prompt=AS_IS, grader="expression", packaged="gsm8k_calculations_test.jsonl",
               note="the model writes a calculation, which is evaluated"),
-    Benchmark("svamp-calculations", records.plain, (), None, "", "made from SVAMP", "MIT",
-              prompt=AS_IS, grader="expression", packaged="svamp_calculations.jsonl",
+    Benchmark("svamp-calculations", records.plain, (), None, "", "the first 400 of SVAMP", "MIT",
+              prompt=AS_IS, grader="expression", packaged="svamp_excerpt.jsonl",
               note="out of domain for a model trained on gsm8k-calculations"),
 )  # fmt: skip
 

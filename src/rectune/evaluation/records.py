@@ -80,12 +80,12 @@ def olympiadbench(record: Record, where: str) -> Asked:
 
 
 def humaneval(record: Record, where: str) -> Asked:
-    """The function's head is the question; extras for the code grader: `prompt`, `tests`, `entry_point`."""
-    head, entry = _text(record, ("prompt",), where), _text(record, ("entry_point",), where)
-    tests = f"{_text(record, ('test',), where)}\ncheck({entry})\n"
-    extra: dict[str, object] = {"prompt": head, "tests": tests, "entry_point": entry}
-    question = f"Complete this Python function.\n\n```python\n{head.rstrip()}\n```"
-    return Asked(question, record.get("canonical_solution") or entry, _id(record), extra)
+    """The function's head is the question; the code grader takes `prompt`, `test` and `entry_point`."""
+    extra: dict[str, object] = {
+        name: _text(record, (name,), where) for name in ("prompt", "test", "entry_point")
+    }
+    question = f"Complete this Python function.\n\n```python\n{str(extra['prompt']).rstrip()}\n```"
+    return Asked(question, _text(record, ("canonical_solution",), where), _id(record), extra)
 
 
 def mbpp(record: Record, where: str) -> Asked | None:
@@ -96,9 +96,11 @@ def mbpp(record: Record, where: str) -> Asked | None:
     tests = _first(record, ("test_list",), where)
     if not isinstance(tests, list) or not tests:
         raise UserError("field 'test_list' is no list of tests", where=where)
-    shown = "\n".join(tests)
-    setup = str(record.get("test_setup_code") or "")
-    extra: dict[str, object] = {"tests": f"{setup}\n{shown}\n".lstrip()}
+    shown = "\n".join(map(str, tests))
+    extra: dict[str, object] = {
+        "test_list": tests,
+        "test_setup_code": str(record.get("test_setup_code") or ""),
+    }
     question = f"{_text(record, ('text', 'prompt'), where)}\nYour code has to pass these tests:\n\n{shown}"
     return Asked(question, _text(record, ("code",), where), str(number), extra)
 

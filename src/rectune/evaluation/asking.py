@@ -1,0 +1,109 @@
+"""What is asked, and how: the problems of an evaluation in the prompt that the model was trained with.
+
+Where problems come from is in `benchmarks.py`, how a training run asked in `run_prompt.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rectune.config import DataConfig
+from rectune.data.rows import Problem
+from rectune.errors import UserError
+from rectune.evaluation.benchmarks import AS_IS, BENCHMARKS, load_benchmark, load_benchmark_file
+from rectune.evaluation.overlap import find_overlap, row_turns
+from rectune.evaluation.run_prompt import RunPrompt, shared_wrapping
+
+log = logging.getLogger("rectune")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which problems: benchmarks by name, files of one's own, a folder of benchmarks, a limit for each."""
+
+    benchmarks: Sequence[str]
+    files: Sequence[Path]
+    folder: Path | None
+    limit: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One benchmark as it is asked: the prompt with {question} in it, and the problems."""
+
+    prompt: str
+    problems: list[Problem]
+
+
+def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str | None) -> dict[str, Asked]:
+    """The problems by benchmark, asked as told (`prompt`), else as in training, else the benchmark's way.
+
+    A benchmark whose problems bring their prompt with them (`AS_IS`) is not wrapped a second time.
+
+    Raises:
+        UserError: No benchmark, two of one name, and what loading raises.
+    """
+    asked: dict[str, Asked] = {}
+    for name in wanted.benchmarks:
+        declared = BENCHMARKS[name].prompt if name in BENCHMARKS else AS_IS
+        chosen = prompt or (run.wrapping if run and declared != AS_IS else None) or declared
+        problems = load_benchmark(
+            name,
+            benchmark_dir=wanted.folder,
+            limit=wanted.limit,
+            seed=wanted.seed,
+            prompt=chosen,
+            system=system,
+        )
+        asked[name] = Asked(chosen, problems)
+    for path in map(Path, wanted.files):
+        if path.stem in asked:
+            raise UserError(
+                f"there are two benchmarks named '{path.stem}'", where=path, hint="rename the file"
+            )
+        problems = load_benchmark_file(
+            path, limit=wanted.limit, seed=wanted.seed, prompt=prompt, system=system
+        )
+        asked[path.stem] = Asked(prompt or AS_IS, problems)
+    if not asked:
+        raise UserError("nothing to evaluate on", hint="give --benchmarks or --benchmark-file")
+    return asked
+
+
+def mismatches(
+    run: RunPrompt | None, asked: dict[str, Asked], system: str | None, template: str
+) -> list[str]:
+    """How the prompts differ from those of training, as sentences."""
+    if run is None:
+        return []
+    found = []
+    if template != run.template:
+        found.append(f"trained with template {run.template}, evaluated with {template}")
+    if system != run.system:
+        found.append(f"trained with system message {run.system!r}, evaluated with {system!r}")
+    if run.wrapping is None:
+        found.append(
+            "how training asked cannot be told (its rows are gone or few); compare the prompts yourself"
+        )
+        return found
+    for name, one in asked.items():
+        used = one.prompt
+        if used == AS_IS:
+            used = shared_wrapping([problem.prompt[-1].content for problem in one.problems]) or run.wrapping
+        if used != run.wrapping:
+            found.append(f"{name} asks {used!r}, the training rows {run.wrapping!r}")
+    return found
+
+
+def overlapping(wanted: Wanted, rows: str) -> dict[str, Any]:
+    """Which problems' texts occur in training rows, JSON-ready; also logged."""
+    bare = ask(wanted, None, AS_IS, None)
+    questions = {p.problem_id: p.prompt[-1].content for one in bare.values() for p in one.problems}
+    found = find_overlap(questions, row_turns(rows, DataConfig()))
+    (log.warning if found else log.info)("%d of %d problems occur in %s", len(found), len(questions), rows)
+    return {"rows": rows, "problems": len(questions), "found": [asdict(one) for one in found]}

@@ -1,0 +1,110 @@
+"""Two evaluations against each other: paired differences on the problems that both have.
+
+Reads the folders that `evaluate.py` writes. The statistics are in `statistics.py`; runs over several seeds
+are put together by `comparison.py`, which stacks `verdict_matrix` of each.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rectune.errors import UserError
+from rectune.evaluation.scoring import correct_matrix, read_graded
+from rectune.evaluation.statistics import holm, mean_interval, paired_difference
+
+log = logging.getLogger("rectune")
+
+PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "template", "system")
+"""Settings whose difference makes two evaluations hard to compare."""
+
+
+def compare_evaluations(a: Path, b: Path) -> dict[str, Any]:
+    """b minus a for every benchmark that both have.
+
+    Returns, JSON-ready: per benchmark `problems` (in both), `a` and `b` (mean, low, high), `difference`
+    (mean, low, high, p_value), `p_holm` (p-value adjusted for the number of benchmarks); and `warnings` about
+    all that is not the same in the two protocols.
+
+    Raises:
+        UserError: A folder without an evaluation, or no problem in common.
+    """
+    first, second = read_evaluation(a), read_evaluation(b)
+    warnings = _differences(first, second)
+    compared: dict[str, Any] = {}
+    for name in first["benchmarks"]:
+        if name not in second["benchmarks"]:
+            continue
+        (ids_a, x), (ids_b, y) = verdict_matrix(a, name), verdict_matrix(b, name)
+        common = [problem_id for problem_id in ids_a if problem_id in set(ids_b)]
+        if not common:
+            continue
+        if len(common) < max(len(ids_a), len(ids_b)):
+            warnings.append(
+                f"{name}: compared on the {len(common)} problems of {len(ids_a)} and {len(ids_b)} in both"
+            )
+        x, y = x[[ids_a.index(i) for i in common]], y[[ids_b.index(i) for i in common]]
+        difference = paired_difference(x, y)
+        compared[name] = {
+            "problems": len(common),
+            "a": mean_interval(x)._asdict(),
+            "b": mean_interval(y)._asdict(),
+            "difference": difference._asdict(),
+        }
+    if not compared:
+        raise UserError("no problem is in both evaluations", where=f"{a} and {b}")
+    adjusted = holm([numbers["difference"]["p_value"] for numbers in compared.values()])
+    for numbers, p_value in zip(compared.values(), adjusted, strict=True):
+        numbers["p_holm"] = p_value
+    for warning in warnings:
+        log.warning("%s", warning)
+    return {"a": str(a), "b": str(b), "benchmarks": compared, "warnings": warnings}
+
+
+def verdict_matrix(folder: Path, benchmark: str) -> tuple[list[str], np.ndarray]:
+    """Problem ids and which samples are correct, int8 of shape (P, N), of one benchmark of an evaluation.
+
+    Raises:
+        UserError: No evaluation there, or not of this benchmark.
+    """
+    evaluation = read_evaluation(folder)
+    if benchmark not in evaluation["benchmarks"]:
+        raise UserError(f"holds no evaluation on {benchmark}", where=folder)
+    ids = evaluation["benchmarks"][benchmark]["problem_ids"]
+    lines = read_graded(Path(folder) / "graded.jsonl", ids, evaluation["protocol"]["n"])
+    return ids, correct_matrix(lines)
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """OUT/evaluation.json of a folder that `evaluate` wrote.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    path = Path(folder) / "evaluation.json"
+    if not path.is_file():
+        raise UserError("no evaluation.json in this folder", where=folder, hint="run rectune eval first")
+    try:
+        evaluation = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"is not JSON ({error})", where=path) from None
+    if not isinstance(evaluation, dict) or not {"benchmarks", "protocol"} <= set(evaluation):
+        raise UserError("is not an evaluation", where=path)
+    return evaluation
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    found = [
+        f"{key} differs: {a['protocol'].get(key)!r} and {b['protocol'].get(key)!r}"
+        for key in PROTOCOL
+        if a["protocol"].get(key) != b["protocol"].get(key)
+    ]
+    for name in a["benchmarks"].keys() & b["benchmarks"].keys():
+        asked = a["benchmarks"][name].get("prompt"), b["benchmarks"][name].get("prompt")
+        if asked[0] != asked[1]:
+            found.append(f"{name} is asked as {asked[0]!r} and as {asked[1]!r}")
+    return found

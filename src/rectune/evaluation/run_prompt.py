@@ -1,0 +1,102 @@
+"""The prompt that a model was trained with, found in its run folder, so that it is evaluated with the same.
+
+A model trained here lies in `RUN/model` beside `RUN/config.json`: its chat template and system message are
+read there, and what stands around each question (such as `Question: ` and `Calculation: `) from the rows
+themselves. Using it, or warning that it is not used, is left to `evaluate.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rectune.config import DataConfig
+from rectune.errors import UserError
+
+_LOOK = 200  # rows that the wrapping is told from
+_FEWEST = 20  # below that, what they share may be chance
+
+
+@dataclass(frozen=True)
+class RunPrompt:
+    """How a run's rows were written.
+
+    Attributes:
+        model: Folder of the trained model.
+        template: As in `rows.template` of its config.
+        system: The system message, or None.
+        wrapping: What stands around every question, with {question} in it; None where the rows cannot be
+            read any more, or are too few to tell.
+    """
+
+    model: Path
+    template: str
+    system: str | None
+    wrapping: str | None
+
+
+def run_prompt(model: str) -> RunPrompt | None:
+    """The training prompt of `model`, a run folder or the `model` folder in it; None for any other model.
+
+    Raises:
+        UserError: A run folder without a model, or whose config cannot be read.
+    """
+    folder = Path(model).expanduser()
+    run = folder.parent if folder.name == "model" else folder
+    path = run / "config.json"
+    config = _read(path) if folder.is_dir() and path.is_file() else {}
+    if not {"objective", "data"} <= set(config):
+        return None
+    if not (run / "model").is_dir():
+        raise UserError("the run has no model yet", where=run, hint="train it to the end")
+    try:
+        rows = DataConfig.model_validate(config.get("rows", {}))
+    except ValidationError:
+        raise UserError("its table 'rows' is not one of this version", where=path) from None
+    return RunPrompt(run / "model", rows.template, rows.system, _wrapping(str(config["data"]), rows))
+
+
+def shared_wrapping(questions: Sequence[str]) -> str | None:
+    """What stands around every question, as PREFIX{question}SUFFIX; None for fewer than 20 questions.
+
+    The suffix starts behind the question's own last mark, the prefix ends at a space, so that questions which
+    happen to begin or end alike are not cut.
+    """
+    if len(questions) < _FEWEST:
+        return None
+    prefix = _common_start(questions)
+    suffix = _common_start([question[::-1] for question in questions])[::-1]
+    prefix = prefix[: max((m.end() for m in re.finditer(r"[:\n]\s*", prefix)), default=0)]
+    start = re.search(r"\n|(?<=[?.!])\s", suffix)
+    suffix = suffix[start.start() :] if start else ""
+    return f"{prefix}{{question}}{suffix}"
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)
+    return first[: next((i for i, char in enumerate(first) if char != last[i : i + 1]), len(first))]
+
+
+def _wrapping(data: str, rows: DataConfig) -> str | None:
+    from rectune.data.reading import read_rows, row_at  # brings datasets, slow to import
+
+    try:
+        dataset = read_rows(data, options=rows)
+    except UserError:  # the rows are gone: said by the caller, who knows what it means
+        return None
+    some = [row_at(dataset, i) for i in range(min(_LOOK, len(dataset)))]
+    first = [next((t.content for t in row.turns if t.role == "user"), "") for row in some]
+    return shared_wrapping(first)
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot be read ({error})", where=path) from None
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,246 @@
+"""`evaluate` from problems to evaluation.json, with answers by script, and comparing two evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pytest
+from toys import byte_tokenizer
+
+from rectune.data.encoding import choose_template
+from rectune.errors import UserError
+from rectune.evaluation.compare import compare_evaluations, verdict_matrix
+from rectune.evaluation.evaluate import evaluate, table
+from rectune.sampling.engine import Completion, DrawSettings, Request
+
+
+class Script:
+    """An engine that answers with `says(problem_id, sample_index)`; "(cut)" in it means the token limit."""
+
+    name, model_name = "script", "scripted"
+
+    def __init__(
+        self, says: Callable[[str, int], str], *, fingerprint: str = "f", template: str = "auto"
+    ) -> None:
+        self.says, self.fingerprint, self.drawn = says, fingerprint, 0
+        self.tokenizer = byte_tokenizer()
+        self.template = choose_template(template, self.tokenizer)
+
+    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+        for request in requests:
+            text = self.says(request.problem_id, request.sample_index)
+            reason = "length" if "(cut)" in text else "stop"
+            ids = self.tokenizer(text).input_ids
+            self.drawn += 1
+            yield Completion(request, ids, [0.0] * len(ids), text, reason)
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def sums(tmp_path):
+    """24 sums; the answer to sum i is i."""
+    return write(
+        tmp_path / "sums.jsonl",
+        *({"prompt": f"{i} + 0?", "answer": str(i), "problem_id": str(i)} for i in range(24)),
+    )
+
+
+def often(problem_id: str, index: int) -> str:
+    """Right on even problems, and on the first sample of odd ones."""
+    i = int(problem_id.split("/")[1])
+    return f"So it is \\boxed{{{i if i % 2 == 0 or index == 0 else 99}}}."
+
+
+def rarely(problem_id: str, index: int) -> str:
+    return f"\\boxed{{{problem_id.split('/')[1] if index == 0 else 99}}}"
+
+
+def test_an_evaluation_holds_protocol_and_numbers(tmp_path, sums):
+    out = tmp_path / "out"
+    result = evaluate(
+        "scripted", benchmark_files=[sums], out=out, n=4, max_new_tokens=64, engine=Script(often)
+    )
+    assert json.loads((out / "evaluation.json").read_text()) == result
+    numbers = result["benchmarks"]["sums"]
+    assert numbers["avg"]["mean"] == pytest.approx((12 + 3) / 24)
+    assert numbers["pass_at"]["4"]["mean"] == 1
+    assert numbers["maj_at"]["4"]["mean"] == pytest.approx(0.5)
+    assert numbers["verdicts"]["correct"] == 60
+    assert numbers["stopped"] == 1
+    assert numbers["first_prompt"].startswith("<|im_start|>user\n0 + 0?<|im_end|>")
+    assert numbers["problem_ids"][:2] == ["sums/0", "sums/1"]
+    expected = {"n": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "seed": 0, "shots": 0,
+                "template": "auto", "system": None, "engine": "script"}  # fmt: skip
+    assert expected.items() <= result["protocol"].items()
+    assert {"rectune", "torch", "math-verify", "python"} <= set(result["versions"])
+    assert (result["fingerprint"], result["warnings"], result["overlap"]) == ("f", [], None)
+    header, rows = table(result)
+    assert len(header) == len(rows[0])
+    assert rows[0][:2] == ["sums", "24"]
+    assert rows[0][2].startswith("62.5 [")
+
+
+def test_defaults_are_the_papers_protocol(tmp_path):
+    write(
+        tmp_path / "gsm8k.jsonl",
+        {"question": "1+1?", "answer": "#### 2"},
+        {"question": "2?", "answer": "#### 2"},
+    )
+    result = evaluate(
+        "scripted",
+        ["gsm8k"],
+        out=tmp_path / "o",
+        benchmark_dir=tmp_path,
+        engine=Script(lambda p, i: "#### 2"),
+    )
+    protocol = result["protocol"]
+    assert (protocol["n"], protocol["temperature"], protocol["max_new_tokens"]) == (16, 1.0, 4096)
+    numbers = result["benchmarks"]["gsm8k"]
+    assert (
+        "Please reason step by step, and put your final answer within \\boxed{}." in numbers["first_prompt"]
+    )
+    assert numbers["licence"] == "MIT"
+    assert list(numbers["pass_at"]) == ["1", "2", "4", "8", "16"]
+
+
+def test_going_on_draws_only_what_is_missing(tmp_path, sums):
+    out, first = tmp_path / "out", Script(often)
+    settings = {"benchmark_files": [sums], "out": out, "max_new_tokens": 64}
+    two = evaluate("scripted", n=2, engine=first, **settings)
+    samples = out / "samples.jsonl"
+    whole = samples.read_text()
+    samples.write_text(whole[: len(whole) - 40])  # killed in the middle of a line
+    (out / "graded.jsonl").unlink()
+    again = Script(often)
+    assert evaluate("scripted", n=2, engine=again, **settings) == two
+    assert (first.drawn, again.drawn) == (48, 1)
+    assert samples.read_text() == whole
+    more = Script(often)
+    assert evaluate("scripted", n=4, engine=more, **settings)["benchmarks"]["sums"]["samples"] == 96
+    assert more.drawn == 48
+    fewer = evaluate("scripted", n=2, engine=Script(often), limit=5, **settings)
+    assert fewer["benchmarks"]["sums"]["samples"] == 10
+
+
+def test_another_model_in_the_same_folder_is_refused(tmp_path, sums):
+    settings = {"benchmark_files": [sums], "out": tmp_path / "out", "n": 1}
+    evaluate("scripted", engine=Script(often), **settings)
+    with pytest.raises(UserError, match="another model"):
+        evaluate("scripted", engine=Script(often, fingerprint="g"), **settings)
+
+
+def test_calculations_show_their_shape(tmp_path):
+    file = write(
+        tmp_path / "calc.jsonl",
+        *({"prompt": f"{i}?", "answer": "6", "grader": "expression"} for i in range(4)),
+    )
+    words = ["2 + 4", "6", "(1 + 1) * 3", "no idea"]
+    script = Script(lambda p, i: words[int(p.split("/")[1]) - 1])
+    numbers = evaluate("s", benchmark_files=[file], out=tmp_path / "o", n=1, engine=script)["benchmarks"][
+        "calc"
+    ]
+    assert numbers["operations"] == {"0": 1, "1": 1, "2": 1, "none": 1}
+    assert numbers["verdicts"]["unparsed"] == 1
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a run that trained on `Question: ...` with template none."""
+    monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
+    rows = ({"prompt": f"Question: {i * i} apples?\nCalculation: ", "completion": "1"} for i in range(30))
+    data = write(tmp_path / "rows.jsonl", *rows)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    config = {"data": str(data), "objective": {"name": "dft"}, "rows": {"template": "none"}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "run"
+
+
+def test_a_run_is_asked_as_it_was_trained(tmp_path, run):
+    write(tmp_path / "gsm8k.jsonl", {"question": "How many?", "answer": "#### 2"})
+    script = Script(lambda p, i: "2", template="none")
+    settings = {"benchmark_dir": tmp_path, "n": 1, "engine": script}
+    result = evaluate(str(run), ["gsm8k"], out=tmp_path / "o", **settings)
+    assert result["benchmarks"]["gsm8k"]["first_prompt"] == "Question: How many?\nCalculation: "
+    assert result["protocol"]["template"] == "none"
+    assert result["training_run"] == str(run)
+    assert result["warnings"] == []
+
+
+def test_prompts_that_differ_from_training_are_a_loud_warning(tmp_path, run, caplog):
+    write(tmp_path / "gsm8k.jsonl", {"question": "How many?", "answer": "#### 2"})
+    settings = {"benchmark_dir": tmp_path, "n": 1, "engine": Script(lambda p, i: "2")}
+    result = evaluate(
+        str(run), ["gsm8k"], out=tmp_path / "o", prompt="{question} Box it.", template="auto", system="Hi",
+        **settings,
+    )  # fmt: skip
+    assert len(result["warnings"]) == 3
+    assert "trained with template none, evaluated with auto" in result["warnings"][0]
+    assert "'Hi'" in result["warnings"][1]
+    assert "'{question} Box it.'" in result["warnings"][2]
+    assert sum("PROMPT MISMATCH" in record.message for record in caplog.records) == 3
+
+
+def test_problems_that_bring_their_prompt_are_compared_with_training(tmp_path, run):
+    def warnings(name, prompt):
+        problems = ({"prompt": prompt.replace("{i}", str(7 * i)), "answer": "1"} for i in range(25))
+        file = write(tmp_path / f"{name}.jsonl", *problems)
+        script = Script(lambda p, i: "2", template="none")
+        return evaluate(str(run), benchmark_files=[file], out=tmp_path / name, n=1, engine=script)["warnings"]
+
+    assert warnings("same", "Question: {i} pears?\nCalculation: ") == []
+    assert len(warnings("other", "Q: {i} pears?\nA: ")) == 1
+
+
+def test_overlap_with_the_training_rows_is_listed(tmp_path, run):
+    long = "A farmer has 12 hens and each hen lays 3 eggs a day, how many eggs in a week of seven days?"
+    rows = write(
+        tmp_path / "train.jsonl", {"prompt": "a?", "completion": "1"}, {"prompt": long, "completion": "1"}
+    )
+    write(tmp_path / "gsm8k.jsonl", {"question": long, "answer": "#### 252"},
+          {"question": "Please reason step by step?", "answer": "#### 1"})  # fmt: skip
+    result = evaluate("s", ["gsm8k"], out=tmp_path / "o", benchmark_dir=tmp_path, n=1,
+                      check_overlap=str(rows), engine=Script(lambda p, i: "1"))  # fmt: skip
+    assert result["overlap"]["problems"] == 2
+    (found,) = result["overlap"]["found"]
+    assert (found["problem_id"], found["where"]) == ("gsm8k/0", f"{rows}:2")
+
+
+def test_two_evaluations_are_compared_problem_by_problem(tmp_path, sums):
+    settings = {"benchmark_files": [sums], "n": 4, "max_new_tokens": 64}
+    evaluate("a", out=tmp_path / "a", engine=Script(rarely), **settings)
+    evaluate("b", out=tmp_path / "b", engine=Script(often, fingerprint="g"), **settings)
+    compared = compare_evaluations(tmp_path / "a", tmp_path / "b")
+    numbers = compared["benchmarks"]["sums"]
+    assert numbers["difference"]["mean"] == pytest.approx(15 / 24 - 0.25)
+    assert 0 < numbers["difference"]["p_value"] == numbers["p_holm"] < 0.01
+    assert numbers["difference"]["low"] > 0
+    assert compared["warnings"] == []
+    ids, correct = verdict_matrix(tmp_path / "b", "sums")
+    assert np.array_equal(correct[:2], [[1, 1, 1, 1], [1, 0, 0, 0]])
+    assert ids[0] == "sums/0"
+    evaluate(
+        "b", out=tmp_path / "c", engine=Script(often, fingerprint="g"), limit=10, temperature=0.5, **settings
+    )
+    partly = compare_evaluations(tmp_path / "a", tmp_path / "c")
+    assert partly["benchmarks"]["sums"]["problems"] == 10
+    assert len(partly["warnings"]) == 2
+
+
+def test_mistakes_are_one_clear_line(tmp_path, sums):
+    with pytest.raises(UserError, match="nothing to evaluate on"):
+        evaluate("m", out=tmp_path / "o")
+    with pytest.raises(UserError, match="unknown benchmark 'gsm9'"):
+        evaluate("m", ["gsm9"], out=tmp_path / "o")
+    with pytest.raises(UserError, match="n: 0 is out of range"):
+        evaluate("m", benchmark_files=[sums], out=tmp_path / "o", n=0, engine=Script(often))
+    with pytest.raises(UserError, match="two benchmarks named 'sums'"):
+        evaluate("m", benchmark_files=[sums, sums], out=tmp_path / "o")
+    with pytest.raises(UserError, match=r"no evaluation\.json"):
+        compare_evaluations(tmp_path, tmp_path)
+    assert not (tmp_path / "o" / "evaluation.json").exists()

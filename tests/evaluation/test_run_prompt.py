@@ -1,0 +1,79 @@
+"""The prompt of a training run is found again in its folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rectune.errors import UserError
+from rectune.evaluation.run_prompt import run_prompt, shared_wrapping
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def make_run(folder, rows=None, *, count=30, prompt="Question: {i} apples?\nCalculation: "):
+    data = folder / "data.jsonl"
+    (folder / "run" / "model").mkdir(parents=True)
+    data.write_text(
+        "".join(
+            json.dumps({"prompt": prompt.replace("{i}", f"{i} or {i * i}"), "completion": "1"}) + "\n"
+            for i in range(count)
+        )
+    )
+    config = {"model": "m", "data": str(data), "objective": {"name": "dft"}, "rows": rows or {}}
+    (folder / "run" / "config.json").write_text(json.dumps(config))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("inside", ["", "model"])
+def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
+    run = make_run(tmp_path, {"template": "none", "system": "Be brief."})
+    found = run_prompt(str(run / inside))
+    assert (found.template, found.system) == ("none", "Be brief.")
+    assert found.model == run / "model"
+    assert found.wrapping == "Question: {question}\nCalculation: "
+
+
+def test_other_models_have_no_run(tmp_path):
+    assert run_prompt("smollm2-135m") is None
+    assert run_prompt("owner/name") is None
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert run_prompt(str(tmp_path)) is None
+
+
+def test_rows_that_are_gone_or_few_leave_the_wrapping_open(tmp_path):
+    run = make_run(tmp_path / "few", count=3)
+    assert run_prompt(str(run)).wrapping is None
+    run = make_run(tmp_path / "gone")
+    (tmp_path / "gone" / "data.jsonl").unlink()
+    assert run_prompt(str(run)).wrapping is None
+
+
+def test_broken_runs_are_named(tmp_path):
+    run = make_run(tmp_path, {"template": "none", "colour": 1})
+    with pytest.raises(UserError, match=r"config.json: its table 'rows'"):
+        run_prompt(str(run))
+    (run / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json: cannot be read"):
+        run_prompt(str(run))
+    run = make_run(tmp_path / "b")
+    (run / "model").rmdir()
+    with pytest.raises(UserError, match="has no model yet"):
+        run_prompt(str(run))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("How many are {i}?", "{question}"),  # questions that begin and end alike
+        ("{i}?\nPlease reason step by step.", "{question}\nPlease reason step by step."),
+        ("Problem: {i}? Answer:", "Problem: {question} Answer:"),
+        ("{i}", "{question}"),
+    ],
+)
+def test_what_questions_share_by_chance_is_not_wrapping(prompt, expected):
+    assert shared_wrapping([prompt.replace("{i}", str(7 * i)) for i in range(40)]) == expected

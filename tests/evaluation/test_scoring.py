@@ -1,0 +1,102 @@
+"""Scores of one benchmark, checked by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rectune.errors import UserError
+from rectune.evaluation.scoring import correct_matrix, operations, read_graded, repetition, score
+
+
+def line(problem, index, verdict, extracted="", **more):
+    base = {"problem_id": problem, "sample_index": index, "verdict": verdict, "extracted": extracted,
+            "text": extracted, "grader": "expression", "token_ids": [1] * (index + 1), "fingerprint": "f",
+            "finish_reason": "stop"}  # fmt: skip
+    return base | more
+
+
+SAMPLES = {
+    "a": [line("a", 0, "correct", "2 + 2"), line("a", 1, "correct", "4"), line("a", 2, "wrong", "3"),
+          line("a", 3, "wrong", "1 + 2", finish_reason="length")],
+    "b": [line("b", 0, "timeout", "9"), line("b", 1, "wrong", "6 - -1"), line("b", 2, "wrong", "14 / 2"),
+          line("b", 3, "unparsed")],
+}  # fmt: skip
+
+
+def test_numbers_by_hand():
+    numbers = score(SAMPLES)
+    assert numbers["avg"]["mean"] == 0.25
+    assert {k: v["mean"] for k, v in numbers["pass_at"].items()} == pytest.approx(
+        {"1": 0.25, "2": (1 - 1 / 6) / 2, "4": 0.5}
+    )
+    # a: correct 2, "3" = "1 + 2" 2: a tie; b: 7 twice, wrong
+    assert numbers["maj_at"]["4"]["mean"] == 0.25
+    assert numbers["verdicts"] == {"correct": 2, "wrong": 4, "unparsed": 1, "timeout": 1, "error": 0}
+    assert numbers["stopped"] == 7 / 8
+    assert numbers["tokens"] == 2.5
+    assert numbers["repeating"] == 0
+    assert numbers["operations"] == {"0": 3, "1": 4, "none": 1}
+    for kind in ("avg", "pass_at", "maj_at"):
+        for interval in [numbers[kind]] if kind == "avg" else numbers[kind].values():
+            assert interval["low"] < interval["mean"] < interval["high"]
+    json.dumps(numbers)
+
+
+def test_ks_are_powers_of_two_and_n():
+    six = {"a": [line("a", i, "wrong", str(i)) for i in range(6)]}
+    assert list(score(six)["pass_at"]) == ["1", "2", "4", "6"]
+
+
+def test_programs_do_not_vote_and_foreign_samples_need_no_tokens():
+    code = {
+        "a": [{"problem_id": "a", "sample_index": 0, "verdict": "correct", "text": "x", "grader": "code"}]
+    }
+    numbers = score(code)
+    assert numbers["avg"]["mean"] == 1
+    assert not {"maj_at", "tokens", "operations"} & set(numbers)
+
+
+@pytest.mark.parametrize(
+    ("expression", "count"),
+    [("48 + (48 / 2)", 2), ("-3", 0), ("3 - -2", 1), ("2*(-3)", 1), ("(1 + 2) * 3", 2), ("", 0)],
+)
+def test_operations(expression, count):
+    assert operations(expression) == count
+
+
+def test_repetition_sees_loops_and_not_prose():
+    rng = np.random.default_rng(0)
+    assert repetition(list(rng.integers(0, 5000, 300))) < 0.05
+    assert repetition([1, 2, 3, 4, 5] * 40) > 0.9
+    assert repetition([1] * 10) == 0
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def test_read_graded_takes_the_first_n_in_order(tmp_path):
+    lines = [line("a", 2, "wrong"), line("b", 0, "wrong"), line("a", 0, "correct"), line("a", 1, "wrong")]
+    path = write(tmp_path / "g.jsonl", *lines)
+    found = read_graded(path, ["a"], 2)
+    assert [one["sample_index"] for one in found["a"]] == [0, 1]
+    assert correct_matrix(found).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([line("a", 0, "wrong")], "g.jsonl: 1 of 2 samples of problem a are missing"),
+        ([line("a", 0, "wrong"), line("a", 1, "wrong", fingerprint="g")], "g.jsonl:2: holds samples of two"),
+        ([{"problem_id": "a", "sample_index": 0, "text": "4"}], "g.jsonl:1: is not a graded sample"),
+        ([line("a", 0, "maybe")], "g.jsonl:1: unknown verdict 'maybe'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_named(tmp_path, lines, said):
+    with pytest.raises(UserError) as error:
+        read_graded(write(tmp_path / "g.jsonl", *lines), ["a"], 2)
+    assert said in str(error.value)
