@@ -23,6 +23,7 @@ app = App(
     help="Fine-tune language models on demonstrations so that they generalise.",
     version=rectune.__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 

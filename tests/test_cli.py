@@ -1,0 +1,136 @@
+"""The command line: verbs, flags, exit codes, and where the output goes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectune.cli import main
+from rectune.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, dict[str, bool]]]:
+    """Stands in for the training loop: what `rectune train` would have started."""
+    calls: list[tuple[TrainConfig, dict[str, bool]]] = []
+    loop = types.ModuleType("rectune.training.loop")
+    loop.train = lambda config, **how: calls.append((config, how))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rectune.training.loop", loop)
+    import rectune.training
+
+    monkeypatch.setattr(rectune.training, "loop", loop, raising=False)
+    return calls
+
+
+def test_train_from_flags(trained: list[Any]) -> None:
+    flags = (
+        "--data d --out o --objective.name power --objective.alpha 0.5 --batch-size=8 --resume --lora.merge"
+    )
+    assert main(["train", *flags.split(), "--rows.columns", "prompt=q,completion=a"]) == 0
+    ((config, how),) = trained
+    assert (config.batch_size, config.lora.merge, how) == (8, True, {"resume": True, "dry_run": False})
+    assert (config.objective.name, config.objective.settings) == ("power", {"alpha": "0.5"})
+    assert config.rows.columns == {"prompt": "q", "completion": "a"}
+
+
+def test_train_from_a_recipe(trained: list[Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('data = "d"\nout = "o"\nsteps = 5\n[objective]\nname = "floor"\nminimum = 0.2\n')
+    assert main(["train", str(recipe), "--steps", "7", "--dry-run"]) == 0
+    ((config, how),) = trained
+    assert (config.steps, config.objective.settings, how["dry_run"]) == (7, {"minimum": 0.2}, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "--bach-size", "8"], "--bach-size. Did you mean --batch-size"),
+        (["train", "--batch-size", "x"], "--batch-size"),
+        (["train", "--data", "d"], "out: missing; give --out or out = ... in the recipe"),
+        (["train", "--schedule", "cosin"], "--schedule"),
+        (["train", "nothing.toml"], "nothing.toml: no such recipe"),
+        (["trian"], "train"),
+        (["list", "objektives"], "objectives"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], line: str, trained: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert line in err
+    assert err.startswith("rectune: ")
+    assert err.count("\n") == 1
+    assert trained == []
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: list[Any]) -> None:
+    def broken(config: TrainConfig, **how: bool) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["rectune.training.loop"], "train", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--data", "d", "--out", "o"])
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, trained: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: TrainConfig, **how: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["rectune.training.loop"], "train", interrupted)
+    assert main(["train", "--data", "d", "--out", "o"]) == 130
+    assert capsys.readouterr().err == "rectune: interrupted\n"
+
+
+def test_list_objectives_agrees_with_the_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    from rectune.objectives import OBJECTIVES, column_names, setting_names
+
+    assert main(["list", "objectives", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["objective"] for row in rows] == list(OBJECTIVES)
+    for row in rows:
+        assert tuple(filter(None, row["columns"].split(", "))) == column_names(row["objective"])
+        named = tuple(s.partition(" = ")[0] for s in row["settings"].split(", ") if s)
+        assert named == setting_names(row["objective"])
+        assert row["about"]
+
+
+@pytest.mark.parametrize("what", ["objectives", "benchmarks", "models", "recipes"])
+def test_list_prints_a_table(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    if what == "objectives":
+        assert "Weight 1[p >= q]" in out  # brackets are text, not markup
+        assert max(map(len, out.splitlines())) > 110  # nothing is folded into a pipe
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import rectune
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == rectune.__version__
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--objective.name" in out
+    assert "Rows per optimizer step" in out
+
+
+def test_the_documented_command_line_is_what_help_prints() -> None:
+    spec = importlib.util.spec_from_file_location("make_cli_docs", ROOT / "scripts" / "make_cli_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == "\n".join(script.sections())

@@ -1,0 +1,143 @@
+"""Recipes and flags become one frozen config; what is wrong is one line that says where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rectune.config import TrainConfig, dump_config, load_config, settings_fields
+from rectune.errors import UserError
+
+SETTINGS = (
+    """
+model data out seed epochs steps batch_size max_length micro_batch_tokens
+learning_rate schedule warmup weight_decay betas clip normalization precision gradient_checkpointing
+memory_budget
+objective.name objective.phases objective.protect
+rows.format rows.columns rows.template rows.system rows.split rows.holdout rows.limit
+lora.rank lora.alpha lora.dropout lora.targets lora.merge
+evaluate_every checkpoint_every keep_checkpoints choose trackers
+""".split()  # noqa: SIM905
+)
+"""All settings there are. A new one has to be worth its line here; 45 is the most there may be."""
+
+NEEDED = {"data": "rows.jsonl", "out": "run"}
+
+
+def recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_the_settings_are_these() -> None:
+    assert [name for name, _ in settings_fields()] == SETTINGS
+    assert len(SETTINGS) <= 45
+
+
+def test_every_setting_says_what_it_does() -> None:
+    assert [name for name, field in settings_fields() if not field.description] == []
+
+
+def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
+    path = recipe(
+        tmp_path,
+        'data = "a.jsonl"\nout = "run"\nbatch_size = 4\n[objective]\nname = "power"\nalpha = 0.5\n'
+        '[rows]\ncolumns = { prompt = "q", completion = "a" }\nholdout = "test.jsonl"\n',
+    )
+    config = load_config(path, {"batch_size": "8", "objective.name": "dft", "betas": "0.9,0.99"})
+    assert (config.data, config.batch_size, config.betas) == ("a.jsonl", 8, (0.9, 0.99))
+    assert (config.objective.name, config.objective.settings) == ("dft", {"alpha": 0.5})
+    assert config.rows.columns == {"prompt": "q", "completion": "a"}
+    assert config.rows.holdout == "test.jsonl"
+
+
+def test_text_from_flags_is_converted() -> None:
+    config = load_config(
+        None,
+        {
+            **NEEDED,
+            "rows.holdout": "0.1",
+            "rows.columns": "prompt=q, completion=a",
+            "trackers": "wandb, trackio",
+        },
+    )
+    assert config.rows.holdout == 0.1
+    assert config.rows.columns == {"prompt": "q", "completion": "a"}
+    assert config.trackers == ("wandb", "trackio")
+
+
+def test_the_dumped_config_is_whole_and_reads_back() -> None:
+    config = load_config(None, {**NEEDED, "objective.alpha": "0.5", "lora.rank": 8})
+    text = dump_config(config)
+    assert TrainConfig.model_validate_json(text) == config
+    assert '"memory_budget": 256' in text
+    assert '"alpha": "0.5"' in text
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(None, NEEDED).batch_size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('data = "a"\nout = = "b"\n', "recipe.toml:2: not TOML: Invalid value"),
+        (
+            "bach_size = 3\n",
+            "recipe.toml: bach_size: unknown setting 'bach_size'; did you mean 'batch_size'?",
+        ),
+        (
+            '[rows]\nformt = "x"\n',
+            "recipe.toml: rows.formt: unknown setting 'rows.formt'; did you mean 'rows.format'?",
+        ),
+        (
+            'data = "a"\nout = "b"\nbatch_size = "x"\n',
+            "recipe.toml: batch_size: input should be a valid integer",
+        ),
+        (
+            'data = "a"\nout = "b"\nbatch_size = 0\n',
+            "recipe.toml: batch_size: input should be greater than 0, got 0",
+        ),
+        ('data = "a"\nout = "b"\nbetas = [0.9, 1.5]\n', "recipe.toml: betas: each is at least 0 and below 1"),
+        ('data = "a"\nout = "b"\nrows = 3\n', "recipe.toml: rows: unknown setting 'rows'"),
+        ('data = "a"\nout = "b"\nobjective = "dft"\n', "recipe.toml: objective: unknown setting 'objective'"),
+        (
+            'data = "a"\nout = "b"\n[rows]\nholdout = 1.5\n',
+            "recipe.toml: rows.holdout: a share of the rows is",
+        ),
+        ('data = "a"\n', "out: missing; give --out or out = ... in the recipe"),
+        ('data = "a"\nout = "b"\nchoose = "nll"\n', "choose = 'nll' needs evaluate_every > 0"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(recipe(tmp_path, text))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"lora.rank": "x"}, "--lora.rank: input should be a valid integer"),
+        ({"schedule": "cosin"}, "--schedule: input should be 'cosine', 'linear' or 'constant', got 'cosin'"),
+        ({"rows.columns": "prompt"}, "--rows.columns: 'prompt' is not of the form prompt=FIELD"),
+        ({"trackers": "tensorbord"}, "--trackers: input should be 'tensorboard', 'wandb' or 'trackio'"),
+        ({"max_length": 9000}, "micro_batch_tokens 4096 is less than max_length 9000"),
+    ],
+)
+def test_a_bad_flag_is_one_line(overrides: dict[str, object], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, {**NEEDED, **overrides})
+    assert str(caught.value).startswith(line)
+
+
+def test_a_missing_or_binary_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such recipe"):
+        load_config(tmp_path / "nothing.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_config(tmp_path / "binary.toml")
