@@ -88,9 +88,7 @@ def _phrase(text: str) -> str:
         r"\s+[A-Za-z]{2,}(?!.*[\d\\])", found[number.end() :]
     ):
         return number.group(1)
-    return (
-        _number(found) if len(found.split()) > 6 and _PROSE.search(found) else found.replace(r"\boxed{", "")
-    )
+    return _number(found) if _PROSE.search(found) else found.replace(r"\boxed{", "")
 
 
 def _number(text: str) -> str:
@@ -110,7 +108,7 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\(?:left|right|[bB]ig+[lr]?)(?![a-zA-Z])|\\(?:displaystyle|limits)(?![a-zA-Z])", ""),
     (r"\\{,\\}|,\\s*\\\\!\\s*", ","),
     (r"\{,\}|,\s*\\!\s*", ","),
-    (r"\\[!,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
+    (r"(?<!\\)\\[!,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
     (r"\\[dtc]frac", r"\\frac"),
     (r"\\(?:mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|operatorname\*?)\s*\{", r"\\text{"),
     (r"\\(?:geqslant|geq)(?![a-zA-Z])", r"\\ge"),
@@ -139,7 +137,9 @@ def normalize_answer(answer: str) -> str:
     `\dfrac12` becomes `\frac{1}{2}`, `\text{...}` around words stays for `math.py`, a percent sign as `%`.
     """
     answer = answer.translate(_UNICODE).strip()
-    answer = re.sub(r"\\\$|[$€£¥]|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|\bUSD\b|\*\*", "", answer)
+    answer = re.sub(r"\\\$|[$€£¥]|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|\bUSD\b|^\*\*|\*\*$", "", answer).replace(
+        "**", "^"
+    )
     for pattern, new in _REPLACE:
         answer = pattern.sub(new, answer)
     answer = answer.strip().rstrip(".,;:").strip()

@@ -48,8 +48,8 @@ def grade(
     """Grade every line of `samples` and write it to `out` with `verdict` and `extracted` added.
 
     A line needs `answer` (gold) and `text` (the model's words); `grader` is "math" where it is missing,
-    `extra` is for the grader, and other fields pass through as they are written. `out` grows line by line; a run that
-    was killed goes on where it stopped, and so does one whose `samples` has grown.
+    `extra` is for the grader, and other fields pass through as they are written. `out` grows
+    line by line; a run that was killed goes on where it stopped, and so does one whose `samples` has grown.
 
     Args:
         workers: Answers graded at once; all cores if None.

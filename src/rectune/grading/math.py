@@ -117,11 +117,13 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return list(map(len, rows)) == list(map(len, other_rows)) and _all_same(
             list(chain(*rows)), list(chain(*other_rows)), tolerance, depth
         )
-    if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
-        if _word(gold) == _word(answer):
+    if (words := _words(gold)) or _words(answer):
+        if words == _words(answer):
             return True
-        if _WORDS.fullmatch(gold) and len(_word(gold)) > 1:
+        if len(words) > 1:
             return False
+        if len(_words(answer)) > 3:
+            raise Unreadable
     return _same_expression(gold, answer, tolerance)
 
 
@@ -215,7 +217,10 @@ def _matrix(answer: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows]
 
 
-def _word(answer: str) -> str:
+def _words(answer: str) -> str:
+    """The words of an answer that is nothing but words, or a letter; else ""."""
+    if not _WORDS.fullmatch(answer):
+        return ""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer).strip().strip("().").strip()
     return " ".join(bare.split()).casefold() if len(bare) > 1 else bare
 
@@ -235,6 +240,6 @@ def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _parsed(answer: str) -> tuple[Any, ...]:
+def _parsed(answer: str) -> list[Any]:
     """math-verify's reading: a sympy expression, then its text; only the text where it is not mathematics."""
-    return tuple(parse(f"${answer}$", _LATEX, parsing_timeout=None))
+    return list(parse(f"${answer}$", _LATEX, parsing_timeout=None))

@@ -56,6 +56,11 @@ class Worker:
             if process is not None:
                 process.kill()
 
+    def release(self) -> None:
+        """Close the pipes, once no thread uses them."""
+        if self._process is not None:
+            self._end()
+
     def _grade_code(self, item: Item) -> Graded:
         def started(process: subprocess.Popen[bytes]) -> None:
             self._sandbox = process
@@ -174,6 +179,8 @@ class Grader:
         for worker in self._workers:
             worker.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.release()
 
     def grade(self, items: Iterable[Item]) -> list[Graded]:
         """Grade all `items`, in their order; errors as `stream`."""

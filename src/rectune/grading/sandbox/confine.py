@@ -2,7 +2,7 @@
 
 After `confine` this process can compute, read Python's own files, and read and write its own folder. It
 cannot open a socket, start a process, run a program, signal, trace or change the limits of any process,
-mount, or gain a privilege. It works alike for root and for an ordinary user, and cannot be undone from inside.
+mount, or gain a privilege. It works alike for root and for an ordinary user, and cannot be undone.
 """
 
 from __future__ import annotations

@@ -1,0 +1,245 @@
+"""The sandbox for programs: right answers pass, and attacks neither pass nor reach outside."""
+
+# ruff: noqa: E501  (attacks are one-line programs)
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rectune.errors import UserError
+from rectune.grading import code as code_module
+from rectune.grading.code import extract_code, grade_code
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are graded on Linux only")
+
+TESTS = {
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n",
+    "entry_point": "f",
+}
+SQUARE = "def f(x):\n    return x * x\n"
+WRONG = "def f(x):\n    return 0\n"
+
+
+def verdict(program: str, timeout: float = 5.0, **extra: object) -> str:
+    return grade_code(f"```python\n{program}\n```", {**TESTS, **extra}, timeout=timeout).verdict
+
+
+def test_right_wrong_and_unreadable_programs() -> None:
+    assert verdict(SQUARE) == "correct"
+    assert verdict(WRONG) == "wrong"
+    assert verdict("def f(x): return x +") == "unparsed"
+    assert verdict("def g(x): return x * x") == "wrong"
+    assert verdict("def f(x): raise ValueError(x)") == "wrong"
+    assert grade_code("", TESTS).verdict == "unparsed"
+
+
+EQUAL_TO_ALL = "class A(int):\n    __eq__ = lambda s, o: True\n    __hash__ = int.__hash__\n"
+CHEATS = {
+    "leave with success": "import sys; sys.exit(0)",
+    "leave hard": "import os; os._exit(0)",
+    "leave in the call": "import os\ndef f(x): os._exit(0)",
+    "exit in the call": "def f(x): raise SystemExit(0)",
+    "print the mark": WRONG + 'print("correct", \'["correct", true]\', flush=True)',
+    "write to every descriptor": WRONG
+    + "import os\nfor i in range(256):\n    try: os.write(i, b'[\"correct\", true]\\n')\n    except OSError: pass",
+    "equal to everything": EQUAL_TO_ALL + "def f(x): return A()",
+    "equal object": "class A:\n    __eq__ = lambda s, o: True\n    __hash__ = None\ndef f(x): return A()",
+    "patch the built-ins": WRONG
+    + "import builtins\nbuiltins.AssertionError = ValueError\nbuiltins.compile = None",
+    "patch assert's error": WRONG + "class AssertionError(Exception): pass",
+    "replace the checker": WRONG + "def check(candidate): pass",
+    "replace it in every module": WRONG
+    + "import sys\nfor m in list(sys.modules.values()):\n    m.check = lambda c: None\n    m._judge = lambda *a: ['correct', True]",
+    "patch unittest": WRONG + "import unittest\nunittest.TestCase.assertEqual = lambda *a: None",
+    "climb the frames": WRONG
+    + "import sys\nframe = sys._getframe()\nwhile frame:\n    frame.f_globals['check'] = lambda c: None\n    frame = frame.f_back",
+    "trace": WRONG + "import sys\nsys.settrace(lambda *a: None)",
+    "exit handler": WRONG + "import atexit, os\natexit.register(os._exit, 0)",
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheating_does_not_pass(name: str) -> None:
+    assert verdict(CHEATS[name]) == "wrong"
+
+
+def probe(body: str) -> str:
+    """A right program if `body`, run inside, is refused with an OSError; else a wrong one."""
+    indented = "\n".join("    " + line for line in body.splitlines())
+    return (
+        f"import os, socket, subprocess, ctypes, signal\ntry:\n{indented}\nexcept (OSError, ValueError):\n    refused = True\n"
+        + ("else:\n    refused = False\ndef f(x):\n    return x * x if refused else 0\n")
+    )
+
+
+REFUSED = {
+    "tcp": "socket.create_connection(('127.0.0.1', 80), 1)",
+    "udp": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+    "unix socket": "socket.socket(socket.AF_UNIX)",
+    "fork": "os.fork()",
+    "run": "subprocess.run(['true'])",
+    "replace itself": "os.execv('/bin/true', ['true'])",
+    "kill the parent": "os.kill(os.getppid(), 9)",
+    "kill all": "os.kill(-1, 9)",
+    "read its parent's memory": "open(f'/proc/{os.getppid()}/mem', 'rb')",
+    "read its parent's environment": "open(f'/proc/{os.getppid()}/environ', 'rb').read()",
+    "read its parent's input": "open(f'/proc/{os.getppid()}/fd/0', 'rb')",
+    "read a home folder": "os.listdir('/root' if os.path.isdir('/root') else '/home')",
+    "read passwords": "open('/etc/passwd')",
+    "read temporary files": "os.listdir('/tmp')",
+    "write to tmp": "open('/tmp/rectune-escape', 'w')",
+    "write to shared memory": "open('/dev/shm/rectune-escape', 'w')",
+    "write above": "open('../escape', 'w')",
+    "link out": "os.symlink('/etc', 'etc'); open('etc/passwd')",
+    "raise the limits": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "change a mode": "os.chmod('/tmp', 0o777)",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_kernel_refuses(name: str) -> None:
+    assert verdict(probe(REFUSED[name])) == "correct"
+
+
+def test_environment_is_empty_and_the_folder_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(code_module.tempfile, "tempdir", None)
+    program = (
+        "import os\nopen('note', 'w').write('x')\nok = sorted(os.environ) == ['HOME', 'LANG', 'TMPDIR']"
+        " and os.environ['HOME'] == os.getcwd() and os.listdir('.') == ['note']\n"
+        "def f(x): return x * x if ok else 0"
+    )
+    assert verdict(program) == "correct"
+    assert list(tmp_path.iterdir()) == []
+
+
+GREEDY = {
+    "memory": ("x = bytearray(2**31)\n" + SQUARE, {"wrong"}),
+    "memory in small pieces": ("x = []\nwhile True: x.append(bytearray(2**20))", {"wrong"}),
+    "fork bomb": ("import os\nwhile True: os.fork()", {"wrong"}),
+    "swallowing fork bomb": ("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", {"timeout"}),
+    "thread bomb": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", {"wrong", "timeout"}),
+    "endless loop": ("while True: pass", {"timeout"}),
+    "endless call": ("def f(x):\n    while True: pass", {"timeout"}),
+    "endless sleep": ("import time\ntime.sleep(1000)", {"timeout"}),
+    "deaf to signals": ("import signal\nfor s in (1, 2, 15, 14, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass", {"timeout"}),
+    "endless output": ("while True: print('x' * 10**6)", {"timeout"}),
+    "huge file": ("import signal\nsignal.signal(25, signal.SIG_IGN)\nf = open('big', 'wb')\nwhile True: f.write(bytes(2**20))", {"wrong"}),
+    "huge answer": ("def f(x): return 'x' * 10**8", {"wrong"}),
+    "deep answer": ("def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a", {"wrong"}),
+    "endless answer": ("def f(x): return iter(int, 1)", {"wrong"}),
+    "deep source": ("(" * 10**5, {"unparsed"}),
+    "crash": ("import ctypes\nctypes.string_at(0)", {"wrong"}),
+    "forged replies": ("import os\nwhile True: os.write(61, b'[[[[' * 10**4)", {"wrong"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_greed_is_bounded(name: str) -> None:
+    program, allowed = GREEDY[name]
+    started = time.monotonic()
+    assert verdict(program, timeout=1.0) in allowed
+    assert time.monotonic() - started < 4
+
+
+def test_nothing_is_left_running() -> None:
+    marker = f"{time.time_ns()}"
+    verdict(f"import time\nx = '{marker}'\nwhile True: time.sleep(1)", timeout=0.5)
+    time.sleep(0.2)
+    left = [int(p) for p in os.listdir("/proc") if p.isdigit() and _sandboxed(int(p))]
+    assert left == []
+
+
+def _sandboxed(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd").startswith(f"{code_module.tempfile.gettempdir()}/rectune-")
+    except OSError:
+        return False
+
+
+def test_objects_stay_with_the_candidate() -> None:
+    """Classes, instances and their attributes work through handles, as some MBPP tests need."""
+    program = "class Node:\n    def __init__(self, v): self.v, self.left = v, None\ndef depth(n): return 0 if n is None else 1 + depth(n.left)"
+    extra = {
+        "test_setup_code": "root = Node(1)\r\nroot.left = Node(2)",
+        "test_list": ["assert depth(root) == 2", "assert root.left.v == 2"],
+    }
+    assert grade_code(program, extra).verdict == "correct"
+    assert grade_code(program, {**extra, "test_list": ["assert depth(root) == 3"]}).verdict == "wrong"
+
+
+def test_values_cross_the_pipe_unchanged() -> None:
+    values = "[1, -2**70, 0.1, float('inf'), 1j, 'é\\ud800', b'x', None, True, (1, [2]), {1: {2}, (3,): 'a'}, frozenset({4}), range(3)]"
+    extra = {
+        "test_list": [
+            f"assert f({values}) == {values}",
+            f"assert [type(v) for v in f({values})] == [type(v) for v in {values}]",
+        ]
+    }
+    assert grade_code("def f(x): return x", extra).verdict == "correct"
+
+
+def test_code_is_found_in_prose() -> None:
+    prompt = "import math\n\ndef area(r):\n    '''Area of a disc.'''\n"
+    whole = "def area(r):\n    return math.pi * r * r"
+    talk = f"Sure!\n```python\n{whole}\n```\nFor example:\n```python\nprint(area(1))\n```"
+    for text in (talk, whole, "    return math.pi * r * r\n\nprint(area(1))", "return math.pi * r * r"):
+        names: dict = {}
+        exec(extract_code(text, prompt=prompt, entry_point="area"), names)
+        assert round(names["area"](2), 3) == 12.566
+    assert extract_code("```\nx = 1") == "x = 1"
+
+
+def test_a_problem_without_tests_is_refused() -> None:
+    with pytest.raises(UserError, match="without tests"):
+        grade_code(SQUARE, {})
+
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def _all_correct(rows: list[tuple[str, dict]]) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        verdicts = list(threads.map(lambda row: grade_code(row[0], row[1], timeout=20).verdict, rows))
+    assert verdicts == ["correct"] * len(rows)
+
+
+def _humaneval() -> list[tuple[str, dict]]:
+    path = DATA / "humaneval" / "HumanEval.jsonl.gz"
+    if not path.exists():
+        pytest.skip("HumanEval is not beside the repository")
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    assert len(rows) == 164
+    return [(row["canonical_solution"], row) for row in rows]
+
+
+def _mbpp() -> list[tuple[str, dict]]:
+    path = DATA / "mbpp" / "mbpp.jsonl"
+    if not path.exists():
+        pytest.skip("MBPP is not beside the repository")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 974
+    return [(row["code"], row) for row in rows]
+
+
+def test_some_reference_solutions_pass() -> None:
+    _all_correct([*_humaneval()[::16], *_mbpp()[::80]])
+
+
+@pytest.mark.slow
+def test_all_reference_solutions_of_humaneval_pass() -> None:
+    _all_correct(_humaneval())
+
+
+@pytest.mark.slow
+def test_all_reference_solutions_of_mbpp_pass() -> None:
+    _all_correct(_mbpp())

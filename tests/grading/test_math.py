@@ -1,0 +1,95 @@
+"""Verdicts on mathematical answers, against a table judged by hand and the data sets' own gold answers."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from grading.cases import CASES
+
+from rectune.grading.answers import extract_answer, normalize_answer, plain_number, split_top
+from rectune.grading.math import Unreadable, _same_expression, grade_math
+
+
+def test_the_table_is_long_enough_and_has_all_verdicts() -> None:
+    assert len(CASES) >= 120
+    assert {case[2] for case in CASES} == {"correct", "wrong", "unparsed"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} | {case[1]}"[:60])
+def test_verdict_is_the_one_given_by_hand(case: tuple) -> None:
+    gold, text, verdict, *extra = case
+    graded = grade_math(gold, text, *extra)
+    assert graded.verdict == verdict, graded
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "answer"),
+    [
+        (r"\boxed{1} #### 2", ("boxed", "hash"), "1"),
+        (r"\boxed{1} #### 2", ("hash", "boxed"), "2"),
+        ("the answer is 3 of 4", ("number",), "4"),
+        (r"\boxed{\{1, 2\}}", ("boxed",), r"\{1, 2\}"),
+        (r"\boxed{5} or $\boxed{6}$", ("boxed",), "5, 6"),
+        (r"a } b \boxed{7} {", ("boxed",), "7"),
+    ],
+)
+def test_extraction_follows_the_order_of_rules(text: str, rules: tuple[str, ...], answer: str) -> None:
+    assert extract_answer(text, rules) == answer
+
+
+def test_plain_numbers_are_exact() -> None:
+    assert plain_number("1,234.5") == plain_number(r"1234\frac{1}{2}") == plain_number("2469/2")
+    assert plain_number("0.1") == plain_number("1/10") == plain_number("1e-1")
+    nothing = ["", ".", "-", "1,23", "x", "1/0", "1e9999", "1.2.3"]
+    assert [plain_number(text) for text in nothing] == [None] * len(nothing)
+
+
+def test_cutting_at_commas_respects_brackets() -> None:
+    assert split_top(r"(1,2], \{3,4\}; \frac{5,6}{7}") == ["(1,2]", r"\{3,4\}", r"\frac{5,6}{7}"]
+
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def _golds(name: str) -> list[tuple[str, dict[str, object]]]:
+    """The gold answers of a data set with what its grader needs beyond them."""
+    if not DATA.is_dir():
+        pytest.skip("the data sets are not beside the repository")
+    if name == "svamp":
+        return [(str(row["Answer"]), {}) for row in json.loads((DATA / "svamp/SVAMP.json").read_text())]
+    rows = [json.loads(line) for line in (DATA / name / "test.jsonl").read_text().splitlines()]
+    if name == "gsm8k":
+        return [(row["answer"].rpartition("#### ")[2], {}) for row in rows]
+    if name == "math500":
+        return [(row["answer"], {}) for row in rows]
+    keys = ("error", "is_multiple_answer")
+    return [(row["final_answer"][0], {key: row[key] for key in keys}) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("math500", 500), ("olympiadbench", 675), ("gsm8k", 1319), ("svamp", 1000)]
+)
+@pytest.mark.parametrize("form", [r"So it is $\boxed{%s}$.", "Therefore\n#### %s", "The answer is %s."])
+def test_every_gold_answer_is_correct_against_itself(name: str, count: int, form: str) -> None:
+    exceptions = json.loads((Path(__file__).parent / "gold_exceptions.json").read_text())
+    known = {row["gold"] for row in exceptions if row["form"] == form}
+    golds = _golds(name)
+    assert len(golds) == count
+    failed = {gold for gold, extra in golds if grade_math(gold, form % gold, extra).verdict != "correct"}
+    assert failed <= known
+
+
+@pytest.mark.parametrize(("name", "unreadable"), [("math500", 0), ("olympiadbench", 3)])
+def test_mathematics_alone_finds_gold_answers_equal_to_themselves(name: str, unreadable: int) -> None:
+    """Equal spelling answers the test above; here math-verify has to read and compare each gold answer."""
+    failed = 0
+    for gold, _ in _golds(name):
+        spelling = normalize_answer(gold)
+        try:
+            assert _same_expression(spelling, spelling, Fraction(0)), gold
+        except Unreadable:
+            failed += 1
+    assert failed == unreadable
