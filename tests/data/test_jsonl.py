@@ -25,7 +25,7 @@ def test_a_torn_last_line_is_left_out_and_replaced(tmp_path: Path, torn: bytes) 
     append_jsonl(path, [{"a": 1}, {"a": 2}])
     with path.open("ab") as file:
         file.write(torn)
-    with pytest.raises(UserError, match="a.jsonl:3: "):
+    with pytest.raises(UserError, match=r"a\.jsonl:3: "):
         list(read_jsonl(path))
     assert [record for _, record in read_jsonl(path, torn_last=True)] == [{"a": 1}, {"a": 2}]
     append_jsonl(path, [{"a": 4}])
@@ -35,7 +35,7 @@ def test_a_torn_last_line_is_left_out_and_replaced(tmp_path: Path, torn: bytes) 
 def test_a_broken_line_that_is_whole_is_never_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(UserError, match="a.jsonl:2: malformed JSON"):
+    with pytest.raises(UserError, match=r"a\.jsonl:2: malformed JSON"):
         list(read_jsonl(path, torn_last=True))
 
 

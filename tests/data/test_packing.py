@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import tiny_model
 
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.tokens import Encoded
 from rectune.errors import UserError
+from toys import tiny_model
 
 
 def row(ids: list[int], prompt: int) -> Encoded:

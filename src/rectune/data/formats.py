@@ -134,7 +134,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 
 
 def detect_format(records: Sequence[Record], where: str) -> str:
-    """The first format whose fields at least half of `records` have, so that one bad record is named as such later.
+    """The first format whose fields at least half of `records` have; the others are named when read.
 
     Raises:
         UserError: No format fits; says which fields there are, and how to map them.

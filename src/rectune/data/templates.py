@@ -123,6 +123,8 @@ def render(
     Raises:
         UserError: The template refuses the conversation, for example a system message.
     """
+    if not turns:
+        raise UserError("begins with the assistant's turn", where=where, hint="put a user turn before it")
     if template.text is None:
         if [turn.role for turn in turns] != ["user", "assistant"][: 1 if generation else 2]:
             raise UserError(
@@ -172,7 +174,7 @@ def split_prompt(
     text = render(template, turns, tokenizer, generation=True, where=where)
     found, done = [], 0
     for i, turn in enumerate(turns):
-        if turn.role != "assistant":
+        if turn.role != "assistant" or (i == 0 and not turn.supervised):
             continue
         before = render(template, turns[:i], tokenizer, generation=True, where=where)
         end = _turn_end(text, before, turn.content, template.closing)

@@ -1,0 +1,95 @@
+"""Problems with gold answers, and the packaged data, which has to be what its makers' files give."""
+
+# ruff: noqa: E501 (tables of cases)
+from __future__ import annotations
+
+import importlib.util
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from rectune.config import DataConfig
+from rectune.data.problems import read_problems
+from rectune.data.reading import read_rows, row_at
+from rectune.data.rows import Problem, Turn
+from rectune.errors import UserError
+from rectune.grading.expression import evaluate_expression
+
+ASSETS = Path(str(files("rectune"))) / "assets"
+ROOT = Path(__file__).parents[2]
+
+
+def test_fields(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"prompt": "a", "answer": 5}\n'
+        '{"question": "b", "answer": "2 = 2\\n#### 2", "grader": "exact", "problem_id": "x", "extra": {"t": 1}}\n'
+        '{"problem": "c", "answer": ["1", 2.5]}\n'
+        '{"messages": [{"role": "user", "content": "d"}, {"role": "assistant", "content": "no"}], "answer": "e"}\n'
+    )
+    asked = [(Turn("user", text),) for text in "abcd"]
+    assert read_problems(path) == [
+        Problem("1", asked[0], "5", "math", f"{path}:1"),
+        Problem("x", asked[1], "2", "exact", f"{path}:2", {"t": 1}),
+        Problem("3", asked[2], ["1", "2.5"], "math", f"{path}:3"),
+        Problem("4", asked[3], "e", "math", f"{path}:4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no problems"),
+        ('{"prompt": "a"}', "p.jsonl:1: field 'answer' is missing; has: prompt"),
+        ('{"answer": "a"}', "p.jsonl:1: has no question"),
+        ('{"prompt": 1, "answer": "a"}', "p.jsonl:1: field 'prompt' is number"),
+        ('{"prompt": "a", "answer": true}', "field 'answer' is true/false"),
+        ('{"prompt": "a", "answer": "####"}', "field 'answer' is empty"),
+        ('{"prompt": "a", "answer": "1", "extra": 1}', "field 'extra' is number"),
+        ('{"prompt": "a", "answer": "1", "problem_id": "2"}\n{"prompt": "b", "answer": "1"}', "problem_id '2' of"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_problems(path)
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 2101), ("test", 305)])
+def test_packaged_calculations(split: str, count: int, tmp_path: Path) -> None:
+    path = ASSETS / f"gsm8k_calculations_{split}.jsonl"
+    dataset = read_rows(str(path), options=DataConfig(), cache_dir=tmp_path)
+    problems = read_problems(path)
+    assert len(dataset) == len(problems) == count
+    for i, problem in enumerate(problems):
+        row = row_at(dataset, i)
+        assert row.turns[0] == problem.prompt[0]
+        assert row.turns[0].content.endswith("\nCalculation: ")
+        assert evaluate_expression(row.turns[1].content) == Fraction(str(problem.answer))
+        assert problem.grader == "expression"
+
+
+def test_packaged_svamp() -> None:
+    problems = read_problems(ASSETS / "svamp_excerpt.jsonl")
+    assert len(problems) == 400
+    assert all(isinstance(p.answer, str) and Fraction(p.answer) is not None for p in problems)
+
+
+def test_packaged_data_is_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ROOT.parent / "shared" / "data"
+    if not data.is_dir():
+        pytest.skip("the published files are not beside the repository")
+    spec = importlib.util.spec_from_file_location("make_assets", ROOT / "scripts" / "make_assets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "ASSETS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["make_assets.py", "--data", str(data)])
+    script.main()
+    for made in tmp_path.iterdir():
+        assert made.read_bytes() == (ASSETS / made.name).read_bytes()
+    assert len(list(tmp_path.iterdir())) == 3
