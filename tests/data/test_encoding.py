@@ -27,7 +27,8 @@ EOS = 2
 LLAMA2 = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}"
-    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
     "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
@@ -165,7 +166,7 @@ def test_template_that_keeps_only_the_last_thinking() -> None:
         row("a", "<think>x</think>b", "c", "<think>y</think>d", supervised=(3,)), tokenizer, "auto"
     )
     assert "x" not in tokenizer.decode(made.input_ids)
-    with pytest.raises(UserError, match="f:1: .* rewrites turn 1 once later turns follow"):
+    with pytest.raises(UserError, match=r"f:1: .* rewrites turn 1 once later turns follow"):
         assert_join(row("a", "<think>x</think>b", "c", "d"), tokenizer, "auto")
 
 

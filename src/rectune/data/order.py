@@ -31,9 +31,7 @@ def split_holdout(n: int, share: float, seed: int) -> tuple[list[int], list[int]
         UserError: `share` is not in [0, 1), or no row would be left to train on.
     """
     if not 0 <= share < 1:
-        raise UserError(
-            f"a share of {share} cannot be kept aside", where="rows.holdout", hint="0 to 1"
-        )
+        raise UserError(f"a share of {share} cannot be kept aside", where="rows.holdout", hint="0 to 1")
     if share == 0:
         return list(range(n)), []
     aside = max(1, round(n * share))

@@ -117,9 +117,7 @@ def _resolve_format(records: Records, options: DataConfig) -> str:
     if options.format == "auto":
         return detect_format([record for _, record in look], where)
     if options.format not in FORMATS:
-        raise unknown_name(
-            "format", options.format, [*FORMATS, "auto", "mapping"], where="rows.format"
-        )
+        raise unknown_name("format", options.format, [*FORMATS, "auto", "mapping"], where="rows.format")
     return options.format
 
 
