@@ -54,7 +54,7 @@ def difference_row(P: int, N: int, mean: float, gain: float, c: float, runs: int
         fresh_P = rng.beta((mean + gain) * c, (1 - mean - gain) * c, size=P)
         b_P = np.where(own_P, a_P, fresh_P)
         a, b = ((rng.random((P, N)) < p[:, None]).astype(float) for p in (a_P, b_P))
-        _, low, high, p_value = paired_difference(a, b)
+        _, low, high, p_value = paired_difference(b, a)
         hits += low <= gain / 2 <= high
         found += p_value < 0.05
     return [100 * hits / runs, 100 * found / runs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from rectune.data.rows import Turn
@@ -72,6 +73,45 @@ def test_every_benchmark_says_where_it_is_from():
         assert benchmark.licence
         assert "{question}" in benchmark.prompt
     assert BENCHMARKS["math500"].prompt == BOXED
+
+
+HUB = {
+    "multiarith": ({"question": "1+1?", "final_ans": "2"}, "2"),
+    "aime24": ({"id": 60, "problem": "1+1?", "answer": "204"}, "204"),
+    "minerva": ({"question": "1+1?", "answer": "2"}, "2"),
+    "natural_questions": ({"question": "who?", "answer": ["Ada", "A. Lovelace"]}, ["Ada", "A. Lovelace"]),
+    "olympiadbench": (
+        {"id": 1, "question": "1+1?", "context": None, "final_answer": ["$2$"], "is_multiple_answer": False,
+         "unit": None, "answer_type": "Numerical", "error": None},
+        "$2$",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_records_from_the_hub_are_understood(name, monkeypatch):
+    """The hub itself is not reached here: only ids, splits and field names as declared are followed."""
+    record, answer = HUB[name]
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((*args, kwargs["split"]))
+        return datasets.Dataset.from_list([record])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (problem,) = load_benchmark(name)
+    hub, _, config = BENCHMARKS[name].hub.partition(":")
+    assert asked == [(hub, config or None, BENCHMARKS[name].split)]
+    assert problem.answer == answer
+    assert problem.where == f"{BENCHMARKS[name].hub}[0]"
+
+
+def test_packaged_calculations_need_no_folder():
+    inside, outside = load_benchmark("gsm8k-calculations"), load_benchmark("svamp-calculations", limit=7)
+    assert (len(inside), len(outside)) == (305, 7)
+    assert {p.grader for p in inside + outside} == {"expression"}
+    assert inside[0].prompt[0].content.endswith("\nCalculation: ")
+    assert inside[0].problem_id == "gsm8k-calculations/gsm8k-test-1"
 
 
 def test_a_file_named_after_the_benchmark_serves(tmp_path):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
-from toys import byte_tokenizer
 
 from rectune.data.encoding import choose_template
 from rectune.errors import UserError
 from rectune.evaluation.compare import compare_evaluations, verdict_matrix
 from rectune.evaluation.evaluate import evaluate, table
 from rectune.sampling.engine import Completion, DrawSettings, Request
+from toys import byte_tokenizer
 
 
 class Script:
@@ -215,7 +215,7 @@ def test_two_evaluations_are_compared_problem_by_problem(tmp_path, sums):
     settings = {"benchmark_files": [sums], "n": 4, "max_new_tokens": 64}
     evaluate("a", out=tmp_path / "a", engine=Script(rarely), **settings)
     evaluate("b", out=tmp_path / "b", engine=Script(often, fingerprint="g"), **settings)
-    compared = compare_evaluations(tmp_path / "a", tmp_path / "b")
+    compared = compare_evaluations(tmp_path / "b", tmp_path / "a")
     numbers = compared["benchmarks"]["sums"]
     assert numbers["difference"]["mean"] == pytest.approx(15 / 24 - 0.25)
     assert 0 < numbers["difference"]["p_value"] == numbers["p_holm"] < 0.01

@@ -33,7 +33,7 @@ def make_run(folder, rows=None, *, count=30, prompt="Question: {i} apples?\nCalc
 def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
     run = make_run(tmp_path, {"template": "none", "system": "Be brief."})
     found = run_prompt(str(run / inside))
-    assert (found.template, found.system) == ("none", "Be brief.")
+    assert (found.rows.template, found.rows.system) == ("none", "Be brief.")
     assert found.model == run / "model"
     assert found.wrapping == "Question: {question}\nCalculation: "
 

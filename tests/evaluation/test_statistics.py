@@ -117,7 +117,7 @@ def test_paired_difference_agrees_with_scipy():
     rng = np.random.default_rng(5)
     a, b = draw(rng, 150, 8, 0.4), draw(rng, 150, 8, 0.5)
     mean, low, high, p = paired_difference(a, b)
-    d = b.mean(1) - a.mean(1)
+    d = a.mean(1) - b.mean(1)
     t_low, t_high = stats.ttest_1samp(d, 0).confidence_interval()
     reference = stats.permutation_test(
         (d,), np.mean, permutation_type="samples", n_resamples=20_000, vectorized=True, rng=0
@@ -173,10 +173,11 @@ def test_seeds_are_a_cluster_of_their_own():
     chance = np.clip(level_P[None] + shift_S[:, None], 0, 1)[..., None]
     b = (rng.random((4, 200, 4)) < chance).astype(int)
     over_seeds = paired_difference(a, b)
+    assert over_seeds == paired_difference(list(a), list(b))
     pooled = paired_difference(a.transpose(1, 0, 2).reshape(200, -1), b.transpose(1, 0, 2).reshape(200, -1))
     assert over_seeds.mean == pytest.approx(pooled.mean)
     assert over_seeds.high - over_seeds.low > 3 * (pooled.high - pooled.low)
-    per_seed = (b.mean(2) - a.mean(2)).mean(1)
+    per_seed = (a.mean(2) - b.mean(2)).mean(1)
     assert over_seeds.p_value == pytest.approx(stats.ttest_1samp(per_seed, 0).pvalue, abs=0.1)
 
 
@@ -202,7 +203,7 @@ def test_problems_needed_gives_the_power_it_promises():
     rng = np.random.default_rng(4)
     a, b = draw(rng, 4000, 4, 0.4), draw(rng, 4000, 4, 0.4)
     needed = problems_needed(0.1, a, b)
-    d = (b.mean(1) - a.mean(1)) - (b.mean() - a.mean()) + 0.1
+    d = (a.mean(1) - b.mean(1)) - (a.mean() - b.mean()) + 0.1
     runs = rng.choice(d, size=(2000, needed))
     power = np.mean(stats.ttest_1samp(runs, 0, axis=1).pvalue < 0.05)
     assert 0.77 <= power <= 0.83
@@ -220,6 +221,7 @@ def test_student_t_is_scipys():
     [
         (lambda: mean_interval([]), "no problems"),
         (lambda: mean_interval(np.zeros(5)), "problems x samples"),
+        (lambda: mean_interval(np.zeros((2, 3, 4))), "problems x samples"),
         (lambda: mean_interval([[1], []]), "problem 1: no samples"),
         (lambda: mean_interval([[0.5, float("nan")]]), "NaN"),
         (lambda: mean_interval([[2]]), r"\[0, 1\]"),

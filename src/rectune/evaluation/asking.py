@@ -82,10 +82,10 @@ def mismatches(
     if run is None:
         return []
     found = []
-    if template != run.template:
-        found.append(f"trained with template {run.template}, evaluated with {template}")
-    if system != run.system:
-        found.append(f"trained with system message {run.system!r}, evaluated with {system!r}")
+    if template != run.rows.template:
+        found.append(f"trained with template {run.rows.template}, evaluated with {template}")
+    if system != run.rows.system:
+        found.append(f"trained with system message {run.rows.system!r}, evaluated with {system!r}")
     if run.wrapping is None:
         found.append(
             "how training asked cannot be told (its rows are gone or few); compare the prompts yourself"
@@ -100,10 +100,14 @@ def mismatches(
     return found
 
 
-def overlapping(wanted: Wanted, rows: str) -> dict[str, Any]:
-    """Which problems' texts occur in training rows, JSON-ready; also logged."""
+def overlapping(wanted: Wanted, rows: str, run: RunPrompt | None) -> dict[str, Any]:
+    """Which problems' texts occur in training rows, JSON-ready; also logged.
+
+    Rows that the run was trained on are read as it read them, others in the format that they look like.
+    """
+    options = run.rows if run and rows == run.data else DataConfig()
     bare = ask(wanted, None, AS_IS, None)
     questions = {p.problem_id: p.prompt[-1].content for one in bare.values() for p in one.problems}
-    found = find_overlap(questions, row_turns(rows, DataConfig()))
+    found = find_overlap(questions, row_turns(rows, options))
     (log.warning if found else log.info)("%d of %d problems occur in %s", len(found), len(questions), rows)
     return {"rows": rows, "problems": len(questions), "found": [asdict(one) for one in found]}

@@ -24,7 +24,7 @@ PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "template", "system")
 
 
 def compare_evaluations(a: Path, b: Path) -> dict[str, Any]:
-    """b minus a for every benchmark that both have.
+    """a minus b for every benchmark that both have.
 
     Returns, JSON-ready: per benchmark `problems` (in both), `a` and `b` (mean, low, high), `difference`
     (mean, low, high, p_value), `p_holm` (p-value adjusted for the number of benchmarks); and `warnings` about

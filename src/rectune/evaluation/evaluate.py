@@ -83,13 +83,13 @@ def evaluate(
 
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
     if template is None:
-        template = run.template if run else "auto"
-    system = (run.system if run else None) if system is None else system or None
+        template = run.rows.template if run else "auto"
+    system = (run.rows.system if run else None) if system is None else system or None
     asked = ask(wanted, run, prompt, system)
     warnings = mismatches(run, asked, system, template)
     for warning in warnings:
         log.warning("PROMPT MISMATCH: %s", warning)
-    overlap = overlapping(wanted, check_overlap) if check_overlap is not None else None
+    overlap = overlapping(wanted, check_overlap, run) if check_overlap is not None else None
 
     samples, graded = Path(out) / "samples.jsonl", Path(out) / "graded.jsonl"
     problems = [problem for one in asked.values() for problem in one.problems]

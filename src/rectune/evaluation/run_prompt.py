@@ -28,15 +28,15 @@ class RunPrompt:
 
     Attributes:
         model: Folder of the trained model.
-        template: As in `rows.template` of its config.
-        system: The system message, or None.
+        data: What it was trained on.
+        rows: How that was read; its template and system message are the run's.
         wrapping: What stands around every question, with {question} in it; None where the rows cannot be
             read any more, or are too few to tell.
     """
 
     model: Path
-    template: str
-    system: str | None
+    data: str
+    rows: DataConfig
     wrapping: str | None
 
 
@@ -58,7 +58,8 @@ def run_prompt(model: str) -> RunPrompt | None:
         rows = DataConfig.model_validate(config.get("rows", {}))
     except ValidationError:
         raise UserError("its table 'rows' is not one of this version", where=path) from None
-    return RunPrompt(run / "model", rows.template, rows.system, _wrapping(str(config["data"]), rows))
+    data = str(config["data"])
+    return RunPrompt(run / "model", data, rows, _wrapping(data, rows))
 
 
 def shared_wrapping(questions: Sequence[str]) -> str | None:

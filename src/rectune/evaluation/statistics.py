@@ -41,7 +41,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of b minus a, its interval in [-1, 1], and the two-sided p-value of "no difference"."""
+    """Mean of a minus b, its interval in [-1, 1], and the two-sided p-value of "no difference"."""
 
     mean: float
     low: float
@@ -125,7 +125,7 @@ def maj_at_k_by_problem(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[obje
 
 
 def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Difference:
-    """Mean of b minus a over the same problems in the same order, with interval and sign-flip p-value.
+    """Mean of a minus b over the same problems in the same order, with interval and sign-flip p-value.
 
     The interval is, limit by limit, the wider one of Student's t and the bootstrap percentiles over problems,
     these taken as far out as t would. Where every problem differs by the same amount (often: by nothing) it
@@ -133,9 +133,9 @@ def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Diff
     patterns where few problems differ, else 20,000 drawn with a fixed seed, the observed one counted in, so
     it is never 0.
 
-    Arrays of shape S x P x N hold S training seeds on the same problems: then seeds and problems are both
-    random, and the interval and the p-value come from their two variances with Satterthwaite's degrees of
-    freedom.
+    Arrays of shape S x P x N (or lists of S arrays) hold S training seeds on the same problems: then seeds
+    and problems are both random, and the interval and the p-value come from their two variances with
+    Satterthwaite's degrees of freedom.
 
     Raises:
         UserError: as `mean_interval`; different numbers of problems or seeds; fewer than two seeds.
@@ -255,11 +255,12 @@ def _differences(a_PxN: Matrix, b_PxN: Matrix) -> np.ndarray:
     a_P, b_P = _problem_means(a_PxN, "a"), _problem_means(b_PxN, "b")
     if len(a_P) != len(b_P):
         raise UserError(f"a has {len(a_P)} problems and b has {len(b_P)}", hint="compare the same problems")
-    return b_P - a_P
+    return a_P - b_P
 
 
 def _is_3d(matrix: Matrix) -> bool:
-    return isinstance(matrix, np.ndarray) and matrix.ndim == 3
+    """Whether this is one matrix per seed: an array of three dimensions, or a list of arrays of two."""
+    return len(matrix) > 0 and isinstance(matrix[0], np.ndarray) and matrix[0].ndim == 2
 
 
 def _difference_over_seeds(a_SxPxN: Matrix, b_SxPxN: Matrix, level: float) -> Difference:
