@@ -127,6 +127,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Rows per optimizer step" in out
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="cyclopts 4, the last for Python 3.10, lays help out differently"
+)
 def test_the_documented_command_line_is_what_help_prints() -> None:
     spec = importlib.util.spec_from_file_location("make_cli_docs", ROOT / "scripts" / "make_cli_docs.py")
     assert spec is not None
