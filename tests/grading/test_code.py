@@ -124,7 +124,7 @@ def test_environment_is_empty_and_the_folder_private(monkeypatch: pytest.MonkeyP
 
 GREEDY = {
     "memory": ("x = bytearray(2**31)\n" + SQUARE, {"wrong"}),
-    "memory in small pieces": ("x = []\nwhile True: x.append(bytearray(2**20))", {"wrong"}),
+    "memory in small pieces": ("x = []\nwhile True: x.append(bytearray(2**20))", {"wrong", "timeout"}),
     "fork bomb": ("import os\nwhile True: os.fork()", {"wrong"}),
     "swallowing fork bomb": ("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", {"timeout"}),
     "thread bomb": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", {"wrong", "timeout"}),
@@ -134,7 +134,7 @@ GREEDY = {
     "deaf to signals": ("import signal\nfor s in (1, 2, 15, 14, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass", {"timeout"}),
     "endless output": ("while True: print('x' * 10**6)", {"timeout"}),
     "huge file": ("import signal\nsignal.signal(25, signal.SIG_IGN)\nf = open('big', 'wb')\nwhile True: f.write(bytes(2**20))", {"wrong"}),
-    "huge answer": ("def f(x): return 'x' * 10**8", {"wrong"}),
+    "huge answer": ("def f(x): return 'x' * 10**8", {"wrong", "timeout"}),
     "deep answer": ("def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a", {"wrong"}),
     "endless answer": ("def f(x): return iter(int, 1)", {"wrong"}),
     "deep source": ("(" * 10**5, {"unparsed"}),
@@ -178,7 +178,7 @@ def test_objects_stay_with_the_candidate() -> None:
 
 
 def test_values_cross_the_pipe_unchanged() -> None:
-    values = "[1, -2**70, 0.1, float('inf'), 1j, 'é\\ud800', b'x', None, True, (1, [2]), {1: {2}, (3,): 'a'}, frozenset({4}), range(3)]"
+    values = "[1, -2**70, 7**6000, 0.1, float('inf'), 1j, 'é\\ud800', b'x', None, True, (1, [2]), {1: {2}, (3,): 'a'}, frozenset({4}), range(3)]"
     extra = {
         "test_list": [
             f"assert f({values}) == {values}",
@@ -186,6 +186,22 @@ def test_values_cross_the_pipe_unchanged() -> None:
         ]
     }
     assert grade_code("def f(x): return x", extra).verdict == "correct"
+
+
+def test_changes_to_arguments_come_back() -> None:
+    program = "def f(a, d, s):\n    a.sort()\n    d['k'] = a\n    s.clear()"
+    tests = [
+        "a, d, s = [3, 1], {}, {5}",
+        "assert f(a, d, s) is None",
+        "assert (a, d, s) == ([1, 3], {'k': [1, 3]}, set())",
+    ]
+    assert grade_code(program, {"test_list": tests}).verdict == "correct"
+    assert grade_code(program.replace("a.sort()", ""), {"test_list": tests}).verdict == "wrong"
+
+
+def test_the_checker_is_bounded_too() -> None:
+    extra = {"test_list": ["assert list(f()) == [0]"]}
+    assert grade_code("def f(): return range(10**12)", extra).verdict == "wrong"
 
 
 def test_code_is_found_in_prose() -> None:

@@ -7,8 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from grading.cases import CASES
 
+from grading.cases import CASES
 from rectune.grading.answers import extract_answer, normalize_answer, plain_number, split_top
 from rectune.grading.math import Unreadable, _same_expression, grade_math
 

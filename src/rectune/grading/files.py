@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rectune.errors import UserError, unknown_name
-from rectune.grading.pool import GRADERS, Grader
+from rectune.errors import UserError
+from rectune.grading.pool import Grader, check_item
 from rectune.grading.verdicts import VERDICTS, Graded, Item
 
 _Pending = deque[tuple[bytes, dict[str, Any]]]
@@ -125,8 +125,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
         raise UserError("'text' is not a string", where=where)
     if not isinstance(record.get("extra"), (dict, type(None))):
         raise UserError("'extra' is not an object", where=where)
-    if (grader := record.get("grader", "math")) not in GRADERS:
-        raise unknown_name("grader", str(grader), GRADERS, where=where)
+    check_item(record.get("grader", "math"), record.get("extra"), where=where)
     return record
 
 

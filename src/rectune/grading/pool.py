@@ -13,15 +13,17 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
+from typing import Any
 
-from rectune.errors import unknown_name
+from rectune.errors import UserError, unknown_name
+from rectune.grading.answers import RULES
 from rectune.grading.code import grade_code
 from rectune.grading.verdicts import Graded, Item
 
@@ -33,6 +35,24 @@ _START = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]];"
     "from rectune.grading.worker import main; main(float(sys.argv[2]))"
 )
+
+
+def check_item(grader: object, extra: Mapping[str, Any] | None, *, where: str | None = None) -> None:
+    """Raise UserError (at `where`) if there is no such grader, or `extra` is not what it needs."""
+    extra = extra or {}
+    if grader not in GRADERS:
+        raise unknown_name("grader", str(grader), GRADERS, where=where)
+    if grader == "code" and not (extra.get("test") or extra.get("test_list")):
+        raise UserError(
+            "a code problem without tests", where=where, hint="give extra.test or extra.test_list"
+        )
+    for rule in extra.get("extract", ()):
+        if rule not in RULES:
+            raise unknown_name("extraction rule", str(rule), RULES, where=where)
+    try:
+        float(extra.get("tolerance", extra.get("error")) or 0)
+    except (TypeError, ValueError):
+        raise UserError("the tolerance is not a number", where=where) from None
 
 
 class Worker:
@@ -192,14 +212,13 @@ class Grader:
         """Grade `items` in their order, `chunk` at a time, reading only a few chunks ahead.
 
         Raises:
-            UserError: An unknown grader's name.
+            UserError: As `check_item`, or this machine cannot confine programs.
         """
         source = iter(items)
         waiting: deque[Future[list[Graded]]] = deque()
         while some := list(islice(source, chunk)):
             for item in some:
-                if item[2] not in GRADERS:
-                    raise unknown_name("grader", item[2], GRADERS)
+                check_item(item[2], item[3])
             waiting.append(self._threads.submit(self._grade_chunk, some))
             if len(waiting) >= 4 * len(self._workers):
                 yield from waiting.popleft().result()

@@ -46,6 +46,7 @@ def serve(program: str, requests: BinaryIO, replies: BinaryIO) -> None:
             else:
                 arguments, keywords = value_of(body[1]), value_of(body[2])
                 result = objects[body[0]](*arguments, **keywords)
+                result = (result, arguments)  # which it may have changed in place
             send(replies, ["value", encode(result, handle)])
         except Exception as error:  # whatever the candidate raises is an answer to the checker
             send(replies, ["raised", type(error).__name__])

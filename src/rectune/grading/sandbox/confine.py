@@ -73,6 +73,7 @@ def confine(folder: str, *, cpu_seconds: int, file_bytes: int = 2**24) -> bool:
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
+        os.listdir(os.path.dirname(os.__file__))  # else every import would fail, and look like a wrong answer
     _drop_capabilities()
     _filter_system_calls()
     return protected
@@ -94,7 +95,8 @@ def _restrict_files(folder: str) -> bool:
     attributes = ctypes.create_string_buffer(struct.pack("=Q", everything))
     rules = _call("syscall", 444, attributes, ctypes.c_size_t(8), 0)
     read = 1 | 1 << 2 | 1 << 3  # execute (to map libraries), read files, read folders
-    readable = {sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime"}
+    system = ("/usr", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime")
+    readable = {sys.prefix, sys.base_prefix, *sys.path, *system}
     allowances = [(path, read) for path in readable]
     for path, allowed in [*allowances, (folder, everything), ("/dev/null", 0b110), ("/dev/urandom", 0b100)]:
         if not os.path.exists(path):

@@ -43,7 +43,7 @@ def encode(value: Any, handle: Callable[[Any], int]) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
-        return ["i", int.__repr__(value)]
+        return ["i", int.__format__(value, "x")]  # decimal digits would be limited, and slow
     if isinstance(value, float):
         return ["f", float.__repr__(value)]
     kind: Any
@@ -91,7 +91,7 @@ def decode(message: Any, handle: Callable[[int], Any]) -> Any:
 
 
 _SCALARS: dict[str, Callable[[Any], Any]] = {
-    "i": int,
+    "i": lambda digits: int(digits, 16),
     "f": float,
     "b": bytes.fromhex,
     "c": lambda parts: complex(float(parts[0]), float(parts[1])),

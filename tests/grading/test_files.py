@@ -1,0 +1,150 @@
+"""`grade` on files: what is written, and how a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rectune.errors import UserError
+from rectune.grading import VERDICTS, grade
+
+
+def write(path: Path, rows: list[dict]) -> list[str]:
+    lines = [json.dumps(row) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines))
+    return lines
+
+
+ROWS = [
+    {"answer": "4", "text": r"\boxed{4}", "sample_index": 0, "logprobs": [-0.1, 1e-7], "x": {"ä": [1, None]}},
+    {"answer": "4", "text": "the answer is 5", "problem_id": "p/1"},
+    {"answer": 4, "text": "no idea"},
+    {"answer": ["Paris", "paris"], "text": "Paris", "grader": "exact", "extra": None},
+    {"answer": "7", "text": "3 + 4", "grader": "expression"},
+    {
+        "answer": "",
+        "text": "def f(): return 1",
+        "grader": "code",
+        "extra": {"test_list": ["assert f() == 1"]},
+    },
+]
+VERDICTS_OF_ROWS = ["correct", "wrong", "unparsed", "correct", "correct", "correct"]
+
+
+def test_lines_keep_their_bytes_and_order_and_get_a_verdict(tmp_path: Path) -> None:
+    lines = write(tmp_path / "in.jsonl", ROWS)
+    summary = grade(tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl", workers=2)
+    graded = (tmp_path / "new" / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["verdict"] for line in graded] == VERDICTS_OF_ROWS
+    assert [json.loads(line)["extracted"] for line in graded][:2] == ["4", "5"]
+    assert [line.startswith(before[:-1]) for line, before in zip(graded, lines, strict=True)] == [True] * 6
+    assert summary.counts == {"correct": 4, "wrong": 1, "unparsed": 1, "timeout": 0, "error": 0}
+    assert "timeout 0 (0.0%)" in str(summary)
+    assert tuple(summary.counts) == VERDICTS
+
+
+def test_grading_a_graded_file_again_replaces_its_verdicts(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [{"verdict": "wrong", "answer": "4", "text": "4", "extracted": "?", "z": 1}])
+    grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", workers=1)
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row == {"verdict": "correct", "answer": "4", "text": "4", "extracted": "4", "z": 1}
+
+
+def test_a_run_goes_on_after_a_torn_line_and_after_growth(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", ROWS[:3])
+    out = tmp_path / "out.jsonl"
+    grade(tmp_path / "in.jsonl", out, workers=1)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-9])  # torn in its last line
+    summary = grade(tmp_path / "in.jsonl", out, workers=1)
+    assert (out.read_bytes(), summary.resumed) == (whole, 2)
+    write(tmp_path / "in.jsonl", ROWS)
+    summary = grade(tmp_path / "in.jsonl", out, workers=1)
+    assert out.read_bytes().startswith(whole)
+    assert [json.loads(line)["verdict"] for line in out.read_text().splitlines()] == VERDICTS_OF_ROWS
+    assert (summary.resumed, sum(summary.counts.values())) == (3, 6)
+    assert grade(tmp_path / "in.jsonl", out, workers=1, resume=False).resumed == 0
+
+
+def test_a_killed_run_is_finished_by_the_next_without_loss_or_duplicates(tmp_path: Path) -> None:
+    lines = write(
+        tmp_path / "in.jsonl",
+        [{"answer": str(i), "text": rf"\boxed{{\sqrt{{{i * i}}}}}"} for i in range(1500)],
+    )
+    out = tmp_path / "out.jsonl"
+    command = "import sys; from pathlib import Path; from rectune.grading import grade; "
+    command += "grade(*map(Path, sys.argv[1:]))"
+    run = subprocess.Popen([sys.executable, "-c", command, str(tmp_path / "in.jsonl"), str(out)])
+    while not out.exists() or out.stat().st_size < 5000:
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    summary = grade(tmp_path / "in.jsonl", out)
+    graded = out.read_text().splitlines()
+    assert 0 < summary.resumed < 1500
+    assert [line.startswith(before[:-1]) for line, before in zip(graded, lines, strict=True)] == [True] * 1500
+    assert summary.counts["correct"] == 1500
+
+
+BAD = [
+    ('{"answer": "4", "text": "4"', "not JSON"),
+    ("[]", "not a JSON object"),
+    ('{"text": "4"}', "no field 'answer'"),
+    ('{"answer": "4"}', "no field 'text'"),
+    ('{"answer": null, "text": "4"}', "'answer' is neither"),
+    ('{"answer": [1], "text": "4"}', "'answer' is neither"),
+    ('{"answer": "4", "text": 4}', "'text' is not a string"),
+    ('{"answer": "4", "text": "4", "extra": []}', "'extra' is not an object"),
+    ('{"answer": "4", "text": "4", "grader": "maths"}', "did you mean 'math'"),
+    ('{"answer": "4", "text": "4", "extra": {"extract": ["box"]}}', "did you mean 'boxed'"),
+    ('{"answer": "4", "text": "4", "extra": {"tolerance": "small"}}', "tolerance"),
+    ('{"answer": "4", "text": "x", "grader": "code"}', "without tests"),
+    ('{"answer": "4", "text": "\udce9"}', "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_a_bad_line_is_named_and_lines_before_it_are_kept(tmp_path: Path, line: str, message: str) -> None:
+    good = '{"answer": "4", "text": "4"}\n'
+    (tmp_path / "in.jsonl").write_bytes(
+        (good + "\n" + good + line + "\n" + good).encode(errors="surrogateescape")
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", workers=1)
+    assert caught.value.where == f"{tmp_path / 'in.jsonl'}:4"
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    if line is BAD[0][0]:
+        (tmp_path / "in.jsonl").write_text(good + "\n" + good + good)
+        assert grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", workers=1).counts["correct"] == 3
+
+
+def test_an_output_of_other_samples_is_refused_untouched(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    write(tmp_path / "a.jsonl", ROWS[:2])
+    write(tmp_path / "b.jsonl", [ROWS[1]])
+    grade(tmp_path / "a.jsonl", out, workers=1)
+    before = out.read_bytes()
+    for other, message in [
+        ("b.jsonl", "not the graded form"),
+        ("out.jsonl", "same file"),
+        ("none", "no such file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            grade(tmp_path / other, out, workers=1)
+    write(tmp_path / "b.jsonl", ROWS[:1])
+    with pytest.raises(UserError, match="more lines than the samples"):
+        grade(tmp_path / "b.jsonl", out, workers=1)
+    assert out.read_bytes() == before
+
+
+def test_limits_must_be_positive(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", ROWS[:1])
+    for settings in ({"timeout": 0.0}, {"workers": 0}):
+        with pytest.raises(UserError, match="positive"):
+            grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **settings)
