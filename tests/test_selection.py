@@ -146,6 +146,8 @@ def test_answers_cut_at_the_limit_are_no_demonstrations(tmp_path):
     assert select(graded, tmp_path / "o.jsonl", purpose="sft")["cut_off"] == 1
     assert [row["completion"] for row in read(tmp_path / "o.jsonl")] == ["a-1"]
     assert select(graded, tmp_path / "o.jsonl", purpose="sft", unfinished=True)["kept"] == 2
+    with pytest.raises(UserError, match="1 correct ones are cut at the token limit"):
+        select(write(tmp_path / "g.jsonl", lines[:1]), tmp_path / "o.jsonl", purpose="sft")
 
 
 @pytest.mark.parametrize(

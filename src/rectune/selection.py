@@ -76,7 +76,10 @@ def select(
             chosen[problem_id] = [{"problem_id": problem_id, **record} for record in found]
     if not chosen:
         lacking = "correct answer" if purpose == "sft" else "problem with both a correct and a wrong answer"
-        raise UserError(f"has no {lacking}", where=graded, hint="sample more, or easier problems")
+        hint = "sample more, or easier problems"
+        if counts["cut_off"]:
+            hint = f"{counts['cut_off']} correct ones are cut at the token limit: raise it, or --unfinished"
+        raise UserError(f"has no {lacking}", where=graded, hint=hint)
     counts["kept" if purpose == "sft" else "pairs"] = sum(map(len, chosen.values()))
     counts["used_problems"] = len(chosen)
     if balance:
