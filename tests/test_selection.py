@@ -6,7 +6,6 @@ import json
 from collections import Counter
 
 import pytest
-from toys import byte_tokenizer
 
 from rectune.config import DataConfig
 from rectune.data.encoding import choose_template, encode_row, prompt_ids
@@ -14,6 +13,7 @@ from rectune.data.reading import read_rows, row_at
 from rectune.data.rows import Turn
 from rectune.errors import UserError
 from rectune.selection import select
+from toys import byte_tokenizer
 
 TURNS = [{"role": "system", "content": "Be brief.", "supervised": False},
          {"role": "user", "content": "How many?", "supervised": False}]  # fmt: skip
