@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import byte_tokenizer, tiny_model
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
 from rectune.sampling.engine import Completion, DrawSettings, Request, sample
 from rectune.sampling.local import LocalEngine
+from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [
     Problem(f"p{i}", (Turn("user", f"What is {i} + 48?"),), str(i + 48), extra={"unit": "cm"} if i else None)

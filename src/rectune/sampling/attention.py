@@ -5,7 +5,8 @@ that a model's own forward does everything else: positions, projections, norms, 
 to its prompt (together with the prompt's other rows) and to its completion; the two results are joined by
 their log-sum-exp, which is exact. Where keys and values lie is in `slots.py`.
 
-Shapes: S slots, H key heads, G query heads per key head, D head width, R rows that share a prompt.
+Shapes: S slots, H key heads, G query heads per key head, D head width, R rows that share a prompt,
+C positions of a slot.
 """
 
 from __future__ import annotations
@@ -25,20 +26,29 @@ IMPLEMENTATION = "rectune_slots"
 
 @dataclass
 class Part:
-    """Slots attended to in one call: which pool, how much of it, which rows of the batch ask."""
+    """Slots attended to in one call: which pool, and which rows of the batch ask.
+
+    Always over the whole capacity of the pool's class, so that the shape of a row's attention depends on its own length
+    alone; `filled` says where its keys end.
+
+    Attributes:
+        rows: For completions a slice of the batch; for prompts an index of all (prompt, row) pairs, padded.
+        first, filled: Position of the slots' first key in its sequence, and number of keys; one per slot.
+        query: Positions of the asking tokens, slots x R.
+    """
 
     pool: Pool
-    rows: slice | Tensor  # rows of the batch; for prompts an index of all (prompt, row) pairs, padded
-    used: int  # longest filled length
-    first: Tensor  # position of the slots' first key in its sequence, one per slot
-    filled: Tensor  # filled positions, one per slot
-    query: Tensor  # positions of the asking tokens, slots x R
+    rows: slice | Tensor
+    first: Tensor
+    filled: Tensor
+    query: Tensor
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    places: dict[int, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype, groups: int) -> Tensor:
-        """Additive mask, slots x 1 x R*G x used; the lowest finite number for -inf, so that no row is NaN."""
+        """Additive mask, slots x 1 x R*G x C; the lowest finite number for -inf, so that no row is NaN."""
         if (window, dtype) not in self.masks:
-            key = torch.arange(self.used, device=self.filled.device)
+            key = torch.arange(self.pool.capacity, device=self.filled.device)
             seen = (key < self.filled[:, None])[:, None].expand(-1, self.query.shape[1], -1)
             if window is not None:
                 seen = seen & (self.query[..., None] - self.first[:, None, None] - key < window)
@@ -47,6 +57,16 @@ class Part:
             self.masks[window, dtype] = additive.repeat_interleave(groups, 1)[:, None]
         return self.masks[window, dtype]
 
+    def store(self, stored: Tensor, new: Tensor) -> None:
+        """Write the newest key or value of each slot (slots x H x 1 x D) behind its older ones."""
+        heads = new.shape[1]
+        if heads not in self.places:
+            slot = torch.arange(len(new), device=new.device)[:, None] * heads + torch.arange(
+                heads, device=new.device
+            )
+            self.places[heads] = (slot * self.pool.capacity + self.filled[:, None] - 1).view(-1)
+        stored.view(-1, stored.shape[-1]).index_copy_(0, self.places[heads], new.reshape(-1, new.shape[-1]))
+
 
 @dataclass
 class Plan:
@@ -54,15 +74,15 @@ class Plan:
 
     Attributes:
         completions: One part per length class in use, in the order of the batch.
-        columns: For each of these, the position at which the new token is stored, one per slot.
         prompts: One part per length class of prompts.
         back: For each row of the batch its place among all (prompt, row) pairs of the prompt parts.
+        padding: Rows at the end of the batch that stand for nothing.
     """
 
     completions: list[Part]
-    columns: list[Tensor]
     prompts: list[Part]
     back: Tensor
+    padding: int
 
 
 def attend(
@@ -81,7 +101,8 @@ def attend(
     """Attention of one new token per row over its prompt and completion; stores the token's key and value.
 
     Args:
-        query, key, value: Rows x heads x 1 x D, as transformers hands them to an attention function.
+        query, key, value: Rows x heads x 1 x D, as transformers hands them to an attention function; rows
+            behind those of the completions are padding.
 
     Returns:
         Rows x 1 x heads x D, and None in place of the weights.
@@ -95,31 +116,34 @@ def attend(
             f"the local engine cannot run {type(module).__name__} ({', '.join(extra) or 'no plan'})",
             hint="serve the model and use --engine server",
         )
-    rows, width = query.shape[0], value.shape[-1]
-    query = query.view(rows, key.shape[1], -1, query.shape[-1])
+    rows, heads, width = query.shape[0], key.shape[1], value.shape[-1]
+    query = query.view(rows, heads, -1, query.shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     own, own_lse = [], []
-    for part, column in zip(plan.completions, plan.columns, strict=True):
+    for part in plan.completions:
         keys, values = part.pool.layers[module.layer_idx]  # type: ignore[index]
-        slot = torch.arange(len(column), device=column.device)
-        keys[slot, :, column] = key[part.rows, :, 0]
-        values[slot, :, column] = value[part.rows, :, 0]
+        part.store(keys, key[part.rows])
+        part.store(values, value[part.rows])
         out, lse = _part(part, keys, values, query[part.rows], scale, softcap, sliding_window)
         own.append(out)
         own_lse.append(lse)
-    shared, shared_lse = [], []
+    if plan.padding:
+        own.append(own[0].new_zeros(plan.padding, *own[0].shape[1:]))
+        own_lse.append(own_lse[0].new_zeros(plan.padding, *own_lse[0].shape[1:]))
+    far, far_lse = [], []
     for part in plan.prompts:
         keys, values = part.pool.layers[module.layer_idx]  # type: ignore[index]
         slots, asking = part.query.shape
-        q = query[part.rows].view(slots, asking, *query.shape[1:]).transpose(1, 2).flatten(2, 3)
+        q = query.index_select(0, part.rows).view(slots, asking, *query.shape[1:])  # type: ignore[arg-type]
+        q = q.transpose(1, 2).flatten(2, 3)
         out, lse = _part(part, keys, values, q, scale, softcap, sliding_window)
-        shape = (slots, key.shape[1], asking, -1)
-        shared.append(out.reshape(*shape, width).transpose(1, 2).flatten(0, 1))
-        shared_lse.append(lse.reshape(shape).transpose(1, 2).flatten(0, 1))
-    out, lse = _cat(own), _cat(own_lse)
-    far, far_lse = _cat(shared)[plan.back], _cat(shared_lse)[plan.back]
-    share = torch.sigmoid(far_lse - lse).unsqueeze(-1)
-    joined = torch.lerp(out.to(share.dtype), far.to(share.dtype), share).to(query.dtype)
+        shape = (slots, heads, asking, -1)
+        far.append(out.reshape(*shape, width).transpose(1, 2).flatten(0, 1))
+        far_lse.append(lse.reshape(shape).transpose(1, 2).flatten(0, 1))
+    lse = _cat(own_lse)
+    share = torch.sigmoid(_cat(far_lse).index_select(0, plan.back) - lse).unsqueeze(-1)
+    pair = [_cat(part).to(share.dtype) for part in (own, far)]
+    joined = torch.lerp(pair[0], pair[1].index_select(0, plan.back), share).to(query.dtype)
     return joined.reshape(rows, 1, -1, width), None
 
 
@@ -137,8 +161,7 @@ def _part(
     window: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of q (slots x H x R*G x D) over one part, and its log-sum-exp (slots x H x R*G)."""
-    slots = len(part.filled)
-    keys, values = keys[:slots, :, : part.used], values[:slots, :, : part.used]
+    keys, values = keys[: len(part.filled)], values[: len(part.filled)]
     mask = part.mask(window, q.dtype, q.shape[2] // part.query.shape[1])
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == values.shape[-1]:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

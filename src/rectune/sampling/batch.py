@@ -18,6 +18,9 @@ from rectune.sampling.slots import Pool, capacity_for
 
 Layers = Seq[tuple[Tensor, Tensor]]
 
+ROWS = 64  # from this many rows on, CPU matrix products round a row the same however many rows there are
+SHARING = 16  # rows that share a prompt's attention where that has to be exact
+
 
 @dataclass(eq=False)
 class Prompt:
@@ -47,10 +50,15 @@ class Sequence:
 
 
 class Batch:
-    """Prompts and completions by length class."""
+    """Prompts and completions by length class.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        exact: Compute a row in shapes that do not depend on the other rows: every prompt has places for
+            `SHARING` rows, and the batch is padded to a multiple of `ROWS`.
+    """
+
+    def __init__(self, device: torch.device, *, exact: bool) -> None:
+        self.device, self.exact = device, exact
         self.prompts: dict[int, Pool] = {}
         self.completions: dict[int, Pool] = {}
         self._prompts: dict[tuple[int, ...], Prompt] = {}
@@ -64,7 +72,13 @@ class Batch:
 
     def find_prompt(self, ids: tuple[int, ...]) -> Prompt | None:
         """A prompt that is stored already, because samples of it are in work."""
-        return self._prompts.get(ids)
+        prompt = self._prompts.get(ids)
+        return None if prompt is None or (self.exact and len(prompt.members) == SHARING) else prompt
+
+    def padded(self, tensor: Tensor) -> Tensor:
+        """With rows of zeros behind, up to the number that is computed."""
+        missing = -len(tensor) % ROWS if self.exact else 0
+        return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
 
     def add_prompt(self, ids: tuple[int, ...], logits: Tensor, content: Layers) -> Prompt:
         """Store a prompt's keys and values, H x T x D per layer. It stays until its last sequence leaves."""
@@ -88,7 +102,8 @@ class Batch:
         prompt.members.remove(sequence)
         if not prompt.members:
             prompt.pool.remove(prompt.slot)
-            del self._prompts[prompt.ids]
+            if self._prompts[prompt.ids] is prompt:
+                del self._prompts[prompt.ids]
 
     def plan(self) -> tuple[list[Sequence], Plan, Tensor]:
         """Rows of the next step, what they attend to, and the position of each row's new token."""
@@ -98,25 +113,21 @@ class Batch:
         for row, sequence in enumerate(rows):
             sequence.row = row
         starts, lengths = self._ints([s.prompt.length for s in rows]), self._ints([s.length for s in rows])
-        positions, own, columns, row = starts + lengths, [], [], 0
+        positions, own, row = starts + lengths, [], 0
         for _, pool in sorted(self.completions.items()):
             if pool.owners:
                 part = slice(row, row + len(pool.owners))
-                used = 1 + max(s.length for s in pool.owners)
-                own.append(
-                    Part(pool, part, used, starts[part], lengths[part] + 1, positions[part].unsqueeze(1))
-                )
-                columns.append(lengths[part])
+                own.append(Part(pool, part, starts[part], lengths[part] + 1, positions[part].unsqueeze(1)))
                 row = part.stop
         shared, back = self._prompt_parts(positions, len(rows))
-        return rows, Plan(own, columns, shared, back), positions
+        return rows, Plan(own, shared, self.padded(back), -len(rows) % ROWS * self.exact), positions
 
     def _prompt_parts(self, positions: Tensor, rows: int) -> tuple[list[Part], Tensor]:
         parts, back, base = [], [0] * rows, 0
         for _, pool in sorted(self.prompts.items()):
             if not pool.owners:
                 continue
-            widest = max(1, max(len(p.members) for p in pool.owners))
+            widest = SHARING if self.exact else max(len(p.members) for p in pool.owners)
             asking = [[m.row for m in p.members] + [0] * (widest - len(p.members)) for p in pool.owners]
             for slot, prompt in enumerate(pool.owners):
                 for place, member in enumerate(prompt.members):
@@ -124,8 +135,7 @@ class Batch:
             index = self._ints([row for group in asking for row in group])
             filled = self._ints([p.length for p in pool.owners])
             query = positions[index].view(len(asking), widest)
-            used = max(p.length for p in pool.owners)
-            parts.append(Part(pool, index, used, torch.zeros_like(filled), filled, query))
+            parts.append(Part(pool, index, torch.zeros_like(filled), filled, query))
             base += len(asking) * widest
         return parts, self._ints(back)
 

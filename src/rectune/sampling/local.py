@@ -4,9 +4,11 @@ A prompt is computed once for all of its samples. Every step feeds the newest to
 through the model's own forward; finished sequences leave at once and the next ones enter. The sequences in
 work are in `batch.py`, attention in `attention.py`, the draws in `draws.py`.
 
-What batching can change: a matrix product may round differently for another number of rows, so logits differ
-in their last bits between batch sizes. The uniforms do not depend on the batch, so the tokens are the same
-unless a uniform falls within that rounding of the border between two words.
+What batching can change: the uniforms do not depend on the batch, but matrix products may round a row differently
+for another number of rows. In float32 on a CPU every product is therefore padded to shapes at which they do not, so
+that tokens and log-probs are the same to the bit for any batch size and order (on one machine, with one number of
+threads). In bfloat16, or on a GPU, a token differs where its uniform falls within that rounding of the border between
+two words, and what follows it differs then too.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ class LocalEngine:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
-        batch = Batch(self.model.device)
+        exact = self.model.device.type == "cpu" and self.model.dtype == torch.float32
+        batch = Batch(self.model.device, exact=exact)
         training = self.model.training
         self.model.eval()
         try:
@@ -130,13 +133,17 @@ class LocalEngine:
         self.model.set_attn_implementation(IMPLEMENTATION)
         try:
             out = self.model(
-                tokens, position_ids=positions[:, None], use_cache=False, logits_to_keep=1, plan=plan
+                batch.padded(tokens),
+                position_ids=batch.padded(positions)[:, None],
+                use_cache=False,
+                logits_to_keep=1,
+                plan=plan,
             )
         finally:
             self.model.set_attn_implementation(usual)
         for sequence in rows:
             sequence.length += 1
-        return rows, out.logits[:, -1]
+        return rows, out.logits[: len(rows), -1]
 
     @torch.inference_mode()
     def _extend(
@@ -146,9 +153,14 @@ class LocalEngine:
         if not rows:
             return []
         uniform = torch.tensor([s.uniforms[len(s.token_ids)] for s in rows], dtype=torch.float64)
-        ids, logps = draw(logits, uniform, temperature=settings.temperature, top_p=settings.top_p)
+        ids, logps = draw(
+            batch.padded(logits),
+            batch.padded(uniform),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
         finished = []
-        for sequence, token, logp in zip(rows, ids.tolist(), logps.tolist(), strict=True):
+        for sequence, token, logp in zip(rows, ids.tolist(), logps.tolist(), strict=False):  # padding behind
             sequence.token_ids.append(token)
             sequence.logprobs.append(logp)
             stopped = token in self.stop_ids
