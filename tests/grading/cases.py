@@ -33,6 +33,7 @@ CASES: list[tuple[Any, ...]] = [
     ("18", "The answer is: 18", "correct"),
     ("18", "**Final answer:** 18", "correct"),
     ("18", "Answer: $18$", "correct"),
+    ("18", "The answer to this problem is 18, not 20.", "correct"),
     ("18", "The answer is 18 because 20 - 2 = 18, unlike 17.", "correct"),
     ("5", "The answer is 5 apples.", "correct"),
     ("5", "The answer is that she has 5 apples.", "correct"),
@@ -155,6 +156,10 @@ CASES: list[tuple[Any, ...]] = [
     ("52_8", B("52_{8}"), "correct"),
     ("52_8", B("52"), "correct"),
     ("52_8", B("52_9"), "wrong"),
+    ("ab", B("ba"), "correct"),
+    ("ab", B("a+b"), "wrong"),
+    ("9", B("3**2"), "correct"),
+    ("999", B("9**9**9"), "wrong"),
     # tuples, intervals, unions
     (r"\left( 3, \frac{\pi}{2} \right)", B(r"(3, \pi/2)"), "correct"),
     (r"\left( 3, \frac{\pi}{2} \right)", B(r"(\pi/2, 3)"), "wrong"),
@@ -200,6 +205,8 @@ CASES: list[tuple[Any, ...]] = [
     ("$f(x)=x$,$f(x)=2-x$", B("x, 2-x"), "correct", MULTI),
     ("16,3,1,1", B("1, 1, 3, 16"), "correct", MULTI),
     ("16,3,1,1", B("16, 3, 1"), "wrong", MULTI),
+    ("x=1, y=2", B("y=2, x=1"), "correct"),
+    ("x=1, y=2", B("x=2, y=1"), "wrong"),
     # matrices
     (COLUMN, B(r"\begin{pmatrix}-2\\-14\\-7\end{pmatrix}"), "correct"),
     (COLUMN, B(r"\begin{bmatrix}-2\\-14\\-7\end{bmatrix}"), "correct"),

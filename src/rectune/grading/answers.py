@@ -27,9 +27,11 @@ _NUMBER = (
 )
 _LAST_NUMBER = re.compile(_NUMBER)
 _FIRST_NUMBER = re.compile(rf"\s*(?:about |approximately |\\)?({_NUMBER})(?![\w^({{\\*+])")
-_REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|after|when|in)\b")
+_REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|after|when|in|not)\b")
 _PROSE = re.compile(r"(?<!\\)\b(?:that|the|they|she|he|it|is|are|has|have|will|there)\b", re.IGNORECASE)
-_PHRASE = re.compile(r"\banswers?\b(?:\s+(?:is|are)\b\s*:?|\s*[:=])\**[^\S\n]*([^\n]*)", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are)\b\s*:?|\s*[:=])\**[^\S\n]*([^\n]*)", re.IGNORECASE
+)
 _MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
 _BARE_BOX = re.compile(r"\\boxed\s*([-\d./]+|[A-Za-z])")
@@ -106,7 +108,6 @@ _UNICODE = str.maketrans({"−": "-", "–": "-", "×": r"\times ", "÷": "/", "
                           "²": "^2", "³": "^3", "√": r"\sqrt ", "\x00": " "})  # fmt: skip
 _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\(?:left|right|[bB]ig+[lr]?)(?![a-zA-Z])|\\(?:displaystyle|limits)(?![a-zA-Z])", ""),
-    (r"\\{,\\}|,\\s*\\\\!\\s*", ","),
     (r"\{,\}|,\s*\\!\s*", ","),
     (r"(?<!\\)\\[!,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
     (r"\\[dtc]frac", r"\\frac"),
@@ -130,6 +131,8 @@ _UNIT = re.compile(
     r"(?:(?:per|/)\s*[a-zA-Z]+)?)\s*(?:\^\s*\{?[23]\}?)?\s*$"
 )
 
+_DECORATION = re.compile(r"\\\$|[$€£¥]|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|\bUSD\b|^\*\*|\*\*$")
+
 
 def normalize_answer(answer: str) -> str:
     r"""One spelling of an answer: dollar signs, spacing commands, units, degrees and full stops gone.
@@ -137,9 +140,7 @@ def normalize_answer(answer: str) -> str:
     `\dfrac12` becomes `\frac{1}{2}`, `\text{...}` around words stays for `math.py`, a percent sign as `%`.
     """
     answer = answer.translate(_UNICODE).strip()
-    answer = re.sub(r"\\\$|[$€£¥]|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|\bUSD\b|^\*\*|\*\*$", "", answer).replace(
-        "**", "^"
-    )
+    answer = _DECORATION.sub("", answer).replace("**", "^")
     for pattern, new in _REPLACE:
         answer = pattern.sub(new, answer)
     answer = answer.strip().rstrip(".,;:").strip()
@@ -167,17 +168,11 @@ def plain_number(answer: str) -> Fraction | None:
         return None
     answer = _SCIENTIFIC.sub(lambda m: f"e{m[1] or m[2]}", answer.strip())
     if (match := _PLAIN.fullmatch(answer)) and (match[2] or (match[3] or ".") != "."):
-        digits = match[2].replace(",", "") + (match[3] or "").rstrip(".")
-        return Fraction(f"{match[1]}{digits if digits[0] != '.' else '0' + digits}") * Fraction(10) ** int(
-            match[4] or 0
-        )
+        digits = f"{match[1]}0{match[2].replace(',', '')}{(match[3] or '').rstrip('.')}"
+        return Fraction(digits) * Fraction(10) ** int(match[4] or 0)
     if match := _FRACTION.fullmatch(answer):
-        whole, top, bottom = (
-            int(match[2] or match[3] or 0),
-            int(match[4] or match[6]),
-            int(match[5] or match[7]),
-        )
-        if bottom:
+        whole, top = int(match[2] or match[3] or 0), int(match[4] or match[6])
+        if bottom := int(match[5] or match[7]):
             return (whole + Fraction(top, bottom)) * (-1 if match[1] == "-" else 1)
     return None
 

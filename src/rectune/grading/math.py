@@ -120,7 +120,7 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
     if (words := _words(gold)) or _words(answer):
         if words == _words(answer):
             return True
-        if len(words) > 1:
+        if len(words) > 3 or (words and r"\text" in gold):  # shorter words may be products: ab is ba
             return False
         if len(_words(answer)) > 3:
             raise Unreadable
@@ -167,10 +167,9 @@ def _elements(answer: str, lists: bool) -> list[str]:
     if answer.startswith(r"\{") and answer.endswith(r"\}") and answer.count(r"\{") == 1:
         answer = answer[2:-2]
     parts = [answer] if not lists and plain_number(answer) is not None else split_top(answer)
-    if len(parts) > 1:
-        parts = [
-            name[2] if (name := _NAME.fullmatch(part)) and "(" not in name[1] else part for part in parts
-        ]
+    named = [_NAME.fullmatch(part) for part in parts]
+    if len({name[1] for name in named if name}) == 1:  # of several names it matters which has which value
+        parts = [name[2] if name else part for name, part in zip(named, parts, strict=True)]
     signs = [
         [part] if part.count(r"\pm") != 1 else [part.replace(r"\pm", "+"), part.replace(r"\pm", "-")]
         for part in parts
