@@ -7,8 +7,8 @@ caught anywhere: any other exception is a defect of ours and keeps its traceback
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class UserError(Exception):

@@ -36,8 +36,8 @@ class Scorer:
     """Columns of a model's target tokens, for any objective.
 
     Args:
-        model: A transformers causal language model, or a peft model around one. Its attention is set to rectune's unless
-            it is a flash attention, and works for generation as before.
+        model: A transformers causal language model, or a peft model around one. Its attention is set to
+            rectune's unless it is a flash attention, and works for generation as before.
         memory_budget: Bytes for the head's logits.
         implementation: Of the head, see `token_logprobs`.
 
@@ -54,7 +54,7 @@ class Scorer:
         check: bool = True,
     ) -> None:
         self.model, self.memory_budget, self.implementation = model, memory_budget, implementation
-        self.causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.causal: Any = getattr(model, "get_base_model", lambda: model)()
         name = type(self.causal).__name__
         self.varlen = "flash" in (self.causal.config._attn_implementation or "")
         if not self.varlen:
@@ -117,7 +117,7 @@ class Scorer:
             "memory_budget": self.memory_budget,
             **shared,
         }
-        ref: dict[str, Tensor] = {}
+        ref: dict[str, Any] = {}
         extra: dict[str, Tensor] = {}
         if {"kl", "ref_logp"} & set(names):
             if reference is None:
