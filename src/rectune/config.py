@@ -40,6 +40,9 @@ class ObjectiveConfig(_Settings):
     protect: float | None = None
     """Least weight of tokens that end a turn or are special. Unset: 1 if the loss vanishes with p, else 0."""
 
+    refresh: int = Field(8, gt=0)
+    """Steps between refreshes of the old policy that psft refers to."""
+
     @property
     def settings(self) -> dict[str, Any]:
         """The further keys: keyword-only parameters of the objective function."""
@@ -119,7 +122,7 @@ class TrainConfig(_Settings):
     max_length: int = Field(2048, gt=1)
     """Longest row in tokens; longer ones are cut at the end, and counted."""
     micro_batch_tokens: int = Field(4096, gt=1)
-    """Tokens in one forward pass; more is faster until memory runs out. At least max_length."""
+    """Tokens in one forward pass, at least max_length; more is faster until memory runs out."""
     learning_rate: float = Field(5e-5, gt=0)
     """Peak learning rate. The paper uses 5e-5 for full fine-tuning."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -134,6 +137,8 @@ class TrainConfig(_Settings):
     """Largest norm of the step's gradient; 0 does not clip."""
     normalization: Literal["tokens", "micro-batch"] = "tokens"
     """tokens: sum over the step's tokens / their number. micro-batch: means added up, as the paper's code."""
+    micro_batch_rows: int = Field(4, gt=0)
+    """Rows of a micro-batch where normalization is micro-batch. The paper's script has 4."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: working weights in bfloat16, masters in float32. auto: bf16 where the machine is fast at it."""
     gradient_checkpointing: bool = False
@@ -170,10 +175,6 @@ class TrainConfig(_Settings):
     def _consistent(self) -> TrainConfig:
         if self.choose != "last" and self.evaluate_every == 0:
             raise ValueError(f"choose = '{self.choose}' needs evaluate_every > 0")
-        if self.micro_batch_tokens < self.max_length:
-            raise ValueError(
-                f"micro_batch_tokens {self.micro_batch_tokens} is less than max_length {self.max_length}"
-            )
         return self
 
 

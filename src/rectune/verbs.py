@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +34,12 @@ def train(
         dry_run: Print the settings, rows, tokens, steps and memory estimate, and stop.
     """
     config = load_config(recipe, overrides)
-    from rectune.training import loop
+    if dry_run:
+        from rectune.training.plan import plan
 
-    loop.train(config, resume=resume, dry_run=dry_run)
+        print(json.dumps(plan(config), indent=2))
+        return
+    from rectune.training.loop import train
+
+    result = train(config, resume=resume)
+    print(json.dumps(asdict(result), indent=2))

@@ -1,0 +1,122 @@
+"""What is logged about a step or a hold-out pass, from the same per-token columns that the objective reads.
+
+The objective's own value is logged and must not choose anything: -p log p falls as p goes to 0, so DFT's loss
+falls while the model gets worse. NLL and mean p stand beside it, and only they may choose a checkpoint.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from rectune.config import TrainConfig
+from rectune.models.scorer import Scorer
+from rectune.objectives import Objective, effective_weight
+from rectune.training.batches import Split, capacity
+
+QUANTILES = (0.1, 0.5, 0.9)
+COLUMNS = ("logp", "entropy", "top1")
+
+
+class Monitor:
+    """Collects columns over micro-batches and processes, then tells the figures.
+
+    Args:
+        objective, settings, protect: What is trained with; None for a pass that only evaluates.
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        settings: Mapping[str, float] | None = None,
+        protect: float = 0.0,
+    ) -> None:
+        self.objective, self.settings, self.protect = objective, settings or {}, protect
+        self._columns: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def add(self, columns: Mapping[str, Tensor], loss: Tensor | None = None) -> None:
+        """Keep a micro-batch's columns, each (N,), and the loss of each token."""
+        seen = {name: columns[name] for name in (*COLUMNS, "structural")}
+        if loss is not None and self.objective is not None:
+            seen["loss"] = loss
+            seen["weight"] = effective_weight(self.objective, columns, protect=self.protect, **self.settings)
+        for name, column in seen.items():
+            self._columns.setdefault(name, []).append(column.to("cpu", torch.float32, copy=True))
+
+    def figures(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
+        """Means over all tokens seen, in all processes.
+
+        `objective` loss per token; `nll` in nats; `mean_p`, `p10`, `p50`, `p90` of the targets' probabilities;
+        `weight` mean effective weight; `entropy` in nats; `accuracy` share of targets that are top-1;
+        `eos_p` mean probability of turn-ending and special targets (None without any); `low_p` and `high_p`
+        shares of targets with p < 0.01 and p > 0.9; `supervised` number of targets.
+        """
+        parts = [self._columns]
+        if accelerator is not None and accelerator.num_processes > 1:
+            parts = gather_object(parts)
+        names = {name for part in parts for name in part}
+        columns = {name: torch.cat([t for part in parts for t in part.get(name, [])]) for name in names}
+        if not columns or not len(columns["logp"]):
+            return {"supervised": 0}
+        p = columns["logp"].exp()
+        ends = p[columns["structural"].bool()]
+        quantiles = dict(zip(("p10", "p50", "p90"), _quantiles(p), strict=True))
+        figures = {
+            "nll": -_mean(columns["logp"]),
+            "mean_p": _mean(p),
+            **quantiles,
+            "entropy": _mean(columns["entropy"]),
+            "accuracy": _mean(columns["top1"]),
+            "eos_p": _mean(ends) if len(ends) else None,
+            "low_p": _mean(p < 0.01),
+            "high_p": _mean(p > 0.9),
+            "supervised": len(p),
+        }
+        if "loss" in columns:
+            figures = {"objective": _mean(columns["loss"]), "weight": _mean(columns["weight"]), **figures}
+        return figures
+
+
+@torch.no_grad()
+def evaluate_holdout(
+    scorer: Scorer, holdout: Split, config: TrainConfig, accelerator: Accelerator | None = None
+) -> dict[str, Any]:
+    """Figures of `Monitor` over hold-out rows; empty where there are none."""
+    if not len(holdout):
+        return {}
+    monitor = Monitor()
+    training = scorer.model.training
+    scorer.model.eval()
+    mine = 0 if accelerator is None else accelerator.process_index
+    of = 1 if accelerator is None else accelerator.num_processes
+    device = None if accelerator is None else accelerator.device
+    for number, batch in enumerate(holdout.packed(capacity(config), device)):
+        if number % of == mine:
+            monitor.add(scorer.columns(batch, COLUMNS))
+    scorer.model.train(training)
+    return monitor.figures(accelerator)
+
+
+def peak_memory_mib() -> float:
+    """Most memory held so far: of the GPU where there is one, else resident memory of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(usage / (1024 if sys.platform != "darwin" else 2**20), 1)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _quantiles(p: Tensor) -> list[float]:
+    ordered = p.sort().values
+    return [float(ordered[min(len(p) - 1, int(q * len(p)))]) for q in QUANTILES]

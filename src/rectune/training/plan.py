@@ -1,0 +1,70 @@
+"""What a run would do, without doing it: `rectune train --dry-run`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from rectune.config import TrainConfig, dump_config
+from rectune.models.loading import load_model
+from rectune.models.lora import add_lora
+from rectune.training.batches import load_data
+from rectune.training.phases import make_phases
+from rectune.training.weights import choose_precision
+
+
+def plan(config: TrainConfig) -> dict[str, Any]:
+    """Resolved config, rows, tokens, steps and memory of a run; reads the data and the model, writes nothing.
+
+    Raises:
+        UserError: Whatever `train` would refuse about model, data and settings.
+    """
+    phases = make_phases(config.objective)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, why = choose_precision(config.precision, device)
+    model, tokenizer = load_model(config.model, dtype=dtype)
+    data = load_data(config, tokenizer)
+    if config.lora.rank:
+        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    return {
+        "config": json.loads(dump_config(config)),
+        "objective": [f"{phase.name} until step {round(phase.end * len(data.plan))}" for phase in phases],
+        "precision": f"{dtype} ({why})".removeprefix("torch."),
+        "template": data.template,
+        "rows": len(data.train),
+        "holdout_rows": len(data.holdout),
+        "tokens": sum(data.train.lengths()),
+        "supervised_tokens": int(data.train.encoded.counts.supervised),
+        "steps": len(data.plan),
+        "tokens_per_step": round(sum(data.train.lengths()) / len(data.train) * config.batch_size),
+        "memory_mib": memory_estimate(model, config, dtype),
+    }
+
+
+def memory_estimate(model: Any, config: TrainConfig, dtype: torch.dtype) -> dict[str, int]:
+    """MiB by part. Weights, masters, gradients and moments are exact; activations are an estimate.
+
+    Activations per token and layer: what the backward pass of a gated decoder layer keeps, about 16 vectors of the
+    model's width and 4 of its inner width; with gradient checkpointing one vector per layer and one layer's worth.
+    """
+    shape = model.config.get_text_config()
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = dtype.itemsize
+    mixed = dtype != torch.float32
+    inner = getattr(shape, "intermediate_size", 4 * shape.hidden_size)
+    layer = (16 * shape.hidden_size + 4 * inner) * size
+    layers = shape.num_hidden_layers
+    kept = layers * shape.hidden_size * size + layer if config.gradient_checkpointing else layers * layer
+    parts = {
+        "weights": every * size,
+        "masters": trained * 4 if mixed else 0,
+        "gradients": trained * 4,
+        "moments": trained * 8,
+        "activations": config.micro_batch_tokens * kept,
+        "head": config.memory_budget << 20,
+    }
+    estimate = {name: value >> 20 for name, value in parts.items()}
+    return {**estimate, "total": sum(estimate.values())}
