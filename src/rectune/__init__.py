@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rectune.data.rows import Row as Row
     from rectune.data.rows import Sample as Sample
     from rectune.errors import UserError as UserError
+    from rectune.integrations import dft_loss as dft_loss
+    from rectune.integrations import objective_loss as objective_loss
     from rectune.logprobs import token_logprobs as token_logprobs
     from rectune.models.loading import load_model as load_model
     from rectune.models.scorer import Scorer as Scorer
@@ -39,6 +41,8 @@ _HOME = {
     "Sample": "rectune.data.rows",
     "TrainConfig": "rectune.config",
     "train": "rectune.training.loop",
+    "dft_loss": "rectune.integrations",
+    "objective_loss": "rectune.integrations",
     "UserError": "rectune.errors",
 }
 """Where each public name is defined. A new one also gets its line under TYPE_CHECKING, for editors."""

@@ -1,0 +1,62 @@
+"""rectune's objectives inside other trainers.
+
+`dft_loss` (or `objective_loss` for any other) is a `compute_loss_func` of a transformers `Trainer`. The trainer
+has the model build all logits, so this saves no memory; `rectune train` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rectune.errors import UserError
+from rectune.logprobs import supervised_positions
+from rectune.objectives import Objective, apply_objective, check_settings, column_names, resolve
+
+__all__ = ["dft_loss", "objective_loss"]
+
+_COLUMNS = ("logp", "row")
+
+
+class LossFunction(Protocol):
+    """What a transformers `Trainer` takes as `compute_loss_func`."""
+
+    def __call__(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor: ...
+
+
+def objective_loss(objective: str | Objective, **settings: float) -> LossFunction:
+    """Any objective over `logp` and `row` as `Trainer(compute_loss_func=objective_loss("power", alpha=0.5))`.
+
+    The sum over tokens is divided by `num_items_in_batch`, which the trainer counts over the accumulated batch and all
+    processes, so accumulation gives the gradient of the whole batch.
+
+    Raises:
+        UserError: An unknown objective or setting, or one that reads columns which logits alone do not give.
+    """
+    function = resolve(objective)
+    settings = check_settings(function, settings)
+    if missing := [name for name in column_names(function) if name not in _COLUMNS]:
+        raise UserError(
+            f"{function.__name__} reads {', '.join(missing)}, which a transformers Trainer does not have",
+            hint="use rectune train",
+        )
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        index, targets = supervised_positions(labels)
+        chosen = logits.flatten(0, 1)[index].float()
+        logp = chosen.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        columns = {"logp": logp, "row": index // labels.shape[1]}
+        total = apply_objective(function, columns, **settings).sum()
+        count = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(count, device=total.device)
+
+    return loss
+
+
+dft_loss: LossFunction = objective_loss("dft")
+"""Dynamic Fine-Tuning in one line: `Trainer(..., compute_loss_func=dft_loss)`."""
