@@ -18,13 +18,18 @@ BLOCK = 256  # words per block of the two-level search
 CANDIDATES = 512  # most probable words looked at before a row is sorted in full for top_p
 
 
+def sample_key(seed: int, problem_id: str, sample_index: int) -> int:
+    """128 bits that name a sample, the same in every process and version."""
+    name = f"{seed}\0{sample_index}\0{problem_id}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+
+
 def uniforms(seed: int, problem_id: str, sample_index: int, count: int) -> np.ndarray:
     """The first `count` uniforms in [0, 1) of a sample's stream, float64; a longer call has the same prefix.
 
-    Philox, a counter-based generator, under a 128-bit key hashed from the three names of the sample.
+    Philox, a counter-based generator, under the sample's key.
     """
-    name = f"{seed}\0{sample_index}\0{problem_id}".encode()
-    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+    key = sample_key(seed, problem_id, sample_index)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Problem, Sample
@@ -107,6 +107,8 @@ def sample(
     template: str = "auto",
     precision: str = "auto",
     server_url: str | None = None,
+    served_name: str | None = None,
+    server_logprobs: bool = True,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Path:
     """Draw `n` answers to every problem and append them to `out`, one JSON object a line.
@@ -115,13 +117,15 @@ def sample(
     is removed first, and a larger `n` adds to them.
 
     Args:
-        model: Hub id, folder or packaged name; for a server also the name that it serves.
+        model: Hub id, folder or packaged name.
         problems: With unique ids.
         engine: "local", "server", "vllm", or an engine of your own.
         batch_size: Sequences in work at once (local) or requests in flight (server); None: its own choice.
         template: As in training: "auto", "none" or a file.
         precision: Of the local engine: "auto", "bf16" or "fp32".
         server_url: Address of an OpenAI-compatible server, for the server engine.
+        served_name: What the server calls the model, where that is not `model`.
+        server_logprobs: False takes a server without log-probs; they are then empty in the file.
         progress: Called with (samples done, samples in all, tokens drawn by this call) after every sample; by
             default a bar on stderr where that is a terminal.
 
@@ -136,7 +140,8 @@ def sample(
     _check(problems, n, settings)
     drawer = engine
     if isinstance(drawer, str):
-        drawer = _engine(model, drawer, batch_size, template, precision, server_url)
+        server = {"url": server_url, "served_name": served_name, "logprobs": server_logprobs}
+        drawer = _engine(model, drawer, batch_size, template, precision, server)
     prompts = {p.problem_id: _prompt(drawer, p) for p in problems}
     by_id = {p.problem_id: p for p in problems}
 
@@ -211,7 +216,7 @@ def _prompt(engine: Engine, problem: Problem) -> tuple[tuple[int, ...], str]:
 
 
 def _engine(
-    model: str, name: str, batch_size: int | None, template: str, precision: str, server_url: str | None
+    model: str, name: str, batch_size: int | None, template: str, precision: str, server: dict[str, Any]
 ) -> Engine:
     """The engine of that name. Imported here, so that a server needs no weights in this process."""
     if name == "local":
@@ -221,11 +226,11 @@ def _engine(
     if name == "server":
         from rectune.sampling.server import ServerEngine
 
-        if server_url is None:
+        if server["url"] is None:
             raise UserError(
                 "the server engine needs an address", where="server_url", hint="http://HOST:PORT/v1"
             )
-        return ServerEngine(model, server_url, template=template, concurrency=batch_size)
+        return ServerEngine(model, **server, template=template, concurrency=batch_size)
     if name == "vllm":
         from rectune.sampling.vllm import VllmEngine
 

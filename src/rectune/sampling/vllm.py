@@ -1,0 +1,76 @@
+"""The vLLM engine in this process, behind the extra `vllm`. It has not been run here: it needs a GPU.
+
+vLLM batches and stores keys and values itself; this hands it token ids with a seed per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+
+from rectune.data.encoding import choose_template, stop_ids
+from rectune.errors import UserError
+from rectune.sampling.draws import sample_key
+from rectune.sampling.engine import Completion, DrawSettings, Request
+
+WAVE = 4096  # requests handed over at once, so that finished ones reach the file before all are done
+
+
+class VllmEngine:
+    """Draws completions with vLLM.
+
+    Args:
+        model: Hub id or folder.
+        template: As in training.
+        precision: "auto" (as stored), "bf16" or "fp32".
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+
+    name = "vllm"
+
+    def __init__(self, model: str, *, template: str = "auto", precision: str = "auto") -> None:
+        if find_spec("vllm") is None:
+            raise UserError("vLLM is not installed", where="engine", hint="pip install 'rectune[vllm]'")
+        from vllm import LLM
+
+        dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[precision]
+        self.model_name = model
+        self.llm = LLM(model=model, dtype=dtype, generation_config="vllm", logprobs_mode="raw_logprobs")
+        self.tokenizer = self.llm.get_tokenizer()
+        self.template = choose_template(template, self.tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the model: vLLM does not show its weights."""
+        return f"vllm:{self.model_name}"
+
+    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+        """Completions in waves of `WAVE` requests."""
+        waiting = list(requests)
+        for start in range(0, len(waiting), WAVE):
+            yield from self._wave(waiting[start : start + WAVE], settings)
+
+    def _wave(self, requests: list[Request], settings: DrawSettings) -> Iterator[Completion]:
+        from vllm import SamplingParams
+
+        ends = stop_ids(self.tokenizer, self.template)
+        params = [
+            SamplingParams(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_new_tokens,
+                seed=sample_key(settings.seed, r.problem_id, r.sample_index) % 2**31,
+                stop_token_ids=ends,
+                logprobs=0,
+            )
+            for r in requests
+        ]
+        outputs = self.llm.generate([{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params)
+        for request, output in zip(requests, outputs, strict=True):
+            new = output.outputs[0]
+            ids = list(new.token_ids)
+            logps = [step[token].logprob for step, token in zip(new.logprobs, ids, strict=True)]
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            yield Completion(request, ids, logps, text, "length" if new.finish_reason == "length" else "stop")
