@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -47,6 +48,174 @@ def list_(
     from rectune.listing import LISTS
 
     print_table(list(LISTS[what]()), as_json=json)
+
+
+Count = Annotated[int, Parameter(name="-n")]
+
+
+@app.command
+def sample(
+    *,
+    model: str,
+    problems: str,
+    out: Path,
+    n: Count = 16,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    seed: int = 0,
+    engine: Literal["local", "server", "vllm"] = "local",
+    server_url: str | None = None,
+    batch_size: int | None = None,
+    template: str = "auto",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    benchmark_dir: Path | None = None,
+) -> None:
+    """Draw answers to problems from a model, one JSON object a line; run again, it goes on.
+
+    Args:
+        model: Hub id, local folder or packaged model; with the server engine the name that it serves.
+        problems: JSONL file of problems, or the name of a benchmark.
+        out: File of samples; appended to.
+        n: Answers to each problem.
+        temperature: 0 takes the most probable token.
+        top_p: Draw from the most probable tokens that make up this share.
+        max_new_tokens: Longest answer.
+        seed: Of the draws; the same whatever the batch size and order.
+        engine: local runs the model here, server asks an OpenAI-compatible endpoint.
+        server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
+        batch_size: Answers in work at once.
+        template: auto, none, or a Jinja file; as in training.
+        precision: Of the local engine.
+        benchmark_dir: Folder that has the benchmark's file.
+    """
+    from rectune.data.problems import read_problems
+    from rectune.evaluation.benchmarks import load_benchmark
+    from rectune.sampling.engine import sample as draw
+
+    file = Path(problems)
+    asked = (
+        read_problems(file)
+        if file.suffix or file.exists()
+        else load_benchmark(problems, benchmark_dir=benchmark_dir)
+    )
+    draw(
+        model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
+        engine=engine, server_url=server_url, batch_size=batch_size, template=template, precision=precision,
+    )  # fmt: skip
+    print(out)
+
+
+@app.command
+def grade(samples: Path, /, *, out: Path, workers: int | None = None, timeout: float = 5.0) -> None:
+    """Add a verdict to every answer of a JSONL file; run again, it goes on.
+
+    Args:
+        samples: Lines with `answer` (gold), `text` (the model's words) and perhaps `grader` (default: math).
+        out: The same lines with `verdict` and `extracted`.
+        workers: Processes; by default one for each core.
+        timeout: Seconds that one answer may take.
+    """
+    from rectune.grading import grade as judge
+
+    print(judge(samples, out, workers=workers, timeout=timeout))
+
+
+@app.command
+def select(
+    graded: Path,
+    /,
+    *,
+    out: Path,
+    purpose: Annotated[Literal["sft", "dpo"], Parameter(name="--for")],
+    per_problem: int = 4,
+    balance: Switch = False,
+    unjudged: Switch = False,
+    unfinished: Switch = False,
+    seed: int = 0,
+) -> None:
+    """Turn graded answers into training rows, or into pairs of a better and a worse one.
+
+    Args:
+        graded: What `rectune grade` wrote.
+        out: Rows or pairs, JSONL; the counts go to OUT.counts.json.
+        purpose: sft keeps correct answers (RFT, offline DFT), dpo pairs correct with wrong ones.
+        per_problem: Most rows or pairs of one problem.
+        balance: Repeat rows until every problem has as many as the one with the most.
+        unjudged: For pairs, let answers that timed out or failed in grading count as wrong.
+        unfinished: Let answers count that reached the token limit.
+        seed: Of the choice among more answers than are kept.
+    """
+    from rectune.selection import select as choose
+
+    counts = choose(
+        graded, out, purpose=purpose, per_problem=per_problem, balance=balance,
+        unjudged=unjudged, unfinished=unfinished, seed=seed,
+    )  # fmt: skip
+    print_table([counts], as_json=False)
+
+
+@app.command(name="eval")
+def eval_(
+    *,
+    model: str,
+    benchmarks: str = "",
+    out: Path,
+    n: Count = 16,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    seed: int = 0,
+    limit: int | None = None,
+    benchmark_file: tuple[Path, ...] = (),
+    benchmark_dir: Path | None = None,
+    prompt: str | None = None,
+    system: str | None = None,
+    template: str | None = None,
+    check_overlap: str | None = None,
+    engine: Literal["local", "server", "vllm"] = "local",
+    server_url: str | None = None,
+    batch_size: int | None = None,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    json: Switch = False,
+) -> None:
+    """Measure accuracy on benchmarks with intervals: sample, grade, count. The paper's protocol is the default.
+
+    Args:
+        model: Hub id, local folder, packaged model, or the folder of a training run, whose prompt is then used.
+        benchmarks: Names separated by commas, see `rectune list benchmarks`.
+        out: Folder of the evaluation; run again, it goes on.
+        n: Answers to each problem.
+        temperature: 0 takes the most probable token.
+        top_p: Draw from the most probable tokens that make up this share.
+        max_new_tokens: Longest answer.
+        seed: Of the draws and of --limit.
+        limit: Only so many problems of each benchmark.
+        benchmark_file: JSONL file of your own problems, with prompt and answer; may be given several times.
+        benchmark_dir: Folder that has the benchmarks' files; else they are packaged or come from the hub.
+        prompt: The user's turn with {question} in it, instead of the run's or the benchmark's.
+        system: System message, instead of the run's.
+        template: auto, none or a Jinja file, instead of the run's.
+        check_overlap: Training rows in which to look for the problems' texts.
+        engine: local runs the model here, server asks an OpenAI-compatible endpoint.
+        server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
+        batch_size: Answers in work at once.
+        precision: Of the local engine.
+        json: Print all figures as JSON.
+    """
+    from rectune.evaluation.evaluate import evaluate, table
+
+    result = evaluate(
+        model, [name.strip() for name in benchmarks.split(",") if name.strip()], out=out, n=n,
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, limit=limit,
+        benchmark_files=benchmark_file, benchmark_dir=benchmark_dir, prompt=prompt, system=system, template=template,
+        check_overlap=check_overlap, engine=engine, server_url=server_url, batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    if json:
+        print_table([result], as_json=True)
+        return
+    header, rows = table(result)
+    print_table([dict(zip(header, row, strict=True)) for row in rows], as_json=False)
 
 
 def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
