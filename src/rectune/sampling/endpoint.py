@@ -40,9 +40,14 @@ class Api:
             )
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
 
-    def get(self, path: str) -> Any:
-        """Ask once whether anything answers. `UserError` if nothing does."""
-        return self._tries(path, None, threading.Event(), retries=0)
+    def reach(self) -> None:
+        """Raise `UserError` unless something speaks HTTP there; what it says to GET /models does not matter."""
+        try:
+            urllib.request.urlopen(self._request("/models", None), timeout=self.timeout).close()
+        except urllib.error.HTTPError:
+            return
+        except (OSError, http.client.HTTPException) as error:
+            raise self._no_answer("", getattr(error, "reason", error)) from None
 
     def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
         """The answer to `body`; gives up once `stop` is set.
@@ -50,31 +55,34 @@ class Api:
         Raises:
             UserError: The server refused the request, or all tries failed.
         """
-        return self._tries(path, json.dumps(body).encode(), stop, retries=self.retries)
-
-    def _tries(self, path: str, body: bytes | None, stop: threading.Event, *, retries: int) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url + path, data=body, headers=headers)
-        for attempt in range(retries + 1):
+        request = self._request(path, json.dumps(body).encode())
+        for attempt in range(self.retries + 1):
             least = 0.0
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
-                problem = f"{error.code} {_message(error)}"
+                problem: object = f"{error.code} {_message(error)}"
                 if error.code not in PASSING and error.code < 500:
                     raise UserError(f"the server refuses the request: {problem}", where=self.url) from None
                 least = retry_after(error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 # No connection, a time-out, a connection cut off, half an answer. URLError is an OSError.
-                problem = str(getattr(error, "reason", error)) or type(error).__name__
+                problem = getattr(error, "reason", error)
             wait = max(least, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0))
-            if attempt == retries or stop.wait(wait):
+            if attempt == self.retries or stop.wait(wait):
                 break
-        tries = f" after {retries + 1} tries" if retries else ""
-        raise UserError(f"no answer{tries}: {problem}", where=self.url, hint="is the server running there?")
+        raise self._no_answer(f" after {attempt + 1} tries", problem)
+
+    def _request(self, path: str, body: bytes | None) -> urllib.request.Request:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        return urllib.request.Request(self.url + path, data=body, headers=headers)
+
+    def _no_answer(self, tries: str, problem: object) -> UserError:
+        reason = str(problem) or type(problem).__name__
+        return UserError(f"no answer{tries}: {reason}", where=self.url, hint="is the server running there?")
 
 
 def retry_after(value: str | None) -> float:

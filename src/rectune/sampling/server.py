@@ -8,7 +8,8 @@ addresses are in `endpoint.py`. What the servers differ in:
 - Draws are the server's. It gets a seed of its own for every sample; whether batching changes them is its matter.
 - Log-probs at temperature 1 are vLLM's (`--logprobs-mode raw_logprobs`, its default) and llama.cpp's. SGLang gives
   those of the tempered model.
-- `transformers serve` has neither log-probs nor prompts as token ids: `logprobs=False` asks it for text alone.
+- `transformers serve` has neither log-probs nor prompts as token ids: `logprobs=False` asks it for text alone. It
+  draws only for a model whose generation_config has do_sample, and is greedy otherwise, at any temperature.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class ServerEngine:
         retries: int = 6,
     ) -> None:
         self.api = Api(url, timeout=timeout, retries=retries)
-        self.api.get("/models")
+        self.api.reach()
         self.model_name, self.served_name = model, served_name or model
         self.tokenizer = load_tokenizer(model)
         self.template = choose_template(template, self.tokenizer)

@@ -1,0 +1,271 @@
+"""The server engine against real servers on loopback, and its retries against a listener that fails on purpose.
+
+`transformers serve` has no log-probs; llama.cpp's server, which has, takes part where `llama-server` is on the PATH
+(or named by LLAMA_SERVER) and the packaged model's GGUF can be converted.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from rectune.data.rows import Problem, Turn
+from rectune.errors import UserError
+from rectune.sampling import endpoint
+from rectune.sampling.endpoint import Api, retry_after
+from rectune.sampling.engine import sample
+from rectune.sampling.server import ServerEngine
+from toys import byte_tokenizer, tiny_model
+
+PROBLEMS = [Problem(f"p{i}", (Turn("user", f"What is {i}?"),), str(i)) for i in range(3)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serve(command: list[str], port: int, log: Path) -> Iterator[str]:
+    """Start a server, wait until it answers, and kill it in any case."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    model = tiny_model()
+    model.generation_config.do_sample = True  # without it transformers serve is greedy at any temperature
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    missing = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"transformers serve needs {', '.join(missing)}")
+    port = free_port()
+    program = "from transformers.cli.transformers import main; main()"
+    arguments = ["serve", str(folder), "--port", str(port), "--host", "127.0.0.1", "--device", "cpu"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    yield from serve([sys.executable, "-c", program, *arguments], port, log)
+
+
+def test_samples_from_transformers_serve_and_goes_on(
+    transformers_serve: str, folder: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "engine": "server", "server_url": transformers_serve, "server_logprobs": False,
+        "max_new_tokens": 8, "batch_size": 4,
+    }  # fmt: skip
+    out = sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", n=2, **settings)
+    first = out.read_bytes()
+    records = [json.loads(line) for line in first.splitlines()]
+    assert {(r["problem_id"], r["sample_index"]) for r in records} == {
+        (f"p{i}", k) for i in range(3) for k in range(2)
+    }
+    assert len({r["text"] for r in records}) > 1
+    assert all(r["logprobs"] == [] and r["engine"] == "server" for r in records)
+    assert {r["finish_reason"] for r in records} <= {"stop", "length"}
+    out.write_bytes(first[:-30])
+    sample(str(folder), PROBLEMS, out=out, n=3, **settings)
+    assert (
+        len({tuple(json.loads(line)[k] for k in ("problem_id", "sample_index")) for line in out.read_text().splitlines()}) == 9
+    )
+
+
+def test_missing_logprobs_and_unknown_models_are_one_line(
+    transformers_serve: str, folder: Path, tmp_path: Path
+) -> None:
+    nameless = {"server_logprobs": False, "served_name": "nowhere/nothing"}
+    for change, words in (({}, "refuses the request: 422 Unexpected fields"), (nameless, "nowhere/nothing")):
+        with pytest.raises(UserError, match=words):
+            sample(
+                str(folder), PROBLEMS, out=tmp_path / "s.jsonl", n=1, engine="server", max_new_tokens=4,
+                server_url=transformers_serve, **change,
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
+    gguf = os.environ.get("LLAMA_SERVER_GGUF")
+    if program is None or gguf is None:
+        pytest.skip("LLAMA_SERVER (llama.cpp's server) and LLAMA_SERVER_GGUF (smollm2-135m) are not both set")
+    port = free_port()
+    arguments = ["-m", gguf, "--port", str(port), "--host", "127.0.0.1", "-c", "4096", "-np", "4", "-t", "2"]
+    yield from serve([program, *arguments], port, tmp_path_factory.mktemp("llama") / "log")
+
+
+def test_samples_from_llama_server_with_logprobs(llama_server: str, tmp_path: Path) -> None:
+    import torch
+
+    from rectune.models.loading import load_model
+
+    out = sample(
+        "smollm2-135m", PROBLEMS, out=tmp_path / "s.jsonl", n=2, engine="server", server_url=llama_server,
+        max_new_tokens=12, batch_size=4,
+    )  # fmt: skip
+    model, tokenizer = load_model("smollm2-135m", dtype=torch.float32)
+    for record in map(json.loads, out.read_text().splitlines()):
+        assert len(record["token_ids"]) == len(record["logprobs"]) > 0
+        prompt = tokenizer(record["prompt"], add_special_tokens=False).input_ids
+        new = torch.tensor(record["token_ids"])
+        with torch.no_grad():
+            logps = (
+                model(torch.tensor([prompt + record["token_ids"]]))
+                .logits[0, len(prompt) - 1 : -1]
+                .log_softmax(-1)
+            )
+        expected = logps.gather(-1, new[:, None])[:, 0]
+        assert torch.allclose(
+            torch.tensor(record["logprobs"]), expected, atol=0.5
+        )  # its weights stay quantized
+
+
+class Failing(BaseHTTPRequestHandler):
+    """Answers with the codes of `plan` in turn, then with `reply`."""
+
+    plan: ClassVar[list[tuple[int, dict[str, str]]]] = []
+    reply: ClassVar[dict] = {}
+    seen: ClassVar[list[float]] = []
+
+    def do_GET(self) -> None:
+        self._answer(200, {}, {"data": []})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append(time.monotonic())
+        code, headers = self.plan.pop(0) if self.plan else (200, {})
+        if code == 0:  # cut the connection
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self._answer(code, headers, self.reply if code == 200 else {"error": {"message": "busy\nnow"}})
+
+    def _answer(self, code: int, headers: dict[str, str], body: dict) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in ({"Content-Length": str(len(text))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    Failing.plan, Failing.seen, Failing.reply = [], [], {"ok": True}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_passing_failures_are_tried_again_and_retry_after_is_kept(failing: str) -> None:
+    Failing.plan = [(503, {}), (0, {}), (429, {"Retry-After": "1"}), (500, {})]
+    assert Api(failing, timeout=5, retries=4).post("/x", {}, threading.Event()) == {"ok": True}
+    assert len(Failing.seen) == 5
+    assert Failing.seen[3] - Failing.seen[2] >= 0.5
+
+
+def test_other_failures_are_not_tried_again_and_say_what_the_server_said(failing: str) -> None:
+    Failing.plan = [(400, {})]
+    with pytest.raises(UserError, match=r"refuses the request: 400 busy now$"):
+        Api(failing, timeout=5, retries=4).post("/x", {}, threading.Event())
+    assert len(Failing.seen) == 1
+
+
+def test_giving_up_says_after_how_many_tries(failing: str) -> None:
+    Failing.plan = [(503, {})] * 9
+    with pytest.raises(UserError, match="no answer after 3 tries: 503 busy now"):
+        Api(failing, timeout=5, retries=2).post("/x", {}, threading.Event())
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert retry_after(None) == retry_after("soon") == 0.0
+    assert retry_after("2.5") == 2.5
+    assert retry_after(email.utils.formatdate(time.time() + 10, usegmt=True)) == pytest.approx(10, abs=1.5)
+
+
+@pytest.mark.parametrize(("logprobs", "expected"), [
+    ({"tokens": ["token_id:72", "token_id:2"], "token_logprobs": [-0.5, -1.0]}, [72, 2]),
+    ({"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}, [2]),
+    ({"content": [{"id": 72, "token": "E", "logprob": -0.5}]}, [72]),
+])  # fmt: skip
+def test_token_ids_in_the_forms_of_vllm_sglang_and_llama_cpp(
+    failing: str, folder: Path, tmp_path: Path, logprobs: dict, expected: list[int]
+) -> None:
+    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": logprobs}]}
+    out = sample(
+        str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", n=1, engine="server", server_url=failing
+    )
+    record = json.loads(out.read_text())
+    assert record["token_ids"] == expected
+    assert record["logprobs"][0] == -0.5
+
+
+def test_without_logprobs_or_ids_the_run_stops_in_one_line(
+    failing: str, folder: Path, tmp_path: Path
+) -> None:
+    settings = {"out": tmp_path / "s.jsonl", "n": 1, "engine": "server", "server_url": failing}
+    wordless = {"tokens": ["??"], "token_logprobs": [-1.0]}
+    for logprobs, words in ((None, "returns no log-probs"), (wordless, "no token ids")):
+        Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": logprobs}]}
+        with pytest.raises(UserError, match=words):
+            sample(str(folder), PROBLEMS, **settings)
+
+
+def test_unreachable_server_and_missing_address_are_one_line(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no answer: .*is the server running there"):
+        ServerEngine(str(folder), f"http://127.0.0.1:{free_port()}/v1")
+    with pytest.raises(UserError, match="is no address"):
+        ServerEngine(str(folder), "localhost:8000")
+    with pytest.raises(UserError, match="server_url"):
+        sample(str(folder), PROBLEMS, out=folder / "s.jsonl", engine="server")
+
+
+def test_vllm_is_refused_by_name_where_it_is_missing(folder: Path, tmp_path: Path) -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed")
+    with pytest.raises(UserError, match="vLLM is not installed"):
+        sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", engine="vllm")
