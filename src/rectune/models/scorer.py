@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +57,10 @@ class Scorer:
         name = type(self.causal).__name__
         self.varlen = "flash" in (self.causal.config._attn_implementation or "")
         if not self.varlen:
+            if not self.causal._supports_attention_backend:
+                raise UserError(
+                    f"{name} does not use transformers' attention interface, so it cannot be trained packed"
+                )
             try:
                 self.causal.set_attn_implementation(attention.NAME)
             except ValueError as error:
@@ -147,7 +150,13 @@ class Scorer:
         )
 
     def without_adapter(self) -> Scorer:
-        """The model that a LoRA adapter sits on, sharing its weights: a reference that costs no memory."""
+        """The model that a LoRA adapter sits on, sharing its weights: a reference that costs no memory.
+
+        Raises:
+            UserError: The model has no adapter.
+        """
+        if not hasattr(self.model, "disable_adapter"):
+            raise UserError(f"{type(self.model).__name__} has no adapter", hint="use frozen()")
         return _WithoutAdapter(
             self.model, memory_budget=self.memory_budget, implementation=self.implementation, check=False
         )
@@ -166,7 +175,10 @@ class Scorer:
             logits = self.causal(second[None], use_cache=False).logits[0, :-1]
         finally:
             self.model.train(training)
-        if not _close(*packs):
+        # Without a leak the same numbers are computed twice, so that a weak one, as in a hybrid of attention and
+        # state space, is seen as well.
+        coarse = packs[0].dtype == torch.bfloat16
+        if not _close(packs[0], packs[1], 0.01 if coarse else 1e-4):
             raise UserError(f"{name} lets rows of a pack see each other, so it cannot be trained packed")
         head = self.head()
         ours = token_columns(
@@ -174,14 +186,14 @@ class Scorer:
             softcap=head.softcap, logit_scale=head.logit_scale, implementation="dense",
         )["logp"]  # fmt: skip
         theirs = logits.to(ours.dtype).log_softmax(-1).gather(1, second[1:, None]).squeeze(1)
-        if not _close(ours, theirs):
+        if not _close(ours, theirs, 0.05 if coarse else 1e-3):
             raise UserError(f"the head of {name} does something that rectune does not know")
 
 
 class _WithoutAdapter(Scorer):
     def hidden(self, batch: Batch) -> Tensor:
-        disable = getattr(self.model, "disable_adapter", nullcontext)
-        with disable():
+        model: Any = self.model
+        with model.disable_adapter():
             return super().hidden(batch)
 
 
@@ -205,6 +217,6 @@ def _two_rows(first: Tensor, second: Tensor) -> Batch:
     return Batch(ids, positions, labels, torch.zeros_like(ids, dtype=torch.bool), rows, lengths)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding of bfloat16; a leak or another head is far outside."""
-    return bool((a - b).float().norm() <= 0.05 * b.float().norm() + 1e-6)
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether the norm of each difference (of vectors in the last dimension) is within a share of the norm."""
+    return bool(((a - b).float().norm(dim=-1) <= tolerance * b.float().norm(dim=-1) + 1e-6).all())
