@@ -119,17 +119,24 @@ def _attend_capped(
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (scores / softcap).tanh() * softcap
     if mask is None and query.shape[2] > 1:
-        mask = _band(query.shape[2], query.shape[2], query.device)
+        mask = _band(query.shape[2], None, query.device)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        # Not -inf: a padding position sees nothing at all, and its NaN would spread to every layer above.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ value
 
 
-@lru_cache(maxsize=256)
-def _band(length: int, window: int, device: torch.device) -> Tensor:
+def _band(length: int, window: int | None, device: torch.device) -> Tensor:
     """(length, length) bool: causal, and at most `window` tokens back, the own one included."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+    return _square_band(1 << (length - 1).bit_length(), window, device)[:length, :length]
+
+
+@lru_cache(maxsize=8)
+def _square_band(size: int, window: int | None, device: torch.device) -> Tensor:
+    """Kept for few sizes only: one for each length of a row would add up to gigabytes."""
+    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    return causal if window is None else causal.triu(1 - window)
 
 
 @lru_cache(maxsize=256)
