@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rectune.elementwise import (
     BLOCK,
@@ -28,7 +29,6 @@ from rectune.elementwise import (
     sums,
     wide,
 )
-from rectune.errors import UserError
 
 
 class _Outcome(NamedTuple):
@@ -146,13 +146,8 @@ def _chunks(rows: int, fit: int) -> list[slice]:
 def run(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, task: LogProbability | Divergence, budget: int
 ) -> tuple[Tensor, ...]:
+    """The task's value and extras, each (N,), with logits of at most `budget` bytes, which holds one row at least."""
     row_bytes = weight.shape[0] * hidden.element_size() * task.matrices
-    if budget < row_bytes:
-        raise UserError(
-            f"{budget} bytes hold no row of {weight.shape[0]} logits",
-            where="memory_budget",
-            hint=f"give at least {row_bytes} bytes (the default is 256 MiB)",
-        )
     result: tuple[Tensor, ...] = _Head.apply(hidden, weight, bias, task, budget // row_bytes)
     return result
 
@@ -189,6 +184,7 @@ class _Head(torch.autograd.Function):
         return (value, *extras)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         task, needs = ctx.task, ctx.needs_input_grad

@@ -22,7 +22,7 @@ is in `objectives.py`; which hidden states belong here is in `models/scorer.py`;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -123,29 +123,64 @@ def token_columns(
     for name in names:
         if name not in COLUMNS:
             raise unknown_name("column of the head", name, COLUMNS)
-    _check(hidden_ND, weight_VD, targets_N)
+    if implementation not in get_args(Implementation):
+        raise unknown_name("implementation", implementation, get_args(Implementation))
+    _check(hidden_ND, weight_VD, targets_N, bias)
     weight_VD = weight_VD.to(hidden_ND.dtype)
     shape = Shape(softcap, logit_scale)
-    if "kl" in names and (ref_hidden_ND is None or ref_weight_VD is None):
-        raise UserError("column 'kl' needs the reference's hidden states and head weight")
+    reference = None
+    if "kl" in names:
+        reference = _reference(hidden_ND, weight_VD, ref_hidden_ND, ref_weight_VD, ref_bias)
     if implementation == "dense":
-        reference = (ref_hidden_ND, ref_weight_VD, ref_bias)
         return _dense(hidden_ND, weight_VD, targets_N, names, bias, shape, reference)
     compiled = implementation == "fused"
+    statistics = bool(set(names) - {"kl"})
+    share = _share(memory_budget, hidden_ND, weight_VD, statistics + 2 * ("kl" in names))
     columns: dict[str, Tensor] = {}
-    if set(names) - {"kl"}:
+    if statistics:
         task = LogProbability(targets_N, shape, tuple(names), compiled)
-        logp, *rest = run(hidden_ND, weight_VD, bias, task, memory_budget)
+        logp, *rest = run(hidden_ND, weight_VD, bias, task, share)
         columns = {"logp": logp, **dict(zip(task.extra_names, rest, strict=True))}
-    if "kl" in names:
-        assert ref_hidden_ND is not None and ref_weight_VD is not None
-        reference_head = (ref_hidden_ND.detach(), ref_weight_VD.detach().to(hidden_ND.dtype), ref_bias)
-        kl = Divergence(*reference_head, shape, compiled)
-        (columns["kl"],) = run(hidden_ND, weight_VD, bias, kl, memory_budget)
+    if reference is not None:
+        (columns["kl"],) = run(hidden_ND, weight_VD, bias, Divergence(*reference, shape, compiled), 2 * share)
     return {name: columns[name] for name in names}
 
 
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+Reference = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _reference(
+    hidden: Tensor,
+    weight: Tensor,
+    ref_hidden: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+) -> Reference:
+    """Hidden states, head weight and bias of the reference, in the model's dtype and without gradient."""
+    if ref_hidden is None or ref_weight is None:
+        raise UserError("column 'kl' needs the reference's hidden states and head weight")
+    if ref_hidden.shape[0] != hidden.shape[0] or ref_weight.shape[0] != weight.shape[0]:
+        raise UserError(
+            f"the reference has {ref_hidden.shape[0]} tokens and a vocabulary of {ref_weight.shape[0]}, "
+            f"the model {hidden.shape[0]} and {weight.shape[0]}"
+        )
+    ref_hidden, ref_weight = (t.detach().to(hidden.dtype) for t in (ref_hidden, ref_weight))
+    return ref_hidden, ref_weight, None if ref_bias is None else ref_bias.detach()
+
+
+def _share(budget: int, hidden: Tensor, weight: Tensor, matrices: int) -> int:
+    """Bytes for each matrix of logits that is kept at the same time."""
+    row_bytes = matrices * weight.shape[0] * hidden.element_size()
+    if budget < row_bytes:
+        raise UserError(
+            f"{budget} bytes hold no row of {weight.shape[0]} logits",
+            where="memory_budget",
+            hint=f"give at least {row_bytes} bytes (the default is 256 MiB)",
+        )
+    return budget // max(1, matrices)
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise UserError(
             f"hidden states {tuple(hidden.shape)} and head weight {tuple(weight.shape)} do not fit (N, D) and (V, D)"
@@ -154,6 +189,8 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
         raise UserError(
             f"targets must be {hidden.shape[0]} int64 ids, not {tuple(targets.shape)} {targets.dtype}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise UserError(f"a bias of {tuple(bias.shape)} does not fit a vocabulary of {weight.shape[0]}")
     if hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise UserError(f"the head computes in bfloat16, float32 or float64, not {hidden.dtype}")
 
@@ -165,7 +202,7 @@ def _dense(
     names: Sequence[str],
     bias: Tensor | None,
     shape: Shape,
-    reference: tuple[Tensor | None, Tensor | None, Tensor | None],
+    reference: Reference | None,
 ) -> dict[str, Tensor]:
     """The definition of every column, with all logits in memory."""
     logits, _ = shaped_logits(hidden @ weight.T, bias, shape)
@@ -177,11 +214,8 @@ def _dense(
         columns["entropy20"] = entropy_of(logits.detach().topk(min(20, logits.shape[1])).values)
     if "top1" in names:
         columns["top1"] = logits.gather(1, targets[:, None]).squeeze(1) >= logits.amax(1)
-    if "kl" in names:
+    if reference is not None:
         ref_hidden, ref_weight, ref_bias = reference
-        assert ref_hidden is not None and ref_weight is not None
-        with torch.no_grad():
-            ref_logits, _ = shaped_logits(ref_hidden @ ref_weight.to(hidden.dtype).T, ref_bias, shape)
-            ref_logp = ref_logits.log_softmax(-1)
+        ref_logp = shaped_logits(ref_hidden @ ref_weight.T, ref_bias, shape)[0].log_softmax(-1)
         columns["kl"] = (ref_logp.exp() * (ref_logp - logp)).sum(1)
     return {name: columns[name] for name in names}
