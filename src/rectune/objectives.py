@@ -60,7 +60,7 @@ def power(logp: Tensor, *, alpha: float = 0.5) -> Tensor:
 
 def threshold(logp: Tensor, *, q: float = 0.2) -> Tensor:
     """-log p where p >= q, nothing elsewhere, arXiv:2510.00526. Weight 1[p >= q]."""
-    return -sg((logp >= math.log(q)).to(logp.dtype)) * logp
+    return -sg((logp.exp() >= q).to(logp.dtype)) * logp
 
 
 def floor(logp: Tensor, *, minimum: float = 0.1) -> Tensor:
@@ -110,10 +110,9 @@ def iw_sft_sequence(
     return -sg((temperature * mean_by(row, logp - ref_logp)).exp().clamp(max=high)[row]) * logp
 
 
-def psft(logp: Tensor, old_logp: Tensor, *, low: float = 0.2, high: float = 0.28) -> Tensor:
+def psft(logp: Tensor, old_logp: Tensor, *, high: float = 0.28) -> Tensor:
     """Proximal SFT, arXiv:2508.17784: PPO's clip at advantage 1. Weight p / p_old, 0 once it exceeds 1 + high."""
-    ratio = (logp - sg(old_logp)).exp()
-    return -torch.minimum(ratio, ratio.clamp(1 - low, 1 + high))
+    return -(logp - sg(old_logp)).exp().clamp(max=1 + high)  # PPO's lower clip never binds at advantage 1
 
 
 def asft(logp: Tensor, kl: Tensor, *, anchor: float = 0.05) -> Tensor:
@@ -221,7 +220,8 @@ def effective_weight(
         fixed = {name: sg(column) for name, column in columns.items()}
         logp = fixed["logp"].clone().requires_grad_()
         loss = apply_objective(objective, {**fixed, "logp": logp}, protect=protect, **settings)
-        (gradient,) = torch.autograd.grad(loss.sum(), logp)
+        # The empty sum is for a loss that does not depend on logp: its weight is 0.
+        (gradient,) = torch.autograd.grad(loss.sum() + logp[:0].sum(), logp)
     return -gradient
 
 
