@@ -20,6 +20,8 @@ FLOORS = (
     ("models",),
     ("data",),
     ("config", "logprobs", "objectives"),
+    ("fused",),
+    ("elementwise",),
     ("errors",),
 )
 """From the top down. A folder is one room: what happens among its files is its own affair."""
