@@ -1,0 +1,365 @@
+"""Objectives against their closed forms: value, gradient, protection, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rectune import objectives
+from rectune.errors import UserError
+from rectune.objectives import OBJECTIVES, apply_objective, effective_weight, vanishes
+
+Columns = dict[str, Tensor]
+Closed = Callable[[Columns], Tensor]
+
+
+def columns(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Columns:
+    """Twelve tokens of three interleaved rows, with p from 1e-6 to 0.97."""
+    g = torch.Generator().manual_seed(seed)
+    p = torch.tensor(
+        [1e-6, 1e-3, 0.05, 0.15, 0.21, 0.3, 0.42, 0.55, 0.7, 0.81, 0.9, 0.97], dtype=torch.float64
+    )
+    logp = p[torch.randperm(12, generator=g)].log()
+
+    def noise() -> Tensor:
+        return torch.randn(12, generator=g, dtype=torch.float64)
+
+    floats = {
+        "logp": logp,
+        "ref_logp": logp + 0.6 * noise(),
+        "old_logp": logp + 0.3 * noise(),
+        "entropy20": 3 * torch.rand(12, generator=g, dtype=torch.float64),
+        "kl": torch.rand(12, generator=g, dtype=torch.float64),
+    }
+    return {
+        **{name: value.to(dtype) for name, value in floats.items()},
+        "row": torch.tensor([0, 1, 2, 0, 1, 2, 2, 0, 0, 1, 2, 2]),
+        "structural": torch.tensor([False, True] * 6),
+    }
+
+
+def by_row(c: Columns, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """`reduce` of each row's values, at every token of the row, by a plain loop."""
+    return torch.stack([reduce(c["row"] == r) for r in c["row"]])
+
+
+def ratio(c: Columns, to: str) -> Tensor:
+    return (c["logp"] - c[to]).exp()
+
+
+WEIGHTS: dict[str, Closed] = {
+    "sft": lambda c: torch.ones_like(c["logp"]),
+    "dft": lambda c: c["logp"].exp(),
+    "power": lambda c: c["logp"].exp() ** 0.5,
+    "threshold": lambda c: (c["logp"].exp() >= 0.2).to(c["logp"].dtype),
+    "floor": lambda c: c["logp"].exp().clamp(min=0.1),
+    "mixture": lambda c: 0.5 * c["logp"].exp() + 0.5,
+    "uncertain": lambda c: c["logp"].exp() * (1 - c["logp"].exp()),
+    "sequence_dft": lambda c: by_row(c, lambda own: c["logp"].exp()[own].prod()),
+    "geometric_dft": lambda c: by_row(c, lambda own: c["logp"].exp()[own].prod() ** (1 / own.sum())),
+    "eaft": lambda c: c["entropy20"] / math.log(20),
+    "iw_sft": lambda c: ratio(c, "ref_logp").clamp(0.2, 1.8),
+    "iw_sft_sequence": lambda c: by_row(
+        c, lambda own: (2 * (c["logp"] - c["ref_logp"])[own].mean()).exp().clamp(max=16)
+    ),
+    "psft": lambda c: ratio(c, "old_logp") * (ratio(c, "old_logp") <= 1.28),
+    "asft": lambda c: c["logp"].exp(),
+    "focal": lambda c: (1 - c["logp"].exp()) ** 2 - 2 * (1 - c["logp"].exp()) * c["logp"].exp() * c["logp"],
+}
+"""The effective weight -d loss / d logp of every objective with its default settings."""
+
+VALUES: dict[str, Closed] = {
+    **{name: lambda c, w=weight: -w(c) * c["logp"] for name, weight in WEIGHTS.items()},  # type: ignore[misc]
+    "psft": lambda c: -ratio(c, "old_logp").clamp(max=1.28),
+    "asft": lambda c: -c["logp"].exp() * c["logp"] + 0.05 * c["kl"],
+    "focal": lambda c: -((1 - c["logp"].exp()) ** 2) * c["logp"],
+}
+"""The loss per token: -weight * logp, but where the gradient passes through more than logp."""
+
+NAMES = sorted(OBJECTIVES)
+
+
+def check_gradient(function: Callable[..., Tensor], name: str, dtype: torch.dtype = torch.float64) -> None:
+    """The gradient through autograd is minus the closed-form weight, for an upstream of ones and for another."""
+    c = columns(dtype)
+    read = objectives.column_names(function)
+    for upstream in (torch.ones(12, dtype=dtype), torch.linspace(-1, 2, 12, dtype=dtype)):
+        logp = c["logp"].clone().requires_grad_()
+        loss = function(*({**c, "logp": logp}[n] for n in read))
+        (gradient,) = torch.autograd.grad(loss, logp, upstream)
+        expected = WEIGHTS[name](c)
+        torch.testing.assert_close(gradient, -expected * upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_weight(name: str, dtype: torch.dtype) -> None:
+    c = columns(dtype)
+    loss = apply_objective(name, c)
+    assert loss.dtype == dtype and loss.shape == (12,)
+    torch.testing.assert_close(loss, VALUES[name](c))
+    check_gradient(OBJECTIVES[name], name, dtype)
+    with torch.no_grad():
+        weight = effective_weight(name, c)
+    assert weight.dtype == dtype and not weight.requires_grad
+    torch.testing.assert_close(weight, WEIGHTS[name](c))
+
+
+def test_every_objective_has_a_closed_form() -> None:
+    assert set(WEIGHTS) == set(VALUES) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "weight"),
+    [
+        ("power", {"alpha": 0.0}, lambda p: torch.ones_like(p)),
+        ("power", {"alpha": "1"}, lambda p: p),
+        ("power", {"alpha": "0.25"}, lambda p: p**0.25),
+        ("threshold", {"q": "0.5"}, lambda p: (p >= 0.5).double()),
+        ("threshold", {"q": 0}, lambda p: torch.ones_like(p)),
+        ("floor", {"minimum": 0.3}, lambda p: p.clamp(min=0.3)),
+        ("mixture", {"share": 0.9}, lambda p: 0.9 * p + 0.1),
+        ("focal", {"gamma": 0}, lambda p: torch.ones_like(p)),
+    ],
+)
+def test_settings_as_numbers_and_strings(name: str, settings: dict[str, object], weight: Closed) -> None:
+    c = columns()
+    torch.testing.assert_close(effective_weight(name, c, **settings), weight(c["logp"].exp()))  # type: ignore[arg-type]
+
+
+def test_a_dft_without_stop_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient check passes for dft and fails for the mutant, whose values are the same."""
+    check_gradient(objectives.dft, "dft")
+
+    def mutant(logp: Tensor) -> Tensor:
+        return -logp.exp() * logp
+
+    torch.testing.assert_close(mutant(columns()["logp"]), VALUES["dft"](columns()))
+    with pytest.raises(AssertionError):
+        check_gradient(mutant, "dft")
+    monkeypatch.setattr(objectives, "sg", lambda tensor: tensor)
+    for name in ("dft", "power", "floor", "mixture", "uncertain", "sequence_dft", "geometric_dft", "asft"):
+        with pytest.raises(AssertionError):
+            test_value_and_weight(name, torch.float64)
+    test_value_and_weight("sft", torch.float64)  # has no weight to stop
+
+
+def test_focal_gradient_passes_through_the_weight() -> None:
+    logp = columns()["logp"].requires_grad_()
+    for gamma in (0.5, 1.0, 2.0, 5.0):
+        assert torch.autograd.gradcheck(lambda x, g=gamma: objectives.focal(x, gamma=g), logp)
+    sure = torch.zeros(2, dtype=torch.float32, requires_grad=True)  # p = 1
+    objectives.focal(sure, gamma=0.5).sum().backward()
+    assert sure.grad is not None and sure.grad.isfinite().all()
+
+
+# --- Rows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_long_rows_stay_in_log_space(dtype: torch.dtype) -> None:
+    """p of 5000 tokens of 1e-3 is below every float, its 5000th root is 1e-3."""
+    logp = torch.full((5001,), math.log(1e-3), dtype=dtype)
+    c = {"logp": logp, "row": torch.tensor([0] * 5000 + [1]), "ref_logp": logp - 1}
+    for name in ("sequence_dft", "geometric_dft", "iw_sft_sequence"):
+        assert apply_objective(name, c).isfinite().all() and effective_weight(name, c).isfinite().all()
+    whole = effective_weight("sequence_dft", c)
+    assert whole[0] == 0
+    torch.testing.assert_close(whole[-1], torch.tensor(1e-3, dtype=dtype))
+    geometric = effective_weight("geometric_dft", c)
+    torch.testing.assert_close(geometric, torch.full_like(geometric, 1e-3), rtol=1e-3, atol=0)
+    torch.testing.assert_close(effective_weight("iw_sft_sequence", c), torch.full_like(logp, math.exp(2)))
+    far = {**c, "ref_logp": logp - 1000}
+    assert (effective_weight("iw_sft_sequence", far) == 16).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_within_a_pack_does_not_matter(name: str) -> None:
+    c = columns()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    renamed = torch.tensor([5, 0, 2])  # rows are numbered anew, with gaps
+    shuffled = {n: v[order] for n, v in c.items()} | {"row": renamed[c["row"]][order]}
+    torch.testing.assert_close(apply_objective(name, shuffled), apply_objective(name, c)[order])
+    torch.testing.assert_close(effective_weight(name, shuffled), effective_weight(name, c)[order])
+
+
+@pytest.mark.parametrize("protect", [0.0, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tokens_give_a_connected_zero(name: str, protect: float) -> None:
+    parameter = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    c = {n: v[:0] for n, v in columns().items()}
+    c |= {"logp": parameter[:0] * 2, "kl": parameter[:0] * 3}
+    loss = apply_objective(name, c, protect=protect).sum()
+    assert loss == 0
+    loss.backward()
+    assert parameter.grad is not None and (parameter.grad == 0).all()
+    assert effective_weight(name, c, protect=protect).shape == (0,)
+
+
+def test_clips() -> None:
+    logp = torch.log(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    c = {"logp": logp, "ref_logp": logp + torch.tensor([3.0, 0.1, -3.0], dtype=torch.float64)}
+    weight = effective_weight("iw_sft", c)
+    torch.testing.assert_close(weight, torch.tensor([0.2, math.exp(-0.1), 1.8], dtype=torch.float64))
+    weight = effective_weight("iw_sft", c, low="0.5", high=1.1)
+    torch.testing.assert_close(weight, torch.tensor([0.5, math.exp(-0.1), 1.1], dtype=torch.float64))
+    ratios = torch.tensor([1.27, 1.29, 0.3], dtype=torch.float64)
+    weight = effective_weight("psft", {"logp": logp, "old_logp": logp - ratios.log()})
+    torch.testing.assert_close(weight, torch.tensor([1.27, 0, 0.3], dtype=torch.float64))
+
+
+def test_asft_anchors_through_its_kl_column() -> None:
+    c = columns()
+    kl = c["kl"].clone().requires_grad_()
+    apply_objective("asft", {**c, "kl": kl}, anchor=0.3).sum().backward()
+    torch.testing.assert_close(kl.grad, torch.full_like(kl, 0.3))
+    torch.testing.assert_close(apply_objective("asft", c, anchor=0), apply_objective("dft", c))
+
+
+# --- Protection -----------------------------------------------------------------------------------------
+
+
+def own_square(logp: Tensor, *, factor: float = 1.0) -> Tensor:
+    """An objective of a user: weight factor * p^2."""
+    return -factor * (2 * logp).exp().detach() * logp
+
+
+@pytest.mark.parametrize("least", [0.7, 1.0])
+@pytest.mark.parametrize("objective", ["dft", "focal", "eaft", "psft", "sequence_dft", own_square])
+def test_protect_gives_structural_tokens_a_least_weight(
+    objective: str | Callable[..., Tensor], least: float
+) -> None:
+    c = columns()
+    plain = effective_weight(objective, c)
+    structural = c["structural"]
+    assert (plain[structural] < least).any() and (plain[~structural] < least).any()
+    expected = torch.where(structural, plain.clamp(min=least), plain)
+    torch.testing.assert_close(effective_weight(objective, c, protect=least), expected)
+    logp = c["logp"].clone().requires_grad_()
+    loss = apply_objective(objective, {**c, "logp": logp}, protect=least)
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    torch.testing.assert_close(gradient, -expected)
+    torch.testing.assert_close(loss[~structural], apply_objective(objective, c)[~structural])
+
+
+VANISHES = {
+    "sft": False, "dft": True, "power": True, "threshold": True, "floor": False, "mixture": False,
+    "uncertain": True, "focal": False, "sequence_dft": True, "geometric_dft": True, "eaft": False, "iw_sft": False,
+    "iw_sft_sequence": False, "psft": False, "asft": True,
+}  # fmt: skip
+
+
+def test_which_objectives_vanish_with_p() -> None:
+    assert {name: vanishes(name) for name in NAMES} == VANISHES
+    assert not vanishes("power", alpha=0) and not vanishes("floor", minimum="0.5")
+    assert vanishes("mixture", share=1) and vanishes("floor", minimum=0) and not vanishes("threshold", q=0)
+    assert vanishes(own_square)
+
+
+# --- Names ----------------------------------------------------------------------------------------------
+
+
+def test_an_objective_of_ones_own() -> None:
+    def mine(logp: Tensor, entropy20: Tensor, *, scale: float = 2.0) -> Tensor:
+        return -scale * entropy20 * logp
+
+    c = columns()
+    torch.testing.assert_close(apply_objective(mine, c, scale="3"), -3 * c["entropy20"] * c["logp"])
+    torch.testing.assert_close(effective_weight(mine, c), 2 * c["entropy20"])
+    assert objectives.column_names(mine) == ("logp", "entropy20")
+    assert objectives.setting_names(mine) == ("scale",)
+
+    def without_logp(kl: Tensor) -> Tensor:
+        return kl
+
+    assert (effective_weight(without_logp, c) == 0).all()
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
+    c = columns()
+    with pytest.raises(UserError) as error:
+        apply_objective("dtf", c)
+    assert "'dft'" in str(error.value) and all(name in str(error.value) for name in OBJECTIVES)
+    with pytest.raises(UserError) as error:
+        apply_objective("power", c, alfa=1)
+    assert "setting of power 'alfa'" in str(error.value) and "alpha" in str(error.value)
+    with pytest.raises(UserError, match="known: none"):
+        apply_objective("dft", c, alpha=1)
+    with pytest.raises(UserError, match="'much' is not a number"):
+        apply_objective("power", c, alpha="much")
+    with pytest.raises(UserError) as error:
+        apply_objective("asft", {"logp": c["logp"], "row": c["row"]})
+    assert "column for asft 'kl'" in str(error.value) and "known: logp, row" in str(error.value)
+    with pytest.raises(UserError, match="structural"):
+        apply_objective("dft", {"logp": c["logp"]}, protect=1.0)
+
+
+# --- The paper's theory ---------------------------------------------------------------------------------
+
+
+class ToyPolicy:
+    """Answers of three tokens from a vocabulary of four: the next token's logits from a table by the prefix."""
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(1)
+        self.first = torch.randn(4, generator=g, dtype=torch.float64, requires_grad=True)
+        self.later = torch.randn(2, 4, 4, generator=g, dtype=torch.float64, requires_grad=True)
+        self.parameters = (self.first, self.later)
+        self.answers = torch.cartesian_prod(*(torch.arange(4) for _ in range(3)))
+
+    def logp(self, answer: Tensor) -> Tensor:
+        """Log-probability of each token of an answer."""
+        steps = [
+            self.first,
+            self.later[0, answer[0]],
+            self.later[1, answer[1]] * self.first[answer[0]].tanh(),
+        ]
+        return torch.stack([x.log_softmax(0)[y] for x, y in zip(steps, answer, strict=True)])
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.parameters)])
+
+    def policy_gradient(self, reward: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Sum over all answers y of pi(y) * reward(y, pi(y)) * grad log pi(y)."""
+        total = torch.zeros(36, dtype=torch.float64)
+        for y in self.answers:
+            logp = self.logp(y).sum()
+            pi = logp.exp().item()
+            total += pi * float(reward(y, torch.tensor(pi, dtype=torch.float64))) * self.gradient(logp)
+        return total
+
+
+def test_equation_5_sft_is_policy_gradient_with_an_ill_posed_weight() -> None:
+    """Eq. 5: grad of SFT = -E_{y ~ pi} [1[y = y*] / pi(y) * grad log pi(y)], by full enumeration."""
+    policy = ToyPolicy()
+    assert sum(policy.logp(y).sum().exp().item() for y in policy.answers) == pytest.approx(1)
+    expert = torch.tensor([2, 0, 3])
+    sft = policy.gradient(apply_objective("sft", {"logp": policy.logp(expert)}).sum())
+    expected = -policy.policy_gradient(lambda y, pi: (y == expert).all() / pi)
+    assert sft.norm() > 0.1
+    torch.testing.assert_close(sft, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_equations_7_and_8_sequence_dft_is_policy_gradient_with_reward_1() -> None:
+    """Eq. 7 and 8: the weight pi(y*) cancels 1 / pi, which leaves the indicator reward alone."""
+    policy = ToyPolicy()
+    expert = torch.tensor([2, 0, 3])
+    c = {"logp": policy.logp(expert), "row": torch.zeros(3, dtype=torch.int64)}
+    rectified = policy.gradient(apply_objective("sequence_dft", c).sum())
+    expected = -policy.policy_gradient(lambda y, pi: (y == expert).all())
+    torch.testing.assert_close(rectified, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        rectified, policy.gradient(-policy.logp(expert).sum().exp()), rtol=1e-12, atol=1e-14
+    )
+
+
+def test_equation_13_dft_descends_minus_p() -> None:
+    """Eq. 13: token by token the gradient of DFT is -grad p."""
+    policy = ToyPolicy()
+    expert = torch.tensor([1, 3, 0])
+    dft = policy.gradient(apply_objective("dft", {"logp": policy.logp(expert)}).sum())
+    torch.testing.assert_close(dft, policy.gradient(-policy.logp(expert).exp().sum()), rtol=1e-12, atol=1e-14)
