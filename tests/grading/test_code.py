@@ -199,6 +199,15 @@ def test_changes_to_arguments_come_back() -> None:
     assert grade_code(program.replace("a.sort()", ""), {"test_list": tests}).verdict == "wrong"
 
 
+def test_the_tests_are_confined_too() -> None:
+    for attack in (
+        "import socket; socket.socket()",
+        "open('/tmp/rectune-escape', 'w')",
+        "import os; os.fork()",
+    ):
+        assert grade_code(SQUARE, {"test_list": ["assert f(2) == 4", attack]}).verdict == "wrong"
+
+
 def test_the_checker_is_bounded_too() -> None:
     extra = {"test_list": ["assert list(f()) == [0]"]}
     assert grade_code("def f(): return range(10**12)", extra).verdict == "wrong"

@@ -163,7 +163,7 @@ def test_closing_in_the_middle_is_quick_and_leaves_no_process() -> None:
 SCRIPT = """
 import sys
 from rectune.grading import Grader
-with Grader(workers=2) as grader:
+with Grader(workers=2, timeout=2.0) as grader:
     grader.grade([("42", r"\\boxed{42}", "math", None)] * 4)
     print(*[w._process.pid for w in grader._workers if w._process], flush=True)
     grader.grade([("42", r"\\boxed{9^{9^{9}}}", "math", None)] * 40)

@@ -181,7 +181,7 @@ class Grader:
     """
 
     def __init__(self, workers: int | None = None, timeout: float = 5.0) -> None:
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
         self._workers = [Worker(timeout) for _ in range(count)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:

@@ -109,6 +109,7 @@ def _judge(job: dict[str, Any], link: Link) -> list[Any]:
         kind, protected = link.reply()
         if kind != "confined":
             return ["error", str(protected)]
+        confine(os.getcwd(), cpu_seconds=job["cpu_seconds"])  # tests come from a file too
         kind, _ = link.reply()
     except Closed:
         return ["wrong", protected] if "protected" in locals() else ["error", "the candidate did not start"]
