@@ -45,7 +45,8 @@ class Masters:
             raise UserError("the model has no trainable parameters")
         self.mixed = dtype != torch.float32
         self.masters = {n: p.data.clone() for n, p in trainable.items()} if self.mixed else trainable
-        model.to(dtype)
+        for weight in model.parameters():  # not model.to(): rotary frequencies and other buffers stay exact
+            weight.data = weight.data.to(dtype)
         self.working = trainable
         self._fresh: set[str] = set()
         for name, parameter in trainable.items():
