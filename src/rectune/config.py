@@ -122,7 +122,7 @@ class TrainConfig(_Settings):
     max_length: int = Field(2048, gt=1)
     """Longest row in tokens; longer ones are cut at the end, and counted."""
     micro_batch_tokens: int = Field(4096, gt=1)
-    """Tokens in one forward pass, at least max_length; more is faster until memory runs out."""
+    """Tokens in one forward pass, or max_length if that is more; more is faster until memory runs out."""
     learning_rate: float = Field(5e-5, gt=0)
     """Peak learning rate. The paper uses 5e-5 for full fine-tuning."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

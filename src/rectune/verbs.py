@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +40,9 @@ def train(
 
         print(json.dumps(plan(config), indent=2))
         return
+    from rectune.training.checkpoints import to_json
     from rectune.training.loop import train
 
     result = train(config, resume=resume)
-    print(json.dumps(asdict(result), indent=2))
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(to_json(asdict(result), indent=2))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,18 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Without transformers' bars for reading and writing weights, which takes seconds; downloads keep theirs."""
+    from transformers.utils import logging as bars
+
+    before = bars.set_tqdm_hook(lambda bar, args, settings: bar(*args, **{**settings, "disable": True}))
+    try:
+        yield
+    finally:
+        bars.set_tqdm_hook(before)
+
+
 def model_sources() -> Iterator[dict[str, str]]:
     """Rows of `rectune list models`: name, where it is, what it is."""
     for name, packaged in PACKAGED.items():
@@ -193,7 +206,8 @@ def _pretrained(function: Any, name: str | Path, source: str, **settings: Any) -
     Those two are its words for: no such model, no network, gated, unknown architecture, remote code.
     """
     try:
-        return function(source, **settings)
+        with quiet_bars():
+            return function(source, **settings)
     except (OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         hint = None

@@ -7,6 +7,7 @@ An adapter on the language-model head is refused: the head's log-probabilities a
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectune.config import LoraConfig
@@ -56,6 +57,14 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
 def merge_lora(model: PeftModel) -> PreTrainedModel:
     """The plain model with its adapters added to its weights. Uses up `model`."""
     return model.merge_and_unload()  # type: ignore[return-value,operator]
+
+
+def load_adapter_weights(model: PeftModel, folder: Path) -> None:
+    """Put the adapter saved in `folder` in place of the model's own of the same shape."""
+    import peft
+    from safetensors.torch import load_file
+
+    peft.set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def check_targets(model: PreTrainedModel, targets: str) -> str | list[str]:

@@ -5,6 +5,7 @@ Everything here is a function of config and step alone, so a run that goes on re
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,12 @@ class Split:
         chosen = self.indices if rows is None else [self.indices[row] for row in rows]
         return [int(n) for n in self.encoded.lengths[chosen]]
 
+    @cached_property
+    def supervised(self) -> np.ndarray:
+        """Targets of each row of the split: (rows,)."""
+        column = self.encoded.dataset.with_format("numpy", columns=["supervised"])[:]["supervised"]
+        return np.asarray(column)[self.indices]
+
     def batch(self, rows: list[int], device: object = None) -> Batch:
         return collate([self.encoded[self.indices[row]] for row in rows], device)  # type: ignore[arg-type]
 
@@ -66,13 +73,17 @@ class TrainingData:
 
     def supervised(self, step: int) -> int:
         """Targets of a step, over all processes: what its sum of losses is divided by."""
-        chosen = [self.train.indices[row] for row in self.plan.rows(step)]
-        return int(self._supervised[chosen].sum())
+        return int(self.train.supervised[self.plan.rows(step)].sum())
 
     @cached_property
-    def _supervised(self) -> np.ndarray:
-        columns = self.train.encoded.dataset.with_format("numpy", columns=["supervised"])
-        return np.asarray(columns[:]["supervised"])
+    def fingerprint(self) -> str:
+        """What a run that goes on must find again: sizes and a checksum of the rows' ids and labels."""
+        rows = self.train.encoded.dataset.select(self.train.indices).with_format("arrow")
+        checksum = 0
+        for part in rows.iter(batch_size=1000):
+            for name in ("input_ids", "labels"):
+                checksum = zlib.crc32(part[name].combine_chunks().flatten().to_numpy(), checksum)
+        return f"{len(self.train):,} rows, {sum(self.train.lengths()):,} tokens, checksum {checksum:08x}"
 
 
 def capacity(config: TrainConfig) -> int:
@@ -86,6 +97,8 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Traini
     rows = read_rows(config.data, options=config.rows)
     encoded = encode_rows(rows, tokenizer, template, max_length=config.max_length)
     chosen = draw(len(encoded), config.rows.limit, config.seed)
+    if config.choose != "last" and config.rows.holdout == 0:
+        raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
     if isinstance(config.rows.holdout, str):
         if not Path(config.rows.holdout).exists():
             raise UserError(f"no such file: {config.rows.holdout}", where="rows.holdout", hint="or a share")

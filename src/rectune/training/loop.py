@@ -23,21 +23,22 @@ from accelerate.utils import DistributedType
 from rectune.config import TrainConfig
 from rectune.errors import UserError
 from rectune.models.loading import load_model
-from rectune.models.lora import add_lora, merge_lora
+from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective
 from rectune.training.batches import load_data
 from rectune.training.checkpoints import (
-    list_checkpoints,
+    last_good_checkpoint,
     load_checkpoint,
     save_checkpoint,
     take_back_metrics,
+    to_json,
     write_text,
 )
 from rectune.training.monitors import COLUMNS, Monitor, evaluate_holdout, peak_memory_mib
-from rectune.training.phases import make_phases, phase_at
+from rectune.training.phases import Phase, make_phases, phase_at
 from rectune.training.progress import progress, say_decisions
-from rectune.training.run_folder import open_run, save_model
+from rectune.training.run_folder import check_run, open_run, save_model
 from rectune.training.weights import Masters, choose_precision, learning_rate, make_optimizer
 
 log = logging.getLogger("rectune")
@@ -52,7 +53,8 @@ class TrainResult:
     Attributes:
         out: The run folder.
         steps: Optimizer steps.
-        before, after: Figures on the hold-out rows (see `Monitor.figures`); empty without hold-out rows.
+        before, after: Figures on the hold-out rows (see `Monitor.figures`) of the model as it was and of the one
+            saved; empty without hold-out rows.
         tokens_per_second: Tokens of the rows, prompts included, per second of training steps.
         peak_memory_mib: Of the process, or of the GPU where there is one.
         seconds: Of training steps.
@@ -75,21 +77,15 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
         resume: Go on from the last checkpoint in the folder, with the same bits as an uninterrupted run on this
             machine; with nothing there, start afresh.
 
+    Returns:
+        The content of `summary.json`.
+
     Raises:
         UserError: Data, model or settings that cannot be used, or a folder that holds another run.
     """
-    trackers = list(config.trackers)
-    accelerator = Accelerator(log_with=trackers or None, project_dir=str(config.out))  # type: ignore[arg-type]
-    if accelerator.distributed_type not in (
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-    ):
-        raise UserError(f"training under {accelerator.distributed_type.value} is not supported yet")
+    accelerator = _accelerator(config)
     phases = make_phases(config.objective)
-    if accelerator.is_main_process:
-        open_run(config, resume=resume)
-    accelerator.wait_for_everyone()
+    check_run(config, resume=resume)
     if resume and (config.out / "summary.json").exists():
         log.info("%s: the run is finished", config.out)
         return TrainResult(**json.loads((config.out / "summary.json").read_text()))
@@ -104,67 +100,71 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     scorer = Scorer(model, memory_budget=config.memory_budget << 20)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    say_decisions(config, data, phases, f"{dtype} ({why})".removeprefix("torch."))
     needed = {name for phase in phases for name in phase.columns}
     reference = _reference(scorer, bool(config.lora.rank)) if needed & {"kl", "ref_logp"} else None
     old = scorer.frozen() if "old_logp" in needed else None
-    extra = {"old": dict(old.model.named_parameters())} if old else {}
-    if old and config.lora.rank:
-        extra = {"old": {n: p for n, p in extra["old"].items() if n in masters.masters}}
+    extra = {"old": {n: p for n, p in old.model.named_parameters() if n in masters.masters}} if old else {}
+    say_decisions(config, data, phases, f"{dtype} ({why})".removeprefix("torch."))
 
+    main = accelerator.is_main_process
     steps = len(data.plan)
     metrics = config.out / "metrics.jsonl"
     checkpoints = config.out / "checkpoints"
-    start, best, before, skipped = 0, math.inf, {}, 0
-    found = list_checkpoints(checkpoints) if resume else []
+    start, skipped = 0, 0
+    before: dict[str, Any] = {}  # figures of the model as it was
+    best: dict[str, Any] = {}  # figures of the weights in OUT/model, where config.choose picks them
+    found = last_good_checkpoint(checkpoints) if resume else None
     if found:
-        state = load_checkpoint(found[-1], masters.masters, optimizer, extra)
+        state = load_checkpoint(found, masters.masters, optimizer, extra)
+        if state["data"] != data.fingerprint:
+            was = f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})"
+            raise UserError(was, where=config.data, hint="restore them, or give another --out")
         masters.publish()
-        start, best, before = state["step"], state["best"] or math.inf, state["before"]
-        log.info("going on from %s, step %d of %d", found[-1], start, steps)
-    if accelerator.is_main_process:
+        start, skipped, before, best = state["step"], state["skipped"], state["before"], state["best"]
+        log.info("going on from %s, step %d of %d", found, start, steps)
+    accelerator.wait_for_everyone()  # all have checked the folder
+    if main:
+        open_run(config)
         take_back_metrics(metrics, start if found else -1)
-    if trackers:
+    if config.trackers:
         accelerator.init_trackers("rectune", {k: str(v) for k, v in config.model_dump().items()})
 
     def evaluation(step: int) -> dict[str, Any]:
         figures = evaluate_holdout(scorer, data.holdout, config, accelerator)
-        _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
+        if figures:
+            _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
         return figures
 
     if not found:
         before = evaluation(0)
     after = before
     model.train()
-    with progress(steps, start) as advance:
+    with progress(steps, start, shown=main) as advance:
         for step in range(start, steps):
             began = time.perf_counter()
             phase = phase_at(phases, step, steps)
             monitor = Monitor(phase.objective, phase.settings, phase.protect)
             if old and step % config.objective.refresh == 0:
                 old.model.load_state_dict(model.state_dict())
-            torch.manual_seed(
-                config.seed * 1_000_003 + step
-            )  # dropout: a function of the step, so it can be resumed
+            torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
             masters.start_step()
-            rate = learning_rate(config, step, steps)
-            targets, tokens = data.supervised(step), 0
+            targets = max(1, data.supervised(step))
             micro_batches = data.micro_batches(step)
             for rows in micro_batches[accelerator.process_index :: accelerator.num_processes]:
                 batch = data.train.batch(rows, accelerator.device)
-                names = {*COLUMNS, *phase.columns} - {"row", "structural", "old_logp"}
-                columns = scorer.columns(batch, sorted(names), reference=reference)
+                columns = scorer.columns(batch, _head_columns(phase), reference=reference)
                 if old and "old_logp" in phase.columns:
                     with torch.no_grad():
                         columns["old_logp"] = old.columns(batch)["logp"]
                 losses = apply_objective(phase.objective, columns, protect=phase.protect, **phase.settings)
-                per_token = config.normalization == "tokens"
-                (losses.sum() / (targets if per_token else max(1, len(losses)))).backward()
+                divisor = targets if config.normalization == "tokens" else max(1, len(losses))
+                (losses.sum() / divisor).backward()
                 monitor.add(columns, losses)
-            tokens = sum(data.train.lengths(data.plan.rows(step)))
             norm = masters.finish_step(accelerator).item()
-            skipped = 0 if math.isfinite(norm) else skipped + 1
-            if not skipped:
+            rate = learning_rate(config, step, steps)
+            done = step + 1
+            if math.isfinite(norm):
+                skipped = 0
                 if config.clip and norm > config.clip:
                     masters.scale_gradients(config.clip / norm)
                 for group in optimizer.param_groups:
@@ -172,16 +172,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
                 optimizer.step()
                 masters.publish()
             else:
-                log.warning("step %d: the gradient is not finite; the weights stay as they are", step + 1)
-                if skipped == _GIVE_UP_AFTER:
-                    raise UserError(
-                        f"no finite gradient in {skipped} steps in a row, up to step {step + 1}",
-                        where=config.out,
-                        hint="lower learning_rate, or go on from a checkpoint with other settings",
-                    )
+                skipped += 1
+                log.warning("step %d: the gradient is not finite; the weights stay as they are", done)
+            tokens = sum(data.train.lengths(data.plan.rows(step)))
             seconds = time.perf_counter() - began
             figures = {
-                "step": step + 1,
+                "step": done,
                 "kind": "train",
                 "phase": phase.name,
                 **monitor.figures(accelerator),
@@ -194,37 +190,55 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
             }
             _log(accelerator, metrics, figures)
             advance(figures)
-            done = step + 1
+            if skipped == _GIVE_UP_AFTER:
+                raise UserError(
+                    f"no finite gradient in {skipped} steps in a row, up to step {done}",
+                    where=config.out,
+                    hint="begin again in another --out, for instance with a lower learning_rate",
+                )
             if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
                 after = evaluation(done)
-                value = _choice(config.choose, after)
-                if value < best:
-                    best = value
-                    if accelerator.is_main_process:
-                        save_model(config.out / "best", model, tokenizer)
+                if _badness(config.choose, after) < _badness(config.choose, best):
+                    best = after
+                    if main:
+                        save_model(config.out / _folder(config), model, tokenizer)
             if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
-                if accelerator.is_main_process:
-                    state = {"best": None if math.isinf(best) else best, "before": before}
-                    save_checkpoint(
-                        checkpoints, done, masters.masters, optimizer, extra, state, config.keep_checkpoints
-                    )
+                if main:
+                    state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
+                    keep = config.keep_checkpoints
+                    save_checkpoint(checkpoints, done, masters.masters, optimizer, extra, state, keep)
                 accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _save(config, model, tokenizer)
-    result = _summary(config, metrics, steps, before, after)
-    if accelerator.is_main_process:
-        write_text(config.out / "summary.json", json.dumps(asdict(result), indent=2) + "\n")
-    if trackers:
+    accelerator.wait_for_everyone()
+    result = _summary(config, metrics, steps, before, best or after)
+    if main:
+        _save(config, model, tokenizer, chosen=bool(best))
+        write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
+    if config.trackers:
         accelerator.end_training()
     return result
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=str(config.out))  # type: ignore[arg-type]
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UserError(f"training under {kind.value} is not supported yet")
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)  # the first process speaks for all
+    return accelerator
 
 
 def _reference(scorer: Scorer, lora: bool) -> Scorer:
     return scorer.without_adapter() if lora else scorer.frozen()
 
 
-def _choice(choose: str, figures: dict[str, Any]) -> float:
-    """What the evaluation is judged by, smaller is better; never the objective's own value."""
+def _head_columns(phase: Phase) -> list[str]:
+    """What the scorer is asked for: it always gives `row` and `structural`, and never knows `old_logp`."""
+    return sorted({*COLUMNS, *phase.columns} - {"row", "structural", "old_logp"})
+
+
+def _badness(choose: str, figures: dict[str, Any]) -> float:
+    """What an evaluation is judged by, smaller is better; never the objective's own value."""
     if choose == "last" or not figures:
         return math.inf
     return float(figures["nll"] if choose == "nll" else -figures["mean_p"])
@@ -233,23 +247,26 @@ def _choice(choose: str, figures: dict[str, Any]) -> float:
 def _log(accelerator: Accelerator, path: Path, figures: dict[str, Any]) -> None:
     if accelerator.is_main_process:
         with path.open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+            file.write(to_json(figures) + "\n")
     if accelerator.trackers:
         kind = figures["kind"]
         numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, (int, float))}
         accelerator.log(numbers, step=figures["step"])
 
 
-def _save(config: TrainConfig, model: Any, tokenizer: Any) -> None:
-    best = config.out / "best"
-    if config.lora.rank:
-        save_model(config.out / "adapter", model, tokenizer)
-        if config.lora.merge:
-            save_model(config.out / "model", merge_lora(model), tokenizer)
-    elif best.exists():
-        best.rename(config.out / "model")
-    else:
-        save_model(config.out / "model", model, tokenizer)
+def _folder(config: TrainConfig) -> str:
+    return "adapter" if config.lora.rank else "model"
+
+
+def _save(config: TrainConfig, model: Any, tokenizer: Any, *, chosen: bool) -> None:
+    """Write the last weights, unless an evaluation chose weights, which are there already."""
+    saved = config.out / _folder(config)
+    if not chosen:
+        save_model(saved, model, tokenizer)
+    if config.lora.merge:
+        if chosen:
+            load_adapter_weights(model, saved)
+        save_model(config.out / "model", merge_lora(model), tokenizer)
 
 
 def _summary(

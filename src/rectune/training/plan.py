@@ -10,7 +10,7 @@ import torch
 from rectune.config import TrainConfig, dump_config
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora
-from rectune.training.batches import load_data
+from rectune.training.batches import TrainingData, capacity, load_data
 from rectune.training.phases import make_phases
 from rectune.training.weights import choose_precision
 
@@ -28,6 +28,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     data = load_data(config, tokenizer)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    needed = {name for phase in phases for name in phase.columns}
+    copies = ("old_logp" in needed) + bool(needed & {"kl", "ref_logp"} and not config.lora.rank)
     return {
         "config": json.loads(dump_config(config)),
         "objective": [f"{phase.name} until step {round(phase.end * len(data.plan))}" for phase in phases],
@@ -36,18 +38,36 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         "rows": len(data.train),
         "holdout_rows": len(data.holdout),
         "tokens": sum(data.train.lengths()),
-        "supervised_tokens": int(data.train.encoded.counts.supervised),
+        "supervised_tokens": int(data.train.supervised.sum()),
         "steps": len(data.plan),
         "tokens_per_step": round(sum(data.train.lengths()) / len(data.train) * config.batch_size),
-        "memory_mib": memory_estimate(model, config, dtype),
+        "memory_mib": memory_estimate(model, config, dtype, tokens=_largest_batch(data), copies=copies),
     }
 
 
-def memory_estimate(model: Any, config: TrainConfig, dtype: torch.dtype) -> dict[str, int]:
-    """MiB by part. Weights, masters, gradients and moments are exact; activations are an estimate.
+def _largest_batch(data: TrainingData) -> int:
+    """Tokens that one forward pass can have at most."""
+    config, longest = data.config, max(data.train.lengths())
+    if config.normalization == "micro-batch":
+        return longest * min(config.micro_batch_rows, config.batch_size)
+    return min(capacity(config), longest * config.batch_size)
 
-    Activations per token and layer: what the backward pass of a gated decoder layer keeps, about 16 vectors of the
-    model's width and 4 of its inner width; with gradient checkpointing one vector per layer and one layer's worth.
+
+def memory_estimate(
+    model: Any, config: TrainConfig, dtype: torch.dtype, *, tokens: int, copies: int = 0
+) -> dict[str, int]:
+    """MiB by part, besides what the libraries themselves need.
+
+    Weights, masters, gradients and moments are exact; activations are an estimate for `tokens` in one forward
+    pass. Per token and layer: what the backward pass of a gated decoder layer keeps, about 16 vectors of the model's
+    width and 4 of its inner width; with gradient checkpointing one vector per layer and one layer's worth.
+
+    Args:
+        model: As it is trained, adapters on it.
+        config: Of the run.
+        dtype: Of the working weights.
+        tokens: Most tokens of a forward pass.
+        copies: Frozen copies of the model that the objective refers to.
     """
     shape = model.config.get_text_config()
     every = sum(p.numel() for p in model.parameters())
@@ -59,11 +79,11 @@ def memory_estimate(model: Any, config: TrainConfig, dtype: torch.dtype) -> dict
     layers = shape.num_hidden_layers
     kept = layers * shape.hidden_size * size + layer if config.gradient_checkpointing else layers * layer
     parts = {
-        "weights": every * size,
+        "weights": every * size * (1 + copies),
         "masters": trained * 4 if mixed else 0,
         "gradients": trained * 4,
         "moments": trained * 8,
-        "activations": config.micro_batch_tokens * kept,
+        "activations": tokens * kept,
         "head": config.memory_budget << 20,
     }
     estimate = {name: value >> 20 for name, value in parts.items()}

@@ -41,8 +41,11 @@ def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], 
 
 
 @contextmanager
-def progress(steps: int, start: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def progress(steps: int, start: int, *, shown: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar with time left on a terminal, about ten lines in all elsewhere; both on stderr."""
+    if not shown:
+        yield lambda figures: None
+        return
     if not sys.stderr.isatty():
         every = max(1, steps // 10)
 

@@ -7,6 +7,8 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,31 +17,45 @@ import torch
 
 from rectune.config import TrainConfig, dump_config
 from rectune.errors import UserError
+from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
 FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "memory_budget"}
 
 
-def open_run(config: TrainConfig, *, resume: bool) -> None:
-    """Make the run folder and write `config.json` and `environment.json`, or check that the run there is the same.
+def check_run(config: TrainConfig, *, resume: bool) -> None:
+    """Make the run folder, if it is missing, and check that this run may start or go on there.
 
     Raises:
-        UserError: The folder holds a run and `resume` is off, or a run with other settings; lists which.
+        UserError: The folder holds a run and `resume` is off, or a run with other settings (lists which), or it
+            cannot be written.
     """
     path = config.out / "config.json"
-    if path.exists():
-        if not resume:
-            raise UserError(
-                "already holds a run", where=config.out, hint="go on with --resume, or give another --out"
-            )
-        _check_same(config, path)
-    try:
+    with _writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
-        write_text(path, dump_config(config))
+        begun = path.exists()
+    if begun and not resume:
+        raise UserError(
+            "already holds a run", where=config.out, hint="go on with --resume, or give another --out"
+        )
+    if begun:
+        _check_same(config, path)
+
+
+def open_run(config: TrainConfig) -> None:
+    """Write `config.json` and `environment.json`: from now on the folder holds this run."""
+    with _writing(config.out):
         write_text(config.out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(config.out / "config.json", dump_config(config))
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=config.out) from None
+        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
 
 
 def _check_same(config: TrainConfig, path: Path) -> None:
@@ -80,7 +96,8 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write model and tokenizer as one folder that plain `from_pretrained` loads; all of it or nothing."""
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    with quiet_bars():
+        model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
