@@ -13,7 +13,7 @@ from rectune.errors import UserError
 from rectune.grading.pool import Grader, check_item
 from rectune.grading.verdicts import VERDICTS, Graded, Item
 
-_Pending = deque[tuple[bytes, dict[str, Any]]]
+_Pending = deque[tuple[bytes, bool]]
 ADDED = ("verdict", "extracted")
 
 
@@ -99,7 +99,7 @@ def _items(
         except UserError as error:
             failure.append(error)
             return
-        pending.append((line, record))
+        pending.append((line, any(name in record for name in ADDED)))
         yield record["answer"], record["text"], record.get("grader", "math"), record.get("extra")
 
 
@@ -129,10 +129,10 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-def _with_verdict(line: bytes, record: dict[str, Any], graded: Graded) -> bytes:
-    """`line` with the verdict put behind its fields, which stay byte for byte as they are."""
+def _with_verdict(line: bytes, regraded: bool, graded: Graded) -> bytes:
+    """`line` with the verdict put behind its fields, which stay byte for byte, unless it had a verdict."""
     added = json.dumps(dict(zip(ADDED, graded, strict=True))).encode()
-    if any(name in record for name in ADDED):
+    if regraded:
         original = json.loads(line)
         return json.dumps({**original, **dict(zip(ADDED, graded, strict=True))}).encode() + b"\n"
     return line.strip()[:-1].rstrip() + b", " + added[1:] + b"\n"

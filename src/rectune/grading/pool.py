@@ -30,6 +30,8 @@ from rectune.grading.verdicts import Graded, Item
 GRADERS = ("math", "expression", "exact", "code")
 CHUNK = 16
 """Items in one message to a worker: hides the pipe's latency, still shares out few items evenly."""
+AHEAD = 32
+"""Chunks that are read ahead for each worker, so that one answer on its way to a timeout holds up no other."""
 
 _START = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]];"
@@ -220,7 +222,7 @@ class Grader:
             for item in some:
                 check_item(item[2], item[3])
             waiting.append(self._threads.submit(self._grade_chunk, some))
-            if len(waiting) >= 4 * len(self._workers):
+            if len(waiting) >= AHEAD * len(self._workers):
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
