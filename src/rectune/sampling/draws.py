@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 256  # words per block of the two-level search
+ROWS = 32  # rows at a time, so that their weights stay in the processor's cache
 CANDIDATES = 512  # most probable words looked at before a row is sorted in full for top_p
 
 
@@ -46,10 +47,19 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_p: flo
     Returns:
         Token ids (int64) and log-probabilities (float32), each of length B.
     """
+    pieces = [
+        _draw(logits, uniform, temperature, top_p)
+        for logits, uniform in zip(logits_BV.split(ROWS), uniform_B.split(ROWS), strict=True)
+    ]
+    ids, logps = zip(*pieces, strict=True)
+    return torch.cat(ids), torch.cat(logps)
+
+
+def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     logits_BV = logits_BV.float()
     largest_B1 = logits_BV.amax(-1, keepdim=True)
     weights_BV = (logits_BV - largest_B1).exp_()
-    log_total_B = weights_BV.sum(-1, dtype=torch.float32).log() + largest_B1[:, 0]
+    log_total_B = weights_BV.sum(-1).log() + largest_B1[:, 0]
     if temperature == 0:
         ids_B = logits_BV.argmax(-1)
     else:

@@ -1,0 +1,127 @@
+"""Useful tokens per second of the embedded engine against transformers' own ways to sample, side by side.
+
+    python benchmarks/sampling.py                      generate at several batch sizes, then rounds against the best
+    python benchmarks/sampling.py --generate-batch     transformers' continuous batching takes part too
+
+SmolLM2-135M in bfloat16, GSM8K questions in the chat template, n = 8, temperature 1. Useful tokens are those
+up to and including the end of each sequence: what `generate` computes for rows that have ended is not counted.
+All contestants get the same prompts and draw from the same distribution (top-k off). Within a round they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from common import save
+
+from rectune.data.encoding import prompt_ids
+from rectune.data.rows import Turn
+from rectune.sampling.engine import DrawSettings, Request
+from rectune.sampling.local import LocalEngine
+
+QUESTIONS = Path(__file__).parents[2] / "shared/data/gsm8k/test.jsonl"
+
+
+def useful(new: list[int], stops: set[int]) -> int:
+    return next((i + 1 for i, token in enumerate(new) if token in stops), len(new))
+
+
+def generate(engine: LocalEngine, requests: list[Request], batch_size: int, limit: int) -> int:
+    """`model.generate` over batches of left-padded prompts in the order given, as its users write it."""
+    tokens, pad = 0, engine.tokenizer.pad_token_id
+    for start in range(0, len(requests), batch_size):
+        prompts = [r.prompt_ids for r in requests[start : start + batch_size]]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
+        out = engine.model.generate(
+            ids, attention_mask=mask, eos_token_id=sorted(engine.stop_ids), pad_token_id=pad, **settings
+        )
+        tokens += sum(useful(row, engine.stop_ids) for row in out[:, width:].tolist())
+    return tokens
+
+
+def generate_batch(engine: LocalEngine, requests: list[Request], limit: int) -> int:
+    """transformers' continuous batching."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
+        eos_token_id=sorted(engine.stop_ids), pad_token_id=engine.tokenizer.pad_token_id,
+    )  # fmt: skip
+    out = engine.model.generate_batch([list(r.prompt_ids) for r in requests], generation_config=config)
+    return sum(useful(o.generated_tokens, engine.stop_ids) for o in out.values())
+
+
+def local(engine: LocalEngine, requests: list[Request], limit: int) -> int:
+    settings = DrawSettings(max_new_tokens=limit, seed=time.time_ns() % 2**32)
+    return sum(len(c.token_ids) for c in engine.complete(requests, settings))
+
+
+def speed(run: Callable[[], int]) -> float:
+    start = time.perf_counter()
+    tokens = run()
+    return tokens / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64, 128], help="of generate")
+    parser.add_argument("--batch-size", type=int, default=None, help="of the embedded engine")
+    parser.add_argument("--generate-batch", action="store_true")
+    options = parser.parse_args()
+    engine = LocalEngine.load("smollm2-135m", precision="bf16", batch_size=options.batch_size)
+    questions = [json.loads(line)["question"] for line in QUESTIONS.open()][: options.problems]
+    requests = [
+        Request(str(i), k, tuple(prompt_ids((Turn("user", text),), engine.tokenizer, engine.template)))
+        for i, text in enumerate(questions)
+        for k in range(8)
+    ]
+    limit = options.max_new_tokens
+    trial = min(64, limit)  # choosing the batch size takes few tokens
+    tried = {
+        size: speed(partial(generate, engine, (requests * size)[: max(size, 64)], size, trial))
+        for size in options.batch_sizes
+    }
+    best = max(tried, key=tried.__getitem__)
+    print("generate, useful tokens/s by batch size:", {s: round(v) for s, v in tried.items()}, flush=True)
+    contestants: dict[str, Callable[[], int]] = {
+        f"generate, batch {best}": lambda: generate(engine, requests, best, limit),
+        f"rectune, batch {engine.batch_size}": lambda: local(engine, requests, limit),
+    }
+    if options.generate_batch:
+        contestants["generate_batch"] = lambda: generate_batch(engine, requests[:64], limit)
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(options.rounds):
+        for name, run in contestants.items():
+            speeds[name].append(speed(run))
+            print(f"{name:28}{speeds[name][-1]:8.0f} tokens/s", flush=True)
+    unit, table = next(iter(speeds)), {}
+    for name, values in speeds.items():
+        ratios = [v / u for v, u in zip(values, speeds[unit], strict=True)]
+        table[name] = {
+            "tokens_per_second": statistics.median(values),
+            "ratio": statistics.median(ratios),
+            "low": min(ratios),
+            "high": max(ratios),
+        }
+        print(f"{name:28}{statistics.median(values):8.0f} tokens/s, {statistics.median(ratios):.2f} "
+              f"({min(ratios):.2f} to {max(ratios):.2f}) times generate's")  # fmt: skip
+    save("sampling", {"generate_by_batch_size": tried, "rounds": table, "sequences": len(requests)})
+
+
+if __name__ == "__main__":
+    main()
