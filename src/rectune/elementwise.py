@@ -73,15 +73,17 @@ def softmax_(raw: Tensor, lse: Tensor, factor: Tensor, bias: Tensor | None, shap
 def divergence(
     raw: Tensor,
     ref: Tensor,
-    lse: Tensor,
-    ref_lse: Tensor,
+    maximum: Tensor,
+    log_total: Tensor,
+    ref_maximum: Tensor,
+    ref_log_total: Tensor,
     bias: Tensor | None,
     ref_bias: Tensor | None,
     shape: Shape,
 ) -> Tensor:
-    """KL(reference || model) of each row."""
-    logp = shaped_logits(raw, bias, shape)[0] - lse[:, None]
-    ref_logp = shaped_logits(ref, ref_bias, shape)[0] - ref_lse[:, None]
+    """KL(reference || model) of each row, from each side's maximum and log of the sum of exp(x - maximum)."""
+    logp = shaped_logits(raw, bias, shape)[0] - maximum[:, None] - log_total[:, None]
+    ref_logp = shaped_logits(ref, ref_bias, shape)[0] - ref_maximum[:, None] - ref_log_total[:, None]
     return (ref_logp.exp() * (ref_logp - logp)).sum(1)
 
 
@@ -114,7 +116,7 @@ def _can_compile(device: str) -> bool:
     try:
         torch.compile(torch.exp2)(torch.ones(8, device=device))
     except torch._dynamo.exc.BackendCompilerFailed as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error.inner_exception).strip().splitlines()[0]
         log.warning("no working compiler for %s (%s): the head runs in plain torch, slower", device, reason)
         return False
     return True

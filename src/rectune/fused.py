@@ -84,9 +84,11 @@ class LogProbability:
         lse, logp = state
         factor = upstream * self.shape.scale
         target, _, slope = self._at_target(raw, bias, rows)
-        at_target = (-logp.expm1() * factor)[:, None]
+        at_target = -logp.expm1() * factor
         run_pass(softmax_, (raw, lse, -factor), bias, self.shape, compiled=self.compiled)
-        raw.scatter_(1, target, (at_target if slope is None else at_target * slope).to(raw.dtype))
+        at_target = at_target if slope is None else at_target * slope.squeeze(1)
+        # not scatter_, which on a CPU makes a float32 copy of all bfloat16 logits
+        raw[torch.arange(len(raw), device=raw.device), target.squeeze(1)] = at_target.to(raw.dtype)
 
 
 @dataclass
@@ -105,12 +107,12 @@ class Divergence:
         torch.mm(self.ref_hidden[rows], self.ref_weight.T, out=logits[1])
 
     def outcome(self, logits: Tensor, bias: Tensor | None, rows: slice) -> _Outcome:
-        lse = []
+        parts: list[Tensor] = []
         for raw, b in zip(logits, (bias, self.ref_bias), strict=True):
             maximum, total, _ = run_pass(sums, (raw,), b, self.shape, False, compiled=self.compiled)
-            lse.append(maximum + total.log())
-        kl = run_pass(divergence, (*logits, *lse), bias, self.ref_bias, self.shape, compiled=self.compiled)
-        return _Outcome(kl, tuple(lse))
+            parts += [maximum, total.log()]
+        kl = run_pass(divergence, (*logits, *parts), bias, self.ref_bias, self.shape, compiled=self.compiled)
+        return _Outcome(kl, (parts[0] + parts[1], parts[2] + parts[3]))
 
     def gradient_(
         self, logits: Tensor, bias: Tensor | None, rows: slice, state: tuple[Tensor, ...], upstream: Tensor
@@ -133,7 +135,7 @@ def _take_buffer(like: Tensor, elements: int) -> Tensor:
 
 
 def _give_buffer(buffer: Tensor) -> None:
-    if buffer.device.type == "cpu":
+    if buffer.device.type == "cpu" and not buffer.is_inference():  # those cannot be written to in training
         _spare[buffer.device, buffer.dtype] = buffer
 
 
