@@ -108,7 +108,7 @@ class TrainConfig(_Settings):
     model: str = "smollm2-135m"
     """Hub id, local folder, or the packaged smollm2-135m."""
     data: str
-    """Rows to train on: a JSONL, JSON, CSV or Parquet file, a folder of them, or a hub dataset id."""
+    """Rows to train on: JSONL, JSON, CSV or Parquet, a folder of them, a hub id, or gsm8k-calculations (packaged)."""
     out: Path
     """Run folder; made if it is missing."""
     seed: int = 0

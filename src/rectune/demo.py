@@ -22,12 +22,7 @@ from rectune.config import load_config
 
 OBJECTIVES = ("sft", "dft")
 DOMAINS = {"gsm8k-calculations": "in domain", "svamp-calculations": "out of domain"}
-SETTINGS = {
-    "rows.template": "none",
-    "rows.limit": 1400,
-    "learning_rate": 1e-4,
-    "checkpoint_every": 40,
-}
+RECIPE = files("rectune") / "recipes" / "demo.toml"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps instead of one pass over 1,400 rows")
     parser.add_argument("--limit", type=int, help="problems of each benchmark instead of all")
     parser.add_argument("-n", type=int, default=4, help="answers to each problem (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of row order and draws (default: %(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -65,18 +61,15 @@ def train_one(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train with one objective, or go on with it; the run's summary."""
     from rectune.training.loop import train
 
-    assets = files("rectune") / "assets"
-    config = load_config(
-        overrides={
-            **SETTINGS,
-            "model": options.model,
-            "data": str(assets / "gsm8k_calculations_train.jsonl"),
-            "rows.holdout": str(assets / "gsm8k_calculations_test.jsonl"),
-            "out": options.out / objective,
-            "objective.name": objective,
-            **({"steps": options.steps} if options.steps else {}),
-        }
-    )
+    overrides: dict[str, Any] = {
+        "model": options.model,
+        "out": options.out / objective,
+        "seed": options.seed,
+        "objective.name": objective,
+    }
+    if options.steps:
+        overrides["steps"] = options.steps
+    config = load_config(Path(str(RECIPE)), overrides)
     return asdict(train(config, resume=True))
 
 
@@ -86,7 +79,8 @@ def evaluate_one(name: str, model: str, options: argparse.Namespace) -> Path:
 
     out: Path = options.out / "evaluations" / name
     evaluate(
-        model, list(DOMAINS), out=out, n=options.n, max_new_tokens=32, template="none", limit=options.limit
+        model, list(DOMAINS), out=out, n=options.n, max_new_tokens=32, template="none",
+        limit=options.limit, seed=options.seed,
     )  # fmt: skip
     return out
 

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ from rectune.data.jsonl import open_bytes, read_jsonl, text_lines
 from rectune.errors import UserError
 
 Record = dict[str, Any]
+PACKAGED = {
+    "gsm8k-calculations": "gsm8k_calculations_train.jsonl",
+    "gsm8k-calculations-test": "gsm8k_calculations_test.jsonl",
+}
+"""Names of data that come with the package."""
+
 _CHUNK = 1 << 20  # bytes read at a time
 _GAP = re.compile(r"[\s,]*")  # between two records of an array
 
@@ -48,13 +55,15 @@ class Records:
 
 
 def open_source(source: str, *, split: str = "train") -> Records:
-    """The records of a file, a folder or a hub dataset id; UserError where it is none of them."""
+    """The records of packaged data, a file, a folder or a hub dataset id; UserError where it is none of them."""
+    if source in PACKAGED:
+        return _files(source, [Path(str(files("rectune") / "assets" / PACKAGED[source]))])
     path = Path(source).expanduser()
     if path.is_dir():
-        files = [p for p in sorted(path.rglob("[!.]*")) if p.is_file() and _suffix(p) in READERS]
-        if not files:
+        found = [p for p in sorted(path.rglob("[!.]*")) if p.is_file() and _suffix(p) in READERS]
+        if not found:
             raise UserError("has no file of rows", where=source, hint=f"looked for {', '.join(READERS)}")
-        return _files(source, files)
+        return _files(source, found)
     if path.exists():
         if _suffix(path) not in READERS:
             raise UserError("is not a file of rows", where=source, hint=f"known: {', '.join(READERS)}")

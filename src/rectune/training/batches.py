@@ -19,6 +19,7 @@ from rectune.data.encoding import EncodedRows, choose_template, encode_rows
 from rectune.data.order import StepPlan, draw, plan_steps, split_holdout
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.reading import read_rows
+from rectune.data.sources import PACKAGED
 from rectune.errors import UserError
 
 
@@ -100,7 +101,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Traini
     if config.choose != "last" and config.rows.holdout == 0:
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
     if isinstance(config.rows.holdout, str):
-        if not Path(config.rows.holdout).exists():
+        if config.rows.holdout not in PACKAGED and not Path(config.rows.holdout).exists():
             raise UserError(f"no such file: {config.rows.holdout}", where="rows.holdout", hint="or a share")
         kept = encode_rows(
             read_rows(config.rows.holdout, options=config.rows),
