@@ -1,0 +1,173 @@
+"""A whole optimizer step of `rectune train` against the bare transformer body and against TRL.
+
+    python benchmarks/step.py --data GSM8K.jsonl      about six minutes
+
+SmolLM2-135M, 16 rows of GSM8K (question and full solution) a step, DFT, bf16 compute with float32 masters. Figures are
+real tokens per second, padding not counted. The body is forward and backward of the transformer without head,
+loss and optimizer, on the same rows: packed with attention inside rows as rectune has it, and in the
+two layouts that transformers offers. TRL trains with `loss_type="dft"` in bfloat16 autocast at its best batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from common import ratios, save, show, side_by_side
+
+from rectune.config import load_config
+from rectune.models.loading import load_model
+from rectune.models.scorer import Scorer
+from rectune.objectives import apply_objective, dft
+from rectune.training.batches import load_data
+from rectune.training.monitors import COLUMNS, Monitor
+from rectune.training.weights import Masters, make_optimizer
+
+ROWS = 16
+Runs = dict[str, Callable[[], object]]
+
+
+def rectune_step(config) -> tuple[Callable[[], None], Runs, int]:
+    """One step as the training loop does it, the bare bodies on the same rows, and the rows' tokens."""
+    from accelerate import Accelerator
+
+    model, tokenizer = load_model(config.model, dtype=torch.float32)
+    data = load_data(config, tokenizer)
+    masters = Masters(model, torch.bfloat16)
+    optimizer, scorer, accelerator = make_optimizer(masters, config), Scorer(model), Accelerator()
+    model.train()
+
+    def step() -> None:
+        monitor = Monitor(dft, {}, 1.0)
+        masters.start_step()
+        for rows in data.micro_batches(0):
+            columns = scorer.columns(data.train.batch(rows), COLUMNS)
+            losses = apply_objective(dft, columns, protect=1.0)
+            (losses.sum() / data.supervised(0)).backward()
+            monitor.add(columns, losses)
+        norm = masters.finish_step(accelerator).item()
+        masters.scale_gradients(min(1.0, config.clip / norm))
+        optimizer.step()
+        masters.publish()
+        monitor.figures()
+
+    batches = [data.train.batch(rows) for rows in data.micro_batches(0)]
+    return step, bodies(model, batches, scorer), sum(data.train.lengths(data.plan.rows(0)))
+
+
+def bodies(model, batches, scorer) -> Runs:
+    def packed() -> None:
+        for batch in batches:
+            scorer.hidden(batch).sum().backward()
+
+    def with_attention(implementation: str, run: Callable[[], None]) -> Callable[[], None]:
+        def switched() -> None:
+            model.set_attn_implementation(implementation)
+            run()
+            model.set_attn_implementation("rectune_rows")
+
+        return switched
+
+    def dense_mask() -> None:
+        for batch in batches:
+            arguments = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+            model.base_model(**arguments).last_hidden_state.sum().backward()
+
+    def padded() -> None:
+        for batch in batches:
+            for four in (batch.row_lengths[i : i + 4] for i in range(0, len(batch.row_lengths), 4)):
+                ids = torch.zeros(len(four), max(four), dtype=torch.long)
+                mask = torch.arange(max(four)) < torch.tensor(four)[:, None]
+                body = model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+                body.last_hidden_state.sum().backward()
+
+    return {
+        "body, rows attended one by one": packed,
+        "body, one sequence, dense mask": with_attention("sdpa", dense_mask),
+        "body, rows by length, padded": with_attention("sdpa", padded),
+    }
+
+
+def trl_seconds(rows: list[dict[str, str]], batch_size: int, steps: int) -> list[float]:
+    """Seconds of TRL's optimizer steps over the same rows; the first one warms up and is left out."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            seconds.append(time.perf_counter() - self.start)
+
+    model, tokenizer = load_model("smollm2-135m", dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SFTConfig(
+            folder, loss_type="dft", bf16=True, use_cpu=True, max_length=2048, max_steps=steps + 1,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=ROWS // batch_size,
+            gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1000, disable_tqdm=True,
+            optim="adamw_torch_fused", shuffle_dataset=False, dataloader_pin_memory=False,
+        )  # fmt: skip
+        dataset = Dataset.from_list(rows[:ROWS] * (steps + 1))
+        SFTTrainer(
+            model, settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
+        ).train()
+    return seconds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("rectune").setLevel(logging.ERROR)
+    if not options.data.exists():
+        print(f"{options.data} is not there: give GSM8K's train.jsonl with --data")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "rows.jsonl")
+        source.write_text("".join(options.data.read_text().splitlines(keepends=True)[:ROWS]))
+        settings = {"data": str(source), "out": folder, "rows.holdout": 0, "rows.template": "none"}
+        step, bare, tokens = rectune_step(load_config(overrides=settings))
+        rows = [json.loads(line) for line in source.read_text().splitlines()]
+    pairs = [{"prompt": row["question"] + "\n", "completion": row["answer"]} for row in rows]
+    figures = {}
+    unit = "body, rows attended one by one"
+    table = ratios(side_by_side({**bare, "rectune step": step}, rounds=options.rounds), unit)
+    for row in table.values():
+        row["tokens_per_second"] = tokens / row["seconds"]
+    show(f"{tokens} tokens in {ROWS} rows; unit: {unit}", table)
+    for name, row in table.items():
+        print(f"{name:34}{row['tokens_per_second']:9.0f} tokens/s")
+    figures["step"] = table
+    found = {size: statistics.median(trl_seconds(pairs, size, 1)) for size in (1, 2, 4, 8, 16)}
+    best = min(found, key=found.__getitem__)
+    print("\nTRL, tokens/s by batch size:", {size: round(tokens / s) for size, s in found.items()})
+    turns = (
+        side_by_side({"rectune step": step}, rounds=1, warmup=1)["rectune step"],
+        trl_seconds(pairs, best, 2),
+    )
+    ours = [*turns[0], *side_by_side({"rectune step": step}, rounds=2, warmup=0)["rectune step"]]
+    ratio = statistics.median(turns[1]) / statistics.median(ours)
+    print(
+        f"rectune {tokens / statistics.median(ours):.0f} tokens/s, TRL {tokens / statistics.median(turns[1]):.0f}"
+    )
+    print(f"ratio {ratio:.2f} at TRL's best batch size, {best}")
+    figures["trl"] = {"by_batch_size": {str(k): tokens / v for k, v in found.items()}, "ratio": ratio}
+    save("step", figures)
+
+
+if __name__ == "__main__":
+    main()
