@@ -63,8 +63,6 @@ def attend_rows(
     if unknown or not causal:
         what = f"arguments {', '.join(sorted(unknown))}" if unknown else "attention that is not causal"
         raise UserError(f"{type(module).__name__} uses {what}, which packed rows do not support")
-    if not row_lengths:
-        return query.transpose(1, 2), None
     # split, not slices: the gradient of a split is one concatenation, that of a slice is as large as the pack
     rows = zip(*(t.split(row_lengths, dim=2) for t in (query, key, value)), strict=True)
     attended = [_attend(q, k, v, dropout, scaling, sliding_window, softcap) for q, k, v in rows]

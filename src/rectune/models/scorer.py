@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -88,7 +89,10 @@ class Scorer:
         return Head(layer.weight, layer.bias, softcap, _logit_scale(config))
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states of a packed batch: (T, D)."""
+        """Last hidden states of a packed batch: (T, D), connected to the parameters also where T is 0."""
+        if not batch.row_lengths:  # models cannot run over nothing, so a token is run and dropped
+            token = batch.input_ids.new_zeros(1, 1)
+            return self.hidden(replace(batch, input_ids=token, position_ids=token, row_lengths=[1]))[:0]
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         if not self.varlen:
             # The mask of four dimensions keeps transformers from building its own; `attend_rows` reads none.
