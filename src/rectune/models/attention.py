@@ -112,16 +112,18 @@ def _attend_capped(
 ) -> Tensor:
     """Gemma 2's soft-capped scores, which `scaled_dot_product_attention` does not know. No mask means causal."""
     assert softcap is not None
+    length = query.shape[2]
+    if mask is None and length > 1:
+        mask = _band(length, None, query.device)
+        key, value = key[:, :, :length], value[:, :, :length]  # the rest of a static cache is empty
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (scores / softcap).tanh() * softcap
-    if mask is None and query.shape[2] > 1:
-        mask = _band(query.shape[2], None, query.device)
     if mask is not None:
         # Not -inf: a padding position sees nothing at all, and its NaN would spread to every layer above.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ value
 
 
