@@ -38,6 +38,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     need_peft()
     if config.rank == 0:
         raise UserError("is 0, which means no adapter", where="lora.rank")
+    import warnings
+
     import peft
     import torch
 
@@ -49,7 +51,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads an old attribute of transformers
         torch.manual_seed(seed)
         return peft.get_peft_model(model, settings)  # type: ignore[return-value]
 

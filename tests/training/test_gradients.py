@@ -1,0 +1,286 @@
+"""The gradient of a step: the same for any split of it, and what reaches the optimizer is what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rectune.config import load_config
+from rectune.objectives import OBJECTIVES, dft, sft
+from rectune.training import loop
+from rectune.training.batches import TrainingData, load_data
+from rectune.training.weights import Masters, learning_rate, make_optimizer
+from toys import tiny_model
+from training_runs import metrics, weights
+
+Gradients = dict[str, Tensor]
+
+
+@pytest.fixture
+def gradients(run: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Gradients]]:
+    """Train as `run` does; the gradients of each step, summed up and not yet clipped."""
+    runs = 0
+
+    def train(**settings: Any) -> list[Gradients]:
+        nonlocal runs
+        runs += 1
+        seen: list[Gradients] = []
+
+        def finish(masters: Masters, accelerator: Accelerator, finish: Any = Masters.finish_step) -> Tensor:
+            norm: Tensor = finish(masters, accelerator)
+            seen.append({name: m.grad.clone() for name, m in masters.masters.items() if m.grad is not None})
+            return norm
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Masters, "finish_step", finish)
+            run(f"run{runs}", **settings)
+        return seen
+
+    return train
+
+
+def close(one: Gradients, other: Gradients, tolerance: float = 1e-5) -> None:
+    assert one.keys() == other.keys()
+    scale = torch.nn.utils.get_total_norm(list(other.values()))
+    assert scale > 0
+    difference = torch.nn.utils.get_total_norm([one[name] - other[name] for name in other])
+    assert difference <= tolerance * scale, f"{difference:.3g} of {scale:.3g}"
+
+
+@pytest.mark.parametrize("protect", [0, 1])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_any_split_into_micro_batches(gradients: Any, objective: str, protect: int) -> None:
+    settings = {"objective__name": objective, "objective__protect": protect, "steps": 2, "rows__holdout": 0}
+    settings |= {"max_length": 40, "learning_rate": 1e-3}
+    if objective == "threshold":
+        settings["objective__q"] = 0.003  # about where the toy's probabilities are
+    whole = gradients(**settings, micro_batch_tokens=4096)
+    parts = gradients(**settings, micro_batch_tokens=40)
+    for one, other in zip(parts, whole, strict=True):
+        close(one, other)
+
+
+def by_hand(
+    toy: dict[str, Any], objective: Callable[[Tensor], Tensor], groups: Callable[[TrainingData], list[list[int]]],
+    divisor: Callable[[list[Tensor]], float],
+) -> Gradients:  # fmt: skip
+    """The gradient of the first step by plain transformers, row by row, from the definition.
+
+    Args:
+        groups: Which rows belong together.
+        divisor: What the sum of the losses of a group, given one tensor a row, is divided by.
+    """
+    model = AutoModelForCausalLM.from_pretrained(toy["model"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(toy["model"])
+    data = load_data(load_config(None, {**toy, "out": "unused"}), tokenizer)
+    for group in groups(data):
+        losses = []
+        for row in group:
+            encoded = data.train.encoded[data.train.indices[row]]
+            ids, labels = torch.tensor([list(encoded.input_ids)]), torch.tensor(list(encoded.labels))[1:]
+            logp = model(ids).logits[0, :-1].log_softmax(-1)
+            losses.append(objective(logp[labels >= 0].gather(1, labels[labels >= 0, None])[:, 0]))
+        (torch.stack([loss.sum() for loss in losses]).sum() / divisor(losses)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", [sft, dft])
+def test_the_sum_is_divided_once_by_the_steps_targets(toy: Any, gradients: Any, objective: Any) -> None:
+    (ours,) = gradients(objective__name=objective.__name__, objective__protect=0, steps=1)
+    hand = by_hand(
+        {**toy, "steps": 1},
+        objective,
+        lambda data: [data.plan.rows(0)],
+        lambda losses: len(torch.cat(losses)),
+    )
+    close(ours, hand)
+
+
+def test_micro_batch_means_are_summed_before_the_clip(
+    toy: Any, gradients: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's published code: its clip of 1 acts on the sum over micro-batches, not on their mean."""
+    stepped: list[Gradients] = []
+    step = torch.optim.AdamW.step
+
+    def stepping(optimizer: torch.optim.AdamW, *args: Any) -> Any:
+        groups = optimizer.param_groups
+        stepped.append({str(i): p.grad.clone() for i, p in enumerate(p for g in groups for p in g["params"])})
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    settings = {"normalization": "micro-batch", "micro_batch_rows": 3, "steps": 1, "clip": 0.5}
+    (ours,) = gradients(objective__name="sft", **settings)
+
+    def groups(data: TrainingData) -> list[list[int]]:
+        rows = data.plan.rows(0)
+        assert len(rows) == 7
+        return [rows[:3], rows[3:6], rows[6:]]
+
+    hand = by_hand({**toy, "steps": 1}, sft, groups, lambda losses: len(torch.cat(losses)))
+    close(ours, hand)
+    norm = float(torch.nn.utils.get_total_norm(list(hand.values())))
+    assert norm > 0.5
+    assert metrics(tmp_path / "run1", "train")[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    clipped = torch.nn.utils.get_total_norm(list(stepped[0].values()))
+    assert float(clipped) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("clip", "factor"), [(0, 1.0), (1e6, 1.0), (0.25, None)])
+def test_clip(run: Any, monkeypatch: pytest.MonkeyPatch, clip: float, factor: float | None) -> None:
+    factors = []
+    scale = Masters.scale_gradients
+    monkeypatch.setattr(
+        Masters, "scale_gradients", lambda self, factor: (factors.append(factor), scale(self, factor))[1]
+    )
+    out = Path(run(clip=clip, steps=1).out)
+    norm = metrics(out, "train")[0]["grad_norm"]
+    assert factors == ([] if factor else [pytest.approx(0.25 / norm)])
+
+
+@pytest.mark.parametrize("parts", [1, 40])
+def test_bf16_masters_are_adamw_in_float32(toy: Any, parts: int) -> None:
+    """Masters equal a float32 AdamW that is fed the same gradients, added up in float32."""
+    config = load_config(None, {**toy, "out": "unused", "weight_decay": 0.1})
+    model = tiny_model()
+    reference = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    sums = {name: torch.zeros_like(p) for name, p in reference.items()}
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # runs before the hook of Masters, which takes the gradient
+
+        def add(parameter: Tensor, total: Tensor = sums[name]) -> None:
+            assert parameter.grad is not None
+            total.add_(parameter.grad.float())
+
+        parameter.register_post_accumulate_grad_hook(add)
+    masters = Masters(model, torch.bfloat16)
+    ours = make_optimizer(masters, config)
+    plain = torch.optim.AdamW(
+        [
+            {"params": [p for p in reference.values() if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in reference.values() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate, betas=config.betas, foreach=False,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        masters.start_step()
+        for total in sums.values():
+            total.zero_()
+        for _ in range(parts):
+            ids = torch.randint(3, 250, (2, 9), generator=generator)
+            (model(input_ids=ids, labels=ids).loss / parts).backward()
+        masters.finish_step(Accelerator(cpu=True))
+        for name, parameter in reference.items():
+            assert torch.equal(masters.masters[name].grad, sums[name])
+            parameter.grad = sums[name].clone()
+        ours.step()
+        masters.publish()
+        plain.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(masters.masters[name], reference[name].detach(), rtol=1e-5, atol=1e-7)
+        assert parameter.dtype == torch.bfloat16
+        assert parameter.grad is None
+        assert torch.equal(parameter, masters.masters[name].bfloat16())
+
+
+def test_bf16_leaves_buffers_exact() -> None:
+    """Rotary frequencies in bfloat16 would put tokens at the wrong positions."""
+    model, exact = tiny_model(), dict(tiny_model().named_buffers())
+    Masters(model, torch.bfloat16)
+    assert exact
+    assert all(torch.equal(buffer, exact[name]) for name, buffer in model.named_buffers())
+
+
+def test_decay_is_on_matrices_only(toy: Any) -> None:
+    masters = Masters(tiny_model(), torch.float32)
+    optimizer = make_optimizer(masters, load_config(None, {**toy, "out": "unused", "weight_decay": 0.3}))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(masters.masters)
+    for name, master in masters.masters.items():
+        assert decay[id(master)] == (0.0 if "norm" in name else 0.3), name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.8535533905932737, 0.5, 0.14644660940672627]),
+    ],
+)
+def test_learning_rate(run: Any, schedule: str, rates: list[float]) -> None:
+    out = run(schedule=schedule, warmup=1 / 3, learning_rate=0.01, steps=6).out
+    logged = [line["learning_rate"] for line in metrics(out, "train")]
+    assert logged == pytest.approx([0.01 * rate for rate in rates])
+
+
+def test_no_warmup_and_one_step(toy: Any) -> None:
+    config = load_config(None, {**toy, "out": "unused", "warmup": 0, "learning_rate": 1.0})
+    assert [learning_rate(config, 0, 1), learning_rate(config, 0, 2)] == [1.0, 1.0]
+
+
+def test_dropout_is_reproducible(run: Any) -> None:
+    settings = {"lora__rank": 2, "lora__dropout": 0.5, "micro_batch_tokens": 4096}
+    first, again = (weights(run(name, **settings).out, "adapter/adapter_model.safetensors") for name in "ab")
+    torch.rand(3)  # whatever the caller did with the random state
+    none = weights(run("c", **{**settings, "lora__dropout": 0}).out, "adapter/adapter_model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], none[name]) for name in first)
+
+
+DRIVER = """
+import json, sys
+from rectune.config import load_config
+from rectune.training.loop import train
+for settings in json.load(open(sys.argv[1])):
+    train(load_config(None, settings))
+"""
+
+SPLITS: dict[str, dict[str, Any]] = {
+    "odd": {"micro_batch_tokens": 4096, "max_length": 40, "batch_size": 3},
+    "one row": {"batch_size": 1},
+    "psft": {"objective.name": "psft"},
+    "bf16": {"precision": "bf16"},
+    "means": {"normalization": "micro-batch", "micro_batch_rows": 3},
+    "lora": {"lora.rank": 2, "objective.name": "asft"},
+}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None:
+    runs = [{**toy, "steps": 3, **settings} for settings in SPLITS.values()]
+    many = [{**settings, "out": str(tmp_path / f"two {i}")} for i, settings in enumerate(runs)]
+    (tmp_path / "runs.json").write_text(json.dumps(many))
+    (tmp_path / "driver.py").write_text(DRIVER)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(str(tmp_path / "driver.py"), str(tmp_path / "runs.json")),
+        ],
+        check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    for i, (name, settings) in enumerate(zip(SPLITS, runs, strict=True)):
+        one, two = tmp_path / f"one {i}", tmp_path / f"two {i}"
+        loop.train(load_config(None, {**settings, "out": one}))
+        lines = metrics(one), metrics(two)
+        assert len(lines[0]) == len(lines[1])
+        for ours, theirs in zip(*lines, strict=True):
+            for key in {"objective", "nll", "mean_p", "grad_norm", "supervised", "eos_p"} & ours.keys():
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), (name, key)
+        file = "adapter/adapter_model.safetensors" if "lora" in name else "model/model.safetensors"
+        tolerance = {"rtol": 2e-2, "atol": 2e-3} if name == "bf16" else {"rtol": 1e-4, "atol": 2e-5}
+        torch.testing.assert_close(weights(one, file), weights(two, file), **tolerance)
