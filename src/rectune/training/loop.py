@@ -99,7 +99,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     optimizer = make_optimizer(masters, config)
     scorer = Scorer(model, memory_budget=config.memory_budget << 20)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable = "activation_checkpointing_enable"  # its new name in transformers
+        getattr(model, enable, model.gradient_checkpointing_enable)()
     needed = {name for phase in phases for name in phase.columns}
     reference = _reference(scorer, bool(config.lora.rank)) if needed & {"kl", "ref_logp"} else None
     old = scorer.frozen() if "old_logp" in needed else None
@@ -263,7 +264,7 @@ def _save(config: TrainConfig, model: Any, tokenizer: Any, *, chosen: bool) -> N
     saved = config.out / _folder(config)
     if not chosen:
         save_model(saved, model, tokenizer)
-    if config.lora.merge:
+    if config.lora.rank and config.lora.merge:
         if chosen:
             load_adapter_weights(model, saved)
         save_model(config.out / "model", merge_lora(model), tokenizer)

@@ -1,0 +1,256 @@
+"""Training end to end on a toy: what is learnt, logged, chosen and saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rectune.config import load_config
+from rectune.errors import UserError
+from rectune.models.loading import load_model
+from rectune.models.scorer import Scorer
+from rectune.objectives import OBJECTIVES
+from rectune.training import loop
+from rectune.training.batches import capacity, load_data
+from rectune.training.monitors import evaluate_holdout
+from rectune.training.plan import plan
+from training_runs import metrics, weights, without_timings
+
+NAMED = """
+step kind phase objective nll mean_p p10 p50 p90 weight entropy eos_p accuracy low_p high_p supervised
+grad_norm learning_rate tokens seconds tokens_per_second peak_memory_mib
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns(run: Any, objective: str) -> None:
+    settings = {"objective__q": 0.003} if objective == "threshold" else {}
+    result = run(objective__name=objective, steps=12, **settings)
+    assert result.after["nll"] < result.before["nll"] - 0.1
+    assert result.after["mean_p"] > result.before["mean_p"]
+
+
+def test_every_step_is_logged(run: Any) -> None:
+    out = run(evaluate_every=4).out
+    train, holdout = metrics(out, "train"), metrics(out, "holdout")
+    assert all(set(line) == set(NAMED) for line in train)
+    assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in holdout] == [0, 4, 6]
+    assert all({"nll", "mean_p", "accuracy"} <= set(line) for line in holdout)
+    for line in train:
+        assert 0 < line["p10"] <= line["p50"] <= line["p90"] < 1
+        assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["seconds"], rel=0.05)
+    assert json.loads((Path(out) / "summary.json").read_text())["steps"] == 6
+    assert json.loads((Path(out) / "config.json").read_text())["steps"] == 6
+    assert json.loads((Path(out) / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+def test_phases_switch_by_share_of_steps(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "rectune"):
+        out = run(objective__phases="sft:0.3,dft:0.7", steps=10, batch_size=2, objective__protect=0).out
+    lines = metrics(out, "train")
+    assert [line["phase"] for line in lines] == ["sft"] * 3 + ["dft"] * 7
+    assert all(line["weight"] == 1 for line in lines[:3])
+    assert all(line["weight"] == pytest.approx(line["mean_p"]) for line in lines[3:])
+    assert "sft until step 3, then dft until step 10" in caplog.text
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[dict[str, float]]) -> None:
+    """Evaluations that give these figures; training goes on as it does."""
+    left = iter(figures)
+    monkeypatch.setattr(loop, "evaluate_holdout", lambda *args: {"accuracy": 0.0, **next(left)})
+
+
+@pytest.mark.parametrize(("choose", "best"), [("nll", 2), ("mean_p", 3), ("last", 4)])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_is_saved(run: Any, monkeypatch: pytest.MonkeyPatch, choose: str, best: int, rank: int) -> None:
+    """The figures of the evaluations alone decide; -p log p, which falls all the way, has no say."""
+    figures = [
+        {"nll": nll, "mean_p": p} for nll, p in ((1.0, 0.9), (3.0, 0.1), (2.0, 0.2), (2.5, 0.5), (9.0, 0.0))
+    ]
+    settings = {"schedule": "constant", "warmup": 0, "lora__rank": rank, "lora__merge": True}
+    name = "adapter/adapter_model.safetensors" if rank else "model/model.safetensors"
+    until = run("until", steps=best, **settings)
+    scripted(monkeypatch, figures)
+    chosen = run("chosen", steps=4, evaluate_every=1, choose=choose, **settings)
+    for file in (name, "model/model.safetensors"):
+        one, other = weights(chosen.out, file), weights(until.out, file)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert chosen.after["nll"] == figures[best]["nll"]
+    assert chosen.before["nll"] == 1.0
+
+
+def test_evaluations_without_finite_figures_choose_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = {"nll": float("nan"), "mean_p": float("nan")}
+    scripted(monkeypatch, [nan] * 9)
+    out = Path(run(evaluate_every=1, choose="nll", checkpoint_every=2).out)
+    assert (out / "model" / "model.safetensors").exists()
+    assert metrics(out, "holdout")[0]["nll"] is None
+    assert "NaN" not in (out / "summary.json").read_text()
+
+
+def test_choosing_needs_holdout_rows(run: Any) -> None:
+    with pytest.raises(UserError, match="choose: 'nll' needs hold-out rows"):
+        run(choose="nll", evaluate_every=1, rows__holdout=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_saved_model_gives_the_evaluated_figures(run: Any, toy: Any, precision: str) -> None:
+    result = run(precision=precision)
+    folder = Path(result.out) / "model"
+    assert "rectune" not in (folder / "config.json").read_text()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+    data = load_data(load_config(None, {**toy, "out": "unused"}), tokenizer)
+    nll = count = 0.0
+    with torch.no_grad():
+        for index in data.holdout.indices:
+            row = data.holdout.encoded[index]
+            ids, labels = torch.tensor([list(row.input_ids)]), torch.tensor(list(row.labels))[1:]
+            logp = model(ids).logits[0, :-1].float().log_softmax(-1)
+            nll -= float(logp[labels >= 0].gather(1, labels[labels >= 0, None]).sum())
+            count += int((labels >= 0).sum())
+    assert nll / count == pytest.approx(result.after["nll"], rel=1e-5 if precision == "fp32" else 2e-3)
+
+
+def test_the_saved_model_needs_no_rectune(run: Any) -> None:
+    code = "import sys, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(sys.argv[1]); "
+    code += (
+        "t.AutoTokenizer.from_pretrained(sys.argv[1]); assert 'rectune' not in sys.modules; print(m.dtype)"
+    )
+    folder = str(Path(run(steps=1).out) / "model")
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout == "torch.float32\n"
+
+
+def test_adapter_and_merged_model_agree(run: Any, toy: Any) -> None:
+    result = run(lora__rank=2, lora__merge=True, learning_rate=0.05, lora__targets="q_proj,down_proj")
+    out = Path(result.out)
+    base, adapted = AutoModelForCausalLM.from_pretrained(toy["model"]), load_model(out / "adapter")[0]
+    merged = AutoModelForCausalLM.from_pretrained(out / "model")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        ours, theirs = merged(ids).logits, adapted(ids).logits
+        assert (ours - base(ids).logits).norm() > 0.01 * ours.norm()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    config = load_config(None, {**toy, "out": "unused"})
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    again = evaluate_holdout(Scorer(merged), load_data(config, tokenizer).holdout, config)
+    assert again["nll"] == pytest.approx(result.after["nll"], rel=1e-4)
+
+
+def test_an_adapter_alone(run: Any) -> None:
+    out = Path(run(lora__rank=2).out)
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize("objective", ["asft", "iw_sft"])
+def test_the_base_under_an_adapter_is_the_reference(
+    run: Any, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """Sharing its weights with the adapted model gives what a frozen copy gives."""
+    settings = {"objective__name": objective, "lora__rank": 2, "learning_rate": 0.05}
+    shared = run("shared", **settings)
+    monkeypatch.setattr(loop, "_reference", lambda scorer, lora: scorer.frozen())
+    copied = run("copied", **settings)
+    file = "adapter/adapter_model.safetensors"
+    torch.testing.assert_close(weights(shared.out, file), weights(copied.out, file), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora__rank": 2, "lora__dropout": 0.3}, {"precision": "bf16"}])
+def test_gradient_checkpointing_changes_nothing(
+    run: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    recomputed = 0
+    call = GradientCheckpointingLayer.__call__
+
+    def counting(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal recomputed
+        recomputed += layer.gradient_checkpointing and layer.training
+        return call(layer, *args, **kwargs)
+
+    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", counting)
+    plain = run("plain", **settings)
+    assert not recomputed
+    again = run("again", gradient_checkpointing=True, **settings)
+    assert recomputed
+    assert without_timings(metrics(plain.out)) == without_timings(metrics(again.out))
+
+
+def test_tensorboard(run: Any) -> None:
+    out = Path(run(trackers="tensorboard").out)
+    assert list(out.rglob("events.out.tfevents.*"))
+
+
+def test_holdout_as_a_file_and_none(run: Any, toy: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    shutil.copy(toy["data"], kept)
+    every = run("file", rows__holdout=str(kept))
+    assert every.before["supervised"] > 44
+    none = run("none", rows__holdout=0)
+    assert (none.before, none.after) == ({}, {})
+    assert metrics(none.out, "holdout") == []
+    with pytest.raises(UserError, match=r"rows.holdout: no such file: nothing.jsonl"):
+        run("missing", rows__holdout="nothing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"steps": 3}, 3),
+        ({"steps": None, "epochs": 1}, 5),
+        ({"steps": None, "epochs": 0.5}, 3),
+        ({"epochs": 9}, 6),
+    ],
+)
+def test_steps_and_epochs(run: Any, settings: dict[str, Any], steps: int) -> None:
+    assert run(**settings).steps == steps  # 32 rows, 7 a step
+
+
+def test_cut_rows_are_counted(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "rectune"):
+        out = run(max_length=29).out
+    assert "truncated" in caplog.text
+    assert " 0 truncated" not in caplog.text
+    assert max(line["tokens"] for line in metrics(out, "train")) <= 7 * 29
+
+
+def test_broken_gradients_skip_the_step_and_then_give_up(
+    run: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    apply = loop.apply_objective
+    monkeypatch.setattr(
+        loop, "apply_objective", lambda *args, **settings: apply(*args, **settings) * float("nan")
+    )
+    out = Path(run("few", steps=9).out)
+    assert "step 9: the gradient is not finite" in caplog.text
+    before, after = load_file(Path(toy["model"]) / "model.safetensors"), weights(out)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "NaN" not in (out / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="no finite gradient in 10 steps in a row, up to step 10") as caught:
+        run("many", steps=12)
+    assert "\n" not in str(caught.value)
+
+
+def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
+    config = load_config(None, {**toy, "out": tmp_path / "run", "objective.name": "asft"})
+    planned = plan(config)
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(json.dumps(planned))["config"]["batch_size"] == 7
+    assert (planned["rows"], planned["holdout_rows"], planned["steps"]) == (32, 8, 6)
+    assert planned["supervised_tokens"] < planned["tokens"] < 32 * capacity(config)
+    memory = planned["memory_mib"]
+    assert memory.pop("total") == sum(memory.values())
+    assert set(memory) == {"weights", "masters", "gradients", "moments", "activations", "head"}
