@@ -11,7 +11,9 @@ C positions of a slot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from rectune.errors import UserError
 from rectune.sampling.slots import Pool
 
 IMPLEMENTATION = "rectune_slots"
+Attention = Callable[["Part", Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -116,35 +119,46 @@ def attend(
             f"the local engine cannot run {type(module).__name__} ({', '.join(extra) or 'no plan'})",
             hint="serve the model and use --engine server",
         )
-    rows, heads, width = query.shape[0], key.shape[1], value.shape[-1]
-    query = query.view(rows, heads, -1, query.shape[-1])
+    query = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    own, own_lse = [], []
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    attention = partial(_part, layer=layer, scale=scale, softcap=softcap, window=sliding_window)
+    own, lse = _completions(plan, layer, query, key, value, attention)
+    far, far_lse = _prompts(plan, query, attention)
+    share = torch.sigmoid(far_lse - lse).unsqueeze(-1)
+    joined = torch.lerp(own.to(share.dtype), far.to(share.dtype), share).to(query.dtype)
+    return joined.reshape(query.shape[0], 1, -1, value.shape[-1]), None
+
+
+def _completions(
+    plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention
+) -> tuple[Tensor, Tensor]:
+    """Store the new keys and values and attend to the rows' own completions; rows x H x G x D, and lse."""
+    outs, lses = [], []
     for part in plan.completions:
-        keys, values = part.pool.layers[module.layer_idx]  # type: ignore[index]
+        keys, values = part.pool.layers[layer]
         part.store(keys, key[part.rows])
         part.store(values, value[part.rows])
-        out, lse = _part(part, keys, values, query[part.rows], scale, softcap, sliding_window)
-        own.append(out)
-        own_lse.append(lse)
+        out, lse = attention(part, query[part.rows])
+        outs.append(out)
+        lses.append(lse)
     if plan.padding:
-        own.append(own[0].new_zeros(plan.padding, *own[0].shape[1:]))
-        own_lse.append(own_lse[0].new_zeros(plan.padding, *own_lse[0].shape[1:]))
-    far, far_lse = [], []
+        outs.append(outs[0].new_zeros(plan.padding, *outs[0].shape[1:]))
+        lses.append(lses[0].new_zeros(plan.padding, *lses[0].shape[1:]))
+    return _cat(outs), _cat(lses)
+
+
+def _prompts(plan: Plan, query: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+    """Attend to the prompts, all rows of a prompt in one; rows x H x G x D, and lse."""
+    heads, groups = query.shape[1:3]
+    outs, lses = [], []
     for part in plan.prompts:
-        keys, values = part.pool.layers[module.layer_idx]  # type: ignore[index]
         slots, asking = part.query.shape
         q = query.index_select(0, part.rows).view(slots, asking, *query.shape[1:])  # type: ignore[arg-type]
-        q = q.transpose(1, 2).flatten(2, 3)
-        out, lse = _part(part, keys, values, q, scale, softcap, sliding_window)
-        shape = (slots, heads, asking, -1)
-        far.append(out.reshape(*shape, width).transpose(1, 2).flatten(0, 1))
-        far_lse.append(lse.reshape(shape).transpose(1, 2).flatten(0, 1))
-    lse = _cat(own_lse)
-    share = torch.sigmoid(_cat(far_lse).index_select(0, plan.back) - lse).unsqueeze(-1)
-    pair = [_cat(part).to(share.dtype) for part in (own, far)]
-    joined = torch.lerp(pair[0], pair[1].index_select(0, plan.back), share).to(query.dtype)
-    return joined.reshape(rows, 1, -1, width), None
+        out, lse = attention(part, q.transpose(1, 2).flatten(2, 3))
+        outs.append(out.reshape(slots, heads, asking, groups, -1).transpose(1, 2).flatten(0, 1))
+        lses.append(lse.reshape(slots, heads, asking, groups).transpose(1, 2).flatten(0, 1))
+    return _cat(outs).index_select(0, plan.back), _cat(lses).index_select(0, plan.back)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:
@@ -152,16 +166,10 @@ def _cat(parts: list[Tensor]) -> Tensor:
 
 
 def _part(
-    part: Part,
-    keys: Tensor,
-    values: Tensor,
-    q: Tensor,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
+    part: Part, q: Tensor, *, layer: int, scale: float, softcap: float | None, window: int | None
 ) -> tuple[Tensor, Tensor]:
     """Attention of q (slots x H x R*G x D) over one part, and its log-sum-exp (slots x H x R*G)."""
-    keys, values = keys[: len(part.filled)], values[: len(part.filled)]
+    keys, values = (stored[: len(part.filled)] for stored in part.pool.layers[layer])
     mask = part.mask(window, q.dtype, q.shape[2] // part.query.shape[1])
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == values.shape[-1]:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
