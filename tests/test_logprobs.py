@@ -308,6 +308,29 @@ def test_no_grad_and_frozen_parts() -> None:
         assert all(t.grad is None for name, t in parts.items() if name != live)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("fit", "forward", "again"), [(100, [30], []), (CHUNK, [2, 7, 7, 7, 7], [7, 7, 7, 2])]
+)
+def test_what_fits_is_not_computed_again(
+    fit: int, forward: list[int], again: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the budget three products in all; past it a fourth, but for the rows that were kept: a whole chunk."""
+    done: list[int] = []
+    products = fused.LogProbability.products
+
+    def counted(self: Any, logits: Tensor, hidden: Tensor, weight: Tensor, rows: slice) -> None:
+        done.append(rows.stop - rows.start)
+        products(self, logits, hidden, weight, rows)
+
+    monkeypatch.setattr(fused.LogProbability, "products", counted)
+    case = Case(30, 257, torch.float32)
+    hidden = case.hidden.clone().requires_grad_()
+    logp = token_logprobs(hidden, case.weight, case.targets, memory_budget=fit * case.row_bytes)
+    assert done == forward
+    logp.sum().backward()
+    assert done == forward + again
+
+
 def test_under_autocast_with_a_float32_weight() -> None:
     """bfloat16 hidden states and a float32 weight, as autocast hands them on; the gradient is the weight's dtype."""
     case = Case(20, 257, torch.bfloat16)

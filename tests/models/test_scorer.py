@@ -197,18 +197,6 @@ def test_frozen_does_not_move() -> None:
         assert (columns["logp"] - before).abs().max() > 0.01 and columns["kl"].min() > 0
 
 
-def test_kl_against_transformers() -> None:
-    """KL(reference || model) with the soft-caps of Gemma 2, from both models' own logits."""
-    model, other = tiny_model("gemma2"), tiny_model("gemma2", seed=1)
-    kl = Scorer(model).columns(collate([ROWS[0]]), ("kl",), reference=Scorer(other))["kl"]
-    ids = torch.tensor([ROWS[0].input_ids])
-    logps = [m(ids).logits[0, :-1].log_softmax(-1) for m in (model, other)]
-    expected = (logps[1].exp() * (logps[1] - logps[0])).sum(1)
-    torch.testing.assert_close(kl, expected[torch.tensor(ROWS[0].labels[1:]) != -100], rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="need a reference model"):
-        Scorer(model).columns(collate([ROWS[0]]), ("kl",))
-
-
 # --- Heads ----------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
@@ -259,6 +247,28 @@ def test_heads_of_other_families(family: str) -> None:
 def test_the_soft_cap_of_the_head_is_read() -> None:
     assert Scorer(tiny_model("gemma2")).head().softcap == 30.0
     assert Scorer(tiny_model("llama")).head().softcap is None
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi"])
+def test_a_reference_with_a_head_of_its_own(family: str) -> None:
+    """log p and KL(reference || model), with soft-caps and with two biases, from both models' own logits."""
+    if family == "gemma2":
+        model, other = tiny_model("gemma2"), tiny_model("gemma2", seed=1)
+    else:
+        model, other = (small("PhiConfig", num_key_value_heads=4) for _ in range(2))
+        for seed, m in enumerate((model, other)):
+            nn.init.normal_(m.lm_head.bias, generator=torch.Generator().manual_seed(seed))
+    names = ("kl", "ref_logp")
+    columns = Scorer(model).columns(collate([ROWS[0]]), names, reference=Scorer(other))
+    ids = torch.tensor([ROWS[0].input_ids])
+    where = torch.tensor(ROWS[0].labels[1:]) != -100
+    logps = [m(ids).logits[0, :-1].log_softmax(-1)[where] for m in (model, other)]
+    expected = (logps[1].exp() * (logps[1] - logps[0])).sum(1)
+    torch.testing.assert_close(columns["kl"], expected, rtol=1e-4, atol=1e-5)
+    at_target = logps[1].gather(1, ids[0, 1:][where, None]).squeeze(1).detach()
+    torch.testing.assert_close(columns["ref_logp"], at_target, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="need a reference model"):
+        Scorer(model).columns(collate([ROWS[0]]), ("kl",))
 
 
 # --- Refused by name ------------------------------------------------------------------------------------
