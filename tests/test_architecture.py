@@ -11,8 +11,9 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "rectune"
 
 FLOORS = (
+    ("demo",),
     ("cli",),
-    ("verbs", "listing", "demo"),
+    ("verbs", "listing"),
     ("flags",),
     ("comparison", "online", "reporting"),
     ("diagnosis", "selection", "evaluation"),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,33 @@ from rectune.config import TrainConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@dataclass(frozen=True)
+class Result:
+    """Stands in for what a training returns."""
+
+    nll: float = float("nan")
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, dict[str, bool]]]:
-    """Stands in for the training loop: what `rectune train` would have started."""
-    calls: list[tuple[TrainConfig, dict[str, bool]]] = []
-    loop = types.ModuleType("rectune.training.loop")
-    loop.train = lambda config, **how: calls.append((config, how))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rectune.training.loop", loop)
+    """Stands in for training and planning: what `rectune train` would have started."""
     import rectune.training
 
-    monkeypatch.setattr(rectune.training, "loop", loop, raising=False)
+    calls: list[tuple[TrainConfig, dict[str, bool]]] = []
+    for name, function, result in (("loop", "train", Result()), ("plan", "plan", {"steps": 7})):
+
+        def call(config: TrainConfig, result: Any = result, name: str = name, **how: bool) -> Any:
+            calls.append((config, {"dry_run": name == "plan", **how}))
+            return result
+
+        module = types.ModuleType(f"rectune.training.{name}")
+        setattr(module, function, call)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(rectune.training, name, module, raising=False)
     return calls
 
 
-def test_train_from_flags(trained: list[Any]) -> None:
+def test_train_from_flags(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     flags = (
         "--data d --out o --objective.name power --objective.alpha 0.5 --batch-size=8 --resume --lora.merge"
     )
@@ -39,14 +53,16 @@ def test_train_from_flags(trained: list[Any]) -> None:
     assert (config.batch_size, config.lora.merge, how) == (8, True, {"resume": True, "dry_run": False})
     assert (config.objective.name, config.objective.settings) == ("power", {"alpha": "0.5"})
     assert config.rows.columns == {"prompt": "q", "completion": "a"}
+    assert json.loads(capsys.readouterr().out) == {"nll": None}
 
 
-def test_train_from_a_recipe(trained: list[Any], tmp_path: Path) -> None:
+def test_train_from_a_recipe(trained: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('data = "d"\nout = "o"\nsteps = 5\n[objective]\nname = "floor"\nminimum = 0.2\n')
     assert main(["train", str(recipe), "--steps", "7", "--dry-run"]) == 0
     ((config, how),) = trained
-    assert (config.steps, config.objective.settings, how["dry_run"]) == (7, {"minimum": 0.2}, True)
+    assert (config.steps, config.objective.settings, how) == (7, {"minimum": 0.2}, {"dry_run": True})
+    assert json.loads(capsys.readouterr().out) == {"steps": 7}
 
 
 @pytest.mark.parametrize(

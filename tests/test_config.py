@@ -11,9 +11,9 @@ from rectune.errors import UserError
 
 SETTINGS = """
 model data out seed epochs steps batch_size max_length micro_batch_tokens
-learning_rate schedule warmup weight_decay betas clip normalization precision gradient_checkpointing
-memory_budget
-objective.name objective.phases objective.protect
+learning_rate schedule warmup weight_decay betas clip normalization micro_batch_rows precision
+gradient_checkpointing memory_budget
+objective.name objective.phases objective.protect objective.refresh
 rows.format rows.columns rows.template rows.system rows.split rows.holdout rows.limit
 lora.rank lora.alpha lora.dropout lora.targets lora.merge
 evaluate_every checkpoint_every keep_checkpoints choose trackers
@@ -124,7 +124,7 @@ def test_a_bad_recipe_is_one_line(tmp_path: Path, text: str, line: str) -> None:
         ({"schedule": "cosin"}, "--schedule: input should be 'cosine', 'linear' or 'constant', got 'cosin'"),
         ({"rows.columns": "prompt"}, "--rows.columns: 'prompt' is not of the form prompt=FIELD"),
         ({"trackers": "tensorbord"}, "--trackers: input should be 'tensorboard', 'wandb' or 'trackio'"),
-        ({"max_length": 9000}, "micro_batch_tokens 4096 is less than max_length 9000"),
+        ({"max_length": 1}, "--max-length: input should be greater than 1, got 1"),
     ],
 )
 def test_a_bad_flag_is_one_line(overrides: dict[str, object], line: str) -> None:

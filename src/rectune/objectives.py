@@ -174,7 +174,9 @@ def check_settings(objective: str | Objective, settings: Mapping[str, Any]) -> d
         try:
             checked[name] = float(value)
         except (TypeError, ValueError):
-            raise UserError(f"'{value}' is not a number", where=f"objective.{name}") from None
+            checked[name] = math.nan
+        if not math.isfinite(checked[name]):
+            raise UserError(f"'{value}' is not a number", where=f"objective.{name}")
     return checked
 
 
