@@ -129,6 +129,34 @@ def test_death_of_any_kind_of_run(
     same_runs(tmp_path / "whole", tmp_path / "died")
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_death_after_the_best_evaluation(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """What was best before the last checkpoint is still the best afterwards."""
+
+    def evaluate(*args: Any) -> dict[str, float]:
+        return {"nll": 1.0 if torch.initial_seed() % 1_000_003 == 1 else 5.0, "mean_p": 0.5}
+
+    monkeypatch.setattr(loop, "evaluate_holdout", evaluate)
+    settings = {
+        "checkpoint_every": 2,
+        "evaluate_every": 1,
+        "choose": "nll",
+        "lora__rank": rank,
+        "lora__merge": True,
+    }
+    run("whole", **settings)
+    for where in ("_log", "_save", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, where, dies_at(10 if where == "_log" else 1, getattr(loop, where)))
+            with pytest.raises(Died):
+                run("died", resume=True, **settings)
+    run("died", resume=True, **settings)
+    same_runs(tmp_path / "whole", tmp_path / "died")
+    assert json.loads((tmp_path / "died" / "summary.json").read_text())["after"]["nll"] == 1.0
+
+
 def test_two_deaths_and_a_skipped_step(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW's count of updates is its own: it is behind the steps once a step was skipped."""
     apply = loop.apply_objective
