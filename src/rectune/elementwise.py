@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 _LOG2E = 1 / math.log(2)
-BLOCK = 1 << 20  # elements that plain torch handles at a time, so that its temporaries stay in the cache
+BLOCK = 1 << 20  # elements of a tile of the vocabulary where sums go over tiles
+_PLAIN_BLOCK = 1 << 18  # elements that plain torch handles at a time, so that its temporaries stay in the cache
 _COMPILE_FROM = 1 << 22  # elements from which a compiled kernel earns its compilation
 
 log = logging.getLogger("rectune")
@@ -132,7 +133,7 @@ def run_pass(
     logits = per_row[0]
     if compiled and logits.numel() >= _COMPILE_FROM and _can_compile(logits.device.type):
         return _compiled(function)(*per_row, *settings)
-    step = max(1, BLOCK // logits.shape[1])
+    step = max(1, _PLAIN_BLOCK // logits.shape[1])
     results = [function(*block, *settings) for block in zip(*(t.split(step) for t in per_row), strict=True)]
     if isinstance(results[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

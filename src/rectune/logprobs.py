@@ -35,6 +35,7 @@ Implementation = Literal["fused", "plain", "dense"]
 
 IGNORE = -100
 MEMORY_BUDGET = 256 << 20
+_TEMPORARIES = 16 << 20  # bytes of a budget that are left to blocks and tiles in float32; small budgets are all logits
 COLUMNS = ("logp", "entropy", "entropy20", "top1", "kl")
 
 
@@ -177,7 +178,8 @@ def _share(budget: int, hidden: Tensor, weight: Tensor, matrices: int) -> int:
             where="memory_budget",
             hint=f"give at least {row_bytes} bytes (the default is 256 MiB)",
         )
-    return budget // max(1, matrices)
+    spare = _TEMPORARIES if budget >= 4 * _TEMPORARIES else 0
+    return (budget - spare) // max(1, matrices)
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
