@@ -248,15 +248,11 @@ def peak_bytes(case: Case, names: tuple[str, ...], budget: int) -> tuple[int, in
 @pytest.mark.parametrize("names", [("logp", "entropy", "entropy20", "top1"), ("kl",), ("logp", "kl")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_memory_stays_within_the_budget(dtype: torch.dtype, names: tuple[str, ...]) -> None:
-    """Logits within the budget; beside them some blocks of the element-wise passes, whatever N and V."""
-    case = Case(6000, 4096, dtype, d=8)
-    all_logits = 6000 * case.row_bytes * (2 if "kl" in names else 1)
-    budget = 16 << 20
-    blocks = 6 * 4 * elementwise.BLOCK
-    outputs = (case.hidden.numel() + 2 * case.weight.numel()) * 8 + 6000 * 4 * 12
+    """Logits and all temporaries within the budget, whatever N and V; outputs and gradients are not part of it."""
+    rows, budget = 12_000, 64 << 20
+    case = Case(rows, 4096, dtype, d=8)
+    outputs = (case.hidden.numel() + 2 * case.weight.numel()) * 8 + rows * 4 * 12
     peak, largest = peak_bytes(case, names, budget)
+    assert rows * case.row_bytes * (2 if "kl" in names else 1) > budget
     assert largest <= budget
-    assert peak <= budget + blocks + outputs
-    assert all_logits > budget + blocks + outputs or dtype == torch.bfloat16
-    unbound, whole = peak_bytes(case, ("logp",), EVERYTHING)
-    assert whole == 6000 * case.row_bytes and unbound <= whole + blocks + outputs
+    assert peak <= budget + outputs
