@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -238,15 +238,27 @@ def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     Console(width=width, markup=False, highlight=False).print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (default: the process's own) and return its exit code."""
-    handler = logging.StreamHandler()
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the moment: a progress bar puts itself in its place, and moves on for a message."""
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command with messages on stderr, and return the exit code that the module's docstring names."""
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("rectune")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        app(arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
+        command()
     except (UserError, CycloptsError) as error:
         print("rectune:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -256,6 +268,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(handler)
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code."""
+    return run(
+        lambda: app(
+            arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value"
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ problems (in domain) and SVAMP problems (out of domain). Run again, it goes on w
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rectune.cli import print_table
+from rectune.cli import print_table, run
 from rectune.config import load_config
 
 OBJECTIVES = ("sft", "dft")
@@ -38,8 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-n", type=int, default=4, help="answers to each problem (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of row order and draws (default: %(default)s)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     runs = {name: train_one(name, options) for name in OBJECTIVES}
     folders = {
         name: evaluate_one(name, options.model if name == "base" else str(options.out / name), options)
@@ -152,4 +148,4 @@ def verdict(dft: Path, sft: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

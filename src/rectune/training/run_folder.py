@@ -21,7 +21,7 @@ from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
-FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "memory_budget"}
+FREE = {"checkpoint_every", "keep_checkpoints", "trackers"}
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
