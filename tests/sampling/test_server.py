@@ -105,7 +105,13 @@ def test_samples_from_transformers_serve_and_goes_on(
     out.write_bytes(first[:-30])
     sample(str(folder), PROBLEMS, out=out, n=3, **settings)
     assert (
-        len({tuple(json.loads(line)[k] for k in ("problem_id", "sample_index")) for line in out.read_text().splitlines()}) == 9
+        len(
+            {
+                tuple(json.loads(line)[k] for k in ("problem_id", "sample_index"))
+                for line in out.read_text().splitlines()
+            }
+        )
+        == 9
     )
 
 
