@@ -62,7 +62,7 @@ def speed() -> None:
             contestants[implementation] = partial(head, implementation, *arguments)
         if V < 100_000 and trl_available():
             contestants["TRL's head"] = partial(trl_head, *arguments)
-        table = ratios(side_by_side(contestants), "products")
+        table = ratios(side_by_side(contestants, rounds=5, warmup=1), "products")
         show(f"N {N}, D {D}, V {V}, bfloat16, forward + backward; unit: products", table)
         figures[f"N{N}-D{D}-V{V}"] = table
     save("head", figures)

@@ -10,6 +10,7 @@ Shapes: N rows (tokens), D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from rectune.elementwise import (
     sums,
     wide,
 )
+
+_ALL = slice(None)
 
 
 class _Outcome(NamedTuple):
@@ -53,42 +56,46 @@ class LogProbability:
     def extra_names(self) -> tuple[str, ...]:
         return tuple(n for n in ("entropy", "entropy20", "top1") if n in self.names)
 
-    def products(self, logits: Tensor, hidden: Tensor, weight: Tensor, rows: slice) -> None:
-        torch.mm(hidden, weight.T, out=logits[0])
+    def products(
+        self, logits: Sequence[Tensor], hidden: Tensor, weight: Tensor, rows: slice, columns: slice = _ALL
+    ) -> None:
+        torch.mm(hidden, weight[columns].T, out=logits[0])
 
-    def _at_target(
-        self, raw: Tensor, bias: Tensor | None, rows: slice
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        target = self.targets[rows, None]
-        logit, slope = shaped_logits(
-            raw.gather(1, target), None if bias is None else bias[target], self.shape
-        )
-        return target, logit, slope
-
-    def outcome(self, logits: Tensor, bias: Tensor | None, rows: slice) -> _Outcome:
+    def outcome(self, logits: Sequence[Tensor], bias: Tensor | None, rows: slice) -> _Outcome:
         (raw,) = logits
         arguments = (bias, self.shape, "entropy" in self.names)
         maximum, total, weighted = run_pass(sums, (raw,), *arguments, compiled=self.compiled)
-        shifted = self._at_target(raw, bias, rows)[1].squeeze(1) - maximum
+        target = self.targets[rows, None]
+        at_target = shaped_logits(raw.gather(1, target), None if bias is None else bias[target], self.shape)
+        logit, slope = at_target
+        shifted = logit.squeeze(1) - maximum
         extras = {"entropy": total.log() - weighted / total, "top1": shifted >= 0}
         if "entropy20" in self.names:
             extras["entropy20"] = run_pass(entropy20_of, (raw,), bias, self.shape, compiled=False)
         logp = shifted - total.log()
-        return _Outcome(logp, (maximum + total.log(), logp), tuple(extras[n] for n in self.extra_names))
+        step = logp.expm1().neg()  # d logp / d logit at the target
+        step = step if slope is None else step * slope.squeeze(1)
+        return _Outcome(logp, (maximum + total.log(), step), tuple(extras[n] for n in self.extra_names))
 
     def gradient_(
-        self, logits: Tensor, bias: Tensor | None, rows: slice, state: tuple[Tensor, ...], upstream: Tensor
+        self,
+        logits: Sequence[Tensor],
+        bias: Tensor | None,
+        rows: slice,
+        state: tuple[Tensor, ...],
+        upstream: Tensor,
+        columns: slice = _ALL,
     ) -> None:
-        """Overwrites logits[0] with upstream * d value / d raw product."""
+        """Overwrites logits[0], some columns of the vocabulary, with upstream * d value / d raw product."""
         (raw,) = logits
-        lse, logp = state
+        lse, step = state
         factor = upstream * self.shape.scale
-        target, _, slope = self._at_target(raw, bias, rows)
-        at_target = -logp.expm1() * factor
+        bias = None if bias is None else bias[columns]
         run_pass(softmax_, (raw, lse, -factor), bias, self.shape, compiled=self.compiled)
-        at_target = at_target if slope is None else at_target * slope.squeeze(1)
+        place = self.targets[rows] - (columns.start or 0)
+        here = ((place >= 0) & (place < raw.shape[1])).nonzero().squeeze(1)
         # not scatter_, which on a CPU makes a float32 copy of all bfloat16 logits
-        raw[torch.arange(len(raw), device=raw.device), target.squeeze(1)] = at_target.to(raw.dtype)
+        raw[here, place[here]] = (step * factor)[here].to(raw.dtype)
 
 
 @dataclass
@@ -102,11 +109,13 @@ class Divergence:
     compiled: bool
     matrices = 2
 
-    def products(self, logits: Tensor, hidden: Tensor, weight: Tensor, rows: slice) -> None:
-        torch.mm(hidden, weight.T, out=logits[0])
-        torch.mm(self.ref_hidden[rows], self.ref_weight.T, out=logits[1])
+    def products(
+        self, logits: Sequence[Tensor], hidden: Tensor, weight: Tensor, rows: slice, columns: slice = _ALL
+    ) -> None:
+        torch.mm(hidden, weight[columns].T, out=logits[0])
+        torch.mm(self.ref_hidden[rows], self.ref_weight[columns].T, out=logits[1])
 
-    def outcome(self, logits: Tensor, bias: Tensor | None, rows: slice) -> _Outcome:
+    def outcome(self, logits: Sequence[Tensor], bias: Tensor | None, rows: slice) -> _Outcome:
         parts: list[Tensor] = []
         for raw, b in zip(logits, (bias, self.ref_bias), strict=True):
             maximum, total, _ = run_pass(sums, (raw,), b, self.shape, False, compiled=self.compiled)
@@ -115,10 +124,17 @@ class Divergence:
         return _Outcome(kl, (parts[0] + parts[1], parts[2] + parts[3]))
 
     def gradient_(
-        self, logits: Tensor, bias: Tensor | None, rows: slice, state: tuple[Tensor, ...], upstream: Tensor
+        self,
+        logits: Sequence[Tensor],
+        bias: Tensor | None,
+        rows: slice,
+        state: tuple[Tensor, ...],
+        upstream: Tensor,
+        columns: slice = _ALL,
     ) -> None:
         per_row = (*logits, *state, upstream * self.shape.scale)
-        run_pass(differences_, per_row, bias, self.ref_bias, self.shape, compiled=self.compiled)
+        biases = (None if b is None else b[columns] for b in (bias, self.ref_bias))
+        run_pass(differences_, per_row, *biases, self.shape, compiled=self.compiled)
 
 
 # --- Chunks, memory, forward and backward ---------------------------------------------------------------
@@ -145,12 +161,32 @@ def _chunks(rows: int, fit: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], rows], strict=True)]
 
 
+class _Plan(NamedTuple):
+    """Chunks of rows, and the width of the tiles by which two chunks are gone through together; 0: one by one."""
+
+    chunks: list[slice]
+    tile: int
+    elements: int  # of the buffer
+
+
+def _plan(rows: int, width: int, itemsize: int, matrices: int, budget: int) -> _Plan:
+    """How to stay within `budget` bytes, which hold one row of `width` logits at least."""
+    fit = budget // (width * itemsize * matrices)
+    kept = (budget - budget // 8) // (width * itemsize * matrices)
+    tile = budget // 8 // (itemsize * (rows + (matrices - 1) * max(0, rows - kept))) if rows else 0
+    if rows > fit and rows <= 2 * kept and tile:
+        tile = min(tile, width)
+        elements = matrices * kept * width + (rows + (matrices - 1) * (rows - kept)) * tile
+        return _Plan([slice(0, rows - kept), slice(rows - kept, rows)], tile, elements)
+    return _Plan(_chunks(rows, fit), 0, matrices * min(fit, rows) * width)
+
+
 def run(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, task: LogProbability | Divergence, budget: int
 ) -> tuple[Tensor, ...]:
     """The task's value and extras, each (N,), with logits of at most `budget` bytes, which holds one row at least."""
-    row_bytes = weight.shape[0] * hidden.element_size() * task.matrices
-    result: tuple[Tensor, ...] = _Head.apply(hidden, weight, bias, task, budget // row_bytes)
+    plan = _plan(hidden.shape[0], weight.shape[0], hidden.element_size(), task.matrices, budget)
+    result: tuple[Tensor, ...] = _Head.apply(hidden, weight, bias, task, plan)
     return result
 
 
@@ -164,15 +200,14 @@ class _Head(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         task: LogProbability | Divergence,
-        fit: int,
+        plan: _Plan,
     ) -> tuple[Tensor, ...]:
-        ctx.task, ctx.chunks = task, _chunks(hidden.shape[0], fit)
-        ctx.elements = task.matrices * min(fit, hidden.shape[0]) * weight.shape[0]
-        buffer = _take_buffer(hidden, ctx.elements)
+        ctx.task, ctx.plan = task, plan
+        buffer = _take_buffer(hidden, plan.elements)
         outcomes = []
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in ctx.chunks:
-                logits = _view(buffer, task, rows, weight)
+            for rows in plan.chunks:
+                logits = _view(buffer, task.matrices, rows, weight.shape[0])
                 task.products(logits, hidden[rows], weight, rows)
                 outcomes.append(task.outcome(logits, bias, rows))
         ctx.states = [outcome.state for outcome in outcomes]
@@ -189,58 +224,110 @@ class _Head(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
-        task, needs = ctx.task, ctx.needs_input_grad
-        dhidden = torch.empty_like(hidden) if needs[0] else None
-        dweight = _WeightGradient(weight, len(ctx.chunks)) if needs[1] else None
-        dbias = upstream.new_zeros(weight.shape[0]) if needs[2] else None
+        task, plan = ctx.task, ctx.plan
+        sums = _Gradients(ctx.needs_input_grad, hidden, weight, len(plan.chunks) == 1 or plan.tile > 0)
         buffer, ctx.kept = ctx.kept, None  # a second backward (retain_graph) recomputes every chunk
         kept = buffer is not None
         if not kept:
-            buffer = _take_buffer(hidden, ctx.elements)
+            buffer = _take_buffer(hidden, plan.elements)
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, state in zip(reversed(ctx.chunks), reversed(ctx.states), strict=True):
-                logits = _view(buffer, task, rows, weight)
+            for rows, state in zip(reversed(plan.chunks), reversed(ctx.states), strict=True):
+                logits = _view(buffer, task.matrices, rows, weight.shape[0])
                 if not kept:
                     task.products(logits, hidden[rows], weight, rows)
                 kept = False
                 task.gradient_(logits, bias, rows, state, upstream[rows])
-                if dhidden is not None:
-                    torch.mm(logits[0], weight, out=dhidden[rows])
-                if dweight is not None:
-                    dweight.add(logits[0], hidden[rows])
-                if dbias is not None:
-                    for columns in _chunks(weight.shape[0], BLOCK // (1 + rows.stop - rows.start) + 1):
-                        dbias[columns] += logits[0][:, columns].sum(0, dtype=dbias.dtype)
+                sums.of_hidden(logits[0], weight, rows)
+                if plan.tile:
+                    _together(task, plan, buffer, hidden, weight, bias, ctx.states[0], upstream, sums)
+                    sums.of_hidden(logits[0][: plan.chunks[0].stop], weight, plan.chunks[0])
+                    break
+                sums.of_weight(logits[0], hidden[rows])
         _give_buffer(buffer)
-        dbias = None if dbias is None else dbias.to(bias.dtype)
-        return dhidden, None if dweight is None else dweight.result(), dbias, None, None
+        return *sums.results(bias), None, None
 
 
-def _view(buffer: Tensor, task: LogProbability | Divergence, rows: slice, weight: Tensor) -> Tensor:
-    """The chunk's logits within the buffer: (matrices, rows, V)."""
-    shape = (task.matrices, rows.stop - rows.start, weight.shape[0])
-    return buffer[: math.prod(shape)].view(shape)
+def _together(
+    task: LogProbability | Divergence,
+    plan: _Plan,
+    buffer: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: tuple[Tensor, ...],
+    upstream: Tensor,
+    sums: _Gradients,
+) -> None:
+    """Weight gradient of two chunks, of which the second is in the buffer, by tiles of the vocabulary.
+
+    Each tile holds the gradients of all rows, so that one product sums over them and nothing is rounded twice. The
+    kept columns are done with after their tile; the first chunk's take their place, for its hidden states.
+    """
+    first, second = plan.chunks
+    width, n = weight.shape[0], first.stop
+    kept = _view(buffer, task.matrices, second, width)[0]
+    scratch = buffer[task.matrices * kept.numel() :]
+    for start in range(0, width, plan.tile):
+        columns = slice(start, min(start + plan.tile, width))
+        size = columns.stop - start
+        both = scratch[: hidden.shape[0] * size].view(-1, size)
+        logits = [both[:n]]
+        if task.matrices == 2:
+            logits.append(scratch[both.numel() :][: n * size].view(-1, size))
+        task.products(logits, hidden[first], weight, first, columns)
+        task.gradient_(logits, bias, first, state, upstream[first], columns)
+        both[n:] = kept[:, columns]
+        kept[:n, columns] = both[:n]
+        sums.of_weight(both, hidden, columns)
 
 
-class _WeightGradient:
-    """Sum over chunks of G.T @ h: one product for one chunk, a float32 sum by tiles of the vocabulary for several."""
+def _view(buffer: Tensor, matrices: int, rows: slice, width: int) -> tuple[Tensor, ...]:
+    """The chunk's matrices of logits within the buffer, each (rows, V)."""
+    shape = (matrices, rows.stop - rows.start, width)
+    return buffer[: math.prod(shape)].view(shape).unbind()
 
-    def __init__(self, weight: Tensor, chunks: int) -> None:
-        self.single = chunks == 1
-        self.dtype = weight.dtype
-        self.total = torch.zeros_like(weight, dtype=weight.dtype if self.single else wide(weight.dtype))
 
-    def add(self, gradient: Tensor, hidden: Tensor) -> None:
-        if self.single:
-            torch.mm(gradient.T, hidden, out=self.total)
-        elif self.total.dtype == hidden.dtype:
-            self.total.addmm_(gradient.T, hidden)
+class _Gradients:
+    """Gradients of hidden states, weight and bias from chunks of G, as far as they are needed.
+
+    The weight's is one product where every element gets all of its rows at once (`whole`), else a float32 sum.
+    """
+
+    def __init__(self, needs: Sequence[bool], hidden: Tensor, weight: Tensor, whole: bool) -> None:
+        self.hidden = torch.empty_like(hidden) if needs[0] else None
+        self.weight: Tensor | None = None
+        if needs[1]:
+            self.weight = (
+                torch.empty_like(weight) if whole else torch.zeros_like(weight, dtype=wide(weight.dtype))
+            )
+        self.bias = weight.new_zeros(weight.shape[0], dtype=wide(weight.dtype)) if needs[2] else None
+        self.whole, self.dtype = whole, weight.dtype
+
+    def of_hidden(self, gradient: Tensor, weight: Tensor, rows: slice) -> None:
+        if self.hidden is not None:
+            torch.mm(gradient, weight, out=self.hidden[rows])
+
+    def of_weight(self, gradient: Tensor, hidden: Tensor, columns: slice = _ALL) -> None:
+        """Also the bias's. `columns` of the vocabulary that `gradient` is of."""
+        rows = max(1, hidden.shape[0])
+        if self.bias is not None:
+            part = self.bias[columns]
+            for tile in _chunks(gradient.shape[1], BLOCK // rows + 1):
+                part[tile] += gradient[:, tile].sum(0, dtype=part.dtype)
+        if self.weight is None:
+            return
+        total = self.weight[columns]
+        if self.whole:
+            torch.mm(gradient.T, hidden, out=total)
+        elif total.dtype == hidden.dtype:
+            total.addmm_(gradient.T, hidden)
         else:
-            for columns in _chunks(gradient.shape[1], max(1, BLOCK // hidden.shape[0])):
-                _add_product(self.total[columns], gradient[:, columns].T, hidden)
+            for tile in _chunks(gradient.shape[1], max(1, 2 * BLOCK // rows)):
+                _add_product(total[tile], gradient[:, tile].T, hidden)
 
-    def result(self) -> Tensor:
-        return self.total.to(self.dtype)
+    def results(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight = None if self.weight is None else self.weight.to(self.dtype)
+        return self.hidden, weight, None if self.bias is None or bias is None else self.bias.to(bias.dtype)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
