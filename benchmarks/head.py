@@ -32,8 +32,8 @@ def inputs(N: int, D: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return hidden, weight, torch.randint(V, (N,)), torch.rand(N)
 
 
-def head(implementation: str, hidden, weight, targets, upstream) -> None:
-    logp = token_logprobs(hidden, weight, targets, implementation=implementation)
+def head(implementation: str, hidden, weight, targets, upstream, memory_budget: int = MEMORY_BUDGET) -> None:
+    logp = token_logprobs(hidden, weight, targets, implementation=implementation, memory_budget=memory_budget)
     torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
 
 
@@ -60,6 +60,8 @@ def speed() -> None:
         contestants = {"products": products, "products, allocating": allocating}
         for implementation in ("fused", "plain", "dense"):
             contestants[implementation] = partial(head, implementation, *arguments)
+        if V > 100_000:
+            contestants["fused, 512 MiB"] = partial(head, "fused", *arguments, memory_budget=512 << 20)
         if V < 100_000 and trl_available():
             contestants["TRL's head"] = partial(trl_head, *arguments)
         table = ratios(side_by_side(contestants, rounds=5, warmup=1), "products")
