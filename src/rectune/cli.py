@@ -66,6 +66,8 @@ def sample(
     seed: int = 0,
     engine: Literal["local", "server", "vllm"] = "local",
     server_url: str | None = None,
+    served_name: str | None = None,
+    without_logprobs: Switch = False,
     batch_size: int | None = None,
     template: str = "auto",
     precision: Literal["auto", "bf16", "fp32"] = "auto",
@@ -74,7 +76,7 @@ def sample(
     """Draw answers to problems from a model, one JSON object a line; run again, it goes on.
 
     Args:
-        model: Hub id, local folder or packaged model; with the server engine the name that it serves.
+        model: Hub id, local folder or packaged model; with the server engine its tokenizer is what is read.
         problems: JSONL file of problems, or the name of a benchmark.
         out: File of samples; appended to.
         n: Answers to each problem.
@@ -84,6 +86,8 @@ def sample(
         seed: Of the draws; the same whatever the batch size and order.
         engine: local runs the model here, server asks an OpenAI-compatible endpoint.
         server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
+        served_name: What the server calls the model, where that is not --model.
+        without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
         batch_size: Answers in work at once.
         template: auto, none, or a Jinja file; as in training.
         precision: Of the local engine.
@@ -93,15 +97,14 @@ def sample(
     from rectune.evaluation.benchmarks import load_benchmark
     from rectune.sampling.engine import sample as draw
 
-    file = Path(problems)
-    asked = (
-        read_problems(file)
-        if file.suffix or file.exists()
-        else load_benchmark(problems, benchmark_dir=benchmark_dir)
-    )
+    if Path(problems).suffix or Path(problems).exists():
+        asked = read_problems(Path(problems))
+    else:
+        asked = load_benchmark(problems, benchmark_dir=benchmark_dir)
     draw(
         model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
-        engine=engine, server_url=server_url, batch_size=batch_size, template=template, precision=precision,
+        engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
+        batch_size=batch_size, template=template, precision=precision,
     )  # fmt: skip
     print(out)
 
