@@ -45,10 +45,15 @@ def ratios(seconds: dict[str, list[float]], unit: str) -> dict[str, dict[str, fl
 
 
 def show(title: str, table: dict[str, dict[str, float]]) -> None:
+    """Prints what `ratios` gives, and any further figures of the rows behind it."""
+    known = ("seconds", "ratio", "low", "high")
     print(f"\n{title}")
     print(f"{'':34}{'seconds':>9}{'ratio':>8}   spread")
     for name, row in table.items():
-        print(f"{name:34}{row['seconds']:9.3f}{row['ratio']:8.2f}   {row['low']:.2f} to {row['high']:.2f}")
+        more = "".join(f"   {key.replace('_', ' ')} {row[key]:.2f}" for key in row if key not in known)
+        print(
+            f"{name:34}{row['seconds']:9.3f}{row['ratio']:8.2f}   {row['low']:.2f} to {row['high']:.2f}{more}"
+        )
 
 
 def save(name: str, figures: object) -> None:

@@ -64,7 +64,10 @@ def speed() -> None:
             contestants["fused, 512 MiB"] = partial(head, "fused", *arguments, memory_budget=512 << 20)
         if V < 100_000 and trl_available():
             contestants["TRL's head"] = partial(trl_head, *arguments)
-        table = ratios(side_by_side(contestants, rounds=5, warmup=1), "products")
+        seconds = side_by_side(contestants, rounds=5, warmup=1)
+        table, usual = ratios(seconds, "products"), ratios(seconds, "products, allocating")
+        for name, row in table.items():
+            row["ratio_allocating"] = usual[name]["ratio"]
         show(f"N {N}, D {D}, V {V}, bfloat16, forward + backward; unit: products", table)
         figures[f"N{N}-D{D}-V{V}"] = table
     save("head", figures)
