@@ -8,15 +8,15 @@ problems (in domain) and SVAMP problems (out of domain). Run again, it goes on w
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rectune.cli import print_table, run
-from rectune.config import load_config
 
 OBJECTIVES = ("sft", "dft")
 DOMAINS = {"gsm8k-calculations": "in domain", "svamp-calculations": "out of domain"}
@@ -54,19 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train_one(objective: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train with one objective, or go on with it; the run's summary."""
-    from rectune.training.loop import train
-
-    overrides: dict[str, Any] = {
-        "model": options.model,
-        "out": options.out / objective,
-        "seed": options.seed,
-        "objective.name": objective,
-    }
-    if options.steps:
-        overrides["steps"] = options.steps
-    config = load_config(Path(str(RECIPE)), overrides)
-    return asdict(train(config, resume=True))
+    """Train with one objective, or go on with it; the run's summary. A process of its own has its own peak memory."""
+    out: Path = options.out / objective
+    command = [sys.executable, "-m", "rectune.cli", "train", str(RECIPE), "--resume", "--out", str(out)]
+    command += ["--model", options.model, "--seed", str(options.seed), "--objective.name", objective]
+    command += ["--steps", str(options.steps)] if options.steps else []
+    print(f"\n{objective.upper()}: rectune {' '.join(command[3:])}", file=sys.stderr)
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(code)  # the reason stands on stderr
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return summary
 
 
 def evaluate_one(name: str, model: str, options: argparse.Namespace) -> Path:
