@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(STAMP)
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@echo 'installing the pinned packages into .venv (a minute or two)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
