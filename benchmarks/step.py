@@ -130,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--trl-batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("rectune").setLevel(logging.ERROR)
@@ -152,7 +153,7 @@ def main() -> None:
     for name, row in table.items():
         print(f"{name:34}{row['tokens_per_second']:9.0f} tokens/s")
     figures["step"] = table
-    found = {size: statistics.median(trl_seconds(pairs, size, 1)) for size in (2, 4, 8, 16)}
+    found = {size: statistics.median(trl_seconds(pairs, size, 1)) for size in options.trl_batch_sizes}
     best = min(found, key=found.__getitem__)
     print("\nTRL, tokens/s by batch size:", {size: round(tokens / s) for size, s in found.items()})
     turns = (

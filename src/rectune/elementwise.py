@@ -17,7 +17,9 @@ from torch import Tensor
 
 _LOG2E = 1 / math.log(2)
 BLOCK = 1 << 20  # elements of a tile of the vocabulary where sums go over tiles
-_PLAIN_BLOCK = 1 << 18  # elements that plain torch handles at a time, so that its temporaries stay in the cache
+_PLAIN_BLOCK = (
+    1 << 18
+)  # elements that plain torch handles at a time, so that its temporaries stay in the cache
 _COMPILE_FROM = 1 << 22  # elements from which a compiled kernel earns its compilation
 
 log = logging.getLogger("rectune")

@@ -35,7 +35,7 @@ Implementation = Literal["fused", "plain", "dense"]
 
 IGNORE = -100
 MEMORY_BUDGET = 256 << 20
-_TEMPORARIES = 16 << 20  # bytes of a budget that are left to blocks and tiles in float32; small budgets are all logits
+_TEMPORARIES = 16 << 20  # bytes of a budget for blocks and tiles in float32; small ones are all logits
 COLUMNS = ("logp", "entropy", "entropy20", "top1", "kl")
 
 

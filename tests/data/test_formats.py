@@ -1,6 +1,5 @@
 """Each format's records become the right turns, and are told apart by their fields."""
 
-# ruff: noqa: E501 (tables of cases)
 from __future__ import annotations
 
 from typing import Any

@@ -1,6 +1,5 @@
 """Problems with gold answers, and the packaged data, which has to be what its makers' files give."""
 
-# ruff: noqa: E501 (tables of cases)
 from __future__ import annotations
 
 import importlib.util

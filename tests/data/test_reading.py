@@ -1,6 +1,5 @@
 """Sources of every kind give the same rows; what is broken is one line with file and line number."""
 
-# ruff: noqa: E501 (tables of cases)
 from __future__ import annotations
 
 import gzip
