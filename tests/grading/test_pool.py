@@ -161,7 +161,8 @@ def test_closing_in_the_middle_is_quick_and_leaves_no_process() -> None:
 
 
 SCRIPT = """
-import sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with Ctrl-C ignored
 from rectune.grading import Grader
 with Grader(workers=2, timeout=2.0) as grader:
     grader.grade([("42", r"\\boxed{42}", "math", None)] * 4)
@@ -173,19 +174,20 @@ with Grader(workers=2, timeout=2.0) as grader:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_no_orphan_outlives_its_parent(stop: signal.Signals) -> None:
     """Also after SIGKILL, when only the kernel's alarm clock is left; and a script needs no main guard."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert parent.stdout is not None
-    children = [int(pid) for pid in parent.stdout.readline().split()]
-    assert children
-    time.sleep(0.3)
-    parent.send_signal(stop)
-    assert parent.wait(5) != 0
+    command = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        assert children
+        time.sleep(0.3)
+        parent.send_signal(stop)
+        try:
+            assert parent.wait(10) != 0
+        finally:
+            parent.kill()
     deadline = time.monotonic() + 7
     while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
         time.sleep(0.1)
-    parent.stdout.close()
     assert not any(_runs(pid) for pid in children)
 
 
