@@ -11,10 +11,10 @@ written the usual way. TRL's head takes part where TRL is installed.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from common import ratios, save, show, side_by_side
@@ -83,15 +83,19 @@ def trl_available() -> bool:
 
 def measure_memory(implementation: str, N: int, D: int, V: int) -> None:
     """Run in a process of its own: peak resident memory beyond inputs, gradients and what imports take."""
-    arguments = inputs(64, D, V)
-    head(implementation, *arguments)  # compilation and libraries are not what is measured
+    head(implementation, *inputs(64, D, V))  # compilation and libraries are not what is measured
     arguments = inputs(N, D, V)
-    outputs = [torch.zeros_like(t) for t in arguments[:2]]  # what the caller gets in any case
-    accumulator = torch.zeros_like(arguments[1], dtype=torch.float32)  # the weight's gradient in float32
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    del outputs, accumulator
+    gradients = sum(t.numel() * t.element_size() for t in arguments[:2])
+    accumulator = arguments[1].numel() * 4  # the weight's gradient in float32
+    before = memory_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     head(implementation, *arguments)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((memory_kib("VmHWM") - before) / 1024 - (gradients + accumulator) / 2**20)
+
+
+def memory_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field + ":")))
 
 
 def memory() -> None:
