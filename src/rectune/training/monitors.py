@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from rectune.objectives import Objective, effective_weight
 from rectune.training.batches import Split, capacity
 
 QUANTILES = (0.1, 0.5, 0.9)
+PROBABILITY_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Edges of the 13 bins of Figure 2 of the paper (arXiv:2508.05629)."""
 COLUMNS = ("logp", "entropy", "top1")
 
 
@@ -58,6 +60,7 @@ class Monitor:
         `weight` mean effective weight; `entropy` in nats; `accuracy` share of targets that are top-1;
         `eos_p` mean probability of turn-ending and special targets (None without any); `low_p` and `high_p`
         shares of targets with p < 0.01 and p > 0.9; `supervised` number of targets.
+        A pass that only evaluates also gets `histogram`, counts in `PROBABILITY_BINS`.
         """
         parts = [self._columns]
         if accelerator is not None and accelerator.num_processes > 1:
@@ -82,6 +85,8 @@ class Monitor:
         }
         if "loss" in columns:
             figures = {"objective": _mean(columns["loss"]), "weight": _mean(columns["weight"]), **figures}
+        else:
+            figures["histogram"] = histogram(p)
         return figures
 
 
@@ -111,6 +116,20 @@ def peak_memory_mib() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(usage / (1024 if sys.platform != "darwin" else 2**20), 1)
+
+
+def histogram(p: Tensor | Sequence[float]) -> list[int]:
+    """How many of the probabilities lie in each of `PROBABILITY_BINS`; NaN counts nowhere.
+
+    Bin i holds edges[i] <= p < edges[i + 1], the last one its upper edge too. Edges are rounded to the dtype of `p`, so
+    that 0.7 in float32 lies in the bin that begins at 0.7.
+    """
+    p = torch.as_tensor(p, dtype=getattr(p, "dtype", torch.float64)).flatten()  # lists are not rounded
+    edges = torch.tensor(PROBABILITY_BINS, dtype=torch.float64, device=p.device).to(p.dtype)
+    places = torch.bucketize(p[~p.isnan()], edges, right=True) - 1
+    bins = len(PROBABILITY_BINS) - 1
+    counts: list[int] = torch.bincount(places.clamp(0, bins - 1), minlength=bins).tolist()
+    return counts
 
 
 def _mean(values: Tensor) -> float:
