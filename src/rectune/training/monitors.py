@@ -124,7 +124,7 @@ def histogram(p: Tensor | Sequence[float]) -> list[int]:
     Bin i holds edges[i] <= p < edges[i + 1], the last one its upper edge too. Edges are rounded to the dtype of `p`, so
     that 0.7 in float32 lies in the bin that begins at 0.7.
     """
-    p = torch.as_tensor(p, dtype=getattr(p, "dtype", torch.float64)).flatten()  # lists are not rounded
+    p = torch.as_tensor(p, dtype=None if hasattr(p, "dtype") else torch.float64).flatten()
     edges = torch.tensor(PROBABILITY_BINS, dtype=torch.float64, device=p.device).to(p.dtype)
     places = torch.bucketize(p[~p.isnan()], edges, right=True) - 1
     bins = len(PROBABILITY_BINS) - 1
