@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from rectune.errors import UserError
-from rectune.evaluation.scoring import correct_matrix, operations, read_graded, repetition, score
+from rectune.evaluation.scoring import correct_matrix, operations, read_graded, score
 
 
 def line(problem, index, verdict, extracted="", **more):
@@ -65,13 +64,6 @@ def test_programs_do_not_vote_and_foreign_samples_need_no_tokens():
 )
 def test_operations(expression, count):
     assert operations(expression) == count
-
-
-def test_repetition_sees_loops_and_not_prose():
-    rng = np.random.default_rng(0)
-    assert repetition(list(rng.integers(0, 5000, 300))) < 0.05
-    assert repetition([1, 2, 3, 4, 5] * 40) > 0.9
-    assert repetition([1] * 10) == 0
 
 
 def write(path, *lines):

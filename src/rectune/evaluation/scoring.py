@@ -24,6 +24,7 @@ from rectune.evaluation.statistics import (
 from rectune.grading.answers import normalize_answer
 from rectune.grading.expression import evaluate_expression
 from rectune.grading.verdicts import VERDICTS
+from rectune.sampling.repetition import repetition
 
 Line = Mapping[str, Any]
 _OPERATION = re.compile(r"(?<=[\d)])\s*[-+*/]")
@@ -115,14 +116,6 @@ def _vote(line: Line) -> object:
     extracted = str(line["extracted"])
     value = evaluate_expression(extracted) if line.get("grader") == "expression" else None
     return normalize_answer(extracted) if value is None else value
-
-
-def repetition(token_ids: Sequence[int]) -> float:
-    """Share of the 4-grams of tokens that occurred before in the same sample; 0 below 20 tokens."""
-    if len(token_ids) < 20:
-        return 0.0
-    grams = [tuple(token_ids[i : i + 4]) for i in range(len(token_ids) - 3)]
-    return 1 - len(set(grams)) / len(grams)
 
 
 def operations(expression: str) -> int:
