@@ -69,16 +69,18 @@ class TrainResult:
     seconds: float
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
+def train(config: TrainConfig, *, resume: bool = False, until: int | None = None) -> TrainResult:
     """Fine-tune `config.model` on `config.data`; writes the run folder `config.out`.
 
     Args:
         config: All settings.
         resume: Go on from the last checkpoint in the folder, with the same bits as an uninterrupted run on this
             machine; with nothing there, start afresh.
+        until: Pause after this step, if it is not the last: with a checkpoint and the weights in OUT/model, without
+            summary.json. Going on later gives the bits of a run that never paused.
 
     Returns:
-        The content of `summary.json`.
+        The content of `summary.json`; at a pause `after` are the figures of the last evaluation.
 
     Raises:
         UserError: Data, model or settings that cannot be used, or a folder that holds another run.
@@ -109,6 +111,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
 
     main = accelerator.is_main_process
     steps = len(data.plan)
+    last = steps if until is None else min(steps, max(1, until))
     metrics = config.out / "metrics.jsonl"
     checkpoints = config.out / "checkpoints"
     start, skipped = 0, 0
@@ -123,6 +126,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
         masters.publish()
         start, skipped, before, best = state["step"], state["skipped"], state["before"], state["best"]
         log.info("going on from %s, step %d of %d", found, start, steps)
+        if start > last:
+            raise UserError(f"is at step {start} already, beyond step {last}", where=config.out)
     accelerator.wait_for_everyone()  # all have checked the folder
     if main:
         open_run(config)
@@ -141,7 +146,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
     after = before
     model.train()
     with progress(steps, start, shown=main) as advance:
-        for step in range(start, steps):
+        for step in range(start, last):
             began = time.perf_counter()
             phase = phase_at(phases, step, steps)
             monitor = Monitor(phase.objective, phase.settings, phase.protect)
@@ -203,16 +208,18 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainResult:
                     best = after
                     if main:
                         save_model(config.out / _folder(config), model, tokenizer)
-            if config.checkpoint_every and done % config.checkpoint_every == 0 and done < steps:
+            due = config.checkpoint_every and done % config.checkpoint_every == 0
+            if done < steps and (due or done == last):
                 if main:
                     state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
                     keep = config.keep_checkpoints
                     save_checkpoint(checkpoints, done, masters.masters, optimizer, extra, state, keep)
                 accelerator.wait_for_everyone()
     accelerator.wait_for_everyone()
-    result = _summary(config, metrics, steps, before, best or after)
+    result = _summary(config, metrics, last, before, best or after)
     if main:
         _save(config, model, tokenizer, chosen=bool(best))
+    if main and last == steps:
         write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
     if config.trackers:
         accelerator.end_training()
