@@ -59,7 +59,7 @@ def run_prompt(model: str) -> RunPrompt | None:
     except ValidationError:
         raise UserError("its table 'rows' is not one of this version", where=path) from None
     data = str(config["data"])
-    return RunPrompt(run / "model", data, rows, _wrapping(data, rows))
+    return RunPrompt(run / "model", data, rows, row_wrapping(data, rows))
 
 
 def shared_wrapping(questions: Sequence[str]) -> str | None:
@@ -83,7 +83,8 @@ def _common_start(texts: Sequence[str]) -> str:
     return first[: next((i for i, char in enumerate(first) if char != last[i : i + 1]), len(first))]
 
 
-def _wrapping(data: str, rows: DataConfig) -> str | None:
+def row_wrapping(data: str, rows: DataConfig) -> str | None:
+    """What stands around the question of every training row; None where they cannot be read, or are few."""
     from rectune.data.reading import read_rows, row_at  # brings datasets, slow to import
 
     try:
