@@ -41,7 +41,9 @@ def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
             names.add(benchmark_name(wanted))
             domains[wanted] = domain
     if not domains:
-        raise UserError("nothing to compare on", hint="give --benchmarks-in, --benchmarks-out or --benchmarks")
+        raise UserError(
+            "nothing to compare on", hint="give --benchmarks-in, --benchmarks-out or --benchmarks"
+        )
     return domains
 
 

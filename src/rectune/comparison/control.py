@@ -1,0 +1,54 @@
+"""The sharpening control: every model also sampled at the temperature that makes it as sharp as the sharpest arm.
+
+Average accuracy at T = 1 rewards low entropy by itself, and objectives such as DFT lower entropy. What is left of a
+difference at equal entropy is not sharpness. How the temperature is found is in `evaluation/sharpness.py`, what
+comes of it in `evaluation/arms.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rectune.comparison.answers import Draws, Respondent
+from rectune.comparison.arms import BASE
+from rectune.evaluation.sharpness import entropy_of_answers, match
+from rectune.training.checkpoints import to_json, write_text
+
+log = logging.getLogger("rectune")
+
+
+def entropy(respondent: Respondent, folder: Path) -> float:
+    """Mean entropy of a model's answers in FOLDER/evaluation, in nats a token; kept in FOLDER/entropy.json."""
+    path = folder / "entropy.json"
+    if not path.is_file():
+        found = entropy_of_answers(respondent.model, folder / "evaluation")
+        write_text(path, to_json({"format": 1, "entropy": found}) + "\n")
+    return float(json.loads(path.read_text())["entropy"])
+
+
+def sharpest(entropies: Mapping[str, Mapping[int, float]]) -> str:
+    """The arm of lowest mean entropy over its seeds; the base model is what others are compared with, so never it."""
+    means = {
+        name: sum(by_seed.values()) / len(by_seed) for name, by_seed in entropies.items() if name != BASE
+    }
+    return min(means, key=lambda name: means[name])
+
+
+def answer_matched(
+    respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
+) -> Path:
+    """Sample a model as sharp as the arm `slug`; the temperature and how it was found stay in match.json beside."""
+    matched = folder / f"matched-{slug}"
+    path = matched / "match.json"
+    if not path.is_file():
+        found = match(respondent.model, folder / "evaluation", target)
+        log.info("%s", found["sentence"])
+        matched.mkdir(parents=True, exist_ok=True)
+        write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
+    temperature = float(json.loads(path.read_text())["temperature"])
+    respondent.answer(matched, files, replace(draws, temperature=temperature))
+    return matched

@@ -1,0 +1,256 @@
+"""The matrix of a comparison: what is to be trained and asked, checked before anything is done, and its folder.
+
+OUT/comparison.json is written at the start, so that from then on the folder holds this comparison, and again after
+every choice and at the end. Carrying the matrix out is left to `runner.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rectune import __version__
+from rectune.comparison.answers import Draws
+from rectune.comparison.arms import BASE, Arm, make_arms, run_config, run_folder
+from rectune.comparison.budget import parse_budget
+from rectune.comparison.problems import (
+    Problems,
+    benchmark_name,
+    check_apart,
+    load_problems,
+    set_aside,
+)
+from rectune.config import TrainConfig, dump_config
+from rectune.errors import UserError
+from rectune.training.checkpoints import to_json, write_text
+from rectune.training.run_folder import FREE
+
+FORMAT = 1
+FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is chosen on validation problems.
+
+    Attributes:
+        rates: Learning rates that every objective is tried with; empty: the config's.
+        sweep_steps: Of each trial; None: a quarter of a run's.
+        budget: Of a race, such as 30m or 800steps; None: no race.
+        validation: Benchmark or file to judge by; None: a quarter of the in-domain problems.
+    """
+
+    rates: tuple[float, ...] = ()
+    sweep_steps: int | None = None
+    budget: str | None = None
+    validation: str | None = None
+
+    @property
+    def any(self) -> bool:
+        return bool(self.rates or self.budget)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Arms times seeds, and what they are asked.
+
+    Attributes:
+        config: Settings that all runs share; its `out` is the comparison's folder.
+        arms, seeds: What is trained.
+        domains: Benchmark's name to "in", "out" or "".
+        problems: What the verdict is over.
+        validation: What choices are judged by; empty where none is made.
+        draws: How answers are drawn.
+        choices: Sweep and race.
+        settings: What must be the same when the comparison is gone on with.
+    """
+
+    config: TrainConfig
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    domains: dict[str, str]
+    problems: Problems
+    validation: Problems
+    draws: Draws
+    choices: Choices
+    settings: dict[str, Any]
+
+    @property
+    def out(self) -> Path:
+        return self.config.out
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """Rows, tokens and steps of one run, as `rectune train --dry-run` has them."""
+        from rectune.training.plan import plan
+
+        first = self.arms[0]
+        return plan(run_config(self.config, first, self.seeds[0], run_folder(self.out, first, self.seeds[0])))
+
+    @property
+    def steps(self) -> int:
+        """Of one run."""
+        return self.config.steps or int(self.plan["steps"])
+
+
+def make_matrix(
+    config: TrainConfig,
+    objectives: Sequence[str],
+    seeds: int,
+    domains: Mapping[str, str],
+    draws: Draws,
+    choices: Choices,
+    *,
+    benchmark_dir: Path | None,
+    limit: int | None,
+) -> Matrix:
+    """Check everything that can be checked before a run is begun; reads problems, writes nothing.
+
+    Objectives and seeds that the folder already has stay in it.
+
+    Raises:
+        UserError: An objective, setting, benchmark or choice that cannot be used, or a folder that holds a
+            comparison with other settings (says which differ).
+    """
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds", where="--seeds", hint="1 or more")
+    arms = make_arms(objectives, config.learning_rate)
+    _check_choices(choices, arms)
+    if choices.any and choices.validation is None and "in" not in domains.values():
+        set_aside({}, {}, 0)  # says what is missing, before problems are loaded
+    load = {"benchmark_dir": benchmark_dir, "limit": limit}
+    problems, validation = load_problems(list(domains), config, **load), Problems()  # type: ignore[arg-type]
+    named = {benchmark_name(wanted): domain for wanted, domain in domains.items()}
+    if choices.any and choices.validation is None:
+        validation, problems = set_aside(problems, named, config.seed)
+    elif choices.any and choices.validation is not None:
+        validation = load_problems([choices.validation], config, benchmark_dir=benchmark_dir)
+        check_apart(validation, problems)
+    settings = _settings(config, named, draws, choices, limit)
+    if choices.budget:  # a race is among those who began it
+        settings |= {"objectives": [arm.label for arm in arms], "seeds": seeds}
+    found = read_record(config.out)
+    if found:
+        _check_same(found, settings, config.out / FILE)
+        had = [arm["spec"] for arm in found["arms"]]
+        slugs = {arm["slug"] for arm in found["arms"]}
+        arms = make_arms([*had, *(arm.spec for arm in arms if arm.slug not in slugs)], config.learning_rate)
+        seeds = max(seeds, len(found["seeds"]))
+    numbers = tuple(range(config.seed, config.seed + seeds))
+    return Matrix(config, arms, numbers, named, problems, validation, draws, choices, settings)
+
+
+def read_record(out: Path) -> dict[str, Any] | None:
+    """OUT/comparison.json; None where there is none.
+
+    Raises:
+        UserError: It cannot be read, or is from another version.
+    """
+    path = out / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        version = found["format"]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise UserError("is not a comparison", where=path, hint="give another --out") from None
+    if version != FORMAT:
+        raise UserError(f"is of format {version}, this version reads {FORMAT}", where=path)
+    return dict(found)
+
+
+def write_record(matrix: Matrix, arms: Sequence[Arm], **results: Any) -> dict[str, Any]:
+    """Write OUT/comparison.json and return its content.
+
+    Args:
+        matrix: What was asked for.
+        arms: With the learning rates that were chosen.
+        results: `sweep`, `race`, `matched_to` and `verdict`, as far as there are any; `dropped` by slug.
+    """
+    dropped = results.pop("dropped", None) or {}
+    record = {
+        "format": FORMAT,
+        "rectune": __version__,
+        "model": matrix.config.model,
+        "data": matrix.config.data,
+        "seeds": list(matrix.seeds),
+        "arms": [_arm(matrix, arm, dropped.get(arm.slug)) for arm in arms],
+        "base": f"runs/{BASE}",
+        "benchmarks": matrix.domains,
+        "problems": {name: len(asked) for name, asked in matrix.problems.items()},
+        "validation": {name: len(asked) for name, asked in matrix.validation.items()},
+        "settings": matrix.settings,
+        **{"sweep": None, "race": None, "matched_to": None, "verdict": None, **results},
+    }
+    matrix.out.mkdir(parents=True, exist_ok=True)
+    write_text(matrix.out / FILE, to_json(record, indent=2) + "\n")
+    return record
+
+
+def _arm(matrix: Matrix, arm: Arm, dropped: dict[str, Any] | None) -> dict[str, Any]:
+    runs = {str(seed): run_folder(Path(), arm, seed).as_posix() for seed in matrix.seeds}
+    return {
+        "spec": arm.spec,
+        "label": arm.label,
+        "slug": arm.slug,
+        "name": arm.objective.name,
+        "settings": arm.settings,
+        "phases": arm.objective.phases,
+        "learning_rate": arm.learning_rate,
+        "runs": runs,
+        "dropped": dropped,
+    }
+
+
+def _check_choices(choices: Choices, arms: Sequence[Arm]) -> None:
+    if any(not 0 < rate < 1 for rate in choices.rates):
+        raise UserError("a learning rate is above 0 and below 1", where="--sweep", hint="such as 2e-5,5e-5")
+    if choices.sweep_steps is not None and (choices.sweep_steps < 1 or not choices.rates):
+        raise UserError("needs --sweep, and 1 step or more", where="--sweep-steps")
+    if choices.validation is not None and not choices.any:
+        raise UserError("is for --sweep and --race, of which none is given", where="--validation")
+    if choices.budget is not None:
+        parse_budget(choices.budget)
+        if len(arms) < 2:
+            raise UserError("takes two objectives or more", where="--race")
+
+
+def _settings(
+    config: TrainConfig, domains: Mapping[str, str], draws: Draws, choices: Choices, limit: int | None
+) -> dict[str, Any]:
+    own = FREE | {"out", "objective"}
+    shared = {key: value for key, value in json.loads(dump_config(config)).items() if key not in own}
+    return {
+        **shared,
+        "benchmarks": dict(domains),
+        "limit": limit,
+        "n": draws.n,
+        "temperature": draws.temperature,
+        "max_new_tokens": draws.max_new_tokens,
+        "sweep": list(choices.rates),
+        "sweep_steps": choices.sweep_steps,
+        "race": choices.budget,
+        "validation": choices.validation,
+    }
+
+
+def _check_same(found: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    before = found["settings"]
+    now = json.loads(to_json(settings))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
+        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing)
+        raise UserError(
+            f"cannot go on with other settings: {changes}",
+            where=path,
+            hint="restore them, or give another --out",
+        )
+
+
+def with_rates(arms: Sequence[Arm], rates: Mapping[str, float]) -> tuple[Arm, ...]:
+    """The arms with the learning rates that were chosen for them, by slug."""
+    return tuple(replace(arm, learning_rate=rates.get(arm.slug, arm.learning_rate)) for arm in arms)

@@ -1,0 +1,255 @@
+"""Compare objectives: the same model, rows, order and budget; only the objective differs. Then a paired verdict.
+
+    OUT/comparison.json   arms, choices, verdict (see docs/comparison.md)
+    OUT/problems/         what is asked: `verdict`, and apart from it `validation`, which choices are judged by
+    OUT/runs/, OUT/sweep/ runs and their evaluations (see `arms.py`, `sweep.py`)
+    OUT/report.html       the page
+
+Every step is skipped where its result is there, so a comparison that was killed goes on, and objectives and seeds
+can be added. Training is in `training/loop.py`, evaluation and the verdict's statistics in `evaluation/`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rectune.comparison.answers import Draws, Respondent, is_answered
+from rectune.comparison.arms import BASE, Arm, run_config, run_folder
+from rectune.comparison.clock import Clock
+from rectune.comparison.control import answer_matched, entropy, sharpest
+from rectune.comparison.dry_run import planned
+from rectune.comparison.matrix import Choices, Matrix, make_matrix, read_record, with_rates, write_record
+from rectune.comparison.problems import name_domains, write_problems
+from rectune.comparison.race import check_affordable, race
+from rectune.comparison.runs import is_trained, train_run
+from rectune.comparison.sweep import sweep
+from rectune.config import ObjectiveConfig, TrainConfig
+from rectune.errors import UserError
+from rectune.evaluation.arms import judge
+
+log = logging.getLogger("rectune")
+
+Folders = dict[str, dict[int, Path]]
+
+
+def compare(
+    config: TrainConfig,
+    objectives: Sequence[str],
+    *,
+    seeds: int = 1,
+    benchmarks_in: Sequence[str] = (),
+    benchmarks_out: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
+    benchmark_dir: Path | None = None,
+    limit: int | None = None,
+    n: int = 16,
+    temperature: float = 1.0,
+    max_new_tokens: int = 4096,
+    sweep: Sequence[float] = (),
+    sweep_steps: int | None = None,
+    race: str | None = None,
+    validation: str | None = None,
+    sharpening: bool = True,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train every objective with every seed, ask all of them and the base model, and judge them in pairs.
+
+    Run again, it goes on where it was stopped; with more objectives or seeds it adds them to what is there.
+
+    Args:
+        config: All that the runs share; `config.out` is the folder of the comparison, `config.seed` the first seed.
+        objectives: Such as `dft`, `power:alpha=0.5` or `sft@0.3+dft@0.7`; a pair is judged as later minus earlier.
+        seeds: How many.
+        benchmarks_in, benchmarks_out, benchmarks: Names of benchmarks, or JSONL files of problems: of the training
+            rows' domain, of another one, and neither.
+        benchmark_dir, limit, n, temperature, max_new_tokens: As in `evaluate`.
+        sweep: Learning rates to try each objective with; empty: the config's for all.
+        sweep_steps: Of each trial; None: a quarter of a run's.
+        race: What a race may spend, such as `30m` or `800steps`; None: all arms are trained to the end.
+        validation: Benchmark or file that sweep and race are judged by; None: a quarter of the in-domain problems.
+        sharpening: Also sample every model as sharp as the sharpest arm.
+        dry_run: Check everything, and return what would be done.
+
+    Returns:
+        The content of OUT/comparison.json, or the plan of a dry run.
+
+    Raises:
+        UserError: What cannot be used, or a folder that holds a comparison with other settings.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a comparison runs in one process",
+            where="WORLD_SIZE",
+            hint="train each objective with accelerate launch, evaluate the runs, then rectune report RUN...",
+        )
+    if config.objective != ObjectiveConfig():
+        log.info("objective: the recipe's table is left aside, --objectives says what is compared")
+    domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
+    draws = Draws(n, temperature, max_new_tokens, config.seed)
+    choices = Choices(tuple(sweep), sweep_steps, race, validation)
+    matrix = make_matrix(
+        config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit
+    )
+    if race:
+        check_affordable(matrix)
+    if dry_run:
+        return planned(matrix, sharpening=sharpening)
+    with _alone(matrix.out):
+        return _carry_out(matrix, sharpening=sharpening)
+
+
+def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
+    out, results, arms = matrix.out, dict[str, Any](), matrix.arms
+    files = write_problems(out / "problems" / "verdict", matrix.problems)
+    validation = write_problems(out / "problems" / "validation", matrix.validation)
+    if read_record(out) is None:
+        write_record(matrix, arms)
+    if matrix.config.lora.rank and not matrix.config.lora.merge:
+        log.info("lora.merge: on, because answers are drawn from plain models")
+    _ask(_base(matrix), out / "runs" / BASE, "base", files, matrix.draws, Clock("base model", {"sample": 2}))
+    if matrix.choices.rates:
+        results["sweep"] = sweep(matrix, validation)
+        arms = with_rates(
+            arms, {slug: one["learning_rate"] for slug, one in results["sweep"]["arms"].items()}
+        )
+        write_record(matrix, arms, **results)
+    left = arms
+    if matrix.choices.budget:
+        results["race"] = race(matrix, arms, validation)
+        left = tuple(arm for arm in arms if arm.slug in results["race"]["survivors"])
+        results["dropped"] = results["race"]["dropped"]
+        write_record(matrix, arms, **results)
+    return _finish(matrix, arms, left, files, results, sharpening=sharpening)
+
+
+def _finish(
+    matrix: Matrix,
+    arms: Sequence[Arm],
+    left: Sequence[Arm],
+    files: Sequence[Path],
+    results: dict[str, Any],
+    *,
+    sharpening: bool,
+) -> dict[str, Any]:
+    """Train the arms that are left to the end, ask them, and write the verdict and the page."""
+    runs = [(arm, seed) for arm in left for seed in matrix.seeds]
+    clock = Clock("runs", _tasks(matrix, runs, files))
+    for arm, seed in runs:
+        folder, name = run_folder(matrix.out, arm, seed), f"{arm.label}, seed {seed}"
+        run = run_config(matrix.config, arm, seed, folder)
+        if is_trained(folder):
+            train_run(run)  # puts away what a kill left behind
+        else:
+            with clock.task("train", f"train {name}"):
+                train_run(run)
+        _ask(_trained(matrix, arm, seed), folder, name, files, replace(matrix.draws, seed=seed), clock)
+    matched, results["matched_to"] = _match(matrix, left, files) if sharpening else ({}, None)
+    results["verdict"] = judge(
+        _folders(matrix, left, "evaluation"),
+        matrix.domains,
+        greedy=_folders(matrix, left, "greedy"),
+        matched=matched or None,
+        matched_to=results["matched_to"],
+    )
+    record = write_record(matrix, arms, **results)
+    from rectune.reporting.report import report
+
+    report([matrix.out], out=matrix.out / "report.html")
+    return record
+
+
+def _ask(
+    respondent: Respondent, folder: Path, name: str, files: Sequence[Path], draws: Draws, clock: Clock
+) -> None:
+    """The evaluations that need no other model's: at the comparison's temperature, and greedy."""
+    for kind, how in _evaluations(draws):
+        if not is_answered(folder / kind, files, how):
+            with clock.task("sample", f"ask {name}, {'greedily' if kind == 'greedy' else f'{how.n} times'}"):
+                respondent.answer(folder / kind, files, how)
+    respondent.forget()
+
+
+def _match(matrix: Matrix, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Folders, str | None]:
+    """The sharpening control: label to seed to folder of the matched evaluations, and the label they are matched to."""
+    if matrix.draws.temperature != 1:
+        log.info(
+            "sharpening: no control at temperature %g, entropies are those at 1", matrix.draws.temperature
+        )
+        return {}, None
+    first = matrix.seeds[0]
+    models = {(BASE, first): (_base(matrix), matrix.out / "runs" / BASE, "base")}
+    for arm in left:
+        for seed in matrix.seeds:
+            models[arm.slug, seed] = (
+                _trained(matrix, arm, seed),
+                run_folder(matrix.out, arm, seed),
+                arm.label,
+            )
+    entropies: dict[str, dict[int, float]] = {}
+    for (slug, seed), (respondent, folder, _) in models.items():
+        entropies.setdefault(slug, {})[seed] = entropy(respondent, folder)
+    target = sharpest(entropies)
+    others = {key: value for key, value in models.items() if key[0] != target}
+    clock = Clock("as sharp as " + models[target, first][2], {"matched": len(others)})
+    matched: Folders = {}
+    for (_, seed), (respondent, folder, label) in others.items():
+        wanted, draws = entropies[target][seed], replace(matrix.draws, seed=seed)
+        with clock.task("matched", f"{label}, seed {seed}"):
+            found = answer_matched(respondent, folder, target, wanted, files, draws)
+        respondent.forget()
+        matched.setdefault(label, {})[seed] = found
+    return matched, models[target, first][2]
+
+
+def _base(matrix: Matrix) -> Respondent:
+    return Respondent(matrix.config.model, matrix.config.model, matrix.config)
+
+
+def _trained(matrix: Matrix, arm: Arm, seed: int) -> Respondent:
+    folder = run_folder(matrix.out, arm, seed)
+    return Respondent(str(folder), str(folder / "model"), matrix.config)
+
+
+def _evaluations(draws: Draws) -> Iterator[tuple[str, Draws]]:
+    yield "evaluation", draws
+    yield "greedy", replace(draws, n=1, temperature=0.0)
+
+
+def _tasks(matrix: Matrix, runs: Sequence[tuple[Arm, int]], files: Sequence[Path]) -> dict[str, int]:
+    tasks = {"train": 0, "sample": 0}
+    for arm, seed in runs:
+        folder = run_folder(matrix.out, arm, seed)
+        tasks["train"] += not is_trained(folder)
+        for kind, draws in _evaluations(replace(matrix.draws, seed=seed)):
+            tasks["sample"] += not is_answered(folder / kind, files, draws)
+    return tasks
+
+
+def _folders(matrix: Matrix, left: Sequence[Arm], kind: str) -> Folders:
+    folders: Folders = {BASE: {matrix.seeds[0]: matrix.out / "runs" / BASE / kind}}
+    for arm in left:
+        folders[arm.label] = {seed: run_folder(matrix.out, arm, seed) / kind for seed in matrix.seeds}
+    return folders
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder for this process."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another process is comparing in this folder", where=out) from None
+        yield
