@@ -14,7 +14,7 @@ FLOORS = (
     ("demo",),
     ("cli",),
     ("verbs", "listing"),
-    ("flags",),
+    ("flags", "printing"),
     ("comparison", "online"),
     ("reporting",),
     ("diagnosis", "selection", "evaluation"),

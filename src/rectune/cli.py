@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import rectune
 from rectune.errors import UserError
+from rectune.printing import print_table as print_table
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -30,6 +31,7 @@ app = App(
 
 # By its path, because its flags need pydantic: `rectune --help` would take twice as long.
 app.command("rectune.verbs:train", name="train", help="Fine-tune a model on demonstrations.")
+app.command("rectune.verbs:compare", name="compare", help="Train with several objectives and judge them in pairs.")
 
 
 @app.command(name="list")
@@ -219,26 +221,6 @@ def eval_(
         return
     header, rows = table(result)
     print_table([dict(zip(header, row, strict=True)) for row in rows], as_json=False)
-
-
-def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """Print rows with the same keys on stdout: as JSON, or as a table that is cut nowhere."""
-    if as_json:
-        import json
-
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets one line a row
-    Console(width=width, markup=False, highlight=False).print(table)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -10,10 +10,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rectune.config import load_config
+from rectune.config import flag, load_config
+from rectune.errors import UserError
 from rectune.flags import settings_flags
+from rectune.printing import print_table
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+Count = Annotated[int, Parameter(name="-n")]
 
 
 @settings_flags
@@ -46,3 +49,98 @@ def train(
     result = train(config, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(to_json(asdict(result), indent=2))
+
+
+@settings_flags
+def compare(
+    recipe: Path | None = None,
+    /,
+    *,
+    objectives: str = "sft,dft",
+    seeds: int = 1,
+    benchmarks_in: str = "",
+    benchmarks_out: str = "",
+    benchmarks: str = "",
+    benchmark_dir: Path | None = None,
+    limit: int | None = None,
+    n: Count = 16,
+    temperature: float = 1.0,
+    max_new_tokens: int = 4096,
+    sweep: str = "",
+    sweep_steps: int | None = None,
+    race: str | None = None,
+    validation: str | None = None,
+    no_sharpening: Switch = False,
+    dry_run: Switch = False,
+    json: Switch = False,
+    **overrides: Any,
+) -> None:
+    """Train with several objectives and judge them in pairs, over problems and seeds; run again, it goes on.
+
+    All runs share the settings below, rows and order; --out is the folder of the comparison, --seed the first seed.
+
+    Args:
+        recipe: TOML file with the settings below.
+        objectives: Separated by commas: dft, power:alpha=0.5, or phases such as sft@0.3+dft@0.7.
+        seeds: Runs of each objective.
+        benchmarks_in: Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas.
+        benchmarks_out: The same of other domains.
+        benchmarks: The same where domains are not to be told apart.
+        benchmark_dir: Folder that has the benchmarks' files; else they are packaged or come from the hub.
+        limit: Only so many problems of each benchmark.
+        n: Answers to each problem.
+        temperature: Of the answers; greedy ones are drawn besides.
+        max_new_tokens: Longest answer.
+        sweep: Learning rates to try each objective with, separated by commas; the best on validation is taken.
+        sweep_steps: Of each trial; a quarter of a run's if unset.
+        race: Stop objectives early that are clearly worse on validation; the budget: 30m, 2h or 800steps in all.
+        validation: Benchmark or file for --sweep and --race; if unset, a quarter of the problems in domain.
+        no_sharpening: Leave out the control at equal entropy.
+        dry_run: Print runs, steps, tokens and samples, and stop.
+        json: Print all of comparison.json.
+    """
+    for name in overrides:
+        if name.startswith("objective."):
+            raise UserError(
+                "a comparison has an objective for each arm",
+                where=flag(name),
+                hint="give them with --objectives NAME:SETTING=VALUE,...",
+            )
+    config = load_config(recipe, overrides)
+    from rectune.comparison.runner import compare
+    from rectune.comparison.tables import tables
+
+    result = compare(
+        config, names(objectives), seeds=seeds, benchmarks_in=names(benchmarks_in),
+        benchmarks_out=names(benchmarks_out), benchmarks=names(benchmarks), benchmark_dir=benchmark_dir, limit=limit,
+        n=n, temperature=temperature, max_new_tokens=max_new_tokens, sweep=rates(sweep), sweep_steps=sweep_steps,
+        race=race, validation=validation, sharpening=not no_sharpening, dry_run=dry_run,
+    )  # fmt: skip
+    if json or dry_run:
+        print(to_text(result))
+        return
+    for title, rows in tables(result):
+        print(title)
+        print_table(rows)
+    for sentence in result["verdict"]["sentences"]:
+        print(sentence)
+    print(f"\nPage: {config.out / 'report.html'}")
+
+
+def names(text: str) -> list[str]:
+    """What is separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def rates(text: str) -> list[float]:
+    """Learning rates separated by commas."""
+    try:
+        return [float(rate) for rate in names(text)]
+    except ValueError:
+        raise UserError(
+            f"'{text}' is not a list of learning rates", where="--sweep", hint="such as 2e-5,5e-5"
+        ) from None
+
+
+def to_text(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2, ensure_ascii=False)
