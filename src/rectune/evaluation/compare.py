@@ -34,7 +34,7 @@ def compare_evaluations(a: Path, b: Path) -> dict[str, Any]:
         UserError: A folder without an evaluation, or no problem in common.
     """
     first, second = read_evaluation(a), read_evaluation(b)
-    warnings = _differences(first, second)
+    warnings = protocol_differences(first, second)
     compared: dict[str, Any] = {}
     for name in first["benchmarks"]:
         if name not in second["benchmarks"]:
@@ -97,7 +97,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     return evaluation
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+def protocol_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What two evaluations did not do alike, as sentences."""
     found = [
         f"{key} differs: {a['protocol'].get(key)!r} and {b['protocol'].get(key)!r}"
         for key in PROTOCOL

@@ -1,0 +1,175 @@
+"""Where two models' answers differ in shape, and how much of a difference in accuracy goes with that.
+
+A change that crosses a line of `LINES` is named, and the difference in accuracy is split (Kitagawa 1955, also
+Oaxaca-Blinder; s share and r accuracy of a category, bars the mean of both models):
+
+    a - b  =  sum_c (s_a - s_b) * r_bar     with the change of shape ("mix")
+           +  sum_c (r_a - r_b) * s_bar     within equal shapes     ("rate")
+
+This says what goes together, not what causes what: harder problems get longer answers, too. What an answer's
+category is stands in `shape.py`.
+
+Shapes: P problems, N samples of each, C categories, R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rectune.evaluation.intervals import resamples
+from rectune.evaluation.shape import ORDER, Answers
+from rectune.evaluation.wording import percent, points
+
+LINES = {
+    "shape": (0.2, "one answer in five has another shape"),
+    "length": (1.25, "a quarter longer or shorter (mean tokens)"),
+    "stopped": (0.05, "five points more or fewer that end by themselves; a cut answer is mostly a lost one"),
+}
+"""From where on a change is named, and why there; it must also be twice what chance gives over the problems.
+
+`shape` and `stopped`: total variation distance of the two distributions; `length`: ratio of means."""
+
+
+class Split(NamedTuple):
+    """A difference a - b in accuracy: with the mix (and its 95 % interval over problems), and within categories."""
+
+    mix: float
+    low: float
+    high: float
+    rate: float
+    categories: list[dict[str, Any]]
+
+
+def split_difference(a: Answers, b: Answers, a_PxN: np.ndarray, b_PxN: np.ndarray) -> Split:
+    """Kitagawa's split of a's accuracy minus b's by the categories in `a_PxN` and `b_PxN` (any labels).
+
+    A category that one of the two never has counts with the mix: there is no rate to compare. Interval by
+    bootstrap over problems.
+    """
+    names = [*dict.fromkeys([*ORDER, *np.unique(a_PxN), *np.unique(b_PxN)])]
+    names = [name for name in names if (a_PxN == name).any() or (b_PxN == name).any()]
+    both = ((a_PxN, a.correct), (b_PxN, b.correct))
+    shares = [np.stack([(x == name).mean(1) for name in names], 1) for x, _ in both]  # P x C each
+    right = [np.stack([((x == name) * correct).mean(1) for name in names], 1) for x, correct in both]
+    P, tables = len(a_PxN), (*shares, *right)
+    means = [x_PC.mean(0) for x_PC in tables]
+    mix = float(_mix(*means))
+    parts = [_mix(*(counts_RP @ x_PC / P for x_PC in tables)) for counts_RP in resamples(P)]
+    low, high = np.quantile(np.concatenate(parts), (0.025, 0.975))
+    table = [
+        {"name": str(name), "a": float(sa), "b": float(sb),
+         "accuracy_a": float(ca / sa) if sa else None, "accuracy_b": float(cb / sb) if sb else None}
+        for name, sa, sb, ca, cb in zip(names, *means, strict=True)
+    ]  # fmt: skip
+    rate = float(means[2].sum() - means[3].sum()) - mix
+    return Split(mix, float(low), float(high), rate, table)
+
+
+def _mix(s_a: np.ndarray, s_b: np.ndarray, c_a: np.ndarray, c_b: np.ndarray) -> np.ndarray:
+    """The part of the difference that goes with the shares s; c is the share that is in the category and correct."""
+    with np.errstate(invalid="ignore"):
+        r_a, r_b = c_a / s_a, c_b / s_b
+    r_a, r_b = np.where(s_a > 0, r_a, r_b), np.where(s_b > 0, r_b, r_a)
+    mixed: np.ndarray = np.nansum((s_a - s_b) * (r_a + r_b) / 2, axis=-1)  # NaN: in neither, in a resample
+    return mixed
+
+
+def shape_shift(a: Answers, b: Answers, names: tuple[str, str] = ("a", "b")) -> list[dict[str, Any]]:
+    """Where the answers of `a` differ in shape, length or stopping from `b`'s, beyond `LINES`; strongest first.
+
+    Returns, JSON-ready, for each: `kind`, `size` (distance or ratio), `mix`, `low`, `high`, `rate` (of the
+    difference in accuracy, see the module), `explains` (the mix has its sign, at least half of its size, and an
+    interval without 0: the change could explain the difference), `categories`, `sentence`.
+    """
+    a_len, b_len = a.numbers["tokens"], b.numbers["tokens"]
+    found = []
+    if _beyond(size := _distance(a.category, b.category), "shape"):
+        split = split_difference(a, b, a.category, b.category)
+        found.append(_shift("shape", size[0], split, _change(split, names), names))
+    if not (np.isnan(a_len).any() or np.isnan(b_len).any()):
+        ratio, d_P = a_len.mean() / max(b_len.mean(), 1e-9), a_len.mean(1) - b_len.mean(1)
+        noise = d_P.std(ddof=1) / np.sqrt(len(d_P)) if len(d_P) > 1 else np.inf
+        line = LINES["length"][0]
+        if not 1 / line < ratio < line and abs(d_P.mean()) >= 2 * noise:
+            split = split_difference(a, b, *_length_bins(a_len, b_len))
+            what = f"{names[0]}'s answers have {a_len.mean():.0f} tokens on average, {names[1]}'s {b_len.mean():.0f}"
+            found.append(_shift("length", float(ratio), split, what, names))
+    a_end, b_end = a.numbers["stopped"], b.numbers["stopped"]
+    if not (np.isnan(a_end).any() or np.isnan(b_end).any()):
+        ends = [np.where(x > 0, "an end", "no end") for x in (a_end, b_end)]
+        if _beyond(size := _distance(*ends), "stopped"):
+            shares = percent(a_end.mean()), percent(b_end.mean())
+            what = f"{names[0]} ends {shares[0]} of its answers by itself, {names[1]} {shares[1]}"
+            found.append(_shift("stopped", size[0], split_difference(a, b, *ends), what, names))
+    gap = float(a.correct.mean() - b.correct.mean())
+    return sorted(found, key=lambda shift: -shift["mix"] * np.sign(gap))
+
+
+def _distance(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[float, float]:
+    """Total variation distance of two distributions of labels, and what chance gives over these problems."""
+    names = np.unique(np.concatenate([a_PxN.ravel(), b_PxN.ravel()]))
+    d_PC = np.stack([(a_PxN == name).mean(1) - (b_PxN == name).mean(1) for name in names], 1)
+    errors = d_PC.std(0, ddof=1) / np.sqrt(len(d_PC)) if len(d_PC) > 1 else np.full(len(names), np.inf)
+    return float(abs(d_PC.mean(0)).sum() / 2), float(errors.sum() / np.sqrt(2 * np.pi))
+
+
+def _beyond(size: tuple[float, float], kind: str) -> bool:
+    distance, chance = size
+    return distance >= LINES[kind][0] and distance >= 2 * chance
+
+
+def _length_bins(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each answer's quarter by length, of both models' answers together, as text."""
+    pooled = np.concatenate([a_PxN.ravel(), b_PxN.ravel()])
+    edges = np.unique(np.quantile(pooled, (0.25, 0.5, 0.75), method="lower"))
+    names = np.array([*(f"at most {edge:.0f} tokens" for edge in edges), "more tokens"])
+    a_bins, b_bins = (names[np.searchsorted(edges, x)] for x in (a_PxN, b_PxN))
+    return a_bins, b_bins
+
+
+def _change(split: Split, names: tuple[str, str]) -> str:
+    """The category whose share changed most; of two, the one that grew."""
+    one = max(split.categories, key=lambda c: (round(abs(c["a"] - c["b"]), 9), c["a"] - c["b"]))
+    return (
+        f"{percent(one['a'])} of {names[0]}'s answers have {one['name']}, {percent(one['b'])} of {names[1]}'s"
+    )
+
+
+_EQUAL = {
+    "shape": "answers of equal shape",
+    "length": "answers of equal length",
+    "stopped": "answers that end alike",
+}
+
+
+def _shift(kind: str, size: float, split: Split, what: str, names: tuple[str, str]) -> dict[str, Any]:
+    gap = split.mix + split.rate
+    explains = split.mix * gap > 0 and abs(split.mix) >= abs(gap) / 2 and split.low * split.high > 0
+    sign = 1 if gap >= 0 else -1
+    low, high = sorted((sign * split.low, sign * split.high))
+    mix, rate = sign * split.mix, sign * split.rate
+    ahead, behind = names if sign > 0 else names[::-1]
+    if gap and mix >= 0 and rate >= 0:
+        words = (
+            f"of the {points(abs(gap))} points between them {points(mix)} (interval {points(low)} to "
+            f"{points(high)}) go with this change, {points(rate)} are left within {_EQUAL[kind]}"
+        )
+    else:
+        words = (
+            f"this change alone goes with {points(mix)} points for {ahead} over {behind} (interval {points(low)} to "
+            f"{points(high)}), within {_EQUAL[kind]} it is {points(rate)}"
+        )
+    note = " (they go together; that is no proof of a cause)" if explains else ""
+    return {
+        "kind": kind,
+        "size": size,
+        "mix": split.mix,
+        "low": split.low,
+        "high": split.high,
+        "rate": split.rate,
+        "explains": bool(explains),
+        "categories": split.categories,
+        "sentence": f"{what}: {words}{note}",
+    }

@@ -1,0 +1,262 @@
+"""The paired verdict on constructed evaluations: directions, intervals, corrections, domains, sharpness."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluations import ONE, TRIAL, TWO, write_evaluation
+from rectune.errors import UserError
+from rectune.evaluation.arms import judge, needed
+from rectune.evaluation.statistics import holm, mean_interval, paired_difference
+
+DOMAINS = {"gsm8k": "in", "svamp": "out"}
+
+
+def random_answers(rng, rate, problems=150, n=4, difficulty=None):
+    """Right with probability `rate`, times each problem's `difficulty`."""
+    p = np.full(problems, rate) if difficulty is None else np.clip(rate * difficulty, 0, 1)
+    return [[(ONE, bool(right)) for right in row] for row in rng.random((problems, n)) < p[:, None]]
+
+
+@pytest.fixture
+def three_seeds(tmp_path):
+    """base (one evaluation), sft and dft (three seeds): dft is much better in s, the same in t; greedy and matched."""
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0.5, 1.5, 150)
+
+    def folders(label, kind, rates, seeds, **settings):
+        return {
+            seed: write_evaluation(
+                tmp_path / label / f"{seed}" / kind,
+                {name: random_answers(rng, rate, difficulty=hard) for name, rate in rates.items()}, **settings,
+            )
+            for seed in seeds
+        }  # fmt: skip
+
+    arms = {
+        "base": folders("base", "plain", {"s": 0.1, "t": 0.1}, [0], nats=1.0),
+        "sft": folders("sft", "plain", {"s": 0.3, "t": 0.4}, range(3), nats=0.8),
+        "dft": folders("dft", "plain", {"s": 0.6, "t": 0.4}, range(3), nats=0.3),
+    }
+    greedy = {
+        "sft": folders("sft", "greedy", {"s": 0.35, "t": 0.4}, range(3), temperature=0),
+        "dft": folders("dft", "greedy", {"s": 0.6, "t": 0.4}, range(3), temperature=0),
+    }
+    matched = {"sft": folders("sft", "matched", {"s": 0.45, "t": 0.4}, range(3), temperature=0.6)}
+    return arms, greedy, matched
+
+
+def pair_of(verdict, benchmark, a, b):
+    (pair,) = [p for p in verdict["benchmarks"][benchmark]["pairs"] if (p["a"], p["b"]) == (a, b)]
+    return pair
+
+
+def test_the_trials_verdict_names_both_domains_and_the_shape(tmp_path):
+    arms = {name: {0: write_evaluation(tmp_path / name, answers)} for name, answers in TRIAL.items()}
+    verdict = judge(arms, DOMAINS)
+    json.dumps(verdict)
+    won, lost = pair_of(verdict, "svamp", "dft", "sft"), pair_of(verdict, "gsm8k", "dft", "sft")
+    assert won["difference"] == pytest.approx(0.165)
+    assert lost["difference"] == pytest.approx(-0.12)
+    assert won["shown"] and lost["shown"]
+    assert won["sentence"].startswith("dft beats sft by 16.5 points (95 % interval ")
+    assert "400 problems, p < 0.001 after Holm's correction over 2 comparisons" in won["sentence"]
+    assert won["sentence"].endswith("one seed says nothing about other seeds")
+    assert lost["sentence"].startswith("sft beats dft by 12.0 points (95 % interval ")
+    inside, _, outside, shape, contrast = verdict["sentences"]
+    assert inside.startswith("In domain (gsm8k): sft 16.4 %, dft 4.4 %; sft beats dft by 12.0 points")
+    assert outside.startswith("Out of domain (svamp): sft 7.0 %, dft 23.5 %; dft beats sft by 16.5 points")
+    assert shape.startswith("Out of domain (svamp), the shape of the answers could explain it: 88 % of dft's")
+    assert contrast == (
+        "dft beats sft out of domain by 16.5 points and loses to it in domain by 12.0: "
+        "neither figure is the verdict alone"
+    )
+    assert won["shape_shift"] == [shift["sentence"] for shift in won["shifts"]]
+    assert verdict["warnings"] == []
+    looks = verdict["benchmarks"]["svamp"]["arms"]["dft"]
+    assert looks["shape"]["categories"]["1 operation"] == pytest.approx(350 / 400)
+    assert (looks["stopped"], looks["pass_at"]["1"], looks["greedy"]) == (1, pytest.approx(0.235), None)
+
+
+def test_seeds_and_problems_are_paired(three_seeds):
+    arms, _, _ = three_seeds
+    verdict = judge(arms, {"s": "out", "t": "in"})
+    pair = pair_of(verdict, "s", "dft", "sft")
+    assert (pair["seeds"], pair["problems"]) == (3, 150)
+    x, y = ([correct(arms[label][seed], "s") for seed in range(3)] for label in ("dft", "sft"))
+    by_hand = paired_difference(x, y)
+    assert (pair["difference"], pair["low"], pair["p_value"]) == pytest.approx(
+        (by_hand.mean, by_hand.low, by_hand.p_value)
+    )
+    pairs = [p for one in verdict["benchmarks"].values() for p in one["pairs"]]
+    assert verdict["comparisons"] == len(pairs) == 6
+    assert [p["p_holm"] for p in pairs] == holm([p["p_value"] for p in pairs])
+    assert pair_of(verdict, "s", "dft", "base")["seeds"] == 3
+    same = pair_of(verdict, "t", "dft", "sft")
+    assert not same["shown"]
+    assert same["sentence"].startswith(
+        "no difference between dft and sft can be shown with 150 problems and 3 seeds"
+    )
+    assert any(s.startswith("dft beats sft out of domain by") and "in domain no difference" in s
+               for s in verdict["sentences"])  # fmt: skip
+    looks = verdict["benchmarks"]["s"]["arms"]["dft"]
+    assert looks["mean"] == pytest.approx(np.mean(x))
+    assert looks["entropy"] == pytest.approx(0.3)
+    over_problems = mean_interval(np.hstack(x))
+    assert (
+        looks["low"] <= over_problems.low + 1e-9 < looks["mean"] < over_problems.high <= looks["high"] + 1e-9
+    )
+    assert looks["by_seed"]["1"] == pytest.approx(x[1].mean())
+
+
+def correct(folder, benchmark):
+    lines = [json.loads(line) for line in (folder / "graded.jsonl").read_text().splitlines()]
+    right = [line["verdict"] == "correct" for line in lines if line["problem_id"].startswith(f"{benchmark}/")]
+    return np.array(right, float).reshape(-1, 4)
+
+
+def test_seeds_that_differ_widen_the_interval(tmp_path):
+    rng = np.random.default_rng(1)
+    rates = {0: 0.2, 1: 0.5, 2: 0.8}
+    arms = {
+        "sft": {
+            s: write_evaluation(tmp_path / str(s), {"b": random_answers(rng, r)}) for s, r in rates.items()
+        }
+    }
+    looks = judge(arms, {})["benchmarks"]["b"]["arms"]["sft"]
+    assert looks["high"] - looks["low"] > 0.6  # over problems alone it would be 0.08
+
+
+def test_what_is_left_of_a_gain_that_sharpness_gave(three_seeds):
+    arms, greedy, matched = three_seeds
+    verdict = judge(arms, {"s": "out", "t": "in"}, greedy=greedy, matched=matched)
+    block = pair_of(verdict, "s", "dft", "sft")["sharpening"]
+    matched_numbers = block["matched"]
+    assert (matched_numbers["of"], matched_numbers["as"]) == ("sft", "dft")  # dft: lower entropy than base
+    assert matched_numbers["temperature"] == pytest.approx(0.6)
+    assert block["left"] == matched_numbers["difference"] == pytest.approx(0.15, abs=0.05)
+    assert matched_numbers["low"] < block["left"] < matched_numbers["high"]
+    assert block["greedy"]["difference"] == pytest.approx(block["greedy"]["a"] - block["greedy"]["b"])
+    assert block["pass"]["k"] == 4
+    gap = 100 * pair_of(verdict, "s", "dft", "sft")["difference"]
+    words = f"of {gap:.1f} points of dft over sft {100 * block['left']:.1f} are left when sft is sampled as sharply"
+    assert block["sentence"].startswith(words)
+    assert "(T = 0.60)" in block["sentence"] and "; greedy " in block["sentence"]
+    assert any(block["sentence"] in sentence for sentence in verdict["sentences"])
+    assert pair_of(verdict, "s", "sft", "base")["sharpening"] is None  # base was not sampled as sharply
+    assert verdict["benchmarks"]["s"]["arms"]["sft"]["greedy"] == pytest.approx(0.35, abs=0.1)
+
+
+def test_a_gain_that_was_only_sharpness(tmp_path):
+    rng = np.random.default_rng(2)
+    arms = {"sft": {0: write_evaluation(tmp_path / "sft", {"b": random_answers(rng, 0.3)})},
+            "dft": {0: write_evaluation(tmp_path / "dft", {"b": random_answers(rng, 0.5)})}}  # fmt: skip
+    cool = write_evaluation(tmp_path / "cool", {"b": random_answers(rng, 0.6)}, temperature=0.5)
+    verdict = judge(arms, {"b": "out"}, matched={"sft": {0: cool}})
+    sentence = pair_of(verdict, "b", "dft", "sft")["sharpening"]["sentence"]
+    assert "none is (-" in sentence and "left when sft is sampled as sharply as dft (T = 0.50)" in sentence
+
+
+def test_arms_that_were_both_sampled_as_sharply_are_compared(three_seeds, tmp_path):
+    arms, _, matched = three_seeds
+    rng = np.random.default_rng(3)
+    cool = write_evaluation(tmp_path / "cool", {"s": random_answers(rng, 0.2)}, temperature=0.4)
+    verdict = judge(arms, {}, matched={**matched, "base": {0: cool}}, matched_to="dft")
+    block = pair_of(verdict, "s", "sft", "base")["sharpening"]["matched"]
+    assert block["temperatures"] == {"sft": pytest.approx(0.6), "base": pytest.approx(0.4)}
+    assert block["difference"] == pytest.approx(0.25, abs=0.06)
+
+
+def test_damaged_and_missing_folders_are_left_out(tmp_path, three_seeds):
+    arms, _, _ = three_seeds
+    (arms["sft"][1] / "graded.jsonl").write_text('{"problem_id"')
+    (arms["sft"][2] / "evaluation.json").write_text('{"benchmarks": [], "protocol": 3}')
+    verdict = judge({**arms, "iw": {0: tmp_path / "nowhere"}}, {})
+    assert len(verdict["warnings"]) == 3
+    assert all("is left out" in warning for warning in verdict["warnings"])
+    assert pair_of(verdict, "s", "dft", "sft")["seeds"] == 1
+    assert set(verdict["benchmarks"]["s"]["arms"]) == {"base", "sft", "dft"}
+    with pytest.raises(UserError, match="no evaluation can be read"):
+        judge({"iw": {0: tmp_path / "nowhere"}}, {})
+
+
+def test_other_problems_and_protocols_are_said(tmp_path):
+    rng = np.random.default_rng(4)
+    a = write_evaluation(tmp_path / "a", {"b": random_answers(rng, 0.5, 40)})
+    b = write_evaluation(tmp_path / "b", {"b": random_answers(rng, 0.5, 40, n=2)}, first=10)
+    verdict = judge({"sft": {0: a}, "dft": {0: b}}, {})
+    assert pair_of(verdict, "b", "dft", "sft")["problems"] == 30
+    assert "sft, seed 0 and dft, seed 0: n differs: 4 and 2" in verdict["warnings"]
+    assert (
+        "b, dft and sft: 30 of 40 problems are in all evaluations that belong together" in verdict["warnings"]
+    )
+    c = write_evaluation(tmp_path / "c", {"b": random_answers(rng, 0.5, 40)}, first=100)
+    verdict = judge({"sft": {0: a}, "dft": {5: c}}, {})
+    assert verdict["benchmarks"]["b"]["pairs"] == []
+    assert {
+        "dft and sft have no seed in common: paired in order",
+        "b: dft and sft have no problem in common",
+    } <= set(verdict["warnings"])
+    assert judge({"sft": {0: a}}, {"b": "in"})["sentences"] == ["In domain (b): sft " + percent(a) + " %"]
+
+
+def percent(folder):
+    return f"{100 * correct(folder, 'b').mean():.1f}"
+
+
+def test_several_benchmarks_of_a_domain_are_pooled(three_seeds):
+    arms, _, _ = three_seeds
+    verdict = judge(arms, {"s": "out", "t": "out"})
+    whole = verdict["domains"]["out"]
+    assert (whole["benchmarks"], whole["problems"]) == (["s", "t"], 300)
+    single = [pair_of(verdict, name, "dft", "sft")["difference"] for name in ("s", "t")]
+    (pooled,) = [p for p in whole["pairs"] if (p["a"], p["b"]) == ("dft", "sft")]
+    assert pooled["difference"] == pytest.approx(np.mean(single))
+    assert verdict["comparisons"] == 9
+    assert verdict["sentences"][0].startswith("Out of domain (s, t): base ")
+
+
+def test_several_arms_and_no_gain_over_the_base(tmp_path):
+    rng = np.random.default_rng(5)
+    rates = {"base": 0.3, "sft": 0.7, "dft": 0.3, "power": 0.7}
+    arms = {
+        name: {0: write_evaluation(tmp_path / name, {"b": random_answers(rng, r)})}
+        for name, r in rates.items()
+    }
+    (sentence,) = judge(arms, {"b": "in"})["sentences"]
+    assert "sft beats dft by" in sentence and "power beats dft by" in sentence
+    assert "no difference can be shown for 1 of 3 pairs" in sentence
+    assert sentence.endswith("no gain over the base model can be shown for dft")
+
+
+def test_planning_for_problems_or_for_seeds():
+    rng = np.random.default_rng(6)
+    a, b = (rng.random((3, 100)) < 0.5).astype(float), (rng.random((3, 100)) < 0.5).astype(float)
+    plan = needed(a, b, 0.001)
+    assert plan["difference"] == 0.02
+    assert plan["problems"] > 1000 and not plan["enough"]
+    assert needed(a, b, -0.3)["difference"] == 0.3
+    far = np.array([0.1, 0.5, 0.9])[:, None] * np.ones((3, 100))
+    plan = needed(far + 0.01 * rng.random((3, 100)), np.full((3, 100), 0.5), 0.0)
+    assert plan["problems"] is None and plan["seeds"] > 1000
+    assert needed(np.ones((1, 10)), np.zeros((1, 10)), 1.0) is None
+    exact = np.tile([0.5, 0.502], (1, 50))
+    assert needed(exact, np.full((1, 100), 0.5), 0.001)["enough"]
+
+
+def test_a_difference_that_the_correction_takes_away(tmp_path):
+    """p = 0.031 (6 problems, all one way), three comparisons."""
+    base = [[(TWO, False)]] * 20
+    better = [[(TWO, i < 6)] for i in range(20)]
+    arms = {name: {0: write_evaluation(tmp_path / name, {"b": answers})}
+            for name, answers in {"sft": base, "dft": better, "asft": base}.items()}  # fmt: skip
+    pair = pair_of(judge(arms, {}), "b", "dft", "sft")
+    assert pair["p_value"] == pytest.approx(2 / 64)
+    assert not pair["shown"]
+    assert pair["sentence"].startswith("dft is ahead of sft by 30.0 points")
+    assert (
+        "but not after Holm's correction over 3 comparisons (p = 0.031, corrected 0.094)" in pair["sentence"]
+    )
