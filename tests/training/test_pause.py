@@ -1,0 +1,62 @@
+"""`train(..., until=k)` pauses with a checkpoint and a model, and going on gives the bits of a run that never paused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rectune.config import load_config
+from rectune.errors import UserError
+from rectune.training.checkpoints import list_checkpoints
+from rectune.training.loop import train
+from training_runs import metrics, weights, without_timings
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dft": {"checkpoint_every": 0},
+    "phases in bf16": {"objective.phases": "sft:0.5,dft:0.5", "precision": "bf16"},
+    "best": {"choose": "nll", "evaluate_every": 1, "learning_rate": 0.02, "checkpoint_every": 2},
+    "psft": {"objective.name": "psft", "objective.refresh": 3},
+    "lora": {"lora.rank": 2, "lora.dropout": 0.3, "lora.merge": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_paused_run_goes_on_to_the_same_bits(toy: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    settings = {**toy, **KINDS[kind]}
+    whole, paused = tmp_path / "whole", tmp_path / "paused"
+    train(load_config(None, {**settings, "out": whole}))
+    config = load_config(None, {**settings, "out": paused})
+    for step in (2, 2, 3):  # the second asks for what is there already
+        result = train(config, resume=True, until=step)
+        assert result.steps == step
+        assert list_checkpoints(paused / "checkpoints")[-1].name == f"step-{step:06d}"
+        assert weights(paused).keys() == weights(whole).keys()
+        assert not (paused / "summary.json").exists()
+    train(config, resume=True)
+    assert without_timings(metrics(whole)) == without_timings(metrics(paused))
+    first, second = weights(whole), weights(paused)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    after = [json.loads((out / "summary.json").read_text())["after"] for out in (whole, paused)]
+    assert after[0] == after[1]
+
+
+def test_the_model_at_a_pause_is_that_of_the_step(toy: dict[str, Any], tmp_path: Path) -> None:
+    """With a constant rate, pausing after 2 steps of 6 leaves the weights of a run of 2 steps."""
+    settings = {**toy, "schedule": "constant", "warmup": 0, "rows.holdout": 0}
+    train(load_config(None, {**settings, "steps": 2, "out": tmp_path / "short"}))
+    train(load_config(None, {**settings, "steps": 6, "out": tmp_path / "long"}), until=2)
+    short, long = weights(tmp_path / "short"), weights(tmp_path / "long")
+    assert all(torch.equal(short[name], long[name]) for name in short)
+
+
+def test_a_pause_at_the_end_is_no_pause_and_behind_is_refused(toy: dict[str, Any], tmp_path: Path) -> None:
+    config = load_config(None, {**toy, "out": tmp_path / "run"})
+    train(config, until=4)
+    with pytest.raises(UserError, match="is at step 4 already, beyond step 2"):
+        train(config, resume=True, until=2)
+    assert train(config, resume=True, until=6).steps == 6
+    assert (tmp_path / "run" / "summary.json").exists()
