@@ -1,0 +1,151 @@
+"""The plain facts of the runs: settings that differ and are the same, environments, cost, and what was chosen.
+
+No judgement here; the verdict is in `verdict.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rectune.reporting.grouping import Arm, flat, plain, short
+from rectune.reporting.read import Found, Record, Run, number
+
+_NOT_SETTINGS = {"out", "seed", "trackers", "checkpoint_every", "keep_checkpoints"}
+
+
+def settings(arms: Sequence[Arm]) -> dict[str, Any]:
+    """`differ`: name to label to value; `same`: name to value; runs without a readable config are left out."""
+    owns = {arm.label: flat(next(iter(configs))) for arm in arms
+            if (configs := [run.config for run in arm.runs.values() if run.config and not run.foreign])}  # fmt: skip
+    names = [
+        n for n in dict.fromkeys(name for own in owns.values() for name in own) if n not in _NOT_SETTINGS
+    ]
+    differ, same = {}, {}
+    for name in names:
+        values = {label: plain(own.get(name)) for label, own in owns.items()}
+        if len(set(values.values())) > 1:
+            differ[name] = values
+        else:
+            same[name] = next(iter(values.values()))
+    seeds = {arm.label: ", ".join(map(str, sorted(arm.runs))) for arm in arms if arm.label in owns}
+    return {"differ": differ, "same": same, "seeds": seeds}
+
+
+def environment(found: Found) -> dict[str, Any]:
+    """`same`: name to value; `differ`: name to value to the runs (or evaluations) that have it."""
+    runs = {short(str(run.path), 80): _flat(run.environment) for run in found.runs if run.environment}
+    versions = {
+        short(str(e.path), 80): {f"evaluated with {k}": str(v)[:80] for k, v in e.result["versions"].items()}
+        for e in found.evaluations
+        if isinstance(e.result.get("versions"), dict)
+    }
+    same: dict[str, str] = {}
+    differ: dict[str, dict[str, list[str]]] = {}
+    for group in (runs, versions):
+        for name in dict.fromkeys(name for own in group.values() for name in own):
+            values: dict[str, list[str]] = {}
+            for where, own in group.items():
+                values.setdefault(own.get(name, "not recorded"), []).append(where)
+            if len(values) == 1:
+                same[name] = next(iter(values))
+            else:
+                differ[name] = values
+    return {"same": same, "differ": differ}
+
+
+def _flat(record: Record) -> dict[str, str]:
+    packages = record.get("packages")
+    opened = {**record, **(packages if isinstance(packages, dict) else {})}
+    return {str(k): plain(v)[:120] for k, v in opened.items() if not isinstance(v, (dict, list))}
+
+
+def cost(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """A record for each run: steps done and planned, seconds and tokens of training steps, speed, peak memory."""
+    return [_cost(arm, seed, run) for arm in arms for seed, run in arm.runs.items()]
+
+
+def _cost(arm: Arm, seed: int, run: Run) -> dict[str, Any]:
+    seconds, tokens = _total(run.train, "seconds"), _total(run.train, "tokens")
+    seconds = run.summary.get("seconds", seconds)
+    memory = [line["peak_memory_mib"] for line in run.train if "peak_memory_mib" in line]
+    done = max([*(line["step"] for line in [*run.train, *run.log]), run.summary.get("steps", 0)], default=0)
+    planned = number(run.config.get("steps"))
+    finished = "steps" in run.summary
+    return {
+        "label": arm.label,
+        "seed": None if run.foreign else seed,
+        "path": str(run.path),
+        "steps": int(done),
+        "state": _state(run, arm, finished, int(done), planned),
+        "seconds": seconds,
+        "tokens": tokens or None,
+        "tokens_per_second": run.summary.get("tokens_per_second")
+        or (tokens / seconds if tokens and seconds else None),
+        "peak_memory_mib": run.summary.get("peak_memory_mib") or max(memory, default=None),
+    }
+
+
+def _state(run: Run, arm: Arm, finished: bool, done: int, planned: float | None) -> str:
+    if run.foreign:
+        return "another trainer's"
+    if finished:
+        return "finished"
+    of = f" of {planned:.0f}" if planned else ""
+    return f"dropped at step {done}{of}" if arm.dropped else f"not finished: step {done}{of}"
+
+
+def _total(lines: Iterable[Record], name: str) -> float:
+    return float(sum(line.get(name, 0) for line in lines))
+
+
+def choices(found: Found) -> list[str]:
+    """What comparisons chose by validation problems, as sentences: learning rates, and who was dropped when."""
+    said = []
+    for _, record in found.comparisons:
+        sweep, race = record.get("sweep"), record.get("race")
+        if isinstance(sweep, dict) and isinstance(sweep.get("arms"), dict):
+            said += [s for arm in sweep["arms"].values() if (s := _quiet(lambda arm=arm: _rate(arm, sweep)))]
+        if isinstance(race, dict) and isinstance(race.get("dropped"), dict):
+            said += [
+                f"dropped in the race: {short(str(one.get('reason')), 400)}"
+                for one in race["dropped"].values()
+                if isinstance(one, dict)
+            ]
+    return said
+
+
+def _rate(arm: Mapping[str, Any], sweep: Mapping[str, Any]) -> str:
+    tried = ", ".join(
+        f"{trial['learning_rate']:g}: {100 * trial['accuracy']['mean']:.1f} %" for trial in arm["trials"]
+    )
+    edge = "; the best lies at the edge of what was tried" if arm.get("edge") else ""
+    return (
+        f"learning rate of {short(str(arm['label']))}: {arm['learning_rate']:g}, by accuracy on {sweep['problems']} "
+        f"validation problems after {sweep['steps']} steps ({tried}){edge}"
+    )
+
+
+def _quiet(make: Callable[[], str]) -> str:
+    """The sentence, or nothing where a record is not what it should be."""
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def diagnoses(found: Found) -> list[dict[str, str]]:
+    """What was said before training: `where`, `sentence`, and `risks` in one line."""
+    said = []
+    for place, record in found.diagnoses:
+        verdict, risks = record.get("verdict"), record.get("risks")
+        sentence = verdict.get("sentence") if isinstance(verdict, dict) else None
+        names = [str(r.get("name")) for r in risks if isinstance(r, dict)] if isinstance(risks, list) else []
+        said.append(
+            {
+                "where": str(place),
+                "sentence": short(str(sentence or "no verdict in it"), 600),
+                "risks": short(", ".join(names), 300),
+            }
+        )
+    return said

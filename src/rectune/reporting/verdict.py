@@ -1,0 +1,110 @@
+"""The verdict of a page: a comparison's own, else judged from the evaluations that are there, else open.
+
+The paired statistics are in `evaluation/arms.py`. Without accuracies no winner is named: neither an objective's value
+nor NLL says which model solves more problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rectune.errors import UserError
+from rectune.evaluation.arms import judge
+from rectune.reporting.grouping import Arm
+from rectune.reporting.read import Found, Notes, Record
+
+OPEN = (
+    "The verdict is open: accuracy was not measured. A falling loss does not say which model solves more problems, and "
+    "neither does NLL, which DFT may raise while its answers get better."
+)
+ALONE = "The verdict is open: only {label} was evaluated, so there is nothing to compare it with."
+
+
+def make_verdict(found: Found, arms: list[Arm], domains: Mapping[str, str], notes: Notes) -> dict[str, Any]:
+    """`sentences`; `open` (nothing is compared); `judged`: what `judge` gives, None without evaluations."""
+    kept = [record["verdict"] for _, record in found.comparisons if _whole(record.get("verdict"))]
+    if len(kept) == 1 and len(found.comparisons) == 1 and not domains and _only_its_own(found, arms):
+        judged = kept[0]
+    else:
+        judged = _judge_all(arms, {**_domains_of(found, arms), **domains}, found, notes)
+    if judged is None:
+        return {"open": True, "sentences": [OPEN], "judged": None}
+    labels = list(dict.fromkeys(label for one in judged["benchmarks"].values() for label in one["arms"]))
+    for warning in judged.get("warnings", []):
+        notes.add("evaluations", str(warning))
+    if len(labels) < 2:
+        alone = ALONE.format(label=labels[0] if labels else "nothing")
+        return {"open": True, "sentences": [alone, *judged["sentences"]], "judged": judged}
+    return {"open": False, "sentences": judged["sentences"], "judged": judged}
+
+
+def _whole(verdict: object) -> bool:
+    """Whether a comparison's verdict has what the page reads."""
+    try:
+        benchmarks = verdict["benchmarks"]  # type: ignore[index]
+        arms = [arm for one in benchmarks.values() for arm in one["arms"].values()]
+        pairs = [pair for one in benchmarks.values() for pair in one["pairs"]]
+        return bool(
+            all(arm["low"] <= arm["mean"] <= arm["high"] for arm in arms)
+            and all(
+                pair["low"] <= pair["high"] and pair["a"] and pair["b"] and pair["sentence"] for pair in pairs
+            )
+            and all(isinstance(sentence, str) for sentence in verdict["sentences"])  # type: ignore[index]
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _only_its_own(found: Found, arms: list[Arm]) -> bool:
+    """Whether all that was evaluated belongs to the one comparison, so that its verdict covers the page."""
+    place = found.comparisons[0][0].resolve()
+    return all(place in e.path.resolve().parents for e in found.evaluations) and bool(arms)
+
+
+def _domains_of(found: Found, arms: list[Arm]) -> dict[str, str]:
+    """What comparisons say; else a benchmark with the name of the training data is in domain."""
+    domains: dict[str, str] = {}
+    data = {str(run.config.get("data")) for arm in arms for run in arm.runs.values()}
+    for evaluation in found.evaluations:
+        domains |= {name: "in" for name in evaluation.result["benchmarks"] if name in data}
+    for _, record in found.comparisons:
+        said = record.get("benchmarks")
+        if isinstance(said, dict):
+            domains |= {str(name): where for name, where in said.items() if where in ("in", "out", "")}
+    return domains
+
+
+def _judge_all(arms: list[Arm], domains: Mapping[str, str], found: Found, notes: Notes) -> Record | None:
+    """One verdict over all evaluations; those on other sets of benchmarks are judged by themselves."""
+    slots = dict.fromkeys(names for arm in arms for names in arm.evaluations.get("main", {}))
+    whole: Record | None = None
+    for names in slots:
+        folders = {
+            role: {arm.label: paths for arm in arms if (paths := arm.folders(role, names))}
+            for role in ("main", "greedy", "matched")
+        }
+        try:
+            judged = judge(
+                folders["main"], domains, greedy=folders["greedy"], matched=folders["matched"],
+                matched_to=_matched_to(found),
+            )  # fmt: skip
+        except UserError as error:
+            notes.add("evaluations", f"cannot be judged: {error}")
+            continue
+        if whole is None:
+            whole = judged
+            continue
+        notes.add(
+            "evaluations", f"{', '.join(names)}: judged apart, so Holm's correction is over these alone"
+        )
+        for name in ("benchmarks", "domains"):
+            whole[name] |= judged[name]
+        for name in ("sentences", "warnings"):
+            whole[name] += judged[name]
+    return whole
+
+
+def _matched_to(found: Found) -> str | None:
+    named = [record.get("matched_to") for _, record in found.comparisons]
+    return named[0] if len(named) == 1 and isinstance(named[0], str) else None
