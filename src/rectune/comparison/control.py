@@ -1,4 +1,4 @@
-"""The sharpening control: every model also sampled at the temperature that makes it as sharp as the sharpest arm.
+"""The sharpening control: every model also sampled at the temperature that makes it as sharp as the DFT model.
 
 Average accuracy at T = 1 rewards low entropy by itself, and objectives such as DFT lower entropy. What is left of a
 difference at equal entropy is not sharpness. How the temperature is found is in `evaluation/sharpness.py`, what
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rectune.comparison.answers import Draws, Respondent
-from rectune.comparison.arms import BASE
+from rectune.comparison.arms import Arm
 from rectune.evaluation.sharpness import entropy_of_answers, match
 from rectune.training.checkpoints import to_json, write_text
 
@@ -30,12 +30,15 @@ def entropy(respondent: Respondent, folder: Path) -> float:
     return float(json.loads(path.read_text())["entropy"])
 
 
-def sharpest(entropies: Mapping[str, Mapping[int, float]]) -> str:
-    """The arm of lowest mean entropy over its seeds; the base model is what others are compared with, so never it."""
-    means = {
-        name: sum(by_seed.values()) / len(by_seed) for name, by_seed in entropies.items() if name != BASE
-    }
-    return min(means, key=lambda name: means[name])
+def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, float]]) -> Arm:
+    """Whom the others are made as sharp as: dft where it is among the arms, else the one of lowest mean entropy.
+
+    Args:
+        arms: Without the base model, which is never the target.
+        entropies: Slug to seed to nats a token.
+    """
+    plain = [arm for arm in arms if arm.objective.name == "dft" and not arm.objective.phases]
+    return min(plain or arms, key=lambda arm: sum(entropies[arm.slug].values()) / len(entropies[arm.slug]))
 
 
 def answer_matched(

@@ -23,7 +23,7 @@ from typing import Any
 from rectune.comparison.answers import Draws, Respondent, is_answered
 from rectune.comparison.arms import BASE, Arm, run_config, run_folder
 from rectune.comparison.clock import Clock
-from rectune.comparison.control import answer_matched, entropy, sharpest
+from rectune.comparison.control import answer_matched, choose_target, entropy
 from rectune.comparison.dry_run import planned
 from rectune.comparison.matrix import Choices, Matrix, make_matrix, read_record, with_rates, write_record
 from rectune.comparison.problems import name_domains, write_problems
@@ -74,7 +74,7 @@ def compare(
         sweep_steps: Of each trial; None: a quarter of a run's.
         race: What a race may spend, such as `30m` or `800steps`; None: all arms are trained to the end.
         validation: Benchmark or file that sweep and race are judged by; None: a quarter of the in-domain problems.
-        sharpening: Also sample every model as sharp as the sharpest arm.
+        sharpening: Also sample every model as sharp as dft, or where that is not compared as the sharpest arm.
         dry_run: Check everything, and return what would be done.
 
     Returns:
@@ -195,17 +195,17 @@ def _match(matrix: Matrix, left: Sequence[Arm], files: Sequence[Path]) -> tuple[
     entropies: dict[str, dict[int, float]] = {}
     for (slug, seed), (respondent, folder, _) in models.items():
         entropies.setdefault(slug, {})[seed] = entropy(respondent, folder)
-    target = sharpest(entropies)
-    others = {key: value for key, value in models.items() if key[0] != target}
-    clock = Clock("as sharp as " + models[target, first][2], {"matched": len(others)})
+    target = choose_target(left, entropies)
+    others = {key: value for key, value in models.items() if key[0] != target.slug}
+    clock = Clock(f"as sharp as {target.label}", {"matched": len(others)})
     matched: Folders = {}
     for (_, seed), (respondent, folder, label) in others.items():
-        wanted, draws = entropies[target][seed], replace(matrix.draws, seed=seed)
+        wanted, draws = entropies[target.slug][seed], replace(matrix.draws, seed=seed)
         with clock.task("matched", f"{label}, seed {seed}"):
-            found = answer_matched(respondent, folder, target, wanted, files, draws)
+            found = answer_matched(respondent, folder, target.slug, wanted, files, draws)
         respondent.forget()
         matched.setdefault(label, {})[seed] = found
-    return matched, models[target, first][2]
+    return matched, target.label
 
 
 def _base(matrix: Matrix) -> Respondent:
