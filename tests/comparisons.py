@@ -1,0 +1,61 @@
+"""A task that a two-layer model learns in twelve steps (the answer is always yes), and comparisons of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rectune.config import TrainConfig, load_config
+from toys import byte_tokenizer, tiny_model
+
+Task = dict[str, str]
+
+
+def make_task(folder: Path) -> Task:
+    """Model, rows and problems: `inside` has 32 in the words of the rows, `outside` 6 in other words."""
+    tiny_model().save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    write(folder / "rows.jsonl", [{"prompt": f"{i}?", "completion": "yes"} for i in range(48)])
+    write(folder / "inside.jsonl", [problem(f"{i}?") for i in range(100, 132)])
+    write(folder / "outside.jsonl", [problem(f"and {i}?") for i in range(6)])
+    names = {"model": "model", "data": "rows.jsonl", "inside": "inside.jsonl", "outside": "outside.jsonl"}
+    return {key: str(folder / name) for key, name in names.items()}
+
+
+def problem(question: str, answer: str = "yes") -> dict[str, str]:
+    return {"prompt": question, "answer": answer, "grader": "exact"}
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+SETTINGS = {
+    "steps": 12,
+    "batch_size": 8,
+    "max_length": 64,
+    "learning_rate": 1e-2,
+    "schedule": "constant",
+    "precision": "fp32",
+    "rows.holdout": 0.1,
+    "checkpoint_every": 5,
+    "probe": 0,
+}
+
+
+def config_of(task: Task, out: Path, **settings: Any) -> TrainConfig:
+    return load_config(
+        None, {"model": task["model"], "data": task["data"], "out": out, **SETTINGS, **settings}
+    )
+
+
+def asking(task: Task) -> dict[str, Any]:
+    """How the models are asked: few and short answers."""
+    return {
+        "benchmarks_in": [task["inside"]],
+        "benchmarks_out": [task["outside"]],
+        "n": 2,
+        "max_new_tokens": 6,
+    }
