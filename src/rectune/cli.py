@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -31,7 +31,9 @@ app = App(
 
 # By its path, because its flags need pydantic: `rectune --help` would take twice as long.
 app.command("rectune.verbs:train", name="train", help="Fine-tune a model on demonstrations.")
-app.command("rectune.verbs:compare", name="compare", help="Train with several objectives and judge them in pairs.")
+app.command(
+    "rectune.verbs:compare", name="compare", help="Train with several objectives and judge them in pairs."
+)
 
 
 @app.command(name="list")
@@ -180,6 +182,8 @@ def eval_(
     check_overlap: str | None = None,
     engine: Literal["local", "server", "vllm"] = "local",
     server_url: str | None = None,
+    served_name: str | None = None,
+    without_logprobs: Switch = False,
     batch_size: int | None = None,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     json: Switch = False,
@@ -204,6 +208,8 @@ def eval_(
         check_overlap: Training rows in which to look for the problems' texts.
         engine: local runs the model here, server asks an OpenAI-compatible endpoint.
         server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
+        served_name: What the server calls the model, where that is not --model.
+        without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
         batch_size: Answers in work at once.
         precision: Of the local engine.
         json: Print all figures as JSON.
@@ -214,7 +220,8 @@ def eval_(
         model, [name.strip() for name in benchmarks.split(",") if name.strip()], out=out, n=n,
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, limit=limit,
         benchmark_files=benchmark_file, benchmark_dir=benchmark_dir, prompt=prompt, system=system, template=template,
-        check_overlap=check_overlap, engine=engine, server_url=server_url, batch_size=batch_size, precision=precision,
+        check_overlap=check_overlap, engine=engine, server_url=server_url, served_name=served_name,
+        server_logprobs=not without_logprobs, batch_size=batch_size, precision=precision,
     )  # fmt: skip
     if json:
         print_table([result], as_json=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from rectune.cli import main
 from rectune.data.encoding import choose_template
 from rectune.errors import UserError
 from rectune.evaluation.compare import compare_evaluations, verdict_matrix
@@ -244,3 +248,47 @@ def test_mistakes_are_one_clear_line(tmp_path, sums):
     with pytest.raises(UserError, match=r"no evaluation\.json"):
         compare_evaluations(tmp_path, tmp_path)
     assert not (tmp_path / "o" / "evaluation.json").exists()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A completions endpoint without log-probs that says "4" and remembers which model was asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self._answer({"data": []})
+
+    def do_POST(self) -> None:
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"])
+        self._answer({"choices": [{"text": "4", "finish_reason": "stop"}]})
+
+    def _answer(self, body: dict) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_server_under_another_name_and_without_logprobs(tmp_path, capsys):
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    file = write(tmp_path / "sums.jsonl", {"prompt": "2 + 2?", "answer": "4", "grader": "exact"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        code = main(
+            ["eval", "--model", str(tmp_path / "model"), "--benchmark-file", str(file), "--out", str(tmp_path / "o"),
+             "-n", "2", "--engine", "server", "--server-url", f"http://127.0.0.1:{server.server_port}/v1",
+             "--served-name", "tuned", "--without-logprobs", "--json"]
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert (code, Answering.asked) == (0, ["tuned", "tuned"])
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["benchmarks"]["sums"]["avg"]["mean"] == 1
+    assert result["fingerprint"] == "served:tuned"

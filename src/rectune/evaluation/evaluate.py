@@ -51,6 +51,8 @@ def evaluate(
     check_overlap: str | None = None,
     engine: str | Engine = "local",
     server_url: str | None = None,
+    served_name: str | None = None,
+    server_logprobs: bool = True,
     batch_size: int | None = None,
     precision: str = "auto",
     progress: Callable[[int, int, int], None] | None = None,
@@ -60,26 +62,28 @@ def evaluate(
     Run again after a stop, it goes on; with a larger `n` it adds samples.
 
     Args:
-        model: Hub id, folder, packaged name, or the folder of a training run; for a server the name it
-        serves. benchmarks: Names, see `BENCHMARKS`. out: Folder of this evaluation; one model and one
-        protocol each. benchmark_files: JSONL files of one's own with `prompt` and `answer`; named by the
-        file's stem. benchmark_dir: A folder that has the benchmarks' files; else they are packaged or loaded
-        from the hub. n, temperature, top_p, max_new_tokens, seed: How answers are drawn. limit: Only so many
-        problems of each benchmark, drawn with the seed. prompt: The user turn with {question} in it, for all
-        benchmarks. None: as in the model's training run,
+        model: Hub id, folder, packaged name, or the folder of a training run; for a server what has its
+            tokenizer.
+        benchmarks: Names, see `BENCHMARKS`.
+        out: Folder of this evaluation; one model and one protocol each.
+        benchmark_files: JSONL files of one's own with `prompt` and `answer`; named by the file's stem.
+        benchmark_dir: A folder that has the benchmarks' files; else they are packaged or loaded from the hub.
+        n, temperature, top_p, max_new_tokens, seed: How answers are drawn.
+        limit: Only so many problems of each benchmark, drawn with the seed.
+        prompt: The user turn with {question} in it, for all benchmarks. None: as in the model's training run,
             else each benchmark's own.
         system: System message; "" for none. None: as in the training run, else none.
         template: "auto", "none" or a file. None: as in the training run, else "auto".
         check_overlap: Training rows (as `data` of a recipe) to look for the problems' texts in.
-        engine, server_url, batch_size, precision, progress: As in `sample`.
+        engine, server_url, served_name, server_logprobs, batch_size, precision, progress: As in `sample`.
 
     Raises:
         UserError: Nothing to evaluate, an unknown benchmark, a folder that holds another evaluation, and all
-        that
-            `sample` and `grade` raise.
+            that `sample` and `grade` raise.
     """
     from rectune.grading import grade
     from rectune.sampling.engine import sample
+    from rectune.sampling.progress import reporter
 
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
     if template is None:
@@ -109,10 +113,14 @@ def evaluate(
         engine=engine,
         batch_size=batch_size,
         server_url=server_url,
+        served_name=served_name,
+        server_logprobs=server_logprobs,
         progress=progress,
         **drawn,  # type: ignore[arg-type]
     )
-    grade(samples, graded)
+    total = len(problems) * n
+    with reporter(None if progress is None else lambda *_: None, 0, total, "grading") as report:
+        grade(samples, graded, progress=lambda done: report(done, total, 0))
     lines = read_graded(graded, [problem.problem_id for problem in problems], n)
     first = lines[problems[0].problem_id][0]
     result: dict[str, Any] = {

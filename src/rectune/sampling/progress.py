@@ -10,7 +10,7 @@ Report = Callable[[int, int, int], None]
 
 
 @contextmanager
-def reporter(hook: Report | None, done: int, total: int) -> Iterator[Report]:
+def reporter(hook: Report | None, done: int, total: int, label: str = "sampling") -> Iterator[Report]:
     """A function to call with (samples done, samples in all, tokens drawn so far) after every sample.
 
     It is `hook` where one is given, else it moves a bar that starts at `done` of `total`, else does nothing.
@@ -22,7 +22,7 @@ def reporter(hook: Report | None, done: int, total: int) -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("sampling"),
+        TextColumn(label),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -33,7 +33,7 @@ def reporter(hook: Report | None, done: int, total: int) -> Iterator[Report]:
 
         def report(done: int, total: int, tokens: int) -> None:
             elapsed = bar.tasks[0].elapsed or 0.0
-            speed = f"{tokens / elapsed:,.0f} tokens/s" if elapsed else ""
+            speed = f"{tokens / elapsed:,.0f} tokens/s" if elapsed and tokens else ""
             bar.update(task, completed=done, total=total, speed=speed)
 
         yield report
