@@ -47,6 +47,10 @@ def read_arms(folders: Folders, warnings: list[str]) -> tuple[dict[str, Arms], d
             wanted = {name: list(one["problem_ids"]) for name, one in evaluation["benchmarks"].items()}
             lines = read_graded(folder / "graded.jsonl", [i for ids in wanted.values() for i in ids], n)
             held = {name: answers_of({i: lines[i] for i in ids}) for name, ids in wanted.items() if ids}
+            for answers in held.values() if evaluation["protocol"].get("top_p", 1) != 1 else ():
+                answers.numbers["surprisal"][:] = (
+                    np.nan
+                )  # then it is not that of the distribution sampled from
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
             why = (
                 str(error) if isinstance(error, UserError) else f"{folder}: is not an evaluation ({error!r})"
