@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rectune import objectives
 from rectune.errors import UserError
-from rectune.objectives import OBJECTIVES, apply_objective, effective_weight, vanishes
+from rectune.objectives import OBJECTIVES, apply_objective, effective_weight, parse_spec, vanishes
 
 Columns = dict[str, Tensor]
 Closed = Callable[[Columns], Tensor]
@@ -296,3 +296,43 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
     assert "column for asft 'kl'" in str(error.value) and "known: logp, row" in str(error.value)
     with pytest.raises(UserError, match="structural"):
         apply_objective("dft", {"logp": c["logp"]}, protect=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "slug", "phases"),
+    [
+        ("dft", "dft", "dft", None),
+        (" power:alpha=0.5", "power alpha=0.5", "power-alpha-0.5", None),
+        ("iw_sft:low=.1:high=2", "iw_sft low=0.1 high=2", "iw_sft-low-0.1-high-2", None),
+        ("sft@0.3+dft@0.7", "sft 0.3 then dft 0.7", "sft-0.3-dft-0.7", "sft:0.3,dft:0.7"),
+        (
+            "sft@.5+power@.5:alpha=2",
+            "sft .5 then power .5 alpha=2",
+            "sft-.5-power-.5-alpha-2",
+            "sft:.5,power:.5",
+        ),
+    ],
+)
+def test_an_objective_in_one_word(text: str, label: str, slug: str, phases: str | None) -> None:
+    spec = parse_spec(text)
+    assert (spec.label, spec.slug, spec.phases) == (label, slug, phases)
+    assert set(spec.settings) <= {"alpha", "low", "high"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("dtf", "dft"),
+        ("dft:alpha=1", "alpha"),
+        ("power:alpha", "settings"),
+        ("power:beta=1", "alpha"),
+        ("power:alpha=x", "not a number"),
+        ("sft+dft", "no objective"),
+        ("sft@0.3", "no objective"),
+        ("sft@+dft@1", "no objective"),
+        ("", "unknown"),
+    ],
+)
+def test_what_is_no_objective_says_why(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        parse_spec(text)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -178,6 +178,52 @@ def check_settings(objective: str | Objective, settings: Mapping[str, Any]) -> d
         if not math.isfinite(checked[name]):
             raise UserError(f"'{value}' is not a number", where=f"objective.{name}")
     return checked
+
+
+class Spec(NamedTuple):
+    """An objective with its settings, as given in one word.
+
+    Attributes:
+        label: As it is shown: `power alpha=0.5`.
+        slug: As a folder is named: `power-alpha-0.5`.
+        name: Of `OBJECTIVES`; of the first phase, where there are several.
+        settings: Keyword-only parameters.
+        phases: Several objectives by share of the steps, as `ObjectiveConfig.phases` takes them; else None.
+    """
+
+    label: str
+    slug: str
+    name: str
+    settings: dict[str, float]
+    phases: str | None = None
+
+
+def parse_spec(text: str) -> Spec:
+    """The objective that a word such as `dft`, `power:alpha=0.5` or `sft@0.3+dft@0.7` (phases) stands for.
+
+    Raises:
+        UserError: An unknown objective or setting (lists the valid ones), or another form.
+    """
+    head, *given = text.strip().split(":")
+    shares = [part.partition("@") for part in head.split("+")]
+    name = shares[0][0]
+    for part, at, share in shares:
+        resolve(part)
+        if bool(at) != (len(shares) > 1) or bool(at) != bool(share):
+            raise UserError(f"'{text}' is no objective", hint="as dft, power:alpha=0.5 or sft@0.3+dft@0.7")
+    pairs = [part.partition("=") for part in given]
+    if not all(setting and equals and value for setting, equals, value in pairs):
+        raise UserError(f"'{text}' is no objective with settings", hint="as power:alpha=0.5")
+    of = {
+        setting: next((n for n, _, _ in shares if setting in setting_names(n)), name)
+        for setting, _, _ in pairs
+    }
+    settings = {s: check_settings(of[s], {s: value})[s] for s, _, value in pairs}
+    shown = [f"{setting}={value:g}" for setting, value in settings.items()]
+    label = " ".join([" then ".join(f"{n} {share}".strip() for n, _, share in shares), *shown])
+    slug = "-".join([head.replace("@", "-").replace("+", "-"), *(part.replace("=", "-") for part in shown)])
+    phases = ",".join(f"{n}:{share}" for n, _, share in shares) if len(shares) > 1 else None
+    return Spec(label, slug, name, settings, phases)
 
 
 def apply_objective(
