@@ -113,7 +113,8 @@ def _benchmark(name: str, held: Mapping[str, Mapping[str, Record]], most: int) -
 
 def _in_turns(lists: Sequence[Sequence[str]], most: int) -> list[str]:
     """One from each list in turn, until there are `most`."""
-    total, taken = min(most, sum(map(len, lists))), []
+    total = min(most, sum(map(len, lists)))
+    taken: list[str] = []
     waiting = [iter(one) for one in lists]
     for one in cycle(waiting):
         if len(taken) == total:

@@ -112,4 +112,9 @@ def _shared(arms: Sequence[Arm], name: str) -> str:
     )
     if len(values) > 3:
         return f"{len(values)} different"
-    return ", ".join(short(value, 120) for value in values)
+    return ", ".join(short(_end(value), 120) for value in values)
+
+
+def _end(value: str) -> str:
+    """The end of a long path; names on the hub and relative paths stay as they are."""
+    return "/".join(("…", *Path(value).parts[-2:])) if Path(value).is_absolute() else value

@@ -80,8 +80,8 @@ def histograms(arms: Sequence[Arm]) -> dict[str, Any]:
     """
     found = {}
     for arm in arms:
-        pairs = [tuple(line.get("histogram") for line in before_after(run)) for run in arm.runs.values()]
-        whole = [pair for pair in pairs if all(pair) and all(sum(counts) for counts in pair)]
+        pairs = [[line.get("histogram", []) for line in before_after(run)] for run in arm.runs.values()]
+        whole = [pair for pair in pairs if all(sum(counts) for counts in pair)]
         if not whole:
             continue
         before, after = ([sum(pair[i][b] for pair in whole) for b in range(BINS)] for i in (0, 1))
@@ -139,11 +139,12 @@ def token_changes(arms: Sequence[Arm]) -> dict[str, Any]:
         several = [_change(text, pairs) for text, pairs in by_text.items() if len(pairs) >= _FEWEST]
         if not once:
             continue
-        found[arm.label] = {"rows": len(rows), "targets": len(once)}
+        mine: dict[str, Any] = {"rows": len(rows), "targets": len(once)}
+        found[arm.label] = mine
         for name, changes in (("", several), ("_once", once)):
             ordered = sorted(changes, key=lambda c: (c["change"], c["token"]))
-            found[arm.label]["loss" + name] = [c for c in ordered[:_SHOWN] if c["change"] < 0]
-            found[arm.label]["gain" + name] = [c for c in reversed(ordered[-_SHOWN:]) if c["change"] > 0]
+            mine["loss" + name] = [c for c in ordered[:_SHOWN] if c["change"] < 0]
+            mine["gain" + name] = [c for c in reversed(ordered[-_SHOWN:]) if c["change"] > 0]
     return found
 
 

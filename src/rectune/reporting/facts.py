@@ -5,7 +5,7 @@ No judgement here; the verdict is in `verdict.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rectune.reporting.grouping import Arm, flat, plain, short
@@ -105,7 +105,7 @@ def choices(found: Found) -> list[str]:
     for _, record in found.comparisons:
         sweep, race = record.get("sweep"), record.get("race")
         if isinstance(sweep, dict) and isinstance(sweep.get("arms"), dict):
-            said += [s for arm in sweep["arms"].values() if (s := _quiet(lambda arm=arm: _rate(arm, sweep)))]
+            said += [line for arm in sweep["arms"].values() if (line := _rate(arm, sweep))]
         if isinstance(race, dict) and isinstance(race.get("dropped"), dict):
             said += [
                 f"dropped in the race: {short(str(one.get('reason')), 400)}"
@@ -115,21 +115,17 @@ def choices(found: Found) -> list[str]:
     return said
 
 
-def _rate(arm: Mapping[str, Any], sweep: Mapping[str, Any]) -> str:
-    tried = ", ".join(
-        f"{trial['learning_rate']:g}: {100 * trial['accuracy']['mean']:.1f} %" for trial in arm["trials"]
-    )
-    edge = "; the best lies at the edge of what was tried" if arm.get("edge") else ""
-    return (
-        f"learning rate of {short(str(arm['label']))}: {arm['learning_rate']:g}, by accuracy on {sweep['problems']} "
-        f"validation problems after {sweep['steps']} steps ({tried}){edge}"
-    )
-
-
-def _quiet(make: Callable[[], str]) -> str:
-    """The sentence, or nothing where a record is not what it should be."""
+def _rate(arm: Any, sweep: Mapping[str, Any]) -> str:
+    """How a learning rate was chosen; nothing where a record is not what it should be."""
     try:
-        return make()
+        tried = ", ".join(
+            f"{one['learning_rate']:g}: {100 * one['accuracy']['mean']:.1f} %" for one in arm["trials"]
+        )
+        edge = "; the best lies at the edge of what was tried" if arm.get("edge") else ""
+        return (
+            f"learning rate of {short(str(arm['label']))}: {arm['learning_rate']:g}, by accuracy on "
+            f"{sweep['problems']} validation problems after {sweep['steps']} steps ({tried}){edge}"
+        )
     except (KeyError, TypeError, ValueError):
         return ""
 

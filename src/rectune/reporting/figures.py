@@ -15,7 +15,7 @@ from rectune.pages.figures import BASE_COLOUR, COLOURS, figure
 from rectune.reporting.grouping import BASE
 
 _LINES = ("solid", "dashed", "dotted", "dashdot")
-_PANEL = {"width": 4.3, "height": 2.7}
+_PANEL = {"width": 3.5, "height": 2.3}
 MOST_PANELS = 12
 """Histograms that are drawn; the table has all."""
 
@@ -93,6 +93,7 @@ def _curves(
             if thin:
                 ax.plot(*zip(*_mean_of(seeds), strict=True), **looks[label])
         ax.set_xlabel("step")
+        ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         ax.margins(x=0.02)
 
     return _quiet(draw, label=f"{title} against steps for {', '.join(by_label)}", **_PANEL)
@@ -131,11 +132,11 @@ def histograms(data: Mapping[str, Any]) -> list[tuple[Markup, str]]:
             )
             ax.set_ylim(bottom, 1)
             ax.set_xlim(0, len(edges) - 1)
-            ax.set_xticks(
-                places, ["0", "1e-4", ".001", ".01", *(f"{e:g}".lstrip("0") for e in edges[4:])], fontsize=8
-            )
+            named = [place for place in places if place % 2 == 0 or place == places[-1]]
+            ax.set_xticks(named, [f"{edges[place]:g}" for place in named])
+            ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+            ax.yaxis.set_minor_formatter(lambda share, _: "")
             ax.set_xlabel("probability of the target")
-            ax.set_ylabel("share of targets")
             ax.grid(axis="x", visible=False)
 
         words = ", ".join(f"{100 * s:.1f} %" for s in one["after"])
@@ -169,7 +170,8 @@ def _intervals(
             for seed in arms[label].get("by_seed", {}).values():
                 ax.plot([100 * seed], [y + 0.22], "|", color=colour, markersize=5, alpha=0.8)
         _rows(ax, labels)
-        ax.set_xlim(left=min(0, ax.get_xlim()[0]) if ax.get_xlim()[0] < 10 else None)
+        left, right = ax.get_xlim()
+        ax.set_xlim(left=-0.02 * right if left < 0.2 * right else left)
 
     said = "; ".join(f"{label} {100 * arms[label]['mean']:.1f} %" for label in labels)
     return _quiet(draw, label=f"Accuracy on {name} with 95 % intervals: {said}", **_tall(labels))
@@ -182,21 +184,17 @@ def _differences(name: str, pairs: Sequence[Mapping[str, Any]]) -> Markup:
         ax.axvline(0, color=BASE_COLOUR, linewidth=1.2)
         for y, pair in enumerate(pairs):
             shown = pair.get("shown", False)
-            colour = COLOURS[0] if shown else BASE_COLOUR
+            look = {"color": COLOURS[0] if shown else BASE_COLOUR}
             ax.plot(
-                [100 * pair["low"], 100 * pair["high"]],
-                [y, y],
-                color=colour,
-                linewidth=2.5,
-                solid_capstyle="butt",
+                [100 * pair["low"], 100 * pair["high"]], [y, y], linewidth=2.5, solid_capstyle="butt", **look
             )
             ax.plot(
                 [100 * pair["difference"]],
                 [y],
                 "o",
-                color=colour,
                 markersize=7,
                 fillstyle="full" if shown else "none",
+                **look,
             )
         _rows(ax, labels)
 

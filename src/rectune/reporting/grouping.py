@@ -47,7 +47,10 @@ def group(found: Found, notes: Notes) -> list[Arm]:
     """All arms, the base model first, then in the order of the folders."""
     arms, at = _by_comparison(found, notes)
     rest = [run for run in found.runs if _key(run.path) not in at]
-    for label, runs in _by_config(rest, {arm.label for arm in arms}).items():
+    named = _by_config(rest, {arm.label for arm in arms})
+    for label, runs in sorted(
+        named.items(), key=lambda one: not one[0].startswith("sft")
+    ):  # the reference first
         arms.append(arm := Arm(label))
         for run in runs:
             seed = _seed(run, arm, notes)
@@ -153,10 +156,10 @@ def _by_config(runs: Iterable[Run], taken: set[str]) -> dict[str, list[Run]]:
         by_label.setdefault(label, []).append(members)
     named: dict[str, list[Run]] = {}
     for label, same in by_label.items():
-        settings = [flat(members[0].config) for members in same]
-        names = [n for n in dict.fromkeys(k for s in settings for k in s) if n not in _OWN]
-        differ = [n for n in names if len({json.dumps(s.get(n), default=str) for s in settings}) > 1]
-        for members, own in zip(same, settings, strict=True):
+        owns = [flat(members[0].config) for members in same]
+        names = [n for n in dict.fromkeys(k for own in owns for k in own) if n not in _OWN]
+        differ = [n for n in names if len({json.dumps(own.get(n), default=str) for own in owns}) > 1]
+        for members, own in zip(same, owns, strict=True):
             extra = ", ".join(f"{n}={plain(own.get(n))}" for n in differ[:3])
             if len(same) > 1 and not extra:
                 extra = members[0].path.parent.name

@@ -92,9 +92,7 @@ def read_folder(folder: Path, found: Found, notes: Notes) -> None:
         if names & {"evaluation.json", "graded.jsonl"}:
             evaluation = _evaluation(place, notes)
             found.evaluations += [evaluation] if evaluation else []
-        elif ("comparison.json" not in names and names & {"metrics.jsonl", "summary.json", "probe.json"}) or (
-            "config.json" in names and _is_run_config(place / "config.json")
-        ):
+        elif _is_run(place, names):
             found.runs.append(_run(place, notes))
         elif states := _trainer_states(place):
             run = _foreign(place, states, notes)
@@ -208,10 +206,14 @@ def _walk(top: Path, notes: Notes) -> Iterator[Path]:
         waiting += [(p, depth + 1) for p in reversed(below) if p.is_dir() and not p.is_symlink()]
 
 
-def _is_run_config(path: Path) -> bool:
-    """Whether a config.json is a training run's (a model's folder has one too); a damaged one may be."""
-    content = read_object(path, Notes())
-    return "objective" in content and "data" in content
+def _is_run(place: Path, names: set[str]) -> bool:
+    """Whether these files are a training run's: a model's folder has a config.json, too."""
+    if "comparison.json" in names:
+        return False
+    content = read_object(place / "config.json", Notes()) if "config.json" in names else {}
+    return bool(names & {"metrics.jsonl", "summary.json", "probe.json"}) or {"objective", "data"} <= set(
+        content
+    )
 
 
 def _run(place: Path, notes: Notes) -> Run:

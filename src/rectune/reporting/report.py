@@ -70,7 +70,7 @@ def page(data: dict[str, Any]) -> str:
         "reporting/page.html",
         title=data["title"],
         data=data,
-        parts=[section for section in map(lambda one: _with_figures(one, data), sections(data)) if section],
+        parts=[section for section in (_with_figures(one, data) for one in sections(data)) if section],
         closing=[section for section in closing(data) if section],
         legend=looks,
     )

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rectune.training.drift_lines import LINES
+
 Data = Mapping[str, Any]
 
 
@@ -26,15 +28,18 @@ class Table:
 
 @dataclass
 class Section:
-    """A part of the page. `figures` are pairs of SVG and caption, `legend` says whether lines need one."""
+    """A part of the page. `figures` are pairs of SVG and caption, `legend` says whether lines need one,
+    `wide` whether figures and tables stand two in a row instead of three and one."""
 
     key: str
+    name: str  # in the list of parts
     title: str
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     figures: list[Any] = field(default_factory=list)
     legend: bool = False
+    wide: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.text or self.tables or self.figures)
@@ -73,46 +78,52 @@ def domain(where: str) -> str:
 
 
 def _accuracy(data: Data) -> Section:
-    section = Section("accuracy", "Accuracy")
+    section = Section("accuracy", "Accuracy", "Accuracy", wide=True)
     judged = data["verdict"]["judged"]
     if not judged:
         return section
-    arms, pairs = [], []
-    bold = set()
+    named = {name: name + domain(one["domain"]) for name, one in judged["benchmarks"].items()}
+    labels = list(dict.fromkeys(label for one in judged["benchmarks"].values() for label in one["arms"]))
+    matrix = [
+        [
+            label,
+            *(
+                _interval(one["arms"][label]) if label in one["arms"] else "-"
+                for one in judged["benchmarks"].values()
+            ),
+        ]
+        for label in labels
+    ]
+    pairs: list[list[str]] = []
+    looks: list[list[str]] = []
+    bold: set[int] = set()
     for name, one in judged["benchmarks"].items():
         for label, arm in one["arms"].items():
-            arms.append([
-                name + domain(one["domain"]), label, _interval(arm), percent(arm.get("greedy")), _best(arm),
+            looks.append([
+                named[name], label, _shape(arm.get("shape")), percent(arm.get("greedy")), _best(arm),
                 percent(arm.get("stopped"), 0), number(arm.get("tokens"), 0), percent(arm.get("repeating"), 0),
-                _shape(arm.get("shape")),
             ])  # fmt: skip
         for pair in one["pairs"]:
             if pair.get("shown"):
                 bold.add(len(pairs))
             left = (pair.get("sharpening") or {}).get("matched") or {}
             pairs.append([
-                name + domain(one["domain"]), f"{pair['a']} - {pair['b']}", _interval(pair, "difference"),
-                _p(pair.get("p_value")), _p(pair.get("p_holm")),
-                _interval(left, "difference") if left else "-",
-                str(pair.get("problems", "-")), str(pair.get("seeds", "-")),
+                named[name], f"{pair['a']} - {pair['b']}", _interval(pair, "difference"), _p(pair.get("p_value")),
+                _p(pair.get("p_holm")), _interval(left, "difference") if left else "-",
+                f"{pair.get('problems', '-')} × {pair.get('seeds', '-')}",
             ])  # fmt: skip
-    first = ["problems", "model", "accuracy %", "greedy", "pass@k", "stopped", "tokens", "repeating"]
-    section.tables = [Table([*first, "most frequent shape of answers"], arms, text=2)]
+    section.tables = [Table(["accuracy in %", *named.values()], matrix)]
     if pairs:
-        head = [
-            "problems",
-            "difference",
-            "points",
-            "p",
-            "p (Holm)",
-            "as sharp as each other",
-            "problems",
-            "seeds",
-        ]
+        head = ["problems", "difference", "points", "p", "p (Holm)", "equally sharp", "problems × seeds"]
         section.tables.append(Table(head, pairs, text=2, bold=bold))
+    head = ["problems", "model", "most frequent shape", "greedy", "pass@k", "stopped", "tokens", "repeating"]
+    section.tables.append(
+        Table(head, looks, text=3, folded="What the answers look like: shape, length, stopping")
+    )
     section.caveats = [
         "Brackets are 95 % intervals: over problems, and over seeds where there are several. Differences are paired "
-        "problem by problem. Bold: shown after Holm's correction."
+        "problem by problem; bold: shown after Holm's correction; equally sharp: the difference that is left when both "
+        "are sampled at the same entropy."
     ]
     return section
 
@@ -145,11 +156,12 @@ def _course(data: Data) -> Section:
     head = ["model", "training", "NLL", "mean p", "top-1", "p < 0.01", "p > 0.9", "p of turn ends"]
     return Section(
         "course",
+        "Training",
         "Training, step by step",
         tables=[Table(head, rows, text=2)] if rows else [],
         caveats=[
-            "Rows kept aside. NLL is no accuracy: under DFT it may rise while mean p rises too, because the model gives "
-            "up on tokens that it finds unlikely. Who solves more problems is in the verdict."
+            "Rows kept aside. NLL is no accuracy: under DFT it may rise while mean p rises too, because the model "
+            "gives up on tokens that it finds unlikely. Who solves more problems is in the verdict."
         ],
         legend=True,
     )
@@ -157,14 +169,15 @@ def _course(data: Data) -> Section:
 
 def _polarisation(data: Data) -> Section:
     found = data["histograms"]["arms"]
-    rows = [
-        [label, *(percent(share, 2) for end in ("lowest", "highest") for share in one[end]),
-         f"{100 * (sum(e[1] - e[0] for e in (one['lowest'], one['highest']))):+.1f}", "yes" if one["polarises"] else "no"]
-        for label, one in found.items()
-    ]  # fmt: skip
+    rows = []
+    for label, one in found.items():
+        ends = [percent(share, 2) for end in ("lowest", "highest") for share in one[end]]
+        moved = sum(after - before for before, after in (one["lowest"], one["highest"]))
+        rows.append([label, *ends, f"{100 * moved:+.1f}", "yes" if one["polarises"] else "no"])
     head = ["model", "p < 0.0001 before", "after", "p ≥ 0.9 before", "after", "both, points", "polarises"]
     return Section(
         "probabilities",
+        "Probabilities",
         "Probability of the targets, before and after",
         text=[one["sentence"] + "." for one in found.values()],
         tables=[Table(head, rows)] if rows else [],
@@ -178,11 +191,12 @@ def _polarisation(data: Data) -> Section:
 def _losses(data: Data) -> Section:
     return Section(
         "losses",
+        "Objective and NLL",
         "The objective next to NLL",
         caveats=[
-            "The objective's value chooses nothing: DFT's is -p log p per token, which is largest at p = 0.37 and falls "
-            "to 0 as p goes to 0, so it can fall while the model gets worse. Values of two objectives are on different "
-            "scales. Running means over a twentieth of the steps."
+            "The objective's value chooses nothing: DFT's is -p log p per token, which is largest at p = 0.37 and "
+            "falls to 0 as p goes to 0, so it can fall while the model gets worse. Values of two objectives are on "
+            "different scales. Running means over a twentieth of the steps."
         ],
         legend=True,
     )
@@ -191,9 +205,12 @@ def _losses(data: Data) -> Section:
 def _drift(data: Data) -> Section:
     return Section(
         "drift",
+        "Drift",
         "Drift from the base model",
         text=[
-            f"Warning: {one['figure']} of {one['label']} (seed {one['seed']}) crossed its line at step {one['step']:.0f}."
+            f"Warning for {one['label']}, seed {one['seed']}, from step {one['step']:.0f} on ({one['figure']}): "
+            + (LINES[one["figure"]].means if one["figure"] in LINES else "past its line")
+            + "."
             for one in data["warnings"]
         ],
         caveats=["A fixed set of hold-out rows, and a few answers sampled to their prompts."],
@@ -228,6 +245,7 @@ def _tokens(data: Data) -> Section:
                                 folded=f"{label}: single targets that changed most"))  # fmt: skip
     return Section(
         "tokens",
+        "Tokens",
         "Tokens with the largest gain and loss",
         tables=tables,
         caveats=[
@@ -244,6 +262,7 @@ def _visible(text: str) -> str:
 def _foreign(data: Data) -> Section:
     return Section(
         "foreign",
+        "Other trainers",
         "Runs of other trainers",
         caveats=[
             "As their trainer logged it. A DFT loss is no NLL, and losses of two objectives cannot be compared."
@@ -270,7 +289,9 @@ def _settings(data: Data) -> Section:
         "All runs have the same settings." if len(labels) > 1 and not found["differ"] else "",
         *data["choices"],
     ]
-    return Section("settings", "Settings that differ", text=[line for line in text if line], tables=tables)
+    return Section(
+        "settings", "Settings", "Settings that differ", text=[line for line in text if line], tables=tables
+    )
 
 
 def _environment(data: Data) -> Section:
@@ -287,7 +308,9 @@ def _environment(data: Data) -> Section:
         same = [[name, value] for name, value in found["same"].items()]
         tables.append(Table(["what", "value"], same, text=2, folded=f"{len(same)} entries that are the same"))
     text = ["Not all runs had the same environment; a difference between them can come from that too."]
-    return Section("environment", "Environment", text=text if found["differ"] else [], tables=tables)
+    return Section(
+        "environment", "Environment", "Environment", text=text if found["differ"] else [], tables=tables
+    )
 
 
 def _some(where: Sequence[str]) -> str:
@@ -318,6 +341,7 @@ def _cost(data: Data) -> Section:
     head = ["model", "seed", "state", "steps", "time", "tokens", "tokens/s", "peak memory"]
     return Section(
         "cost",
+        "Cost",
         "Cost",
         tables=[Table(head, rows, text=3, bold=bold)] if rows else [],
         caveats=["Training steps alone: loading, hold-out passes and evaluations come on top."],

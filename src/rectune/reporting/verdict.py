@@ -33,10 +33,11 @@ def make_verdict(found: Found, arms: list[Arm], domains: Mapping[str, str], note
     labels = list(dict.fromkeys(label for one in judged["benchmarks"].values() for label in one["arms"]))
     for warning in judged.get("warnings", []):
         notes.add("evaluations", str(warning))
+    said = [sentence.rstrip(".") + "." for sentence in judged["sentences"]]
     if len(labels) < 2:
         alone = ALONE.format(label=labels[0] if labels else "nothing")
-        return {"open": True, "sentences": [alone, *judged["sentences"]], "judged": judged}
-    return {"open": False, "sentences": judged["sentences"], "judged": judged}
+        return {"open": True, "sentences": [alone, *said], "judged": judged}
+    return {"open": False, "sentences": said, "judged": judged}
 
 
 def _whole(verdict: object) -> bool:
