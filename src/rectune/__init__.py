@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rectune.objectives import apply_objective as apply_objective
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
+    from rectune.reporting.report import report as report
     from rectune.training.loop import train as train
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOME = {
     "Sample": "rectune.data.rows",
     "TrainConfig": "rectune.config",
     "train": "rectune.training.loop",
+    "report": "rectune.reporting.report",
     "dft_loss": "rectune.integrations",
     "objective_loss": "rectune.integrations",
     "UserError": "rectune.errors",

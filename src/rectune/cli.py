@@ -230,6 +230,41 @@ def eval_(
     print_table([dict(zip(header, row, strict=True)) for row in rows], as_json=False)
 
 
+@app.command
+def report(
+    *runs: Path,
+    out: Path | None = None,
+    format: Literal["html", "markdown"] = "html",
+    benchmarks_in: str = "",
+    benchmarks_out: str = "",
+    json: Switch = False,
+) -> None:
+    """Put runs on one self-contained page: verdict first, then accuracies, curves, answers, settings and cost.
+
+    Args:
+        runs: Folders of runs, evaluations, comparisons, diagnoses, runs of a transformers Trainer, or of several of them.
+        out: File to write; by default report.html, or report.md for markdown, and none with --json.
+        format: A page, or text with tables for a pull request.
+        benchmarks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
+        benchmarks_out: Benchmarks of another domain.
+        json: Print all that is on the page as JSON.
+    """
+    from rectune.reporting.report import report as make
+    from rectune.training.checkpoints import to_json
+
+    if out is None and not json:
+        out = Path("report.html" if format == "html" else "report.md")
+    inside, outside = (
+        [name.strip() for name in names.split(",") if name.strip()]
+        for names in (benchmarks_in, benchmarks_out)
+    )
+    data = make(runs, out=out, format=format, benchmarks_in=inside, benchmarks_out=outside)
+    if json:
+        print(to_json(data, indent=2, ensure_ascii=False))
+        return
+    print(*data["verdict"]["sentences"], out, sep="\n")
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the moment: a progress bar puts itself in its place, and moves on for a message."""
 

@@ -5,6 +5,7 @@ Everything from data is escaped, so that an answer cannot break a table, start a
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +58,11 @@ def fenced(text: str) -> list[str]:
     return [f"{mark}text", *(text or "(nothing)").splitlines(), mark]
 
 
+def _summary(text: str) -> str:
+    """In a block of HTML, where Markdown's own escapes do not count."""
+    return f"<summary>{html.escape(' '.join(text.split()))}</summary>"
+
+
 def _section(section: Section) -> list[str]:
     if not (section.text or section.tables):
         return []
@@ -79,7 +85,7 @@ def _table(table: Table) -> list[str]:
     lines = ["| " + " | ".join(row) + " |" for row in ([escape(cell) for cell in table.header], rule, *rows)]
     if not table.folded:
         return lines
-    return ["<details>", f"<summary>{escape(table.folded)}</summary>", "", *lines, "", "</details>"]
+    return ["<details>", _summary(table.folded), "", *lines, "", "</details>"]
 
 
 def _answers(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -88,7 +94,7 @@ def _answers(found: Sequence[Mapping[str, Any]]) -> list[str]:
         counts = f"{one['problems']} problems: the models disagree on {one['disagree']}, all are right on {one['all']}"
         lines += [f"### {escape(one['benchmark'])}", "", f"{counts}, none on {one['none']}.", ""]
         for problem in one["shown"]:
-            lines += ["<details>", f"<summary>{escape(problem['problem'])}</summary>", ""]
+            lines += ["<details>", _summary(problem["problem"]), ""]
             lines += [*fenced(problem["prompt"]), "", f"Expected: {code(problem['gold'])}", ""]
             for answer in problem["answers"]:
                 verdict = _VERDICTS.get(answer["verdict"], f"? not judged ({escape(answer['verdict'])})")
