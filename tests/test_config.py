@@ -16,7 +16,7 @@ gradient_checkpointing memory_budget
 objective.name objective.phases objective.protect objective.refresh
 rows.format rows.columns rows.template rows.system rows.split rows.holdout rows.limit
 lora.rank lora.alpha lora.dropout lora.targets lora.merge
-evaluate_every checkpoint_every keep_checkpoints choose trackers
+evaluate_every probe checkpoint_every keep_checkpoints choose trackers
 """.split()  # noqa: SIM905
 """All settings there are. A new one has to be worth its line here; 45 is the most there may be."""
 
@@ -139,3 +139,18 @@ def test_a_missing_or_binary_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         load_config(tmp_path / "binary.toml")
+
+
+def test_paths_are_taken_for_text() -> None:
+    """From Python a file is often a `Path`."""
+    config = TrainConfig(
+        model=Path("models/a"),  # type: ignore[arg-type]
+        data=Path("rows.jsonl"),  # type: ignore[arg-type]
+        out="run",  # type: ignore[arg-type]
+        rows={"holdout": Path("kept.jsonl"), "template": Path("chat.jinja")},  # type: ignore[arg-type]
+    )
+    assert (config.model, config.data, config.out) == ("models/a", "rows.jsonl", Path("run"))
+    assert (config.rows.holdout, config.rows.template) == ("kept.jsonl", "chat.jinja")
+    assert load_config(None, {**NEEDED, "data": Path("rows.jsonl")}).data == "rows.jsonl"
+    with pytest.raises(UserError, match="--data: input should be a valid string, got 3"):
+        load_config(None, {**NEEDED, "data": 3})

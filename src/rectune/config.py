@@ -6,14 +6,23 @@ What the settings do is in `training/loop.py`; which objectives exist is in `obj
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from rectune.errors import UserError, unknown_name
@@ -28,6 +37,14 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathOrName = Annotated[str, BeforeValidator(_as_text)]
+"""Text, for which Python may give a `Path`."""
+
+
 class ObjectiveConfig(_Settings):
     """Which loss a token gets. Further keys are settings of the objective itself, such as `alpha`."""
 
@@ -36,7 +53,7 @@ class ObjectiveConfig(_Settings):
     name: str = "dft"
     """Objective, one of `rectune list objectives`; its settings follow as --objective.alpha 0.5 and so on."""
     phases: str | None = None
-    """Several objectives one after the other by share of the steps, such as sft:0.3,dft:0.7."""
+    """Several objectives in place of name, one after the other by share of the steps: sft:0.3,dft:0.7."""
     protect: float | None = None
     """Least weight of tokens that end a turn or are special. Unset: 1 if the loss vanishes with p, else 0."""
 
@@ -71,7 +88,7 @@ class DataConfig(_Settings):
     """Row format: auto, prompt_completion, messages, sharegpt, alpaca, gsm8k, numina, openr1, or mapping."""
     columns: dict[str, str] = Field(default_factory=dict)
     """For any other layout, which field is what: prompt=FIELD,completion=FIELD and perhaps system=FIELD."""
-    template: str = "auto"
+    template: PathOrName = "auto"
     """auto: the tokenizer's chat template, else a plain one; none: the texts as they are; or a Jinja file."""
     system: str | None = None
     """System message put before rows that have none."""
@@ -95,6 +112,7 @@ class DataConfig(_Settings):
     @field_validator("holdout", mode="before")
     @classmethod
     def _share_or_file(cls, value: object) -> object:
+        value = _as_text(value)
         with suppress(TypeError, ValueError):
             value = float(value)  # type: ignore[arg-type]
         if isinstance(value, float) and not 0 <= value < 1:
@@ -105,9 +123,9 @@ class DataConfig(_Settings):
 class TrainConfig(_Settings):
     """Everything that decides a training run. Frozen, and written whole to `config.json`."""
 
-    model: str = "smollm2-135m"
+    model: PathOrName = "smollm2-135m"
     """Hub id, local folder, or the packaged smollm2-135m."""
-    data: str
+    data: PathOrName
     """Rows to train on: JSONL, JSON, CSV or Parquet, a folder of them, a hub id, or gsm8k-calculations (packaged)."""
     out: Path
     """Run folder; made if it is missing."""
@@ -150,6 +168,8 @@ class TrainConfig(_Settings):
     lora: LoraConfig = LoraConfig()
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations on the hold-out rows; 0: at the start and the end only."""
+    probe: int = Field(16, ge=0)
+    """Hold-out rows watched for drift from the base model at each evaluation; 0 watches none."""
     checkpoint_every: int = Field(50, ge=0)
     """Steps between checkpoints that --resume can go on from; 0 writes none."""
     keep_checkpoints: int = Field(2, gt=0)
