@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
+from rectune.training import drift
 from rectune.training.loop import TrainResult, train
 from toys import byte_tokenizer, tiny_model
 
@@ -20,6 +21,7 @@ Toy = dict[str, Any]
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(drift, "NEW_TOKENS", (8, 256))  # a toy's answers need no more
         yield
 
 

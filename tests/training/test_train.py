@@ -65,6 +65,16 @@ def test_phases_switch_by_share_of_steps(run: Any, caplog: pytest.LogCaptureFixt
     assert "sft until step 3, then dft until step 10" in caplog.text
 
 
+def test_phases_say_that_the_name_is_not_used(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "rectune"):
+        run(objective__name="focal", objective__phases="sft:0.5,dft:0.5", steps=2)
+    assert "objective.phases decides; objective.name = focal is not used" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "rectune"):
+        run("plain", objective__phases="sft:0.5,dft:0.5", steps=2)
+    assert "is not used" not in caplog.text
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[dict[str, float]]) -> None:
     """Evaluations that give these figures; training goes on as it does."""
     left = iter(figures)
@@ -253,4 +263,4 @@ def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
     assert planned["supervised_tokens"] < planned["tokens"] < 32 * capacity(config)
     memory = planned["memory_mib"]
     assert memory.pop("total") == sum(memory.values())
-    assert set(memory) == {"weights", "masters", "gradients", "moments", "activations", "head"}
+    assert set(memory) == {"weights", "masters", "gradients", "moments", "activations", "head", "probe"}

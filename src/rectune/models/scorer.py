@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ class Head(NamedTuple):
     bias: Tensor | None
     softcap: float | None
     logit_scale: float
+
+
+class Reference(Protocol):
+    """What `kl` and `ref_logp` refer to: a `Scorer`, or hidden states that were kept."""
+
+    def hidden(self, batch: Batch) -> Tensor: ...
+    def head(self) -> Head: ...
 
 
 class Scorer:
@@ -103,7 +110,7 @@ class Scorer:
         return hidden
 
     def columns(
-        self, batch: Batch, names: Sequence[str] = ("logp",), *, reference: Scorer | None = None
+        self, batch: Batch, names: Sequence[str] = ("logp",), *, reference: Reference | None = None
     ) -> dict[str, Tensor]:
         """Per-token columns of the N targets of a batch, in order.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -25,10 +26,11 @@ from rectune.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Some of the encoded rows, by their indices."""
+    """Some of the encoded rows, by their indices; `rows` are those that were encoded, as text."""
 
     encoded: EncodedRows
     indices: list[int]
+    rows: datasets.Dataset
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -43,6 +45,10 @@ class Split:
         """Targets of each row of the split: (rows,)."""
         column = self.encoded.dataset.with_format("numpy", columns=["supervised"])[:]["supervised"]
         return np.asarray(column)[self.indices]
+
+    def where(self, row: int) -> str:
+        """Where a row of the split came from: `file:line`."""
+        return str(self.rows[self.encoded.dataset[self.indices[row]]["row"]]["where"])
 
     def batch(self, rows: list[int], device: object = None) -> Batch:
         return collate([self.encoded[self.indices[row]] for row in rows], device)  # type: ignore[arg-type]
@@ -103,17 +109,13 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Traini
     if isinstance(config.rows.holdout, str):
         if config.rows.holdout not in PACKAGED and not Path(config.rows.holdout).exists():
             raise UserError(f"no such file: {config.rows.holdout}", where="rows.holdout", hint="or a share")
-        kept = encode_rows(
-            read_rows(config.rows.holdout, options=config.rows),
-            tokenizer,
-            template,
-            max_length=config.max_length,
-        )
-        train, holdout = Split(encoded, chosen), Split(kept, list(range(len(kept))))
+        aside = read_rows(config.rows.holdout, options=config.rows)
+        kept = encode_rows(aside, tokenizer, template, max_length=config.max_length)
+        train, holdout = Split(encoded, chosen, rows), Split(kept, list(range(len(kept))), aside)
     else:
         first, second = split_holdout(len(chosen), config.rows.holdout, config.seed)
-        train = Split(encoded, [chosen[i] for i in first])
-        holdout = Split(encoded, [chosen[i] for i in second])
+        train = Split(encoded, [chosen[i] for i in first], rows)
+        holdout = Split(encoded, [chosen[i] for i in second], rows)
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )

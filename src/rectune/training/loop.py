@@ -35,7 +35,14 @@ from rectune.training.checkpoints import (
     to_json,
     write_text,
 )
-from rectune.training.monitors import COLUMNS, Monitor, evaluate_holdout, peak_memory_mib
+from rectune.training.drift import make_probe
+from rectune.training.monitors import (
+    COLUMNS,
+    Monitor,
+    evaluate_holdout,
+    peak_memory_mib,
+    reset_peak_memory,
+)
 from rectune.training.phases import Phase, make_phases, phase_at
 from rectune.training.progress import progress, say_decisions
 from rectune.training.run_folder import check_run, open_run, save_model
@@ -85,6 +92,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
     Raises:
         UserError: Data, model or settings that cannot be used, or a folder that holds another run.
     """
+    reset_peak_memory()
     accelerator = _accelerator(config)
     phases = make_phases(config.objective)
     check_run(config, resume=resume)
@@ -114,6 +122,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
     last = steps if until is None else min(steps, max(1, until))
     metrics = config.out / "metrics.jsonl"
     checkpoints = config.out / "checkpoints"
+    probe = make_probe(scorer, tokenizer, config, data.holdout, accelerator)  # the model still is the base
     start, skipped = 0, 0
     before: dict[str, Any] = {}  # figures of the model as it was
     best: dict[str, Any] = {}  # figures of the weights in OUT/model, where config.choose picks them
@@ -132,6 +141,8 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
     if main:
         open_run(config)
         take_back_metrics(metrics, start if found else -1)
+    if probe and found:
+        probe.recall(metrics)
     if config.trackers:
         accelerator.init_trackers("rectune", {k: str(v) for k, v in config.model_dump().items()})
 
@@ -139,6 +150,9 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         figures = evaluate_holdout(scorer, data.holdout, config, accelerator)
         if figures:
             _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
+        if probe:
+            _log(accelerator, metrics, probe.measure(step, last=step == steps))
+        accelerator.wait_for_everyone()  # only the first process watches
         return figures
 
     if not found:
@@ -208,6 +222,8 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
                     best = after
                     if main:
                         save_model(config.out / _folder(config), model, tokenizer)
+                        if probe:
+                            probe.write(config.out / "probe.json")
             due = config.checkpoint_every and done % config.checkpoint_every == 0
             if done < steps and (due or done == last):
                 if main:
@@ -220,6 +236,8 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
     if main:
         _save(config, model, tokenizer, chosen=bool(best))
     if main and last == steps:
+        if probe and not best:
+            probe.write(config.out / "probe.json")
         write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
     if config.trackers:
         accelerator.end_training()

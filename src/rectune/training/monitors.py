@@ -9,6 +9,8 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +74,7 @@ class Monitor:
         p = columns["logp"].exp()
         ends = p[columns["structural"].bool()]
         quantiles = dict(zip(("p10", "p50", "p90"), _quantiles(p), strict=True))
-        figures = {
+        figures: dict[str, Any] = {
             "nll": -_mean(columns["logp"]),
             "mean_p": _mean(p),
             **quantiles,
@@ -111,11 +113,23 @@ def evaluate_holdout(
 
 
 def peak_memory_mib() -> float:
-    """Most memory held so far: of the GPU where there is one, else resident memory of the process."""
+    """Most memory held since `reset_peak_memory`: of the GPU where there is one, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    with suppress(OSError):  # Linux only; getrusage tells the same, but its figure cannot be reset everywhere
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(usage / (1024 if sys.platform != "darwin" else 2**20), 1)
+
+
+def reset_peak_memory() -> None:
+    """Begin anew, so that a second run in one process does not show the first one's peak; where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def histogram(p: Tensor | Sequence[float]) -> list[int]:

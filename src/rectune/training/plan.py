@@ -78,6 +78,9 @@ def memory_estimate(
     layer = (16 * shape.hidden_size + 4 * inner) * size
     layers = shape.num_hidden_layers
     kept = layers * shape.hidden_size * size + layer if config.gradient_checkpointing else layers * layer
+    watched = 0  # the base model's head, kept to compare with
+    if config.probe and config.rows.holdout and not config.lora.rank:
+        watched = model.get_output_embeddings().weight.numel() * size
     parts = {
         "weights": every * size * (1 + copies),
         "masters": trained * 4 if mixed else 0,
@@ -85,6 +88,7 @@ def memory_estimate(
         "moments": trained * 8,
         "activations": tokens * kept,
         "head": config.memory_budget << 20,
+        "probe": watched,
     }
     estimate = {name: value >> 20 for name, value in parts.items()}
     return {**estimate, "total": sum(estimate.values())}

@@ -22,6 +22,10 @@ def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], 
         for p in phases
     )
     log.info("objective: %s", shown)
+    if config.objective.phases and "name" in config.objective.model_fields_set:
+        log.info(
+            "objective: objective.phases decides; objective.name = %s is not used", config.objective.name
+        )
     for phase in phases:
         if phase.protect:
             reason = (

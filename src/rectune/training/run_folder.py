@@ -21,7 +21,7 @@ from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
-FREE = {"checkpoint_every", "keep_checkpoints", "trackers"}
+FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "probe"}
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:

@@ -1,0 +1,256 @@
+"""Drift: how far the model has moved from the one it began as, on a few hold-out rows that stay the same.
+
+At the start, at every evaluation and at the end: KL(base || model) over the whole vocabulary at the rows' targets, the
+model's entropy there, the probability of turn ends, and what answers look like that the model writes to the rows'
+prompts. It only looks: weights, random state and modes are left as they were. When a figure is worth a warning is in
+`drift_lines.py`; what chooses a checkpoint is in `monitors.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rectune.config import TrainConfig
+from rectune.data.order import draw
+from rectune.data.packing import Batch, collate, pack
+from rectune.data.tokens import IGNORED, Encoded
+from rectune.errors import UserError
+from rectune.logprobs import supervised_positions
+from rectune.models.scorer import Head, Scorer
+from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.local import LocalEngine
+from rectune.sampling.repetition import repetition
+from rectune.training.batches import Split, capacity
+from rectune.training.checkpoints import to_json, write_text
+from rectune.training.drift_lines import sentence, warnings
+
+log = logging.getLogger("rectune")
+
+TARGETS = 256  # of a row; what comes after them is cut off
+TOKENS = 8192  # of all rows, prompts included
+ANSWERS = 8  # prompts that are answered
+NEW_TOKENS = (32, 256)  # least and most tokens of an answer; between them, twice the longest reference answer
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The model as it was: the reference of the `kl` column.
+
+    Its last hidden states (T x D) and head (V x D, shared where it is not trained) give its log-probs by the same
+    kernel as the model's own, and stay small, while N x V log-probs would take 0.8 GiB at 4,096 targets of 49,152
+    words. They are recomputed from `config.model` when a run goes on, so the run folder needs no copy.
+    """
+
+    hidden_TD: Tensor
+    of_head: Head
+
+    def hidden(self, batch: Batch) -> Tensor:
+        return self.hidden_TD
+
+    def head(self) -> Head:
+        return self.of_head
+
+
+class Probe:
+    """Watches a model on fixed rows. Make it while the model still is the base model.
+
+    Args:
+        scorer: Of the model that will be trained.
+        tokenizer, config: Of the run; `config.probe` rows are watched.
+        holdout: Where the rows are taken from, at least one.
+        device: Of the model.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TrainConfig,
+        holdout: Split,
+        device: torch.device | None = None,
+    ) -> None:
+        rows = choose_rows(holdout, config)
+        encoded = [cut(holdout.encoded[holdout.indices[row]]) for row in rows]
+        # Few targets now and then: compiling for them would take longer than what it saves.
+        self.scorer = Scorer(
+            scorer.model, memory_budget=scorer.memory_budget, implementation="plain", check=False
+        )
+        self.tokenizer, self.seed = tokenizer, config.seed
+        # Batch by batch, which of the rows it holds.
+        self.packed = pack([len(row) for row in encoded], capacity(config))
+        self.batches = [collate([encoded[i] for i in batch], device) for batch in self.packed]
+        self.where = [holdout.where(row) for row in rows]
+        self.start: dict[str, Any] = {}  # figures of the base model
+        self.said: set[str] = set()  # warnings given
+        training = scorer.model.training
+        scorer.model.eval()
+        head = scorer.head()
+        if head.weight.requires_grad:
+            bias = None if head.bias is None else head.bias.data.clone()
+            head = head._replace(weight=head.weight.data.clone(), bias=bias)
+        self.bases = [_Base(scorer.hidden(batch), head) for batch in self.batches]
+        self.before = self.now = self._columns(("logp",))["logp"].cpu()
+        scorer.model.train(training)
+        references = [_first_answer(row) for row in encoded]
+        self.reference_length = sum(map(len, references)) / len(references)
+        least, most = NEW_TOKENS
+        self.limit = max(least, min(most, 2 * max(map(len, references))))
+        self.requests = [
+            Request(str(i), 0, tuple(row.input_ids[: _first_target(row)])) for i, row in enumerate(encoded)
+        ][:ANSWERS]
+        self.engine = self._engine(config)
+        log.info(
+            "drift: watched on %d hold-out rows with %d targets%s",
+            len(rows), len(self.before),
+            f", and on {len(self.requests)} answers of at most {self.limit} tokens" if self.engine else "",
+        )  # fmt: skip
+
+    def recall(self, metrics: Path) -> None:
+        """Take up what `metrics.jsonl` has, where a run goes on: its start, and which warnings were given."""
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        for line in lines:
+            if line["kind"] == "drift":
+                self.start = self.start or line
+                self.said |= set(line["warnings"])
+
+    @torch.no_grad()
+    def measure(self, step: int, *, last: bool = False) -> dict[str, Any]:
+        """The drift line of `metrics.jsonl`; says warnings in the log that were not said before.
+
+        Figures: `kl` in nats per target, `entropy` in nats, `eos_p` mean probability of turn-ending and special
+        targets; of sampled answers `repetition` mean share of repeated 4-grams, `length` mean tokens and `stopped`
+        share that ended by themselves; `warnings` names of figures past their line. None where nothing is measured.
+        """
+        began = time.perf_counter()
+        training = self.scorer.model.training
+        self.scorer.model.eval()
+        columns = self._columns(("logp", "entropy", "kl"))
+        answers = self._answers()
+        self.scorer.model.train(training)
+        self.now = columns["logp"].cpu()
+        ends = columns["logp"].exp()[columns["structural"]]
+        figures: dict[str, Any] = {
+            "kl": _mean(columns["kl"]),
+            "entropy": _mean(columns["entropy"]),
+            "eos_p": _mean(ends),
+            "repetition": _mean([repetition(answer.token_ids) for answer in answers]),
+            "length": _mean([len(answer.token_ids) for answer in answers]),
+            "stopped": _mean([answer.finish_reason == "stop" for answer in answers]),
+        }
+        if step == 0:
+            self.start = figures
+        crossed = warnings(figures, self.start, reference_length=self.reference_length, last=last)
+        for name in crossed:
+            if name not in self.said:
+                log.warning("drift at step %d: %s", step, sentence(name, figures, self.start))
+        self.said |= set(crossed)
+        seconds = round(time.perf_counter() - began, 3)
+        return {"step": step, "kind": "drift", **figures, "warnings": crossed, "seconds": seconds}
+
+    def write(self, path: Path) -> None:
+        """Write `probe.json`: log-probs of the rows' targets before training and when last measured."""
+        content: list[Any] = [None] * len(self.where)
+        done = 0
+        for packed, batch in zip(self.packed, self.batches, strict=True):
+            index, targets = supervised_positions(batch.labels)
+            for place, row in enumerate(packed):
+                mine = targets[batch.rows[index + 1] == place].tolist()
+                start, done = done, done + len(mine)
+                content[row] = {
+                    "where": self.where[row],
+                    "tokens": [self.tokenizer.decode([token]) for token in mine],
+                    "before": self.before[start:done].tolist(),
+                    "after": self.now[start:done].tolist(),
+                }
+        write_text(path, to_json({"format": 1, "rows": content}) + "\n")
+
+    def _columns(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Columns of all targets, batch by batch, and which are structural."""
+        parts = [
+            self.scorer.columns(batch, names, reference=base)
+            for batch, base in zip(self.batches, self.bases, strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in (*names, "structural")}
+
+    def _engine(self, config: TrainConfig) -> LocalEngine | None:
+        """Draws from the weights that are trained; None for a model that it cannot run."""
+        try:
+            engine = LocalEngine(self.scorer.model, self.tokenizer, config.rows.template)
+        except UserError as error:
+            log.info("drift: no sampled answers, since %s", error.what)
+            return None
+        places = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
+        if places is not None:
+            self.requests = [r for r in self.requests if len(r.prompt_ids) + self.limit <= places]
+        if not self.requests:
+            log.info("drift: no sampled answers, since the prompts fill the model's %s positions", places)
+            return None
+        return engine
+
+    def _answers(self) -> list[Completion]:
+        if self.engine is None:
+            return []
+        try:
+            return list(self.engine.complete(self.requests, DrawSettings(1.0, 1.0, self.limit, self.seed)))
+        except UserError as error:  # a feature of its attention that shows in the forward pass only
+            log.info("drift: no sampled answers, since %s", error.what)
+            self.engine = None
+            return []
+
+
+def make_probe(
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    holdout: Split,
+    accelerator: Accelerator,
+) -> Probe | None:
+    """The run's probe; None where nothing is watched, or another process does."""
+    if not config.probe or not accelerator.is_main_process:
+        return None
+    if not len(holdout):
+        log.info("drift: not watched, since there are no hold-out rows")
+        return None
+    return Probe(scorer, tokenizer, config, holdout, accelerator.device)
+
+
+def choose_rows(holdout: Split, config: TrainConfig) -> list[int]:
+    """Rows of the hold-out that are watched: drawn with the seed, whole ones if there are any, bounded in all."""
+    every = range(len(holdout))
+    short = [row for row in every if holdout.supervised[row] <= TARGETS] or list(every)
+    drawn = [short[i] for i in draw(len(short), config.probe, config.seed)]
+    lengths = holdout.lengths(drawn)
+    return [row for n, row in enumerate(drawn) if n == 0 or sum(lengths[: n + 1]) <= TOKENS]
+
+
+def cut(row: Encoded) -> Encoded:
+    """The row up to its 256th target."""
+    targets = [i for i, label in enumerate(row.labels) if label != IGNORED][:TARGETS]
+    end = targets[-1] + 1
+    return Encoded(row.input_ids[:end], row.labels[:end], row.structural[:end])
+
+
+def _first_target(row: Encoded) -> int:
+    return next(i for i, label in enumerate(row.labels) if label != IGNORED)
+
+
+def _first_answer(row: Encoded) -> list[int]:
+    """Targets of the first supervised turn."""
+    return list(takewhile(lambda label: label != IGNORED, row.labels[_first_target(row) :]))
+
+
+def _mean(values: Tensor | list[float] | list[int] | list[bool]) -> float | None:
+    values = torch.as_tensor(values)
+    return float(values.double().mean()) if len(values) else None
