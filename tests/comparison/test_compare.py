@@ -115,10 +115,12 @@ def test_the_tables(compared: tuple[Path, Record]) -> None:
     assert all("[" in row["avg@2"] and row["greedy"].endswith("%") for row in rows)
 
 
+@pytest.mark.slow
 def test_seeds_and_objectives_are_added(run: Run, tmp_path: Path) -> None:
-    first = run("sft", sharpening=False)
+    few = {"settings": {"steps": 4}, "benchmarks_out": [], "sharpening": False}
+    first = run("sft", **few)
     before = stamps(tmp_path / "out")
-    record = run("power:alpha=0.5", seeds=2, sharpening=False)
+    record = run("power:alpha=0.5", seeds=2, **few)
     assert all(stamps(tmp_path / "out")[path] == stamp for path, stamp in before.items())
     assert [arm["label"] for arm in record["arms"]] == ["sft", "power alpha=0.5"]
     assert record["seeds"] == [0, 1]
@@ -130,6 +132,7 @@ def test_seeds_and_objectives_are_added(run: Run, tmp_path: Path) -> None:
     assert (pair["a"], pair["b"], pair["seeds"]) == ("power alpha=0.5", "sft", 2)
 
 
+@pytest.mark.slow
 def test_phases_and_adapters(run: Run, tmp_path: Path) -> None:
     record = run("sft@0.5+dft@0.5", settings={"lora.rank": 2}, sharpening=False, benchmarks_out=[])
     (arm,) = record["arms"]
@@ -144,7 +147,7 @@ def test_phases_and_adapters(run: Run, tmp_path: Path) -> None:
         ("sft,dft", {"n": 3}, {}, "comparison.json: cannot go on with other settings: n was 2, is 3; restore them"),
         ("sft,dft", {"limit": 5}, {}, "limit was None, is 5"),
         ("sft,dft", {}, {"batch_size": 4, "seed": 1}, "batch_size was 8, is 4, seed was 0, is 1"),
-        ("sft,dft", {"benchmarks_out": []}, {}, "benchmarks was {'inside': 'in', 'outside': 'out'}, is {'inside': 'in'}"),
+        ("sft,dft", {"benchmarks_out": []}, {}, "benchmarks was {'inside': 'in', 'outside': 'out'}, is"),
         ("sft,dft", {"sweep": [1e-3]}, {}, "sweep was [], is [0.001]"),
     ],
 )  # fmt: skip
@@ -171,8 +174,8 @@ def test_another_comparison_in_the_folder_is_refused(
         ("sft", {"race": "1h"}, "--race: takes two objectives or more"),
         (
             "sft,dft",
-            {"race": "17steps"},
-            "--race: 17steps is too little: 2 arms to step 3 and one of them to step 12",
+            {"race": "14steps"},
+            "--race: 14steps is too little: 2 arms to step 3 and one of them to step 12",
         ),
         ("sft,dft", {"sweep": [0.0]}, "--sweep: a learning rate is above 0"),
         ("sft,dft", {"sweep_steps": 3}, "--sweep-steps: needs --sweep"),
