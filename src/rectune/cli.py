@@ -242,7 +242,7 @@ def report(
     """Put runs on one self-contained page: verdict first, then accuracies, curves, answers, settings and cost.
 
     Args:
-        runs: Folders of runs, evaluations, comparisons, diagnoses, runs of a transformers Trainer, or of several of them.
+        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or that hold such.
         out: File to write; by default report.html, or report.md for markdown, and none with --json.
         format: A page, or text with tables for a pull request.
         benchmarks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
