@@ -99,7 +99,7 @@ def test_matching_finds_the_temperature_that_was_asked_for(evaluated):
     target = entropy_of_answers(evaluated / "sharp", evaluated / "sharp-own", tokens=10**6)
     found = match(evaluated / "run", evaluated / "own", target, tokens=10**6)
     assert found["reached"]
-    assert found["entropy"] == pytest.approx(target, abs=1e-3)
+    assert found["entropy"] == pytest.approx(target, abs=2e-3)
     assert found["temperature"] == pytest.approx(0.5, abs=0.1)  # other states: at T = 1 and at T = 0.5
     assert found["tokens"] == sum(len(line["token_ids"]) for line in lines_of(evaluated / "own"))
     assert found["own"] > target
@@ -113,14 +113,18 @@ def test_matching_by_hand():
         calls.append(temperature)
         return 3 * temperature**2 / (1 + temperature**2)
 
-    for goal in (0.06, 0.31, 0.9, 1.7):
+    for goal in (0.06, 0.31, 0.6, 0.9, 1.0, 1.3, 1.7):
         found = matched_temperature(entropy_at, entropy_at(goal), tolerance=1e-6)
         assert found["reached"]
         assert found["temperature"] == pytest.approx(goal, abs=1e-4)
-    assert len(calls) < 4 * 20
+        calls.clear()
+        found = matched_temperature(entropy_at, 3 * goal**2 / (1 + goal**2))
+        assert found["temperature"] == pytest.approx(goal, abs=0.01)
+        assert len(calls) <= 7
     low, high = matched_temperature(entropy_at, 0.0), matched_temperature(entropy_at, 2.9)
-    assert (low["temperature"], low["reached"]) == (0.05, False)
-    assert (high["temperature"], high["reached"], high["entropy"]) == (2.0, False, pytest.approx(2.4))
+    assert (low["temperature"], low["reached"]) == (pytest.approx(0.05), False)
+    assert (high["temperature"], high["reached"]) == (pytest.approx(2.0), False)
+    assert high["entropy"] == pytest.approx(2.4)
     steps = matched_temperature(lambda t: float(np.floor(4 * t)), 2.5)  # never there: says so
     assert not steps["reached"]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,32 +85,36 @@ def entropy_of_answers(model: str | Path, own: str | Path, *, tokens: int = TOKE
 
 
 def matched_temperature(
-    entropy_at: Callable[[float], float], target: float, *, tolerance: float = 1e-3
+    entropy_at: Callable[[float], float], target: float, *, tolerance: float = 2e-3
 ) -> dict[str, Any]:
     """Where a growing function of the temperature reaches `target`, to `tolerance` nats, within `RANGE`.
 
-    By the Illinois method (regula falsi that halves the weight of an end which stays) in log T.
+    From T = 1 outwards until the target is passed, then the Illinois method (regula falsi that halves the weight of
+    an end which stays) in log T: about five calls, since each is a pass of the head.
 
     Returns:
         `temperature`, `entropy` there, and `reached`.
     """
-    known = {t: entropy_at(t) - target for t in RANGE}
-    (low, f_low), (high, f_high) = ((math.log(t), f) for t, f in known.items())
-    if f_low > 0 or f_high < 0:
-        end = RANGE[0] if f_low > 0 else RANGE[1]
-        gap = known[end]
-        return {"temperature": end, "entropy": target + gap, "reached": abs(gap) <= tolerance}
-    at, gap, stayed = high, f_high, 0
-    for _ in range(60):
-        if abs(gap) <= tolerance or high - low < 1e-6:
+    near, gap = 0.0, entropy_at(1.0) - target
+    far, far_gap = near, gap
+    for step in (0.5, 0.2, RANGE[0]) if gap > 0 else (1.4, RANGE[1]):
+        if abs(far_gap) <= tolerance or far_gap * gap < 0:
             break
-        at = low - f_low * (high - low) / (f_high - f_low) if f_high > f_low else (low + high) / 2
-        gap = entropy_at(math.exp(at)) - target
-        if gap > 0:
-            high, f_high, f_low, stayed = at, gap, f_low / (2 if stayed > 0 else 1), 1
-        else:
-            low, f_low, f_high, stayed = at, gap, f_high / (2 if stayed < 0 else 1), -1
-    return {"temperature": math.exp(at), "entropy": target + gap, "reached": abs(gap) <= 10 * tolerance}
+        near, gap, far = far, far_gap, math.log(step)
+        far_gap = entropy_at(step) - target
+    at, found = far, far_gap
+    if far_gap * gap < 0:
+        for _ in range(60):
+            if abs(found) <= tolerance or abs(far - near) < 1e-6:
+                break
+            at = near - gap * (far - near) / (far_gap - gap)
+            found = entropy_at(math.exp(at)) - target
+            if found * far_gap < 0:
+                near, gap = far, far_gap
+            else:
+                gap /= 2  # the near end stays a second time
+            far, far_gap = at, found
+    return {"temperature": math.exp(at), "entropy": target + found, "reached": abs(found) <= tolerance}
 
 
 def answer_entropy(
@@ -131,6 +136,7 @@ def entropy_function(
     hidden_ND, targets_N = _states(scorer, rows, tokens, seed)
     head = scorer.head()
 
+    @cache
     @torch.no_grad()
     def entropy_at(temperature: float) -> float:
         # softcap / T of scale / T is the capped logit over T: c/T tanh((x/T) / (c/T)) = c tanh(x/c) / T
