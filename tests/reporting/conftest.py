@@ -1,68 +1,80 @@
-"""Real runs of a tiny model: SFT with two seeds and DFT with two, evaluated with the base model on a few sums."""
+"""Real runs of a tiny model: SFT and DFT, two seeds each, evaluated with the base model on a few sums."""
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rectune.config import load_config
 from rectune.evaluation.evaluate import evaluate
 from rectune.training.loop import train
+from reported import edit, mark_correct, write_lines
 from toys import byte_tokenizer, tiny_model
 
-ARMS = ("sft", "dft")
+RIGHT = {"sft": (1, 2, 3), "dft": (3, 4, 5), "base": ()}
+"""Numbers of the problems that a model's answers are marked as correct for: a model this small never is by itself."""
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `<arm>/seed-<s>`, an `evaluation` in each, and `base/evaluation`; do not write into it."""
-    folder: Path = tmp_path_factory.mktemp("reported")
-    model = folder / "tiny" / "model"
-    tiny_model().save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
-    rows = [{"prompt": f"{n} and {n % 7}?", "completion": f"{n + n % 7}{'!' * (n % 5)}"} for n in range(40)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    problems = [{"prompt": f"{n} and {n % 7}?", "answer": str(n + n % 7)} for n in range(6)]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(one) + "\n" for one in problems))
-    for arm in ARMS:
-        for seed in (0, 1):
+    """`<arm>/seed-<s>`, with an `evaluation` in each, and `base/evaluation`; not to be written into.
+
+    Seed 1 is seed 0 under another number and with one more answer that is right: training is slow.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = tmp_path_factory.mktemp("reported")
+        model = folder / "tiny" / "model"
+        tiny_model().save_pretrained(model)
+        byte_tokenizer().save_pretrained(model)
+        rows = [
+            {"prompt": f"{n} and {n % 7}?", "completion": f"{n + n % 7}{'!' * (n % 5)}"} for n in range(40)
+        ]
+        write_lines(folder / "rows.jsonl", rows)
+        write_lines(
+            folder / "sums.jsonl", [{"prompt": f"{n} and {n}?", "answer": str(2 * n)} for n in range(6)]
+        )
+        for arm in ("sft", "dft"):
             settings = {
-                "model": str(model), "data": str(folder / "rows.jsonl"), "out": folder / arm / f"seed-{seed}",
-                "objective.name": arm, "seed": seed, "steps": 3, "batch_size": 7, "max_length": 64,
-                "micro_batch_tokens": 96, "learning_rate": 3e-3, "precision": "fp32", "rows.holdout": 0.2,
-                "evaluate_every": 1,
+                "model": str(model), "data": str(folder / "rows.jsonl"), "out": folder / arm / "seed-0",
+                "objective.name": arm, "steps": 3, "batch_size": 7, "max_length": 64, "micro_batch_tokens": 96,
+                "learning_rate": 3e-3, "precision": "fp32", "rows.holdout": 0.2, "evaluate_every": 1,
             }  # fmt: skip
             train(load_config(None, settings))
-            _evaluate(folder / arm / f"seed-{seed}", folder / arm / f"seed-{seed}" / "evaluation", folder)
-    _evaluate(model, folder / "base" / "evaluation", folder)
+            _ask(
+                folder / arm / "seed-0" / "model", folder / arm / "seed-0" / "evaluation", folder, RIGHT[arm]
+            )
+            _second_seed(folder / arm, (*RIGHT[arm], 6))
+        _ask(model, folder / "base" / "evaluation", folder, RIGHT["base"])
     return folder
 
 
-def _evaluate(model: Path, out: Path, folder: Path) -> None:
+def _ask(model: Path, out: Path, folder: Path, right: tuple[int, ...]) -> None:
     evaluate(str(model), out=out, benchmark_files=[folder / "sums.jsonl"], n=2, max_new_tokens=6)
-    mark_correct(out, model.parent.name)
+    mark_correct(out, right)
 
 
-def mark_correct(folder: Path, name: str) -> None:
-    """Give some answers another verdict: a model this small is never right by itself."""
-    right = {"sft": (0, 1, 2), "dft": (2, 3, 4)}.get(name, ())
-    path = folder / "graded.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines:
-        if int(str(line["problem_id"]).split("/")[1].lstrip("0") or 0) in right:
-            line["verdict"] = "correct"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def _second_seed(arm: Path, right: tuple[int, ...]) -> None:
+    other = shutil.copytree(
+        arm / "seed-0", arm / "seed-1", ignore=shutil.ignore_patterns("model", "checkpoints")
+    )
+    edit(other / "config.json", seed=1)
+    edit(other / "evaluation" / "evaluation.json", training_run=str(other), model=str(other / "model"))
+    mark_correct(other / "evaluation", right)
+
+
+Copy = Callable[..., Path]
 
 
 @pytest.fixture
-def copy(runs: Path, tmp_path: Path) -> Any:
-    """`copy("sft/seed-0")`: a copy of some of the runs' folder to damage."""
-    import shutil
+def copy(runs: Path, tmp_path: Path) -> Copy:
+    """`copy("sft/seed-0", "x")`: a copy of one of the runs' folders, to damage, without the model."""
 
     def make(relative: str, to: str | None = None) -> Path:
-        return Path(shutil.copytree(runs / relative, tmp_path / (to or relative)))
+        ignored = shutil.ignore_patterns("model", "checkpoints")
+        return Path(shutil.copytree(runs / relative, tmp_path / (to or relative), ignore=ignored))
 
     return make
