@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rectune.comparison.runner import compare as compare
     from rectune.config import TrainConfig as TrainConfig
     from rectune.data.rows import Problem as Problem
     from rectune.data.rows import Row as Row
@@ -42,6 +43,7 @@ _HOME = {
     "Sample": "rectune.data.rows",
     "TrainConfig": "rectune.config",
     "train": "rectune.training.loop",
+    "compare": "rectune.comparison.runner",
     "report": "rectune.reporting.report",
     "dft_loss": "rectune.integrations",
     "objective_loss": "rectune.integrations",
