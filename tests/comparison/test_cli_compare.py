@@ -71,7 +71,7 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         (["--objectives", "power:beta=1"], "'beta'; known: alpha"),
         (
             ["--objective.name", "dft"],
-            "--objective.name: a comparison has an objective for each arm; give them with --o",
+            "--objective.name: a comparison has an objective for each arm; give them with",
         ),
         (["--objective.alpha", "1"], "--objective.alpha: a comparison has an objective for each arm"),
         (["--sweep", "1e-4,x"], "--sweep: '1e-4,x' is not a list of learning rates; such as 2e-5,5e-5"),

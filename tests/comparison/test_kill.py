@@ -20,15 +20,12 @@ from rectune.comparison.runner import compare
 from rectune.config import flag
 
 MOMENTS = (
-    "problems/verdict/inside.jsonl",
     "runs/base/evaluation/samples.jsonl",
     "runs/dft/seed-0/validation-3/samples.jsonl",
-    "runs/sft/seed-0/validation-6/evaluation.json",
     "runs/sft/seed-0/summary.json",
-    "runs/dft/seed-0/greedy/samples.jsonl",
     "runs/base/matched-dft/match.json",
 )
-HOW = {"limit": 8, "race": "50steps"}
+HOW = {"limit": 4, "race": "50steps"}
 
 
 def without_times(value: Any) -> Any:
