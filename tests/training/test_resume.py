@@ -187,6 +187,8 @@ def slow(path):
         time.sleep(60)
     write(path)
 checkpoints._sync = slow
+from rectune.training import drift
+drift.NEW_TOKENS = (8, 256)  # as in conftest.py
 from rectune.training.loop import train
 train(TrainConfig.model_validate_json(sys.stdin.read()))
 """
