@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -40,7 +40,13 @@ _STYLE: Any = {
 
 
 def figure(
-    draw: Callable[[Any], None], *, label: str, width: float = 6.4, height: float = 3.0, columns: int = 1
+    draw: Callable[[Any], None],
+    *,
+    label: str,
+    width: float = 6.4,
+    height: float = 3.0,
+    columns: int = 1,
+    variables: Mapping[str, str] | None = None,
 ) -> Markup:
     """What `draw` paints, as an SVG element.
 
@@ -49,6 +55,7 @@ def figure(
         label: What the figure shows, in a sentence, for those who do not see it.
         width, height: Inches at 72 points.
         columns: Axes side by side.
+        variables: CSS variable for a colour: what is drawn in that "#rrggbb" (lower case) takes the variable's.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -65,5 +72,7 @@ def figure(
     # matplotlib repeats each text in a comment, where it is not escaped (but "--" is, so the end is the end).
     drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
     drawn = drawn.replace(_INK, "currentColor")
+    for colour, variable in (variables or {}).items():
+        drawn = drawn.replace(colour, f"var({variable})")
     head = f'<svg role="img" aria-label="{escape(label)}"'
     return Markup(head + drawn[len("<svg") :])

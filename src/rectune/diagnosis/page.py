@@ -1,0 +1,225 @@
+"""The page of a diagnosis: the verdict, what it rests on, and real rows with every token coloured.
+
+It shows what `diagnosis.json` holds and nothing else; what is missing there is left out here. What a browser does
+beyond showing (another colouring, the figures of a token) is in `page.js`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+from markupsafe import Markup
+
+from rectune.diagnosis.thresholds import STRONG, WEAK
+from rectune.pages.figures import figure
+from rectune.pages.ramps import ramp_css
+from rectune.pages.render import render
+from rectune.training.monitors import PROBABILITY_BINS
+
+BINS = len(PROBABILITY_BINS) - 1
+_GROUPS = (("Token class", "by_class"), ("Place in the answer", "by_position"), ("Source", "by_source"))
+_VISIBLE = str.maketrans({"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u2028": "↵\n", "\u2029": "↵\n"})
+
+
+def render_page(diagnosis: Mapping[str, Any]) -> str:
+    """The page as HTML: one file that loads nothing.
+
+    Args:
+        diagnosis: Content of a diagnosis.json; fields may be missing or null.
+    """
+    d = diagnosis
+    overall = d.get("overall") or {}
+    histogram = _numbers(overall.get("histogram"))
+    verdict = d.get("verdict") or {}
+    examples = d.get("examples") or []
+    objectives = d.get("objectives") or []
+    classes = list(dict.fromkeys(name for one in objectives for name in one.get("share_by_class") or {}))
+    shown = {str(one.get("where")): number for number, one in enumerate(examples, 1)}
+    return render(
+        "diagnosis/page.html",
+        title=f"Diagnosis of {d.get('data') or 'data'} under {d.get('model') or 'a model'}",
+        script="diagnosis/page.js",
+        d=d,
+        ramps=ramp_css(),
+        overall=overall,
+        verdict=verdict,
+        p=_number(overall.get("mean_p")),
+        lines=(WEAK, STRONG),
+        figure=_histogram(histogram) if sum(histogram) else None,
+        edges=[f"{edge:g}" for edge in PROBABILITY_BINS],
+        bins=BINS,
+        targets=_bar(histogram),
+        shares=[x / sum(histogram) for x in histogram] if sum(histogram) else [],
+        groups=[
+            (name, [(one, _bar(_numbers(one.get("histogram")))) for one in found])
+            for name, key in _GROUPS
+            if (found := d.get(key) or [])
+        ],
+        total=_number(overall.get("targets")),
+        objectives=[(one, _bar(_numbers(one.get("share_by_bin")))) for one in objectives],
+        classes=classes,
+        class_shares=_class_shares(d.get("by_class") or [], classes),
+        step=lambda share: min(BINS - 1, int(BINS * (_number(share) or 0.0))),
+        risks=d.get("risks") or [],
+        shown=shown,
+        rows=[_row(one) for one in examples],
+        labels=list(dict.fromkeys(label for one in examples for label in one.get("weights") or {})),
+        rows_data=_rows_data(examples),
+        fixed=_fixed,
+        short=_short,
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None."""
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def _numbers(values: Iterable[Any] | None) -> list[float]:
+    return [max(0.0, _number(value) or 0.0) for value in values or ()][:BINS]
+
+
+def _fixed(value: Any, digits: int = 2) -> str:
+    """With so many decimals; a dash where there is no number."""
+    number = _number(value)
+    return "–" if number is None else f"{number:,.{digits}f}"
+
+
+def _short(value: Any) -> str:
+    """To three figures; a dash where there is no number."""
+    number = _number(value)
+    return "–" if number is None else f"{number:.3g}"
+
+
+def _bin(p: float) -> int:
+    return min(BINS - 1, max(0, bisect_right(PROBABILITY_BINS, p) - 1))
+
+
+def _bar(values: Sequence[float]) -> dict[str, Any] | None:
+    """Parts of a bar by probability bin, and what it shows in words; None where there is nothing to show."""
+    total = sum(values)
+    if total <= 0 or len(values) != BINS:
+        return None
+    shares = [value / total for value in values]
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(PROBABILITY_BINS)]
+    low, high = 100 * sum(shares[: _bin(0.1)]), 100 * shares[-1]
+    return {
+        "parts": [
+            (number, f"{100 * share:.3f}", f"p {names[number]}: {100 * share:.1f} %")
+            for number, share in enumerate(shares)
+            if share > 0
+        ],
+        "words": f"p below 0.1: {low:.0f} %, 0.1 to 0.9: {100 - low - high:.0f} %, above 0.9: {high:.0f} %",
+    }
+
+
+def _class_shares(groups: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[float | None]:
+    """Share of the targets in each class."""
+    counts = {one.get("name"): _number(one.get("targets")) for one in groups}
+    total = sum(count or 0.0 for count in counts.values())
+    return [(counts.get(name) or 0.0) / total if total else None for name in classes]
+
+
+def _histogram(counts: Sequence[float]) -> Markup:
+    """Figure 2 of the paper: share of targets by probability, on a logarithmic scale."""
+    total = sum(counts)
+    shares = [count / total for count in counts]
+    bottom = 10 ** math.floor(math.log10(min(share for share in shares if share > 0)))
+    # Stand-ins that no other part of a figure has; each becomes the colour of its bin, light or dark.
+    inks = {f"#0a0b{number:02x}": f"--p{number}" for number in range(BINS)}
+
+    def draw(ax: Any) -> None:
+        for number, (share, ink) in enumerate(zip(shares, inks, strict=True)):
+            if share:
+                ax.bar(number + 0.5, share - bottom * 0.999, bottom=bottom * 0.999, width=1, color=ink)
+        ax.set_yscale("log")
+        edges = [shares[0], *(max(pair) for pair in pairwise(shares)), shares[-1]]
+        ax.stairs(
+            [max(share, bottom) for share in shares], range(BINS + 1), baseline=None, color="#010203", lw=0.9
+        )
+        ax.vlines(
+            range(BINS + 1), bottom, [max(edge, bottom) for edge in edges], color="#010203", lw=0.5, alpha=0.6
+        )
+        ax.set_ylim(bottom, 1)
+        ax.set_xlim(0, BINS)
+        ax.set_xticks(range(BINS + 1), [f"{edge:g}" for edge in PROBABILITY_BINS], fontsize=8)
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        ax.yaxis.set_minor_formatter(lambda share, _: "")
+        ax.set_xlabel("probability of the target under the model")
+        ax.grid(axis="x", visible=False)
+
+    words = ", ".join(f"{100 * share:.2g} %" for share in shares)
+    return figure(
+        draw, label=f"Share of targets by probability bin: {words}", width=5.2, height=2.9, variables=inks
+    )
+
+
+def _visible(text: Any) -> str:
+    """A token's text with its line breaks and tabs marked."""
+    return str("" if text is None else text).translate(_VISIBLE) or "∅"
+
+
+def _at(values: Any, place: int) -> Any:
+    return values[place] if values and place < len(values) else None
+
+
+def _targets(example: Mapping[str, Any]) -> list[int]:
+    """Places of the supervised tokens."""
+    tokens = example.get("tokens") or []
+    return [place for place in range(len(tokens)) if _at(example.get("supervised"), place)]
+
+
+def _row(example: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as pieces of text: stretches of prompt, and each target with the class that colours it."""
+    tokens, targets = example.get("tokens") or [], set(_targets(example))
+    known = [p for place in sorted(targets) if (p := _number(_at(example.get("p"), place))) is not None]
+    pieces: list[tuple[str | None, str]] = []
+    for is_target, places in groupby(range(len(tokens)), lambda place: place in targets):
+        if not is_target:
+            pieces.append((None, "".join(str(tokens[place]) for place in places)))
+            continue
+        for place in places:
+            p = _number(_at(example.get("p"), place))
+            pieces.append((f"p{_bin(p)}" if p is not None else "none", _visible(tokens[place])))
+    counts = [0.0] * BINS
+    for p in known:
+        counts[_bin(p)] += 1
+    return {
+        "where": example.get("where") or "",
+        "source": example.get("source") or "",
+        "pieces": pieces,
+        "targets": len(targets),
+        "mean_p": sum(known) / len(known) if known else None,
+        "bar": _bar(counts),
+    }
+
+
+def _rows_data(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the script knows of each target, in the order of the targets on the page."""
+    labels = list(dict.fromkeys(label for one in examples for label in one.get("weights") or {}))
+    found = []
+    for one in examples:
+        places = _targets(one)
+        weights = one.get("weights") or {}
+        found.append(
+            {
+                "p": [_number(_at(one.get("p"), place)) for place in places],
+                "entropy": [_number(_at(one.get("entropy"), place)) for place in places],
+                "kind": [_at(one.get("class"), place) for place in places],
+                "top": [
+                    None if (top := _at(one.get("top"), place)) is None else _visible(top) for place in places
+                ],
+                "same": [
+                    _at(one.get("top"), place) == _at(one.get("tokens"), place) for place in places
+                ],
+                "weights": [
+                    [_number(_at(weights.get(label), place)) for place in places] for label in labels
+                ],
+            }
+        )  # fmt: skip
+    return {"labels": labels, "rows": found}
