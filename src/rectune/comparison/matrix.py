@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rectune import __version__
 from rectune.comparison.answers import Draws
 from rectune.comparison.arms import BASE, Arm, make_arms, run_config, run_folder
 from rectune.comparison.budget import parse_budget
@@ -155,11 +155,11 @@ def read_record(out: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text("utf-8"))
-        version = found["format"]
+        written = found["format"]
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError("is not a comparison", where=path, hint="give another --out") from None
-    if version != FORMAT:
-        raise UserError(f"is of format {version}, this version reads {FORMAT}", where=path)
+    if written != FORMAT:
+        raise UserError(f"is of format {written}, this version reads {FORMAT}", where=path)
     return dict(found)
 
 
@@ -174,7 +174,7 @@ def write_record(matrix: Matrix, arms: Sequence[Arm], **results: Any) -> dict[st
     dropped = results.pop("dropped", None) or {}
     record = {
         "format": FORMAT,
-        "rectune": __version__,
+        "rectune": version("rectune"),
         "model": matrix.config.model,
         "data": matrix.config.data,
         "seeds": list(matrix.seeds),
