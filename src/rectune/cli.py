@@ -30,6 +30,9 @@ app = App(
 
 
 # By its path, because its flags need pydantic: `rectune --help` would take twice as long.
+app.command(
+    "rectune.verbs:diagnose", name="diagnose", help="Say which objective fits the data, before any training."
+)
 app.command("rectune.verbs:train", name="train", help="Fine-tune a model on demonstrations.")
 app.command(
     "rectune.verbs:compare", name="compare", help="Train with several objectives and judge them in pairs."

@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from rectune.config import flag, settings_fields
 
+Verb = Callable[..., None]
+
 GROUPS = {
     table: Group(title, sort_key=position)
     for position, (table, title) in enumerate(
@@ -23,35 +25,43 @@ GROUPS = {
 }
 
 
-def settings_flags(verb: Callable[..., None]) -> Callable[..., None]:
+def settings_flags(only: Callable[[str], bool] = lambda name: True) -> Callable[[Verb], Verb]:
     """Give a verb one flag per setting in place of its `**overrides`, which gets those that were given.
 
     The verb's `overrides` is a dict of dotted name to value, as `load_config` takes it.
+
+    Args:
+        only: Which settings, by dotted name.
     """
 
-    def command(*args: Any, **given: Any) -> None:
-        settings = given.pop("objective_settings", None) or {}
-        overrides = {names[key]: given.pop(key) for key in list(given) if key in names}
-        overrides = {name: value for name, value in overrides.items() if value is not None}
-        verb(*args, **given, **overrides, **{f"objective.{k}": v for k, v in settings.items()})
+    def decorate(verb: Verb) -> Verb:
+        def command(*args: Any, **given: Any) -> None:
+            settings = given.pop("objective_settings", None) or {}
+            overrides = {names[key]: given.pop(key) for key in list(given) if key in names}
+            overrides = {name: value for name, value in overrides.items() if value is not None}
+            verb(*args, **given, **overrides, **{f"objective.{k}": v for k, v in settings.items()})
 
-    names = {name.replace(".", "_"): name for name, _ in settings_fields()}
-    own = [
-        p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
-    ]
-    flags = [_parameter(name, field) for name, field in settings_fields()]
-    more = _keyword(
-        "objective_settings",
-        dict[str, str] | None,
-        Parameter(
-            name="--objective",
-            group=GROUPS["objective"],
-            help="Any setting of the objective, such as --objective.alpha 0.5.",
-        ),
+        fields = [(name, field) for name, field in settings_fields() if only(name)]
+        names = {name.replace(".", "_"): name for name, _ in fields}
+        parameters = inspect.signature(verb, eval_str=True).parameters.values()
+        own = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        flags = [_parameter(name, field) for name, field in fields]
+        if only("objective.name"):
+            flags.append(_objective_settings())
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _objective_settings() -> inspect.Parameter:
+    parameter = Parameter(
+        name="--objective",
+        group=GROUPS["objective"],
+        help="Any setting of the objective, such as --objective.alpha 0.5.",
     )
-    command.__name__, command.__doc__ = verb.__name__, verb.__doc__
-    command.__signature__ = inspect.Signature([*own, *flags, more])  # type: ignore[attr-defined]
-    return command
+    return _keyword("objective_settings", dict[str, str] | None, parameter)
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,7 +19,7 @@ Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Count = Annotated[int, Parameter(name="-n")]
 
 
-@settings_flags
+@settings_flags()
 def train(
     recipe: Path | None = None,
     /,
@@ -51,7 +51,7 @@ def train(
         print(to_json(asdict(result), indent=2))
 
 
-@settings_flags
+@settings_flags()
 def compare(
     recipe: Path | None = None,
     /,
@@ -125,6 +125,61 @@ def compare(
     for sentence in result["verdict"]["sentences"]:
         print(sentence)
     print(f"\nPage: {config.out / 'report.html'}")
+
+
+READ = ("model", "data", "out", "seed", "max_length", "precision", "memory_budget", "rows.")
+"""Settings of a run that decide what a diagnosis reads."""
+
+
+@settings_flags(lambda name: name.startswith(READ) and name not in ("rows.holdout", "rows.limit"))
+def diagnose(
+    recipe: Path | None = None,
+    /,
+    *,
+    goal: Literal["generalise", "fit"] | None = None,
+    rows: int | None = None,
+    seconds: float = 90.0,
+    objectives: str = "",
+    check_overlap: str = "",
+    benchmark_dir: Path | None = None,
+    without_gradients: Switch = False,
+    json: Switch = False,
+    **overrides: Any,
+) -> None:
+    """Say which objective fits the data under a model, before any training: one forward pass, a verdict, a page.
+
+    Args:
+        recipe: TOML file of the run that you think of; its model, data and [rows] are read.
+        goal: What you want of the data: to generalise from it, or to fit its distribution.
+        rows: Measure so many rows; by default as many as fit --seconds.
+        seconds: Of the pass over rows.
+        objectives: What to show, separated by commas, such as sft,dft,power:alpha=0.3; by default the usual ones.
+        check_overlap: Benchmarks whose problems to look for in the rows, separated by commas.
+        benchmark_dir: Folder that has the benchmarks' files.
+        without_gradients: Leave gradient norms out, which need memory for the model's gradients.
+        json: Print diagnosis.json instead of a summary.
+    """
+    config = load_config(recipe, overrides)
+    from rectune.diagnosis import diagnose
+    from rectune.diagnosis.summary import summary
+    from rectune.evaluation.asking import questions
+
+    benchmarks = names(check_overlap)
+    result = diagnose(
+        config.model, config.data, out=config.out, goal=goal, rows=rows, seconds=seconds, objectives=names(objectives),
+        options=config.rows, max_length=config.max_length, gradients=not without_gradients,
+        problems=questions(benchmarks, benchmark_dir) if benchmarks else None, precision=config.precision,
+        memory_budget=config.memory_budget, seed=config.seed,
+    )  # fmt: skip
+    if json:
+        print(to_text(result))
+        return
+    for part in summary(result):
+        if isinstance(part, str):
+            print(part)
+        else:
+            print_table(part)
+    print(f"\nPage: {config.out / 'diagnosis.html'}")
 
 
 def names(text: str) -> list[str]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import DataConfig
+from rectune.data.overlap import find_overlap, row_turns
 from rectune.data.rows import Problem
 from rectune.errors import UserError
 from rectune.evaluation.benchmarks import AS_IS, BENCHMARKS, load_benchmark, load_benchmark_file
-from rectune.evaluation.overlap import find_overlap, row_turns
 from rectune.evaluation.run_prompt import RunPrompt, shared_wrapping
 
 log = logging.getLogger("rectune")
@@ -106,8 +106,17 @@ def overlapping(wanted: Wanted, rows: str, run: RunPrompt | None) -> dict[str, A
     Rows that the run was trained on are read as it read them, others in the format that they look like.
     """
     options = run.rows if run and rows == run.data else DataConfig()
+    asked = _texts(wanted)
+    found = find_overlap(asked, row_turns(rows, options))
+    (log.warning if found else log.info)("%d of %d problems occur in %s", len(found), len(asked), rows)
+    return {"rows": rows, "problems": len(asked), "found": [asdict(one) for one in found]}
+
+
+def questions(benchmarks: Sequence[str], folder: Path | None = None) -> dict[str, str]:
+    """Problem id to text of all problems of some benchmarks, without the prompt around it."""
+    return _texts(Wanted(benchmarks, (), folder, None, 0))
+
+
+def _texts(wanted: Wanted) -> dict[str, str]:
     bare = ask(wanted, None, AS_IS, None)
-    questions = {p.problem_id: p.prompt[-1].content for one in bare.values() for p in one.problems}
-    found = find_overlap(questions, row_turns(rows, options))
-    (log.warning if found else log.info)("%d of %d problems occur in %s", len(found), len(questions), rows)
-    return {"rows": rows, "problems": len(questions), "found": [asdict(one) for one in found]}
+    return {p.problem_id: p.prompt[-1].content for one in bare.values() for p in one.problems}

@@ -1,0 +1,220 @@
+"""What could go wrong with this data under this model: each risk with its evidence, its remedy and the rows concerned.
+
+A risk is found or not; nothing here changes data. The lines are in `thresholds.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rectune.data.encoding import RowCounts
+from rectune.diagnosis import thresholds as lines
+from rectune.diagnosis.classes import CLASSES
+from rectune.diagnosis.measure import Measured
+
+_MOST_ROWS = 10
+_MARKS = re.compile(
+    r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|### (?:Response|Instruction):"
+)
+"""Role markers of chat templates, which have no business in the text of a row."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the risks look at.
+
+    Attributes:
+        measured, classes_N: The pass.
+        counts: What became of the rows.
+        texts: For each measured row its whole text, and where it came from.
+        tokens: Text of a target by its place among the N.
+        overlap: Problems that occur in the rows: (problem id, where); None where nobody asked.
+        max_length: Where rows are cut.
+        duplicates: `where` of rows that repeat an earlier one, some of them.
+    """
+
+    measured: Measured
+    classes_N: np.ndarray
+    counts: RowCounts
+    texts: Sequence[tuple[str, str]]
+    tokens: Callable[[Sequence[int]], list[str]]
+    max_length: int
+    overlap: Sequence[tuple[str, str]] | None = None
+    duplicates: Sequence[str] = field(default_factory=tuple)
+
+
+def find_risks(found: Found) -> list[dict[str, Any]]:
+    """All risks, JSON-ready, the gravest first."""
+    risks = [risk for check in CHECKS for risk in check(found)]
+    return sorted(risks, key=lambda risk: ("high", "medium", "low").index(risk["severity"]))
+
+
+def _risk(
+    name: str, severity: str, evidence: str, remedy: str, line: lines.Line, value: float,
+    rows: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "name": name,
+        "severity": severity,
+        "evidence": evidence,
+        "remedy": remedy,
+        "value": value,
+        "threshold": line.value,
+        "source": line.source,
+        "rows": list(rows)[:_MOST_ROWS],
+    }
+
+
+def _never_ends(found: Found) -> Iterator[dict[str, Any]]:
+    """Turn-ending and special tokens that the model does not expect: under DFT they would never be learnt."""
+    m = found.measured
+    ends = m.structural_N
+    if not ends.any():
+        yield _risk(
+            "no end", "high", "no target ends a turn: the rows stop without an end token",
+            "check the template: without an end to learn the model will not stop", lines.STRUCTURAL_P, 0.0,
+        )  # fmt: skip
+    elif (p := float(np.median(m.p_N[ends]))) < lines.STRUCTURAL_P.value:
+        yield _risk(
+            "end tokens", "high",
+            f"the median probability of tokens that end a turn or are special is {p:.2g}",
+            "keep objective.protect at its default (these tokens keep weight 1), or train some steps with sft first",
+            lines.STRUCTURAL_P, p,
+        )  # fmt: skip
+
+
+def _facts(found: Found) -> Iterator[dict[str, Any]]:
+    """Short answers of improbable content words: facts, which DFT does not learn."""
+    m = found.measured
+    content = np.isin(found.classes_N, [CLASSES.index("words"), CLASSES.index("digits")])
+    length = len(m.logp_N) / len(m.rows)
+    if content.sum() < 20 or length > lines.SHORT_ANSWER.value:
+        return
+    share = float((m.p_N[content] < lines.CONTENT_P.value).mean())
+    if share >= lines.CONTENT_SHARE.value:
+        worst = np.argsort(m.per_row(m.logp_N))
+        yield _risk(
+            "facts", "high",
+            f"answers are short ({length:.0f} targets) and {share:.0%} of their words and digits have p below "
+            f"{lines.CONTENT_P.value:g}: they look like facts rather than reasoning",
+            "use sft: what the model does not say already, dft hardly teaches", lines.CONTENT_P, share,
+            [_row(found, row) for row in worst[:_MOST_ROWS]],
+        )  # fmt: skip
+
+
+def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
+    """Targets with one right form: labels, or answers that the model is certain of."""
+    m = found.measured
+    entropy = float(m.entropy_N.mean())
+    if entropy < lines.DETERMINISTIC_ENTROPY.value:
+        yield _risk(
+            "deterministic", "medium", f"the model is nearly certain of its next token (entropy {entropy:.2f} nats)",
+            "little is left to learn: expect small differences, and look at the few tokens with low probability",
+            lines.DETERMINISTIC_ENTROPY, entropy,
+        )  # fmt: skip
+    answers = {tuple(m.targets_N[m.row_N == row].tolist()) for row in range(min(len(m.rows), 500))}
+    share = len(answers) / min(len(m.rows), 500)
+    if len(m.rows) >= 20 and share < lines.DETERMINISTIC_ANSWERS.value:
+        yield _risk(
+            "deterministic", "medium",
+            f"{len(answers)} different answers in {min(len(m.rows), 500)} rows: labels, not prose",
+            "use sft: a single right answer is what dft is reported weak on", lines.DETERMINISTIC_ANSWERS, share,
+        )  # fmt: skip
+
+
+def _template(found: Found) -> Iterator[dict[str, Any]]:
+    """Rows that bring the markers of another template, or answers whose first token nobody expects."""
+    marked = [(where, match[0]) for text, where in found.texts if (match := _MARKS.search(text))]
+    if marked:
+        yield _risk(
+            "markers", "high",
+            f"{len(marked)} of {len(found.texts)} rows have role markers such as {marked[0][1]} in their text",
+            "give the turns as messages, or rows.template = none if the rows bring their template with them",
+            lines.Line(0.0, lines.OWN), len(marked), [{"where": where, "note": mark} for where, mark in marked],
+        )  # fmt: skip
+    m = found.measured
+    first = np.flatnonzero(np.r_[True, m.row_N[1:] != m.row_N[:-1]])
+    p, rest = float(np.median(m.p_N[first])), float(m.p_N.mean())
+    if p < lines.FIRST_TOKEN_P.value and rest > lines.FIRST_TOKEN_REST.value:
+        common = found.tokens(m.targets_N[first[:50]].tolist())
+        shown = max(set(common), key=common.count)
+        worst = first[np.argsort(m.logp_N[first])][:_MOST_ROWS]
+        yield _risk(
+            "first token", "medium",
+            f"the first token of an answer (often {shown!r}) has median p {p:.2g}, all tokens a mean of {rest:.2f}",
+            "the prompt may end otherwise than the model is used to (a space, a newline, a template): see the rows",
+            lines.FIRST_TOKEN_P, p, [_row(found, int(m.row_N[i])) for i in worst],
+        )  # fmt: skip
+
+
+def _cut(found: Found) -> Iterator[dict[str, Any]]:
+    """Rows cut at max_length."""
+    lost = found.counts.truncated + found.counts.dropped
+    share = lost / max(1, found.counts.rows + found.counts.dropped)
+    if share > lines.TRUNCATED.value:
+        yield _risk(
+            "truncation", "medium", f"{lost:,} rows ({share:.1%}) are longer than {found.max_length} tokens",
+            "raise max_length, or leave these rows out: a cut answer teaches not to end", lines.TRUNCATED, share,
+        )  # fmt: skip
+
+
+def _repeats(found: Found) -> Iterator[dict[str, Any]]:
+    """Rows that repeat an earlier one."""
+    total = found.counts.rows + found.counts.dropped
+    share = found.counts.duplicates / max(1, total)
+    if share > lines.DUPLICATES.value:
+        yield _risk(
+            "duplicates", "medium",
+            f"{found.counts.duplicates:,} of {total:,} rows ({share:.1%}) repeat an earlier one",
+            "remove them: they count several times, and may stand on both sides of the hold-out split",
+            lines.DUPLICATES, share, [{"where": where, "note": "repeats an earlier row"} for where in found.duplicates],
+        )  # fmt: skip
+
+
+def _contaminated(found: Found) -> Iterator[dict[str, Any]]:
+    """Problems of a benchmark that occur in the rows."""
+    if found.overlap:
+        yield _risk(
+            "overlap", "high", f"{len(found.overlap)} benchmark problems occur in the rows",
+            "remove these rows, or do not evaluate on these problems", lines.Line(0, lines.OWN), len(found.overlap),
+            [{"where": where, "note": f"problem {problem}"} for problem, where in found.overlap],
+        )  # fmt: skip
+
+
+def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
+    """Rows far less likely than the rest of a set that the model is confident about: perhaps wrong ones."""
+    m = found.measured
+    if len(m.rows) < 20 or m.p_N.mean() < lines.ODD_ROW_REST.value:
+        return
+    nll = -m.per_row(m.logp_N)
+    middle = float(np.median(nll))
+    spread = 1.4826 * float(np.median(abs(nll - middle)))
+    if spread <= 0:
+        return
+    z = (nll - middle) / spread
+    odd = [row for row in np.argsort(-z) if z[row] >= lines.ODD_ROW_Z.value]
+    if odd:
+        yield _risk(
+            "odd rows", "low",
+            f"{len(odd)} rows are far less likely than the rest ({nll[odd[0]]:.1f} nats a token; median {middle:.2f})",
+            "read them: a wrong answer looks like this, a rare topic too", lines.ODD_ROW_Z, float(z[odd[0]]),
+            [_row(found, int(row)) for row in odd],
+        )  # fmt: skip
+
+
+CHECKS = (_never_ends, _facts, _deterministic, _template, _cut, _repeats, _contaminated, _odd_rows)
+
+
+def _row(found: Found, row: int) -> dict[str, str]:
+    """Where a measured row is, and its least likely targets."""
+    m = found.measured
+    places = np.flatnonzero(m.row_N == row)
+    least = places[np.argsort(m.logp_N[places])][:3]
+    shown = found.tokens(m.targets_N[least].tolist())
+    note = ", ".join(f"{text!r} p {p:.1g}" for text, p in zip(shown, m.p_N[least], strict=True))
+    return {"where": found.texts[row][1], "note": note}

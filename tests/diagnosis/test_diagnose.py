@@ -1,0 +1,306 @@
+"""The diagnosis of a tiny model: figures against plain transformers, verdicts on both ends, risks with their rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rectune import OBJECTIVES
+from rectune.cli import main
+from rectune.config import DataConfig
+from rectune.diagnosis import diagnose
+from rectune.diagnosis.classes import CLASSES, class_of, token_classes
+from rectune.diagnosis.risks import CHECKS
+from rectune.diagnosis.verdict import decide, position
+from rectune.diagnosis.weights import learning_rate_factor
+from rectune.training.monitors import PROBABILITY_BINS
+from toys import byte_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def rows_file(path: Path, count: int = 30) -> str:
+    rows = [
+        {"prompt": f"{n} and {n % 7}?", "completion": f"{n + n % 7} is it, x = {n}", "source": "ab"[n % 2]}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def diagnosis(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("diagnosis")
+    data = rows_file(folder / "rows.jsonl")
+    return diagnose(model, data, out=folder / "out", rows=30, precision="fp32") | {"_out": folder / "out"}
+
+
+def test_figures_are_those_of_plain_transformers(model: str, diagnosis: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plain, logp = AutoModelForCausalLM.from_pretrained(model), []
+    for example in diagnosis["examples"]:
+        ids = torch.tensor([byte_tokenizer()("".join(example["tokens"])).input_ids])
+        with torch.no_grad():
+            scores = plain(ids).logits[0].log_softmax(-1)
+        expected = scores[:-1].gather(1, ids[0, 1:, None]).squeeze(1).exp()
+        for place, p in enumerate(example["p"]):
+            if p is not None:
+                assert p == pytest.approx(float(expected[place - 1]), rel=1e-3)
+                logp.append(math.log(p))
+    assert len(diagnosis["examples"]) == 12 and len(logp) > 100
+
+
+def test_groups_add_up(diagnosis: dict[str, Any]) -> None:
+    overall = diagnosis["overall"]
+    assert overall["targets"] == diagnosis["measured_targets"] == sum(overall["histogram"])
+    for groups in ("by_class", "by_position", "by_source"):
+        assert sum(one["targets"] for one in diagnosis[groups]) == overall["targets"]
+        mean = sum(one["mean_p"] * one["targets"] for one in diagnosis[groups]) / overall["targets"]
+        assert mean == pytest.approx(overall["mean_p"])
+    assert [one["name"] for one in diagnosis["by_source"]] == ["a", "b"] or {
+        one["name"] for one in diagnosis["by_source"]
+    } == {"a", "b"}
+    assert {one["name"] for one in diagnosis["by_class"]} >= {"end and special", "digits", "words"}
+    assert diagnosis["bins"] == list(PROBABILITY_BINS)
+
+
+def test_shares_of_gradient_weight(diagnosis: dict[str, Any]) -> None:
+    by_label = {one["label"]: one for one in diagnosis["objectives"]}
+    for one in by_label.values():
+        assert sum(one["share_by_bin"]) == pytest.approx(1)
+        assert sum(one["share_by_class"].values()) == pytest.approx(1)
+        assert 0 < one["effective_sample_size"] <= 1 + 1e-9
+        assert one["gradient_norm_ratio"] > 0
+    assert by_label["sft"]["effective_sample_size"] == pytest.approx(1)
+    assert by_label["sft"]["gradient_norm_ratio"] == 1 == by_label["sft"]["mean_weight"]
+    assert set(by_label) >= {"sft", "dft", "power alpha=0.5", "focal"}
+    # Turn ends are protected: under DFT they keep weight 1 beside targets of p around 1/272.
+    assert by_label["dft"]["share_by_class"]["end and special"] > 0.9
+
+
+def test_gradient_ratio_is_that_of_training(model: str, tmp_path: Path) -> None:
+    """`mixture` with share 0 is SFT, with share 1 and an unprotected end DFT: the ratio follows the weights."""
+
+    def half(logp: torch.Tensor) -> torch.Tensor:
+        return -0.5 * logp
+
+    found = diagnose(
+        model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "o", rows=5, precision="fp32",
+        objectives=["mixture:share=0", half],
+    )  # fmt: skip
+    by_label = {one["label"]: one for one in found["objectives"]}
+    assert by_label["mixture share=0"]["gradient_norm_ratio"] == pytest.approx(1, rel=1e-5)
+    assert by_label["half"]["gradient_norm_ratio"] == pytest.approx(0.5, rel=1e-5)
+    assert by_label["half"]["learning_rate_factor"] == pytest.approx(2, rel=1e-4)
+
+
+def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
+    weak = diagnose(model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "weak", rows=30, gradients=False)
+    assert weak["verdict"]["position"] == "weak" and weak["verdict"]["name"] == "sft"
+    assert "--objective.name sft" in weak["verdict"]["next"][0]
+    from rectune.config import load_config
+    from rectune.training.loop import train
+
+    settings = {"model": model, "data": str(tmp_path / "r.jsonl"), "out": tmp_path / "run", "rows.holdout": 0,
+                "steps": 150, "learning_rate": 1e-2, "objective.name": "sft", "precision": "fp32"}  # fmt: skip
+    train(load_config(None, settings))
+    strong = diagnose(str(tmp_path / "run"), str(tmp_path / "r.jsonl"), out=tmp_path / "strong", rows=30)
+    assert strong["verdict"]["position"] == "strong"
+    assert strong["overall"]["mean_p"] > 0.75 and strong["model"].endswith("/model")
+
+
+@pytest.mark.parametrize(
+    ("mean_p", "goal", "risks", "name", "confidence"),
+    [
+        (0.9, "generalise", (), "dft", "high"),
+        (0.9, None, (), "dft", "medium"),
+        (0.9, "fit", (), "sft", "medium"),
+        (0.9, "generalise", ("facts",), "sft", "low"),
+        (0.77, "generalise", (), "dft", "medium"),
+        (0.4, None, (), "power", "low"),
+        (0.4, "fit", (), "sft", "low"),
+        (0.01, "generalise", (), "sft", "high"),
+    ],
+)
+def test_verdict(mean_p: float, goal: Any, risks: tuple[str, ...], name: str, confidence: str) -> None:
+    found = [{"name": risk, "evidence": "e", "value": 1, "threshold": 0, "source": "s"} for risk in risks]
+    verdict = decide({"mean_p": mean_p, "targets": 9000}, found, goal, "m x", "d", " --rows.template none")
+    assert (verdict["name"], verdict["confidence"]) == (name, confidence)
+    assert f"{mean_p:.2f}" in verdict["sentence"] and len(verdict["reasons"]) >= 1
+    assert all("'m x'" in command and "--rows.template none" in command for command in verdict["next"])
+    assert position(mean_p) == verdict["position"]
+
+
+def test_which_objectives_are_offered_exist() -> None:
+    from rectune.diagnosis.verdict import RACE, SPECS
+    from rectune.diagnosis.weights import DEFAULT
+    from rectune.objectives import parse_spec
+
+    assert all(parse_spec(text).name in OBJECTIVES for text in (*RACE, *SPECS, *DEFAULT))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [(" 12", "digits"), ("3.5", "digits"), (" +", "operators and LaTeX"), ("\\frac", "operators and LaTeX"),
+     (" the", "words"), ("é", "words"), ("\n", "whitespace"), ("!", "punctuation"), ("x=", "words")],
+)  # fmt: skip
+def test_classes_of_tokens(text: str, name: str) -> None:
+    assert CLASSES[class_of(text)] == name
+
+
+def test_code_is_told_from_its_fences() -> None:
+    tokenizer = byte_tokenizer()
+    ids = np.array(tokenizer("a ```x1``` b").input_ids)
+    found = token_classes(ids, np.zeros(len(ids), bool), np.zeros(len(ids), int), tokenizer)
+    shown = [(tokenizer.decode([i]), CLASSES[c]) for i, c in zip(ids, found, strict=True)]
+    assert ("x", "code") in shown and ("1", "code") in shown
+    assert ("a", "words") in shown and ("b", "words") in shown
+
+
+RISKY = {
+    "truncation": [{"prompt": "q?", "completion": "word " * 60}] * 3
+    + [{"prompt": "a", "completion": "b"}] * 3,
+    "duplicates": [{"prompt": "q?", "completion": "yes"}] * 10,
+    "markers": [{"prompt": f"{n}?", "completion": f"[INST] {n}"} for n in range(5)],
+    "facts": [{"prompt": f"{n}?", "completion": f"word{n}"} for n in range(25)],
+    "deterministic": [{"prompt": f"{n}?", "completion": "yes"} for n in range(25)],
+    "end tokens": [{"prompt": f"{n}?", "completion": "yes"} for n in range(5)],
+}
+
+
+@pytest.mark.parametrize("name", RISKY)
+def test_risks_are_found(model: str, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in RISKY[name]))
+    found = diagnose(model, str(path), out=tmp_path / "out", rows=30, max_length=128, gradients=False)
+    risk = next(one for one in found["risks"] if one["name"] == name)
+    assert risk["evidence"] and risk["remedy"] and risk["severity"] in ("high", "medium", "low")
+    if name in ("duplicates", "markers", "facts"):
+        assert all(row["where"].startswith(str(path)) for row in risk["rows"]) and risk["rows"]
+
+
+def test_clean_rows_have_no_such_risks(diagnosis: dict[str, Any]) -> None:
+    named = {risk["name"] for risk in diagnosis["risks"]}
+    assert not named & {"truncation", "duplicates", "markers", "overlap", "odd rows"}
+    assert len(CHECKS) == 8
+
+
+def test_problems_that_occur_in_the_rows(model: str, tmp_path: Path) -> None:
+    data = rows_file(tmp_path / "rows.jsonl")
+    problems = {"here": "13 and 6?", "not": "what is the meaning of all this?"}
+    found = diagnose(model, data, out=tmp_path / "out", rows=3, problems=problems, gradients=False)
+    risk = next(one for one in found["risks"] if one["name"] == "overlap")
+    assert [row["note"] for row in risk["rows"]] == ["problem here"]
+    assert risk["rows"][0]["where"] == f"{data}:14"
+
+
+def test_a_row_that_looks_wrong_is_named(model: str, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from rectune.data.encoding import RowCounts
+    from rectune.diagnosis.measure import Measured
+    from rectune.diagnosis.risks import Found, find_risks
+
+    rng = np.random.default_rng(0)
+    rows, each = 40, 50
+    logp = np.log(rng.uniform(0.7, 0.99, rows * each))
+    logp[7 * each : 8 * each] = math.log(0.01)
+    row_N = np.repeat(np.arange(rows), each)
+    measured = Measured(
+        logp, np.full_like(logp, 0.5), logp * 0, logp > -1, row_N == -1, row_N * 0, row_N, row_N * 0.0,
+        list(range(rows)), 1.0, 1,
+    )  # fmt: skip
+    counts = RowCounts(rows, rows * each, rows * each, 0, 0, 0)
+    found = Found(
+        measured=measured, classes_N=row_N * 0 + 3, counts=counts, max_length=99,
+        texts=[("", f"f:{i}") for i in range(rows)], tokens=lambda ids: ["t"] * len(ids),
+    )  # fmt: skip
+    odd = next(risk for risk in find_risks(found) if risk["name"] == "odd rows")
+    assert [row["where"] for row in odd["rows"]] == ["f:7"]
+    assert SimpleNamespace(**odd).value > 5
+
+
+def test_the_time_is_kept_and_the_sample_is_random(model: str, tmp_path: Path) -> None:
+    data = rows_file(tmp_path / "rows.jsonl", 4000)
+    found = diagnose(model, data, out=tmp_path / "out", seconds=1e-3, gradients=False)
+    assert 1 <= found["measured_rows"] < 4000 and found["rows"] == 4000
+    again = diagnose(model, data, out=tmp_path / "out", rows=7, gradients=False, seed=1)
+    assert again["measured_rows"] == 7
+
+
+def test_factor_is_bounded() -> None:
+    assert learning_rate_factor(0.2) == 5
+    assert learning_rate_factor(1e-6) == 10 == learning_rate_factor(0)
+    assert learning_rate_factor(100) == 0.5
+
+
+def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = rows_file(tmp_path / "rows.jsonl")
+    given = ["diagnose", "--model", model, "--data", data, "--out", str(tmp_path / "out"), "--rows", "9"]
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    for words in ("Mean target probability", "power alpha=0.5", "end tokens", "Next", "diagnosis.html"):
+        assert words in shown
+    assert main([*given, "--json", "--objectives", "dft,power:alpha=0.25"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [one["label"] for one in printed["objectives"]] == ["sft", "dft", "power alpha=0.25"]
+    assert printed == json.loads((tmp_path / "out/diagnosis.json").read_text())
+    assert (tmp_path / "out/diagnosis.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--objectives", "dtf"], "dft"),
+        (["--objectives", "power:beta=1"], "alpha"),
+        (["--goal", "win"], "generalise"),
+        (["--rows", "0"], "nothing to measure"),
+        (["--check-overlap", "gsm9k"], "gsm8k"),
+        (["--data", "nowhere.jsonl"], "no such file"),
+        (["--out", "/dev/null/x"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
+) -> None:
+    data = rows_file(tmp_path / "rows.jsonl")
+    given = {"--model": model, "--data": data, "--out": str(tmp_path / "out")} | {more[0]: more[1]}
+    assert main(["diagnose", *(part for pair in given.items() for part in pair)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rectune") or "Error" not in error
+    assert says in error
+
+
+def test_a_model_without_chat_template(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "m")
+    byte_tokenizer(chat_template=None).save_pretrained(tmp_path / "m")
+    data = rows_file(tmp_path / "rows.jsonl")
+    found = diagnose(
+        str(tmp_path / "m"),
+        data,
+        out=tmp_path / "o",
+        rows=3,
+        gradients=False,
+        options=DataConfig(template="none"),
+    )
+    assert found["measured_rows"] == 3
