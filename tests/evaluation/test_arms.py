@@ -97,6 +97,7 @@ def test_seeds_and_problems_are_paired(three_seeds):
     assert pair_of(verdict, "s", "dft", "base")["seeds"] == 3
     same = pair_of(verdict, "t", "dft", "sft")
     assert not same["shown"]
+    assert "problems would be needed to see 2 points" in same["sentence"]
     assert same["sentence"].startswith(
         "no difference between dft and sft can be shown with 150 problems and 3 seeds"
     )
@@ -217,6 +218,19 @@ def test_several_benchmarks_of_a_domain_are_pooled(three_seeds):
     assert pooled["difference"] == pytest.approx(np.mean(single))
     assert verdict["comparisons"] == 9
     assert verdict["sentences"][0].startswith("Out of domain (s, t): base ")
+
+
+def test_runs_with_nothing_in_common_are_not_pooled(tmp_path):
+    rng = np.random.default_rng(7)
+    a = write_evaluation(tmp_path / "a", {"s": random_answers(rng, 0.5, 40)})
+    b = write_evaluation(tmp_path / "b", {"t": random_answers(rng, 0.5, 40)})
+    c = write_evaluation(tmp_path / "c", {"s": random_answers(rng, 0.9, 40)}, first=40)
+    verdict = judge({"sft": {0: a, 1: c}, "dft": {0: b}}, {"s": "in", "t": "in"})
+    assert verdict["domains"] == {} and verdict["comparisons"] == 0
+    looks = verdict["benchmarks"]["s"]["arms"]["sft"]
+    assert (list(looks["by_seed"]), looks["mean"]) == (["0"], pytest.approx(correct(a, "s").mean()))
+    assert "s, sft: only the first seed counts" in verdict["warnings"]
+    assert [s[:13] for s in verdict["sentences"]] == ["In domain (s)", "In domain (t)"]
 
 
 def test_several_arms_and_no_gain_over_the_base(tmp_path):

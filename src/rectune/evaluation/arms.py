@@ -97,8 +97,9 @@ def judge(
         names = [name for name in plain if domains.get(name) == where]
         if len(names) > 1:
             views = [pooled([views.get(name, {}) for name in names]) for views in (plain, cold, cool)]
-            whole = _view(DOMAINS[where], views, target, level, warnings)
-            result["domains"][where] = {"benchmarks": names, **whole}
+            if views[0]:  # none where no run has all of them
+                whole = _view(DOMAINS[where], views, target, level, warnings)
+                result["domains"][where] = {"benchmarks": names, **whole}
     _finish(result)
     return {**result, "sentences": _sentences(result), "warnings": list(dict.fromkeys(warnings))}
 
@@ -127,6 +128,9 @@ def _arm(
     name: str, label: str, runs: dict[int, Held], cold: dict[int, Held], level: float, warnings: list[str]
 ) -> dict[str, Any]:
     held = common(f"{name}, {label}", list(runs.values()), warnings)
+    if not len(held[0].correct):
+        warnings.append(f"{name}, {label}: only the first seed counts")
+        held, runs = [next(iter(runs.values())).answers], dict(list(runs.items())[:1])
     x_S = [one.correct for one in held]
     greedy = [one.answers.correct.mean() for one in cold.values()]
     n = min(x.shape[1] for x in x_S)
@@ -285,10 +289,16 @@ def _sentences(result: dict[str, Any]) -> list[str]:
     heads: dict[str, dict[str, Any]] = {}
     for where, words in DOMAINS.items():
         names = [name for name, one in result["benchmarks"].items() if one["domain"] == where]
-        if names:
-            heads[where] = result["domains"].get(where) or result["benchmarks"][names[0]]
-            title = f"{words.capitalize()} ({', '.join(names)})"
-            found += domain_sentences(title, heads[where]["arms"], heads[where]["pairs"], result["level"])
+        whole = result["domains"].get(where)
+        views = (
+            [(", ".join(names), whole)] if whole else [(name, result["benchmarks"][name]) for name in names]
+        )
+        for title, view in views:
+            found += domain_sentences(
+                f"{words.capitalize()} ({title})", view["arms"], view["pairs"], result["level"]
+            )
+        if len(views) == 1:
+            heads[where] = views[0][1]
     if len(heads) == 2:
         found += contrasts(heads["in"]["pairs"], heads["out"]["pairs"])
     for name, one in result["benchmarks"].items():

@@ -39,7 +39,7 @@ def pair_sentence(pair: Mapping[str, Any], comparisons: int, level: float) -> st
     interval = f"interval {points(pair['low'])} to {points(pair['high'])}"
     return (
         f"no difference between {a} and {b} can be shown with {evidence.replace(', ', ' and ')} "
-        f"({a} minus {b}: {points(pair['difference'])} points, {interval}){_needed(pair['needed'])}{alone}"
+        f"({a} minus {b}: {points(pair['difference'])} points, {interval}){_needed(pair)}{alone}"
     )
 
 
@@ -56,16 +56,19 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _needed(needed: Mapping[str, Any] | None) -> str:
+def _needed(pair: Mapping[str, Any]) -> str:
+    needed = pair["needed"]
     if needed is None:
         return ""
     gap = f"{points(needed['difference']).removesuffix('.0')} points"
     if needed["problems"] is None:
         seeds = f"about {needed['seeds']} of them would be needed"
         return f"; no number of problems shows {gap}, the seeds differ too much: {seeds}"
-    if needed["enough"]:
-        return f"; a difference of {gap} would have been seen (with a chance of 80 %)"
-    return f"; about {needed['problems']:,} problems would be needed to see {gap}"
+    if not needed["enough"]:
+        return f"; about {needed['problems']:,} problems would be needed to see {gap}"
+    if abs(pair["difference"]) >= needed["difference"]:  # it is the one that was not seen
+        return ""
+    return f"; a difference of {gap} would have been seen (with a chance of 80 %)"
 
 
 def sharpening_sentence(pair: Mapping[str, Any], block: Mapping[str, Any]) -> str:
