@@ -51,28 +51,29 @@ def train(
         print(to_json(asdict(result), indent=2))
 
 
-@settings_flags()
+@settings_flags(lambda name: name not in ("objective.name", "objective.phases"))
 def compare(
     recipe: Path | None = None,
     /,
     *,
     objectives: str = "sft,dft",
     seeds: int = 1,
-    benchmarks_in: str = "",
-    benchmarks_out: str = "",
-    benchmarks: str = "",
+    benchmarks_in: str | None = None,
+    benchmarks_out: str | None = None,
+    benchmarks: str | None = None,
     benchmark_dir: Path | None = None,
     limit: int | None = None,
     n: Count = 16,
     temperature: float = 1.0,
     max_new_tokens: int = 4096,
-    sweep: str = "",
+    sweep: str | None = None,
     sweep_steps: int | None = None,
     race: str | None = None,
     validation: str | None = None,
     no_sharpening: Switch = False,
     dry_run: Switch = False,
     json: Switch = False,
+    objective: Annotated[dict[str, str] | None, Parameter(show=False)] = None,
     **overrides: Any,
 ) -> None:
     """Train with several objectives and judge them in pairs, over problems and seeds; run again, it goes on.
@@ -99,13 +100,12 @@ def compare(
         dry_run: Print runs, steps, tokens and samples, and stop.
         json: Print all of comparison.json.
     """
-    for name in overrides:
-        if name.startswith("objective."):
-            raise UserError(
-                "a comparison has an objective for each arm",
-                where=flag(name),
-                hint="give them with --objectives NAME:SETTING=VALUE,...",
-            )
+    for name in objective or ():
+        raise UserError(
+            "a comparison has an objective for each arm",
+            where=flag(f"objective.{name}"),
+            hint="give them with --objectives NAME:SETTING=VALUE,...",
+        )
     config = load_config(recipe, overrides)
     from rectune.comparison.runner import compare
     from rectune.comparison.tables import tables
@@ -182,12 +182,12 @@ def diagnose(
     print(f"\nPage: {config.out / 'diagnosis.html'}")
 
 
-def names(text: str) -> list[str]:
+def names(text: str | None) -> list[str]:
     """What is separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def rates(text: str) -> list[float]:
+def rates(text: str | None) -> list[float]:
     """Learning rates separated by commas."""
     try:
         return [float(rate) for rate in names(text)]

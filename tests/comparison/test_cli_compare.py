@@ -61,7 +61,7 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         ("sft", 2e-3),
         ("dft", 2e-3),
     ]
-    assert "the recipe's table is left aside" in err
+    assert "the recipe's is left aside" in err
 
 
 @pytest.mark.parametrize(

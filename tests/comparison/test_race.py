@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +211,10 @@ def test_a_sweep_takes_the_rate_that_answers_best(run: Run, tmp_path: Path) -> N
     assert "taken, at the edge" in str(dict(tables(record)))
 
 
-def test_arms_know_their_names() -> None:
-    arms = make_arms(["sft", "power:alpha=0.5", "sft@0.3+dft@0.7"], 1e-4)
+def test_arms_know_their_names(task: Task, tmp_path: Path) -> None:
+    config = config_of(task, tmp_path, **{"objective.protect": 0.5})
+    arms = make_arms(["sft", "power:alpha=0.5", "sft@0.3+dft@0.7"], config)
     assert len({arm.slug for arm in arms}) == 3
     assert all("/" not in arm.slug and " " not in arm.slug for arm in arms)
     assert arms[2].objective.phases == "sft:0.3,dft:0.7"
-    assert replace(arms[0], learning_rate=1.0).objective == arms[0].objective
+    assert {arm.objective.protect for arm in arms} == {0.5}

@@ -23,6 +23,8 @@ from rectune.training.phases import make_phases
 
 BASE = "base"
 """The model as it was: an arm without a run."""
+SHARED = ("protect", "refresh")
+"""Settings of the objective's table that all arms have in common."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,25 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def make_arms(specs: Sequence[str], learning_rate: float) -> tuple[Arm, ...]:
-    """The arms of objectives given as text.
+def make_arms(specs: Sequence[str], config: TrainConfig) -> tuple[Arm, ...]:
+    """The arms of objectives given as text, with the config's learning rate and `protect` and `refresh`.
 
     Raises:
         UserError: None, an unknown objective or setting (lists the valid ones), or one that is given twice.
     """
     if not specs:
         raise UserError("no objective to compare", where="--objectives", hint="for example sft,dft")
+    shared: dict[str, Any] = {name: getattr(config.objective, name) for name in SHARED}
     arms: dict[str, Arm] = {}
     for text in specs:
         spec = parse_spec(text)
-        objective = ObjectiveConfig(name=spec.name, phases=spec.phases, **spec.settings)
+        objective = ObjectiveConfig(name=spec.name, phases=spec.phases, **shared, **spec.settings)
         make_phases(objective)
         if spec.slug in arms:
             raise UserError(f"'{spec.label}' is given twice", where="--objectives")
-        arms[spec.slug] = Arm(text, spec.label, spec.slug, objective, learning_rate, dict(spec.settings))
+        arms[spec.slug] = Arm(
+            text, spec.label, spec.slug, objective, config.learning_rate, dict(spec.settings)
+        )
     return tuple(arms.values())
 
 

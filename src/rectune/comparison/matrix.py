@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.comparison.answers import Draws
-from rectune.comparison.arms import BASE, Arm, make_arms, run_config, run_folder
+from rectune.comparison.arms import BASE, SHARED, Arm, make_arms, run_config, run_folder
 from rectune.comparison.budget import parse_budget
 from rectune.comparison.problems import (
     Problems,
@@ -118,7 +118,7 @@ def make_matrix(
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", hint="1 or more")
-    arms = make_arms(objectives, config.learning_rate)
+    arms = make_arms(objectives, config)
     _check_choices(choices, arms)
     if choices.any and choices.validation is None and "in" not in domains.values():
         set_aside({}, {}, 0)  # says what is missing, before problems are loaded
@@ -138,7 +138,7 @@ def make_matrix(
         _check_same(found, settings, config.out / FILE)
         had = [arm["spec"] for arm in found["arms"]]
         slugs = {arm["slug"] for arm in found["arms"]}
-        arms = make_arms([*had, *(arm.spec for arm in arms if arm.slug not in slugs)], config.learning_rate)
+        arms = make_arms([*had, *(arm.spec for arm in arms if arm.slug not in slugs)], config)
         seeds = max(seeds, len(found["seeds"]))
     numbers = tuple(range(config.seed, config.seed + seeds))
     return Matrix(config, arms, numbers, named, problems, validation, draws, choices, settings)
@@ -226,6 +226,7 @@ def _settings(
     shared = {key: value for key, value in json.loads(dump_config(config)).items() if key not in own}
     return {
         **shared,
+        **{name: getattr(config.objective, name) for name in SHARED},
         "benchmarks": dict(domains),
         "limit": limit,
         "n": draws.n,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.comparison.answers import Draws, Respondent, is_answered
-from rectune.comparison.arms import BASE, Arm, run_config, run_folder
+from rectune.comparison.arms import BASE, SHARED, Arm, run_config, run_folder
 from rectune.comparison.clock import Clock
 from rectune.comparison.control import answer_matched, choose_target, entropy
 from rectune.comparison.dry_run import planned
@@ -89,8 +89,9 @@ def compare(
             where="WORLD_SIZE",
             hint="train each objective with accelerate launch, evaluate the runs, then rectune report RUN...",
         )
-    if config.objective != ObjectiveConfig():
-        log.info("objective: the recipe's table is left aside, --objectives says what is compared")
+    given = config.objective.model_dump(exclude={*SHARED})
+    if given != ObjectiveConfig().model_dump(exclude={*SHARED}):
+        log.info("objective: the recipe's is left aside, --objectives says what is compared")
     domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
     draws = Draws(n, temperature, max_new_tokens, config.seed)
     choices = Choices(tuple(sweep), sweep_steps, race, validation)
