@@ -44,8 +44,8 @@ def escape(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A code span, whatever backticks and bars the text has."""
-    text = " ".join(text.split()).replace("|", "\\|")
+    """A code span, whatever backticks the text has; not for tables, where a bar would end the cell."""
+    text = " ".join(text.split())
     mark = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") or not text else ""
     return f"{mark}{space}{text or ' '}{space}{mark}"

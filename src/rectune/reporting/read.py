@@ -228,12 +228,14 @@ def _run(place: Path, notes: Notes) -> Run:
     lines: dict[str, dict[float, Record]] = {"train": {}, "holdout": {}, "drift": {}}
     for line in read_lines(place / "metrics.jsonl", notes):
         step, kind = number(line.get("step")), line.get("kind")
-        if step is not None and kind in lines:
+        if step is not None and isinstance(kind, str) and kind in lines:
             lines[kind][step] = figures(line)
     for kind, by_step in lines.items():
         setattr(run, kind, [by_step[step] for step in sorted(by_step)])
-    if not (place / "metrics.jsonl").exists():
-        notes.add(place / "metrics.jsonl", "is missing, so there are no curves of this run")
+    if not any(lines.values()):
+        notes.add(
+            place / "metrics.jsonl", "has no lines that can be read, so there are no curves of this run"
+        )
     rows = read_object(place / "probe.json", notes).get("rows")
     run.probe = [row for row in map(_probe_row, rows if isinstance(rows, list) else []) if row]
     return run

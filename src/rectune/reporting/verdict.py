@@ -12,7 +12,7 @@ from typing import Any
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
 from rectune.reporting.grouping import Arm
-from rectune.reporting.read import Found, Notes, Record
+from rectune.reporting.read import Found, Notes, Record, number
 
 OPEN = (
     "The verdict is open: accuracy was not measured. A falling loss does not say which model solves more problems, and "
@@ -41,20 +41,41 @@ def make_verdict(found: Found, arms: list[Arm], domains: Mapping[str, str], note
 
 
 def _whole(verdict: object) -> bool:
-    """Whether a comparison's verdict has what the page reads."""
+    """Whether a comparison's verdict has all that the page reads, each of its kind."""
     try:
-        benchmarks = verdict["benchmarks"]  # type: ignore[index]
-        arms = [arm for one in benchmarks.values() for arm in one["arms"].values()]
-        pairs = [pair for one in benchmarks.values() for pair in one["pairs"]]
-        return bool(
-            all(arm["low"] <= arm["mean"] <= arm["high"] for arm in arms)
-            and all(
-                pair["low"] <= pair["high"] and pair["a"] and pair["b"] and pair["sentence"] for pair in pairs
-            )
-            and all(isinstance(sentence, str) for sentence in verdict["sentences"])  # type: ignore[index]
+        every = list(verdict["benchmarks"].values())  # type: ignore[index]
+        texts = [*verdict["sentences"], *verdict.get("warnings", [])]  # type: ignore[index, attr-defined]
+        return (
+            all(isinstance(text, str) for text in [*texts, *(one["domain"] for one in every)])
+            and all(_whole_arm(arm) for one in every for arm in one["arms"].values())
+            and all(_whole_pair(pair) for one in every for pair in one["pairs"])
         )
     except (KeyError, TypeError, AttributeError):
         return False
+
+
+def _whole_arm(arm: Record) -> bool:
+    shape, looks = arm.get("shape") or {}, ("greedy", "stopped", "tokens", "repeating")
+    shares = [
+        *arm.get("pass_at", {}).values(),
+        *arm.get("by_seed", {}).values(),
+        *shape.get("categories", {}).values(),
+    ]
+    return (
+        None not in map(number, [arm["mean"], arm["low"], arm["high"], *shares])
+        and all(arm.get(name) is None or number(arm[name]) is not None for name in looks)
+        and all(k.isdecimal() for k in arm.get("pass_at", {}))
+    )
+
+
+def _whole_pair(pair: Record) -> bool:
+    block = pair.get("sharpening") or {}
+    figures = [
+        one[name] for one in (pair, block.get("matched")) if one for name in ("difference", "low", "high")
+    ]
+    return None not in map(number, [*figures, pair["p_value"], pair["p_holm"]]) and all(
+        isinstance(pair[name], str) for name in ("a", "b", "sentence")
+    )
 
 
 def _only_its_own(found: Found, arms: list[Arm]) -> bool:

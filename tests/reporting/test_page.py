@@ -1,0 +1,137 @@
+"""The page in a browser: hostile names and answers stay text, it can be read on a phone, in the dark, and without a
+mouse; and Markdown's tables hold whatever is put into them."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from rectune.pages.render import write_page
+from rectune.reporting.markdown import code, escape, fenced
+from rectune.reporting.report import markdown, page, report
+from reported import comparison, edit, read_lines, write_lines
+
+SCRIPT = "document.title = 'owned'"
+HOSTILE = f'<script>{SCRIPT}</script><img src=x onerror="{SCRIPT}"></pre></td>| `` ``` \n\n# x $\\frac$ {{{{ 7 * 7 }}}}'
+
+
+@pytest.fixture
+def hostile(runs: Path, tmp_path: Path) -> dict[str, Any]:
+    """A report in which every text that comes from data is hostile."""
+    folder = comparison(tmp_path / "<img src=x onerror=alert(1)>", runs, matched_to=HOSTILE)
+    record = json.loads((folder / "comparison.json").read_text())
+    record["arms"][0] |= {"label": HOSTILE, "dropped": {"reason": HOSTILE}}
+    edit(folder / "comparison.json", **record, race={"dropped": {"x": {"reason": HOSTILE}}})
+    (folder / "diagnosis.json").write_text(
+        json.dumps({"format": 1, "verdict": {"sentence": HOSTILE}, "risks": [{"name": HOSTILE}]})
+    )
+    for run in folder.glob("runs/*/seed-*"):
+        edit(run / "config.json", data=HOSTILE, model=HOSTILE)
+        edit(run / "environment.json", platform=HOSTILE)
+        edit(run / "environment.json", packages={HOSTILE: HOSTILE})
+        probe = json.loads((run / "probe.json").read_text())
+        for row in probe["rows"]:
+            row["tokens"] = [HOSTILE] * len(row["tokens"])
+        edit(run / "probe.json", **probe)
+        drift = [{**line, "warnings": [HOSTILE]} for line in read_lines(run / "metrics.jsonl")]
+        write_lines(run / "metrics.jsonl", drift)
+    for evaluation in folder.glob("runs/**/evaluation"):
+        of = json.loads((evaluation / "evaluation.json").read_text())
+        ids = of["benchmarks"]["sums"]["problem_ids"]
+        numbers = {**of["benchmarks"]["sums"], "problem_ids": [HOSTILE + one for one in ids]}
+        edit(evaluation / "evaluation.json", benchmarks={HOSTILE: numbers}, warnings=[HOSTILE])
+        lines = [
+            {**line, "problem_id": HOSTILE + line["problem_id"], "text": HOSTILE, "answer": HOSTILE,
+             "turns": [{"role": "user", "content": HOSTILE}], "extracted": HOSTILE}
+            for line in read_lines(evaluation / "graded.jsonl")
+        ]  # fmt: skip
+        write_lines(evaluation / "graded.jsonl", lines)
+    return report([folder])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_hostile_data_stays_text(
+    browser: Any, hostile: dict[str, Any], tmp_path: Path, scheme: str, width: int
+) -> None:
+    html = page(hostile)
+    assert (
+        "<script" not in html and "<img" not in html and "49" not in re.findall(r"# x \$\\frac\$ (\S+)", html)
+    )
+    tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    asked: list[str] = []
+    wrong: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: wrong.append(message.text))
+    path = write_page(tmp_path / "page.html", html)
+    tab.goto(path.as_uri())
+    tab.wait_for_timeout(50)
+    assert tab.title() != "owned" and asked == [path.as_uri()] and wrong == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert SCRIPT in tab.inner_text(".answer pre >> nth=0")
+    shown = tab.evaluate("[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width)")
+    assert len(shown) >= 12 and all(200 < one <= width for one in shown)
+    tab.close()
+
+
+def test_it_can_be_read_without_a_mouse_and_on_paper(browser: Any, runs: Path, tmp_path: Path) -> None:
+    tab = browser.new_page()
+    tab.goto(write_page(tmp_path / "page.html", page(report([runs]))).as_uri())
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.getAttribute('href')") == "#accuracy"
+    assert tab.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    tab.focus("details summary")
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.parentElement.open")
+    assert tab.evaluate("[...document.querySelectorAll('svg')].every(s => s.getAttribute('aria-label'))")
+    assert tab.evaluate("[...document.querySelectorAll('h1')].length") == 1
+    marks = tab.eval_on_selector_all(".answer .by", "all => all.map(one => one.innerText)")
+    assert any("✓ correct" in mark for mark in marks) and any(
+        "✗" in mark for mark in marks
+    )  # not by colour alone
+    tab.emulate_media(media="print")
+    assert not tab.is_visible("nav")
+    tab.close()
+
+
+class Tags(HTMLParser):
+    """Collects the names of all elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.found.add(tag)
+
+
+def test_markdown_is_text_and_its_tables_hold(hostile: dict[str, Any]) -> None:
+    text = markdown(hostile)
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    allowed = "h1 h2 h3 ul li p code pre sub strong blockquote details summary table thead tbody tr th td"
+    assert Tags(rendered).found <= set(allowed.split())
+    assert rendered.count("<h1>") == 1
+    lines = text.splitlines()
+    ruled = [n for n, line in enumerate(lines) if line.startswith("| ---")]
+    assert len(ruled) == rendered.count("<table>") >= 8
+    for n in ruled:
+        rows = [lines[n - 1], *takewhile(lambda line: line.startswith("|"), lines[n:])]
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+        assert not lines[n + len(rows) - 1]  # nothing spilled out of the table
+
+
+def test_escaping() -> None:
+    assert escape("a|b\n# <i> `x` _y_") == "a\\|b \\# \\<i\\> \\`x\\` \\_y\\_"
+    assert code("a`b|c") == "``a`b|c``"
+    assert code("`") == "`` ` ``"
+    assert fenced("```\nx")[0] == "````text" and fenced("")[1] == "(nothing)"
