@@ -66,10 +66,19 @@ def test_from_rows_to_selected_answers(
     assert "avg@2" in capsys.readouterr().out
 
 
-def test_the_demo_compares_both_methods(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    demo(["--model", str(model), "--out", str(tmp_path), "--steps", "2", "--limit", "3", "-n", "2"])
+def test_the_demo_ends_in_one_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model", str(model), "--out", str(tmp_path), "--steps", "2", "--limit", "3", "-n", "2"]
+    assert demo([*given, "--seconds", "1"]) == 0
     shown = capsys.readouterr().out
-    for words in ("mean p", "p > 0.9", "in domain", "out of domain", "DFT - SFT", str(tmp_path / "sft")):
-        assert words in shown
+    for words in (
+        "Mean target probability",
+        "in domain",
+        "out of domain",
+        "greedy",
+        str(tmp_path / "report.html"),
+    ):
+        assert words in shown, shown
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<svg" in page and "diagnosis" in page.lower()
+    assert (tmp_path / "diagnosis/diagnosis.html").exists()
+    assert demo([*given, "--seconds", "1"]) == 0  # again: all is there already
