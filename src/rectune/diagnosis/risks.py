@@ -113,8 +113,8 @@ def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
     entropy = float(m.entropy_N.mean())
     if entropy < lines.DETERMINISTIC_ENTROPY.value:
         yield _risk(
-            "deterministic", "medium", f"the model is nearly certain of its next token (entropy {entropy:.2f} nats)",
-            "little is left to learn: expect small differences, and look at the few tokens with low probability",
+            "certain", "low", f"the model is nearly certain of its next token (entropy {entropy:.2f} nats)",
+            "what it does not expect is noise or news, and only you can tell which: look at the least likely rows",
             lines.DETERMINISTIC_ENTROPY, entropy,
         )  # fmt: skip
     answers = {tuple(m.targets_N[m.row_N == row].tolist()) for row in range(min(len(m.rows), 500))}

@@ -30,7 +30,7 @@ CONTENT_P = Line(0.1, "the paper, section 4.5: Natural Questions, where DFT fall
 CONTENT_SHARE = Line(0.3, OWN + ": share of improbable content tokens from which rows look like facts")
 SHORT_ANSWER = Line(40, OWN + ": targets in an answer; facts and labels are short, reasoning is long")
 DETERMINISTIC_ENTROPY = Line(
-    0.15, "the paper's README: weak on near-deterministic targets; the line is ours (nats)"
+    0.15, OWN + ": nats a token below which the model is nearly certain"
 )
 DETERMINISTIC_ANSWERS = Line(0.2, OWN + ": distinct answers per row below which the targets are labels")
 FIRST_TOKEN_P = Line(
