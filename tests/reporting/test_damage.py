@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,13 +206,13 @@ def test_fifty_runs(copy: Any, tmp_path: Path) -> None:
         edit(
             tmp_path / f"run-{number:02}" / "config.json", objective={"name": "power", "alpha": number / 100}
         )
-    began = time.perf_counter()
     found = report([tmp_path])
     html = page(found)
     assert len(found["arms"]) == 50 and found["title"] == "50 arms compared"
     assert len(html) < 6_000_000
     assert "of 50 arms the first 6 are shown side by side" in notes(found)
-    assert time.perf_counter() - began < 600  # never quadratic in something large
+    assert "of 50 arms the first 12 are judged" in notes(found)
+    assert len(found["verdict"]["judged"]["benchmarks"]["sums"]["pairs"]) == 66
 
 
 Trainer = Callable[..., Path]

@@ -11,13 +11,15 @@ from typing import Any
 
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
-from rectune.reporting.grouping import Arm
+from rectune.reporting.grouping import BASE, Arm
 from rectune.reporting.read import Found, Notes, Record, number
 
 OPEN = (
     "The verdict is open: accuracy was not measured. A falling loss does not say which model solves more problems, and "
     "neither does NLL, which DFT may raise while its answers get better."
 )
+MOST = 12
+"""Arms beside the base model that are judged in pairs: 50 would be 1,225 pairs, too many for any correction."""
 ALONE = "The verdict is open: only {label} was evaluated, so there is nothing to compare it with."
 
 
@@ -99,11 +101,19 @@ def _domains_of(found: Found, arms: list[Arm]) -> dict[str, str]:
 
 def _judge_all(arms: list[Arm], domains: Mapping[str, str], found: Found, notes: Notes) -> Record | None:
     """One verdict over all evaluations; those on other sets of benchmarks are judged by themselves."""
-    slots = dict.fromkeys(names for arm in arms for names in arm.evaluations.get("main", {}))
+    evaluated = [arm for arm in arms if arm.evaluations.get("main")]
+    trained = [arm for arm in evaluated if arm.label != BASE]
+    if len(trained) > MOST:
+        notes.add(
+            "evaluations",
+            f"of {len(trained)} arms the first {MOST} are judged; give fewer folders to see others",
+        )
+        evaluated = [arm for arm in evaluated if arm.label == BASE or arm in trained[:MOST]]
+    slots = dict.fromkeys(names for arm in evaluated for names in arm.evaluations["main"])
     whole: Record | None = None
     for names in slots:
         folders = {
-            role: {arm.label: paths for arm in arms if (paths := arm.folders(role, names))}
+            role: {arm.label: paths for arm in evaluated if (paths := arm.folders(role, names))}
             for role in ("main", "greedy", "matched")
         }
         try:
