@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rectune.data.rows import Problem as Problem
     from rectune.data.rows import Row as Row
     from rectune.data.rows import Sample as Sample
+    from rectune.diagnosis.diagnose import diagnose as diagnose
     from rectune.errors import UserError as UserError
+    from rectune.evaluation.evaluate import evaluate as evaluate
+    from rectune.grading.files import grade as grade
     from rectune.integrations import dft_loss as dft_loss
     from rectune.integrations import objective_loss as objective_loss
     from rectune.logprobs import token_logprobs as token_logprobs
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
     from rectune.reporting.report import report as report
+    from rectune.sampling.engine import sample as sample
+    from rectune.selection import select as select
     from rectune.training.loop import train as train
 
 __version__ = "0.1.0"
@@ -43,6 +48,11 @@ _HOME = {
     "Sample": "rectune.data.rows",
     "TrainConfig": "rectune.config",
     "train": "rectune.training.loop",
+    "diagnose": "rectune.diagnosis.diagnose",
+    "sample": "rectune.sampling.engine",
+    "grade": "rectune.grading.files",
+    "select": "rectune.selection",
+    "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.comparison.runner",
     "report": "rectune.reporting.report",
     "dft_loss": "rectune.integrations",
