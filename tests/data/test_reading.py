@@ -217,3 +217,8 @@ def test_rows_are_memory_mapped(tmp_path: Path) -> None:
     assert dataset.cache_files
     assert count_duplicates(dataset) == 0
     assert count_duplicates(dataset.select([0, 1, 0])) == 1
+
+
+def test_packaged_rows_are_named_by_their_data() -> None:
+    rows = read_rows("gsm8k-calculations-test", options=DataConfig())
+    assert row_at(rows, 1).where == "gsm8k-calculations-test:2"

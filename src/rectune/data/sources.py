@@ -93,18 +93,20 @@ def from_hub(source: str, *, split: str) -> Records:
 
 
 def _files(source: str, paths: list[Path]) -> Records:
+    named = {path: source if source in PACKAGED else str(path) for path in paths}
+
     def start() -> Iterator[tuple[str, Record]]:
         for path in paths:
             empty = True
             for line, record in READERS[_suffix(path)](path):
                 empty = False
-                yield f"{path}:{line}", record
+                yield f"{named[path]}:{line}", record
             if empty:
                 raise UserError("is empty", where=path)
 
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        digest.update(f"\n{path}\n".encode())
+        digest.update(f"\n{named[path]}\n".encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
