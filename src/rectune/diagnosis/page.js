@@ -31,7 +31,7 @@
     if (name === "p") {
       return {
         ramp: "p", value: (t) => t.figures.p[t.i], step: (p) => EDGES.findLastIndex((edge) => edge <= p),
-        marks: [...EDGES, 1], meaning: "Probability of each target before training: what stands out is what the model does not expect.",
+        marks: null, meaning: "Probability of each target before training: what stands out is what the model does not expect.",
       };
     }
     if (name === "e") {
@@ -45,11 +45,12 @@
     const top = most > 1 || most < 0.5 ? most || 1 : 1; // objectives that stay within 1 share a scale
     return {
       ramp: "w", value, step: (w) => (Math.abs(w) / top) * STEPS,
-      marks: [...EDGES.map((_, k) => (k % 4 ? "" : number((k / STEPS) * top))), number(top)],
+      marks: [...EDGES.map((_, k) => ({ 0: "0", 6: number(top / 2) })[k] ?? ""), number(top)],
       meaning: `Weight that ${labels[name]} gives each target: what stands out is learnt, what fades is left alone.`,
     };
   }
 
+  const edges = [...byId("legend").querySelectorAll("b")].map((mark) => mark.textContent);
   let colouring = "p";
   function colour(name) {
     colouring = name;
@@ -61,7 +62,8 @@
     }
     byId("meaning").textContent = meaning;
     byId("legend").querySelectorAll("i").forEach((swatch, k) => (swatch.className = `${ramp}${k}`));
-    byId("legend").querySelectorAll("b").forEach((mark, k) => (mark.textContent = marks[k]));
+    byId("legend").dataset.ramp = ramp;
+    byId("legend").querySelectorAll("b").forEach((mark, k) => (mark.textContent = (marks ?? edges)[k]));
     if (shown) describe(shown);
   }
 
@@ -74,9 +76,9 @@
     text(said, token.element.textContent, "text");
     said.append(" p ");
     text(said, number(figures.p[i]));
-    if (figures.same[i]) said.append(", the model’s first choice");
+    if (figures.same[i]) said.append(", the model's first choice");
     else if (figures.top[i] !== null) {
-      said.append(", the model’s first choice is ");
+      said.append(", the model's first choice is ");
       text(said, figures.top[i], "text");
     }
     said.append(`; entropy ${number(figures.entropy[i])}; ${figures.kind[i] ?? "class not known"}`);
@@ -92,9 +94,14 @@
   }
 
   // One token of each row can be reached with Tab (the one last visited), the others with the arrows.
+  // Only that one is a button, too: a screen reader that reads the page should hear text, not hundreds of buttons.
+  function reach({ element }, can) {
+    element.tabIndex = can ? 0 : -1;
+    can ? element.setAttribute("role", "button") : element.removeAttribute("role");
+  }
   function hold(token) {
-    for (const other of tokens) if (other.row === token.row && other.element.tabIndex === 0) other.element.tabIndex = -1;
-    token.element.tabIndex = 0;
+    for (const other of tokens) if (other.row === token.row && other.element.tabIndex === 0) reach(other, false);
+    reach(token, true);
     held = token;
     describe(token);
   }
@@ -103,6 +110,20 @@
     hold(token);
     token.element.focus();
   };
+
+  // The nearest token on the next line, down (1) or up (-1).
+  function line(here, way) {
+    const { left, top, height } = tokens[here].element.getClientRects()[0];
+    let best = here, least = Infinity, at = null;
+    for (let place = here + way; tokens[place]; place += way) {
+      const box = tokens[place].element.getClientRects()[0];
+      if (Math.abs(box.top - top) < height / 2) continue;
+      at ??= box.top;
+      if (Math.abs(box.top - at) >= height / 2) break;
+      if (Math.abs(box.left - left) < least) [best, least] = [place, Math.abs(box.left - left)];
+    }
+    return best;
+  }
 
   const all = byId("all");
   const found = (event) => tokens[placeOf.get(event.target.closest?.(".t"))];
@@ -113,19 +134,17 @@
   all.addEventListener("keydown", (event) => {
     const token = found(event);
     if (!token || event.ctrlKey || event.metaKey || event.altKey) return;
-    const here = placeOf.get(token.element), inRow = tokens.filter((other) => other.row === token.row);
+    const here = placeOf.get(token.element), inRow = tokens.filter((other) => other.row === token.row).length;
     const to = {
-      ArrowRight: here + 1, ArrowLeft: here - 1, Home: here - token.i, End: here - token.i + inRow.length - 1,
-    }[event.key];
+      ArrowRight: () => here + 1, ArrowLeft: () => here - 1, ArrowDown: () => line(here, 1), ArrowUp: () => line(here, -1),
+      Home: () => here - token.i, End: () => here - token.i + inRow - 1,
+    }[event.key]?.();
     if (to === undefined) return;
     event.preventDefault();
     visit(to);
   });
 
-  for (const { element, i } of tokens) {
-    element.setAttribute("role", "button");
-    element.tabIndex = i === 0 ? 0 : -1;
-  }
+  for (const token of tokens) reach(token, token.i === 0);
   byId("switch").addEventListener("change", (event) => colour(event.target.value));
   byId("switch").hidden = byId("help").hidden = false;
   byId("switch").querySelector("input").checked = true; // browsers keep the last choice over a reload

@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rectune.diagnosis.examples import TOKENS
 from rectune.diagnosis.thresholds import STRONG, WEAK
 from rectune.pages.figures import figure
 from rectune.pages.ramps import ramp_css
@@ -31,13 +32,14 @@ def render_page(diagnosis: Mapping[str, Any]) -> str:
     Args:
         diagnosis: Content of a diagnosis.json; fields may be missing or null.
     """
-    d = diagnosis
-    overall = d.get("overall") or {}
+    d = _lenient(diagnosis)
+    overall = d.get("overall") or _Partial()
     histogram = _numbers(overall.get("histogram"))
-    verdict = d.get("verdict") or {}
+    verdict = d.get("verdict") or _Partial()
     examples = d.get("examples") or []
     objectives = d.get("objectives") or []
     classes = list(dict.fromkeys(name for one in objectives for name in one.get("share_by_class") or {}))
+    folder = _folder([str(one.get("where") or "") for one in examples])
     shown = {str(one.get("where")): number for number, one in enumerate(examples, 1)}
     return render(
         "diagnosis/page.html",
@@ -50,7 +52,9 @@ def render_page(diagnosis: Mapping[str, Any]) -> str:
         p=_number(overall.get("mean_p")),
         lines=(WEAK, STRONG),
         figure=_histogram(histogram) if sum(histogram) else None,
-        edges=[f"{edge:g}" for edge in PROBABILITY_BINS],
+        edges=[_edge(edge) for edge in PROBABILITY_BINS],
+        folder=folder,
+        place=lambda where: str(where or "").removeprefix(folder),
         bins=BINS,
         targets=_bar(histogram),
         shares=[x / sum(histogram) for x in histogram] if sum(histogram) else [],
@@ -67,11 +71,24 @@ def render_page(diagnosis: Mapping[str, Any]) -> str:
         risks=d.get("risks") or [],
         shown=shown,
         rows=[_row(one) for one in examples],
-        labels=list(dict.fromkeys(label for one in examples for label in one.get("weights") or {})),
+        labels=_labels(examples),
         rows_data=_rows_data(examples),
         fixed=_fixed,
         short=_short,
     )  # fmt: skip
+
+
+class _Partial(dict[str, Any]):
+    """None for what is missing: a file may be older, cut by hand or of an interrupted run."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _lenient(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _Partial((str(key), _lenient(one)) for key, one in value.items())
+    return [_lenient(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _number(value: Any) -> float | None:
@@ -93,7 +110,11 @@ def _fixed(value: Any, digits: int = 2) -> str:
 def _short(value: Any) -> str:
     """To three figures; a dash where there is no number."""
     number = _number(value)
-    return "–" if number is None else f"{number:.3g}"
+    return "–" if number is None else f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+
+
+def _edge(p: float) -> str:
+    return f"{p:g}" if p == 0 or p >= 0.01 else f"1e{math.log10(p):.0f}"
 
 
 def _bin(p: float) -> int:
@@ -147,7 +168,7 @@ def _histogram(counts: Sequence[float]) -> Markup:
         )
         ax.set_ylim(bottom, 1)
         ax.set_xlim(0, BINS)
-        ax.set_xticks(range(BINS + 1), [f"{edge:g}" for edge in PROBABILITY_BINS], fontsize=8)
+        ax.set_xticks(range(BINS + 1), [_edge(edge) for edge in PROBABILITY_BINS], fontsize=8)
         ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
         ax.yaxis.set_minor_formatter(lambda share, _: "")
         ax.set_xlabel("probability of the target under the model")
@@ -155,13 +176,19 @@ def _histogram(counts: Sequence[float]) -> Markup:
 
     words = ", ".join(f"{100 * share:.2g} %" for share in shares)
     return figure(
-        draw, label=f"Share of targets by probability bin: {words}", width=5.2, height=2.9, variables=inks
+        draw, label=f"Share of targets by probability bin: {words}", width=4.7, height=2.75, variables=inks
     )
 
 
 def _visible(text: Any) -> str:
     """A token's text with its line breaks and tabs marked."""
     return str("" if text is None else text).translate(_VISIBLE) or "∅"
+
+
+def _folder(places: Sequence[str]) -> str:
+    """The folder that all places lie in, with its slash; "" where there is more than one."""
+    folders = {place[: place.rfind("/") + 1] for place in places}
+    return folders.pop() if len(folders) == 1 else ""
 
 
 def _at(values: Any, place: int) -> Any:
@@ -190,18 +217,24 @@ def _row(example: Mapping[str, Any]) -> dict[str, Any]:
     for p in known:
         counts[_bin(p)] += 1
     return {
-        "where": example.get("where") or "",
+        "where": str(example.get("where") or ""),
         "source": example.get("source") or "",
         "pieces": pieces,
         "targets": len(targets),
         "mean_p": sum(known) / len(known) if known else None,
         "bar": _bar(counts),
+        "cut": len(tokens) if len(tokens) >= TOKENS else None,
     }
+
+
+def _labels(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of the objectives that the rows have weights of."""
+    return list(dict.fromkeys(label for one in examples for label in one.get("weights") or {}))
 
 
 def _rows_data(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the script knows of each target, in the order of the targets on the page."""
-    labels = list(dict.fromkeys(label for one in examples for label in one.get("weights") or {}))
+    labels = _labels(examples)
     found = []
     for one in examples:
         places = _targets(one)
