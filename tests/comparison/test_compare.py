@@ -204,6 +204,15 @@ def test_several_processes_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch
         run()
 
 
+def test_a_mistake_that_shows_when_asking_leaves_the_folder_free(run: Run, tmp_path: Path) -> None:
+    """The base model is asked first, so too many new tokens are refused before any training."""
+    with pytest.raises(UserError, match=r"max_new_tokens.*the model has 512"):
+        run(max_new_tokens=4096)
+    assert not (tmp_path / "out" / "comparison.json").exists()
+    assert not (tmp_path / "out" / "runs" / "sft").exists()
+    assert run(max_new_tokens=6, limit=3, dry_run=True)["problems"] == {"inside": 3, "outside": 3}
+
+
 def test_two_at_once_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with (tmp_path / "out" / ".lock").open("w") as file:

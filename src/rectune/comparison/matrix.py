@@ -1,7 +1,7 @@
 """The matrix of a comparison: what is to be trained and asked, checked before anything is done, and its folder.
 
-OUT/comparison.json is written at the start, so that from then on the folder holds this comparison, and again after
-every choice and at the end. Carrying the matrix out is left to `runner.py`.
+OUT/comparison.json is written when the base model has answered, so that from then on the folder holds this
+comparison, and again after every choice and at the end. Carrying the matrix out is left to `runner.py`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def make_matrix(
     if choices.any and choices.validation is None:
         validation, problems = set_aside(problems, named, config.seed)
     elif choices.any and choices.validation is not None:
-        validation = load_problems([choices.validation], config, benchmark_dir=benchmark_dir)
+        validation = load_problems([choices.validation], config, **load)  # type: ignore[arg-type]
         check_apart(validation, problems)
     settings = _settings(config, named, draws, choices, limit)
     if choices.budget:  # a race is among those who began it

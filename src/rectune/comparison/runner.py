@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -107,14 +108,19 @@ def compare(
 
 
 def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
-    out, results, arms = matrix.out, dict[str, Any](), matrix.arms
+    out, arms, results = matrix.out, matrix.arms, dict[str, Any]()
+    found = read_record(out)
+    if found is None:
+        shutil.rmtree(out / "problems", ignore_errors=True)  # of an attempt that got no answer
+    else:  # an older verdict stands until there is a new one
+        results |= {name: found[name] for name in ("verdict", "matched_to")}
     files = write_problems(out / "problems" / "verdict", matrix.problems)
     validation = write_problems(out / "problems" / "validation", matrix.validation)
-    if read_record(out) is None:
-        write_record(matrix, arms)
     if matrix.config.lora.rank and not matrix.config.lora.merge:
         log.info("lora.merge: on, because answers are drawn from plain models")
     _ask(_base(matrix), out / "runs" / BASE, "base", files, matrix.draws, Clock("base model", {"sample": 2}))
+    if found is None:  # from now on the folder holds this comparison: the model can be asked like this
+        write_record(matrix, arms)
     if matrix.choices.rates:
         results["sweep"] = sweep(matrix, validation)
         arms = with_rates(
