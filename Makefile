@@ -12,7 +12,7 @@ ifneq ($(shell test -e $(STAMP) && $(BIN)/python -c '$(WORKS)' 2>/dev/null && ec
 .PHONY: $(STAMP)
 endif
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench validate
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -37,3 +37,6 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	for file in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+
+validate: $(STAMP)
+	$(BIN)/python scripts/validate_diagnosis.py
