@@ -43,6 +43,7 @@ class LocalEngine:
         template: As in training.
         batch_size: Most sequences in work at once.
         model_name: For the samples file.
+        exact: Pad products as the module says. Without it few rows are faster, and the same only in the same batches.
 
     Raises:
         UserError: The model's layers cannot be run here (recurrent layers, shared caches, encoders).
@@ -58,9 +59,10 @@ class LocalEngine:
         *,
         batch_size: int | None = None,
         model_name: str = "",
+        exact: bool = True,
     ) -> None:
         self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.tokenizer, self.model_name = tokenizer, model_name
+        self.tokenizer, self.model_name, self.exact = tokenizer, model_name, exact
         self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         if self.batch_size < 1:
@@ -87,7 +89,7 @@ class LocalEngine:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
-        exact = self.model.device.type == "cpu" and self.model.dtype == torch.float32
+        exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
         batch = Batch(self.model.device, exact=exact)
         training = self.model.training
         self.model.eval()

@@ -187,7 +187,7 @@ class Probe:
     def _engine(self, config: TrainConfig) -> LocalEngine | None:
         """Draws from the weights that are trained; None for a model that it cannot run."""
         try:
-            engine = LocalEngine(self.scorer.model, self.tokenizer, config.rows.template)
+            engine = LocalEngine(self.scorer.model, self.tokenizer, config.rows.template, exact=False)
         except UserError as error:
             log.info("drift: no sampled answers, since %s", error.what)
             return None
