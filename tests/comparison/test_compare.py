@@ -239,3 +239,20 @@ def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Recor
     plan = compare(config_of(task, compared[0]), ["sft", "dft"], seeds=2, **asking(task), dry_run=True)
     assert [one["state"] for one in plan["runs"]] == ["finished", "to do"] * 2
     assert plan["seconds_of_training"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "comparison.json: is not a comparison; give another --out"),
+        ("[]", "comparison.json: is not a comparison"),
+        ('{"format": 1}', "comparison.json: is not a comparison"),
+        ('{"format": 9, "settings": {}, "arms": [], "seeds": []}', "is of format 9, this version reads 1"),
+    ],
+)
+def test_a_damaged_record_is_said_to_be(run: Run, tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "comparison.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        run()
+    assert line in str(caught.value)

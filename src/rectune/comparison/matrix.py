@@ -1,7 +1,6 @@
-"""The matrix of a comparison: what is to be trained and asked, checked before anything is done, and its folder.
+"""The matrix of a comparison: what is to be trained and asked, checked before anything is done.
 
-OUT/comparison.json is written when the base model has answered, so that from then on the folder holds this
-comparison, and again after every choice and at the end. Carrying the matrix out is left to `runner.py`.
+Carrying it out is left to `runner.py`, what the folder says about it to `record.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rectune.comparison.answers import Draws
-from rectune.comparison.arms import BASE, SHARED, Arm, make_arms, run_config, run_folder
+from rectune.comparison.arms import SHARED, Arm, make_arms, run_config, run_folder
 from rectune.comparison.budget import parse_budget
 from rectune.comparison.problems import (
     Problems,
@@ -24,13 +22,10 @@ from rectune.comparison.problems import (
     load_problems,
     set_aside,
 )
+from rectune.comparison.record import FILE, check_same, read_record
 from rectune.config import TrainConfig, dump_config
 from rectune.errors import UserError
-from rectune.training.checkpoints import to_json, write_text
 from rectune.training.run_folder import FREE
-
-FORMAT = 1
-FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -135,75 +130,13 @@ def make_matrix(
         settings |= {"objectives": [arm.label for arm in arms], "seeds": seeds}
     found = read_record(config.out)
     if found:
-        _check_same(found, settings, config.out / FILE)
+        check_same(found, settings, config.out / FILE)
         had = [arm["spec"] for arm in found["arms"]]
         slugs = {arm["slug"] for arm in found["arms"]}
         arms = make_arms([*had, *(arm.spec for arm in arms if arm.slug not in slugs)], config)
         seeds = max(seeds, len(found["seeds"]))
     numbers = tuple(range(config.seed, config.seed + seeds))
     return Matrix(config, arms, numbers, named, problems, validation, draws, choices, settings)
-
-
-def read_record(out: Path) -> dict[str, Any] | None:
-    """OUT/comparison.json; None where there is none.
-
-    Raises:
-        UserError: It cannot be read, or is from another version.
-    """
-    path = out / FILE
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        written = found["format"]
-    except (ValueError, KeyError, TypeError, OSError):
-        raise UserError("is not a comparison", where=path, hint="give another --out") from None
-    if written != FORMAT:
-        raise UserError(f"is of format {written}, this version reads {FORMAT}", where=path)
-    return dict(found)
-
-
-def write_record(matrix: Matrix, arms: Sequence[Arm], **results: Any) -> dict[str, Any]:
-    """Write OUT/comparison.json and return its content.
-
-    Args:
-        matrix: What was asked for.
-        arms: With the learning rates that were chosen.
-        results: `sweep`, `race`, `matched_to` and `verdict`, as far as there are any; `dropped` by slug.
-    """
-    dropped = results.pop("dropped", None) or {}
-    record = {
-        "format": FORMAT,
-        "rectune": version("rectune"),
-        "model": matrix.config.model,
-        "data": matrix.config.data,
-        "seeds": list(matrix.seeds),
-        "arms": [_arm(matrix, arm, dropped.get(arm.slug)) for arm in arms],
-        "base": f"runs/{BASE}",
-        "benchmarks": matrix.domains,
-        "problems": {name: len(asked) for name, asked in matrix.problems.items()},
-        "validation": {name: len(asked) for name, asked in matrix.validation.items()},
-        "settings": matrix.settings,
-        **{"sweep": None, "race": None, "matched_to": None, "verdict": None, **results},
-    }
-    matrix.out.mkdir(parents=True, exist_ok=True)
-    write_text(matrix.out / FILE, to_json(record, indent=2) + "\n")
-    return record
-
-
-def _arm(matrix: Matrix, arm: Arm, dropped: dict[str, Any] | None) -> dict[str, Any]:
-    runs = {str(seed): run_folder(Path(), arm, seed).as_posix() for seed in matrix.seeds}
-    return {
-        "spec": arm.spec,
-        "label": arm.label,
-        "slug": arm.slug,
-        "name": arm.objective.name,
-        "settings": arm.settings,
-        "phases": arm.objective.phases,
-        "learning_rate": arm.learning_rate,
-        "runs": runs,
-        "dropped": dropped,
-    }
 
 
 def _check_choices(choices: Choices, arms: Sequence[Arm]) -> None:
@@ -237,19 +170,6 @@ def _settings(
         "race": choices.budget,
         "validation": choices.validation,
     }
-
-
-def _check_same(found: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
-    before = found["settings"]
-    now = json.loads(to_json(settings))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing)
-        raise UserError(
-            f"cannot go on with other settings: {changes}",
-            where=path,
-            hint="restore them, or give another --out",
-        )
 
 
 def with_rates(arms: Sequence[Arm], rates: Mapping[str, float]) -> tuple[Arm, ...]:

@@ -26,9 +26,10 @@ from rectune.comparison.arms import BASE, SHARED, Arm, run_config, run_folder
 from rectune.comparison.clock import Clock
 from rectune.comparison.control import answer_matched, choose_target, entropy
 from rectune.comparison.dry_run import planned
-from rectune.comparison.matrix import Choices, Matrix, make_matrix, read_record, with_rates, write_record
+from rectune.comparison.matrix import Choices, Matrix, make_matrix, with_rates
 from rectune.comparison.problems import name_domains, write_problems
 from rectune.comparison.race import check_affordable, race
+from rectune.comparison.record import read_record, write_record
 from rectune.comparison.runs import is_trained, train_run
 from rectune.comparison.sweep import sweep
 from rectune.config import ObjectiveConfig, TrainConfig
