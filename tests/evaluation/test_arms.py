@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -37,9 +38,9 @@ def three_seeds(tmp_path):
         }  # fmt: skip
 
     arms = {
-        "base": folders("base", "plain", {"s": 0.1, "t": 0.1}, [0], nats=1.0),
         "sft": folders("sft", "plain", {"s": 0.3, "t": 0.4}, range(3), nats=0.8),
         "dft": folders("dft", "plain", {"s": 0.6, "t": 0.4}, range(3), nats=0.3),
+        "base": folders("base", "plain", {"s": 0.1, "t": 0.1}, [0], nats=1.0),
     }
     greedy = {
         "sft": folders("sft", "greedy", {"s": 0.35, "t": 0.4}, range(3), temperature=0),
@@ -97,7 +98,7 @@ def test_seeds_and_problems_are_paired(three_seeds):
     assert pair_of(verdict, "s", "dft", "base")["seeds"] == 3
     same = pair_of(verdict, "t", "dft", "sft")
     assert not same["shown"]
-    assert "problems would be needed to see 2 points" in same["sentence"]
+    assert re.search(r"; about \d+ problems would be needed to see 2(\.\d)? points", same["sentence"])
     assert same["sentence"].startswith(
         "no difference between dft and sft can be shown with 150 problems and 3 seeds"
     )
@@ -256,6 +257,19 @@ def test_planning_for_problems_or_for_seeds():
     far = np.array([0.1, 0.5, 0.9])[:, None] * np.ones((3, 100))
     plan = needed(far + 0.01 * rng.random((3, 100)), np.full((3, 100), 0.5), 0.0)
     assert plan["problems"] is None and plan["seeds"] > 1000
+    alike, apart = (
+        np.array([0.5, 0.5, 0.5]),
+        np.array([0.485, 0.5, 0.515]),
+    )  # seeds, of the same spread over problems
+    noise = 0.2 * rng.standard_normal((1, 100)).clip(-2, 2)
+    few, more = (needed(means[:, None] + noise, np.full((3, 100), 0.5), 0.0) for means in (alike, apart))
+    # seeds spread by 1.5 points: of the variance that 2 points allow for, 1.5^2 / 3 are taken
+    left = 0.02**2 - 0.015**2 / 3 * 2.8016**2
+    assert (more["problems"] is None) == (left < 0)
+    assert few["problems"] == pytest.approx((2.8016 * noise.std(ddof=1) / 0.02) ** 2 + 2, abs=1.5)
+    closer = needed((0.5 + (apart - 0.5) / 2)[:, None] + noise, np.full((3, 100), 0.5), 0.0)
+    left = 0.02**2 - 0.0075**2 / 3 * 2.8016**2
+    assert closer["problems"] == pytest.approx((2.8016 * noise.std(ddof=1)) ** 2 / left + 2, abs=1.5)
     assert needed(np.ones((1, 10)), np.zeros((1, 10)), 1.0) is None
     exact = np.tile([0.5, 0.502], (1, 50))
     assert needed(exact, np.full((1, 100), 0.5), 0.001)["enough"]

@@ -105,6 +105,16 @@ def test_a_change_that_does_not_explain_says_so():
     assert not shift["explains"]
 
 
+def test_a_mix_that_may_be_nothing_explains_nothing():
+    """All of a small difference goes with the shape, but over 40 problems it could as well be none."""
+    a = answers([1] * 12 + [0] * 18 + [1] * 3 + [0] * 7, ["1 operation"] * 30 + ["2 operations"] * 10)
+    b = answers([1] * 4 + [0] * 6 + [1] * 9 + [0] * 21, ["1 operation"] * 10 + ["2 operations"] * 30)
+    (shift,) = shape_shift(a, b)
+    assert (shift["mix"], shift["rate"]) == pytest.approx((0.05, 0))
+    assert shift["low"] < 0 < shift["high"]
+    assert not shift["explains"]
+
+
 def test_small_changes_and_chance_are_not_named():
     rng = np.random.default_rng(3)
     line = LINES["shape"][0]
