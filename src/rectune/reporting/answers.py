@@ -14,6 +14,8 @@ from rectune.reporting.read import Evaluation, Notes, Record, read_lines
 
 PROBLEMS, ARMS = 12, 6
 """Most problems and arms that are shown."""
+UNSOLVED = 2
+"""Most problems of a benchmark that are shown though no arm has them right."""
 LONGEST, LONGEST_PROMPT = 4000, 1500
 """Characters of an answer and of a problem; what is beyond is cut, and its length said."""
 
@@ -98,8 +100,8 @@ def _benchmark(name: str, held: Mapping[str, Mapping[str, Record]], most: int) -
     everyone, nobody = (True,) * len(labels), (False,) * len(labels)
     mixed = [p for p in patterns if p not in (everyone, nobody)] if len(labels) > 1 else []
     chosen = _in_turns([patterns[p] for p in sorted(mixed)], most)
-    for pattern in (everyone, nobody):
-        chosen += patterns.get(pattern, [])[: max(0, most - len(chosen))]
+    chosen += patterns.get(everyone, [])[: most - len(chosen)]
+    chosen += patterns.get(nobody, [])[: min(UNSOLVED, most - len(chosen))]
     return {
         "benchmark": name,
         "labels": labels,

@@ -203,16 +203,21 @@ def _losses(data: Data) -> Section:
 
 
 def _drift(data: Data) -> Section:
+    warned: dict[tuple[str, str], list[Data]] = {}
+    for one in data["warnings"]:
+        warned.setdefault((one["label"], one["figure"]), []).append(one)
+    text = []
+    for (label, figure), which in warned.items():
+        seeds = ", ".join(str(one["seed"]) for one in which)
+        means = LINES[figure].means if figure in LINES else "past its line"
+        first = min(one["step"] for one in which)
+        whose = f"{label}, seed{'s' if len(which) > 1 else ''} {seeds}"
+        text.append(f"Warning for {whose}, from step {first:.0f} on ({figure}): {means}.")
     return Section(
         "drift",
         "Drift",
         "Drift from the base model",
-        text=[
-            f"Warning for {one['label']}, seed {one['seed']}, from step {one['step']:.0f} on ({one['figure']}): "
-            + (LINES[one["figure"]].means if one["figure"] in LINES else "past its line")
-            + "."
-            for one in data["warnings"]
-        ],
+        text=text,
         caveats=["A fixed set of hold-out rows, and a few answers sampled to their prompts."],
         legend=True,
     )
