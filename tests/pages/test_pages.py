@@ -28,6 +28,11 @@ def test_values_are_text_and_a_figure_is_a_figure() -> None:
     assert drawn == figure(lambda ax: (ax.plot([1, 2], label=HOSTILE + " $x_"), ax.legend()), label=HOSTILE)
 
 
+def test_a_figure_can_follow_the_colours_of_the_page() -> None:
+    drawn = figure(lambda ax: ax.bar(0, 1, color="#0a0b00"), label="x", variables={"#0a0b00": "--p0"})
+    assert "fill: var(--p0)" in drawn and "#0a0b00" not in drawn
+
+
 def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
