@@ -170,6 +170,8 @@ def test_arms_that_were_both_sampled_as_sharply_are_compared(three_seeds, tmp_pa
     block = pair_of(verdict, "s", "sft", "base")["sharpening"]["matched"]
     assert block["temperatures"] == {"sft": pytest.approx(0.6), "base": pytest.approx(0.4)}
     assert block["difference"] == pytest.approx(0.25, abs=0.06)
+    sentence = pair_of(verdict, "s", "sft", "base")["sharpening"]["sentence"]
+    assert "when sft and base are sampled as sharply as dft (T = 0.60 and 0.40)" in sentence
 
 
 def test_damaged_and_missing_folders_are_left_out(tmp_path, three_seeds):

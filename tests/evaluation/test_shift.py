@@ -115,6 +115,13 @@ def test_a_mix_that_may_be_nothing_explains_nothing():
     assert not shift["explains"]
 
 
+def test_a_change_between_models_that_are_never_right():
+    a, b = answers([0] * 30, ["x"] * 30), answers([0] * 30, ["y"] * 30)
+    (shift,) = shape_shift(a, b)
+    assert shift["sentence"].endswith("of b's: accuracy does not go with this")
+    assert not shift["explains"]
+
+
 def test_small_changes_and_chance_are_not_named():
     rng = np.random.default_rng(3)
     line = LINES["shape"][0]

@@ -151,7 +151,9 @@ def _shift(kind: str, size: float, split: Split, what: str, names: tuple[str, st
     low, high = sorted((sign * split.low, sign * split.high))
     mix, rate = sign * split.mix, sign * split.rate
     ahead, behind = names if sign > 0 else names[::-1]
-    if gap and mix >= 0 and rate >= 0:
+    if points(mix) == points(rate) == "0.0":
+        words = "accuracy does not go with this"
+    elif gap and mix >= 0 and rate >= 0:
         words = (
             f"of the {points(abs(gap))} points between them {points(mix)} (interval {points(low)} to "
             f"{points(high)}) go with this change, {points(rate)} are left within {_EQUAL[kind]}"

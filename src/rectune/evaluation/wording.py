@@ -76,18 +76,22 @@ def sharpening_sentence(pair: Mapping[str, Any], block: Mapping[str, Any]) -> st
     sign = 1 if pair["difference"] >= 0 else -1
     first, second = (pair["a"], pair["b"]) if sign > 0 else (pair["b"], pair["a"])
     gap, matched, parts = points(abs(pair["difference"])), block["matched"], []
+    between = (
+        f"{gap} points of {first} over {second}" if gap != "0.0" else f"no points of {first} over {second}"
+    )
     if matched is not None:
         low, high = sorted((sign * matched["low"], sign * matched["high"]))
         left, interval = sign * matched["difference"], f"interval {points(low)} to {points(high)}"
         verb = "are" if len(matched["temperatures"]) > 1 else "is"
-        how = f"when {matched['of']} {verb} sampled as sharply as {matched['as']} (T = {matched['temperature']:.2f})"
+        at = " and ".join(f"{temperature:.2f}" for temperature in matched["temperatures"].values())
+        how = f"when {matched['of']} {verb} sampled as sharply as {matched['as']} (T = {at})"
         if pair["shown"] and first == matched["as"]:
             are = f"{points(left)} are" if left > 0 else f"none is ({points(left)})"
-            parts.append(f"of {gap} points of {first} over {second} {are} left {how} ({interval})")
+            parts.append(f"of {between} {are} left {how} ({interval})")
         else:
-            parts.append(f"{gap} points of {first} over {second} become {points(left)} {how} ({interval})")
+            parts.append(f"{between} become {points(left)} {how} ({interval})")
     else:
-        parts.append(f"{gap} points of {first} over {second}")
+        parts.append(between)
     others = {"greedy": block["greedy"]}
     if block["pass"] is not None:
         others[f"pass@{block['pass']['k']}"] = block["pass"]
