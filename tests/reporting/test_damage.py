@@ -108,8 +108,9 @@ def spoilt(value: Any, rng: random.Random) -> Any:
     return rng.choice(JUNK)
 
 
+@pytest.mark.slow
 def test_values_of_another_kind_raise_nothing(runs: Path, tmp_path: Path) -> None:
-    """Two hundred folders, each with some values of its JSON files replaced."""
+    """Sixty folders, each with some values of its JSON files replaced."""
     rng = random.Random(0)
     folder = comparison(tmp_path / "c", runs, sweep={"arms": {}}, race={"dropped": {}}, matched_to="the dft")
     verdict = report([folder])["verdict"]["judged"]
@@ -119,7 +120,7 @@ def test_values_of_another_kind_raise_nothing(runs: Path, tmp_path: Path) -> Non
     )
     files = sorted(path for path in folder.rglob("*.json*") if path.name != "samples.jsonl")
     whole = {path: path.read_text() for path in files}
-    for _ in range(200):
+    for _ in range(60):
         path = rng.choice(files)
         if path.suffix == ".json":
             path.write_text(json.dumps(spoilt(json.loads(whole[path]), rng)))
@@ -199,6 +200,7 @@ def test_two_runs_with_one_seed_are_both_shown(copy: Any) -> None:
     assert "it counts as another seed" in notes(found)
 
 
+@pytest.mark.slow
 def test_fifty_runs(copy: Any, tmp_path: Path) -> None:
     first = copy("dft/seed-0", "run-00")
     for number in range(1, 50):

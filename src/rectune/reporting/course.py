@@ -110,11 +110,8 @@ def _says(label: str, one: Record) -> str:
     )
     if one["polarises"]:
         return f"{label} polarises: both ends grow; {numbers}"
-    lifted = high[1] - high[0] >= POLARISED
-    if lifted and low[1] <= low[0]:
-        return f"{label} lifts targets without giving any up; {numbers}"
-    how = "lifts targets and gives hardly any up" if lifted else "does not polarise"
-    return f"{label} {how}; {numbers}"
+    grown = high[1] - high[0] >= POLARISED
+    return f"{label} {'only grows at the top' if grown else 'does not polarise'}; {numbers}"
 
 
 def token_changes(arms: Sequence[Arm]) -> dict[str, Any]:
