@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from rectune import OBJECTIVES
 from rectune.cli import main
 from rectune.config import DataConfig
+from rectune.data.packing import collate
+from rectune.data.tokens import Encoded
 from rectune.diagnosis import diagnose
-from rectune.diagnosis.classes import CLASSES, class_of, token_classes
+from rectune.diagnosis.classes import CLASSES, class_of, token_classes, token_texts
+from rectune.diagnosis.figures import standard_error
+from rectune.diagnosis.measure import Measured
 from rectune.diagnosis.risks import CHECKS
 from rectune.diagnosis.verdict import decide, position
-from rectune.diagnosis.weights import learning_rate_factor
+from rectune.diagnosis.weights import gradient_norms, learning_rate_factor, parse
+from rectune.models.scorer import Scorer
 from rectune.training.monitors import PROBABILITY_BINS
 from toys import byte_tokenizer, tiny_model
 
@@ -144,11 +151,44 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
 )
 def test_verdict(mean_p: float, goal: Any, risks: tuple[str, ...], name: str, confidence: str) -> None:
     found = [{"name": risk, "evidence": "e", "value": 1, "threshold": 0, "source": "s"} for risk in risks]
-    verdict = decide({"mean_p": mean_p, "targets": 9000}, found, goal, "m x", "d", " --rows.template none")
+    overall = {"mean_p": mean_p, "mean_p_error": 0.001, "targets": 9000}
+    verdict = decide(overall, found, goal, "m x", "d", " --rows.template none")
     assert (verdict["name"], verdict["confidence"]) == (name, confidence)
     assert f"{mean_p:.2f}" in verdict["sentence"] and len(verdict["reasons"]) >= 1
     assert all("'m x'" in command and "--rows.template none" in command for command in verdict["next"])
     assert position(mean_p) == verdict["position"]
+
+
+@pytest.mark.parametrize(("error", "confidence"), [(0.001, "high"), (0.1, "medium"), (None, "medium")])
+def test_a_mean_that_is_not_well_known_is_less_sure(error: float | None, confidence: str) -> None:
+    verdict = decide({"mean_p": 0.9, "mean_p_error": error, "targets": 9000}, [], "generalise", "m", "d")
+    assert verdict["confidence"] == confidence
+
+
+def test_standard_error_is_that_of_drawing_rows() -> None:
+    """Rows of one length: the mean over targets is the mean of the rows' means."""
+    p = np.random.default_rng(0).uniform(0.1, 0.9, (50, 8))
+    n, zero = p.size, np.zeros(p.size)
+    row_N = np.repeat(np.arange(50), 8)
+    made = Measured(
+        np.log(p.ravel()), zero, zero, zero > 0, zero > 0, row_N, row_N, zero, list(range(50)), 1.0, n
+    )
+    expected = p.mean(1).std(ddof=1) / math.sqrt(50)
+    assert standard_error(made) == pytest.approx(expected)
+
+
+def test_gradient_norm_is_that_of_all_parameters() -> None:
+    """Tied embeddings count once, with both of their parts, and no gradient is left behind."""
+    model = tiny_model()
+    scorer = Scorer(model)
+    batch = collate([Encoded([5, 6, 7, 8, 9, 10], [-100, -100, 7, 8, 9, 10], [False] * 6)])
+    norm = gradient_norms(scorer, batch, parse(["sft"]))["sft"]
+    assert all(p.grad is None for p in model.parameters())
+    model(
+        torch.tensor([[5, 6, 7, 8, 9, 10]]), labels=torch.tensor([[-100, -100, 7, 8, 9, 10]])
+    ).loss.backward()
+    expected = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert norm == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_which_objectives_are_offered_exist() -> None:
@@ -177,6 +217,24 @@ def test_code_is_told_from_its_fences() -> None:
     assert ("a", "words") in shown and ("b", "words") in shown
 
 
+def test_letters_behind_a_backslash_are_latex() -> None:
+    tokenizer = byte_tokenizer()
+    ids = np.array(tokenizer("\\sum x a\\b").input_ids)
+    found = token_classes(ids, np.zeros(len(ids), bool), np.zeros(len(ids), int), tokenizer)
+    shown = [CLASSES[c] for i, c in zip(ids, found, strict=True) if tokenizer.decode([i]).isalpha()]
+    assert shown == ["operators and LaTeX"] * 3 + ["words"] * 2 + ["operators and LaTeX"]
+
+
+def test_a_token_keeps_its_space_in_a_sentencepiece_vocabulary() -> None:
+    words = Tokenizer(
+        models.WordLevel({"\u2581two": 0, "\u2581words": 1, "s": 2, "<unk>": 3}, unk_token="<unk>")
+    )
+    words.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert tokenizer.decode([1]) == "words"
+    assert token_texts([1, 2, 0], tokenizer) == [" words", "s", " two"]
+
+
 RISKY = {
     "truncation": [{"prompt": "q?", "completion": "word " * 60}] * 3
     + [{"prompt": "a", "completion": "b"}] * 3,
@@ -202,7 +260,7 @@ def test_risks_are_found(model: str, tmp_path: Path, name: str) -> None:
 def test_clean_rows_have_no_such_risks(diagnosis: dict[str, Any]) -> None:
     named = {risk["name"] for risk in diagnosis["risks"]}
     assert not named & {"truncation", "duplicates", "markers", "overlap", "odd rows"}
-    assert len(CHECKS) == 8
+    assert len(CHECKS) == 9
 
 
 def test_problems_that_occur_in_the_rows(model: str, tmp_path: Path) -> None:
@@ -218,7 +276,6 @@ def test_a_row_that_looks_wrong_is_named(model: str, tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from rectune.data.encoding import RowCounts
-    from rectune.diagnosis.measure import Measured
     from rectune.diagnosis.risks import Found, find_risks
 
     rng = np.random.default_rng(0)
@@ -273,6 +330,7 @@ def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["--objectives", "dtf"], "dft"),
         (["--objectives", "power:beta=1"], "alpha"),
+        (["--objectives", "sft@0.3+dft@0.7"], "one by one: sft 0.3, dft 0.7"),
         (["--goal", "win"], "generalise"),
         (["--rows", "0"], "nothing to measure"),
         (["--check-overlap", "gsm9k"], "gsm8k"),

@@ -1,7 +1,7 @@
 """What kind of token a target is: told from its text alone, once for each id of the vocabulary.
 
-Code is told from its surroundings (the lines between ``` fences), the turn's end from the `structural` column. A LaTeX
-command that the tokenizer splits counts by its pieces: `\\` is an operator, `frac` a word.
+Three things need more than a token: the turn's end comes from the `structural` column, code is what stands between
+``` fences, and letters that follow a backslash are the rest of a LaTeX command.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 CLASSES = ("end and special", "digits", "operators and LaTeX", "words", "code", "whitespace", "punctuation")
 _END, _DIGITS, _OPERATORS, _WORDS, _CODE, _SPACE, _OTHER = range(len(CLASSES))
 
+_COMMAND = re.compile(r"\\[A-Za-z]*$")
+_PIECES = 4  # tokens that the name of a LaTeX command is at most followed into
 _OPERATOR = re.compile(r"\\[A-Za-z]*|[-+*/=<>^_{}\\|%$()\[\]×÷·≤≥≠±√]+")
 
 
@@ -31,9 +33,12 @@ def class_of(text: str) -> int:
 
 
 def token_texts(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each id by itself; half a character is shown as U+FFFD."""
+    """The text of each id as it stands behind others; half a character is shown as U+FFFD."""
     unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
-    texts = [str(tokenizer.decode([int(one)])) for one in unique]
+    # Behind itself, since SentencePiece tokenizers drop the space before the first token of what they decode.
+    once = tokenizer.batch_decode([[one] for one in unique.tolist()])
+    twice = tokenizer.batch_decode([[one, one] for one in unique.tolist()])
+    texts = [both[len(alone) :] for alone, both in zip(once, twice, strict=True)]
     return [texts[i] for i in inverse]
 
 
@@ -48,8 +53,14 @@ def token_classes(
         row_N: Which row it belongs to; the targets of a row stand one behind the other.
     """
     unique, inverse = np.unique(targets_N, return_inverse=True)
-    texts = np.array([str(tokenizer.decode([int(one)])) for one in unique], dtype=object)
+    texts = token_texts(unique, tokenizer)
     classes = np.array([class_of(text) for text in texts], np.int8)[inverse]
+    same_row = np.r_[False, row_N[1:] == row_N[:-1]][: len(row_N)]
+    command = np.array([bool(_COMMAND.search(text)) for text in texts])[inverse]
+    letters = np.array([text.isalpha() for text in texts])[inverse]  # without a space in front
+    for _ in range(_PIECES):
+        command |= letters & same_row & np.roll(command, 1)
+    classes[command & letters] = _OPERATORS
     fences = np.array(["`" in text for text in texts])[inverse]
     for row in np.unique(row_N[fences]):
         places = np.flatnonzero(row_N == row)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rectune import __version__
-from rectune.config import DataConfig
+from rectune.config import DataConfig, TrainConfig
 from rectune.data.encoding import EncodedRows, choose_template, encode_rows
 from rectune.data.overlap import find_overlap
 from rectune.data.packing import Batch, collate
@@ -56,6 +56,7 @@ FORMAT = 1
 GRADIENT_TOKENS = 512
 """Of the batch that gradient norms are measured on."""
 _CAPACITY = 4096  # tokens of a packed batch
+_MAX_LENGTH = int(TrainConfig.model_fields["max_length"].default)
 
 
 def diagnose(
@@ -65,10 +66,10 @@ def diagnose(
     out: Path,
     goal: str | None = None,
     rows: int | None = None,
-    seconds: float = 120.0,
+    seconds: float = 90.0,
     objectives: Sequence[str | Objective] = (),
     options: DataConfig | None = None,
-    max_length: int = 2048,
+    max_length: int = _MAX_LENGTH,
     problems: Mapping[str, str] | None = None,
     gradients: bool = True,
     precision: str = "auto",
@@ -83,13 +84,12 @@ def diagnose(
         out: Folder of the diagnosis.
         goal: "generalise" from the data, "fit" its distribution, or None: the verdict then names both.
         rows: Measure so many, drawn with the seed, however long it takes; None: as many as fit `seconds`.
-        seconds: Of the pass over rows, where `rows` is None.
+        seconds: Of the pass over rows, where `rows` is None; what follows takes the rest of two minutes.
         objectives: Names with settings (`power:alpha=0.5`) or functions of your own; () shows the usual ones.
         options: How the rows are read and written; `holdout` and `limit` are not used.
         max_length: Longest row in tokens.
         problems: Problem id to question, to look for in the rows.
-        gradients: Measure gradient norms too: a backward pass for each objective over 512 tokens, for which the
-            model's gradients have to fit into memory.
+        gradients: Measure gradient norms too: a backward pass for each objective over 512 tokens.
         precision: "auto", "bf16" or "fp32".
         memory_budget: MiB for the logits of the head.
         seed: Of the sample of rows.
@@ -129,7 +129,7 @@ def diagnose(
             log.warning("%s: reads columns that a single pass does not give; left out", spec.label)
     weights = {spec.label: weight_of(function, spec.settings, columns) for spec, function in usable}
     norms = gradient_norms(scorer, _gradient_batch(encoded, measured, device), usable) if gradients else {}
-    overall = figures.figures(measured)
+    overall = figures.figures(measured) | {"mean_p_error": figures.standard_error(measured)}
     sources = _sources(dataset, encoded, measured)
     texts = [
         (_text(dataset, encoded, i), where) for i, (where, _) in zip(measured.rows, sources, strict=True)
@@ -143,7 +143,7 @@ def diagnose(
     shown = choose(measured, _rows_of(risks, sources))
     result: dict[str, Any] = {
         "format": FORMAT,
-        "rectune": __version__,
+        "rectune": version("rectune"),
         "model": model,
         "fingerprint": fingerprint(loaded),
         "data": data,
@@ -163,7 +163,7 @@ def diagnose(
             describe(spec, weights[spec.label], measured, classes_N) | _norms(spec.label, norms)
             for spec, _ in usable
         ],
-        "verdict": decide(overall, risks, goal, model, data, _flags(options)),
+        "verdict": decide(overall, risks, goal, model, data, _flags(options, max_length)),
         "risks": risks,
         "examples": examples(scorer, encoded, measured, classes_N, weights, shown, sources, tokenizer),
     }
@@ -232,7 +232,11 @@ def _rows_of(risks: Sequence[Mapping[str, Any]], sources: Sequence[tuple[str, st
     return [place[where] for where in named if where in place]
 
 
-def _flags(options: DataConfig) -> str:
-    """The row settings that differ from the default, as flags."""
-    changed = options.model_dump(exclude_defaults=True, include={"format", "template", "system", "split"})
-    return "".join(f" --rows.{name} {shlex.quote(str(value))}" for name, value in changed.items())
+def _flags(options: DataConfig, max_length: int) -> str:
+    """The settings of rows that differ from the default, as flags of `rectune train`."""
+    changed = options.model_dump(exclude_defaults=True, exclude={"holdout", "limit"})
+    flags = ""
+    for name, value in changed.items():
+        text = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        flags += f" --rows.{name} {shlex.quote(text)}"
+    return flags + (f" --max-length {max_length}" if max_length != _MAX_LENGTH else "")

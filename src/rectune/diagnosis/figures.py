@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,15 @@ def figures(measured: Measured, chosen_N: np.ndarray | None = None) -> dict[str,
         "top1": float(measured.top1_N[chosen].mean()),
         "histogram": histogram(p),
     }
+
+
+def standard_error(measured: Measured) -> float | None:
+    """Of the mean p over all targets, whole rows being what was drawn; None for a single row."""
+    rows = len(measured.rows)
+    if rows < 2:
+        return None
+    residual = np.bincount(measured.row_N, weights=measured.p_N - measured.p_N.mean(), minlength=rows)
+    return math.sqrt(rows / (rows - 1) * float((residual**2).sum())) / len(measured.p_N)
 
 
 def by_class(measured: Measured, classes_N: np.ndarray) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 
 _MOST_ROWS = 10
+_FEW_ROWS = 20  # below that, nothing is said about what most rows are like
 _MARKS = re.compile(
     r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|### (?:Response|Instruction):"
 )
@@ -107,19 +108,46 @@ def _facts(found: Found) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
 
 
+def _format(found: Found) -> Iterator[dict[str, Any]]:
+    """Tokens that most answers have and the model does not expect: the format that is to be learnt."""
+    m = found.measured
+    if len(m.rows) < _FEW_ROWS or m.p_N.mean() < lines.WEAK.value:
+        return
+    candidate = ~m.structural_N & (found.classes_N != CLASSES.index("digits"))
+    pairs = np.unique(
+        m.targets_N[candidate] * len(m.rows) + m.row_N[candidate]
+    )  # each token once for each row
+    ids, rows = np.unique(pairs // len(m.rows), return_counts=True)
+    stuck = []
+    for token in ids[rows >= lines.FORMAT_ROWS.value * len(m.rows)]:
+        places = np.flatnonzero((m.targets_N == token) & candidate)
+        if (p := float(np.median(m.p_N[places]))) < lines.FORMAT_P.value:
+            stuck.append((p, int(token), places))
+    if stuck:
+        stuck.sort(key=lambda one: one[0])
+        shown = found.tokens([token for _, token, _ in stuck[:5]])
+        named = ", ".join(f"{text!r} (p {p:.1g})" for text, (p, _, _) in zip(shown, stuck, strict=False))
+        yield _risk(
+            "format tokens", "medium",
+            f"most answers have {named}, which the model does not expect",
+            "weight p hardly teaches them: train some steps with sft first (phases), or use floor",
+            lines.FORMAT_P, stuck[0][0], [_row(found, int(row)) for row in m.row_N[stuck[0][2]][:3]],
+        )  # fmt: skip
+
+
 def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
     """Targets with one right form: labels, or answers that the model is certain of."""
     m = found.measured
     entropy = float(m.entropy_N.mean())
-    if entropy < lines.DETERMINISTIC_ENTROPY.value:
+    if entropy < lines.CERTAIN_ENTROPY.value:
         yield _risk(
             "certain", "low", f"the model is nearly certain of its next token (entropy {entropy:.2f} nats)",
             "what it does not expect is noise or news, and only you can tell which: look at the least likely rows",
-            lines.DETERMINISTIC_ENTROPY, entropy,
+            lines.CERTAIN_ENTROPY, entropy,
         )  # fmt: skip
     answers = {tuple(m.targets_N[m.row_N == row].tolist()) for row in range(min(len(m.rows), 500))}
     share = len(answers) / min(len(m.rows), 500)
-    if len(m.rows) >= 20 and share < lines.DETERMINISTIC_ANSWERS.value:
+    if len(m.rows) >= _FEW_ROWS and share < lines.DETERMINISTIC_ANSWERS.value:
         yield _risk(
             "deterministic", "medium",
             f"{len(answers)} different answers in {min(len(m.rows), 500)} rows: labels, not prose",
@@ -189,7 +217,7 @@ def _contaminated(found: Found) -> Iterator[dict[str, Any]]:
 def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
     """Rows far less likely than the rest of a set that the model is confident about: perhaps wrong ones."""
     m = found.measured
-    if len(m.rows) < 20 or m.p_N.mean() < lines.ODD_ROW_REST.value:
+    if len(m.rows) < _FEW_ROWS or m.p_N.mean() < lines.ODD_ROW_REST.value:
         return
     nll = -m.per_row(m.logp_N)
     middle = float(np.median(nll))
@@ -207,7 +235,7 @@ def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
 
 
-CHECKS = (_never_ends, _facts, _deterministic, _template, _cut, _repeats, _contaminated, _odd_rows)
+CHECKS = (_never_ends, _format, _facts, _deterministic, _template, _cut, _repeats, _contaminated, _odd_rows)
 
 
 def _row(found: Found, row: int) -> dict[str, str]:

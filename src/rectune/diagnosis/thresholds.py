@@ -29,10 +29,13 @@ STRUCTURAL_P = Line(
 CONTENT_P = Line(0.1, "the paper, section 4.5: Natural Questions, where DFT falls below the base model")
 CONTENT_SHARE = Line(0.3, OWN + ": share of improbable content tokens from which rows look like facts")
 SHORT_ANSWER = Line(40, OWN + ": targets in an answer; facts and labels are short, reasoning is long")
-DETERMINISTIC_ENTROPY = Line(
-    0.15, OWN + ": nats a token below which the model is nearly certain"
+CERTAIN_ENTROPY = Line(0.15, OWN + ": nats a token below which the model is nearly certain")
+DETERMINISTIC_ANSWERS = Line(
+    0.2,
+    "the paper's README: DFT is weak on near-deterministic targets; the line is ours: distinct answers per row",
 )
-DETERMINISTIC_ANSWERS = Line(0.2, OWN + ": distinct answers per row below which the targets are labels")
+FORMAT_ROWS = Line(0.5, OWN + ": share of rows in which a token stands that belongs to their format")
+FORMAT_P = Line(0.05, OWN + ": median p of a format token below which weight p hardly teaches it")
 FIRST_TOKEN_P = Line(
     0.02, OWN + ": the first token of nearly every answer is improbable while the rest is not"
 )
@@ -42,6 +45,7 @@ DUPLICATES = Line(0.02, OWN + ": share of rows that repeat an earlier one")
 ODD_ROW_Z = Line(5.0, OWN + ": robust z-score of a row's NLL per token, the rest of the set being confident")
 ODD_ROW_REST = Line(0.4, OWN + ": mean p of the set from which an odd row is told")
 LOW_ESS = Line(0.1, OWN + ": effective share of targets below which few tokens carry the training")
+ERRORS_NEAR = Line(2.0, OWN + ": as near as so many standard errors (over rows) counts as near, too")
 FEW_TARGETS = Line(2000, OWN + ": targets below which the figures are coarse")
 RATE_BOUNDS = (0.5, 10.0)
 """Of a learning-rate factor: beyond ten times nobody has reported a gain (the paper's tracker has one of ten)."""

@@ -6,11 +6,12 @@ whether the user wants to fit this distribution or to generalise from it. The li
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rectune.diagnosis.thresholds import FEW_TARGETS, INTERMEDIATE, NEAR, STRONG, WEAK
+from rectune.diagnosis.thresholds import ERRORS_NEAR, FEW_TARGETS, INTERMEDIATE, NEAR, STRONG, WEAK
 from rectune.errors import unknown_name
 
 GOALS = ("generalise", "fit")
@@ -47,16 +48,17 @@ def decide(
     """The verdict, JSON-ready: objective, confidence, reasons beside their numbers, what to run next.
 
     Args:
-        overall: Figures of all targets.
+        overall: Figures of all targets, with the standard error of mean p.
         risks: Those found.
         goal: "generalise", "fit", or None where the user has not said.
         model, data, options: For the commands; options are further flags with a space in front.
     """
     p = float(overall["mean_p"])
+    error = math.inf if overall["mean_p_error"] is None else float(overall["mean_p_error"])
     place, names = position(p), {risk["name"] for risk in risks}
     against = names & {"facts", "deterministic"}
     spec, alternatives = _choice(place, goal, bool(against))
-    reasons = [_position_reason(p, place)]
+    reasons = [_position_reason(p, error, place)]
     if goal == "fit" and place != "weak":
         text = "to fit this distribution, tokens that the model does not expect have to be learnt; DFT gives them up"
         reasons.append({"text": text, "value": p, "threshold": None, "source": "the paper, Eq. 9: weight p"})
@@ -88,7 +90,7 @@ def decide(
         "name": name,
         "settings": settings,
         "alternatives": list(alternatives),
-        "confidence": _confidence(p, place, goal, bool(against), int(overall["targets"])),
+        "confidence": _confidence(p, error, place, goal, bool(against), int(overall["targets"])),
         "sentence": _sentence(place, goal, label, p, bool(against)),
         "reasons": reasons,
         "next": _next(place, goal, spec, alternatives, model, data, options),
@@ -106,10 +108,12 @@ def _choice(place: str, goal: str | None, against: bool) -> tuple[str, tuple[str
     )
 
 
-def _confidence(p: float, place: str, goal: str | None, against: bool, targets: int) -> str:
-    near = min(abs(p - STRONG.value), abs(p - WEAK.value)) < NEAR.value
-    if place == "intermediate" or (place == "strong" and (against or goal is None)):
-        return "low" if near or place == "intermediate" or against else "medium"
+def _confidence(p: float, error: float, place: str, goal: str | None, against: bool, targets: int) -> str:
+    """High only where the rule speaks plainly, the goal is known, and mean p is far from both lines."""
+    distance = min(abs(p - STRONG.value), abs(p - WEAK.value))
+    near = distance < max(NEAR.value, ERRORS_NEAR.value * error)
+    if place == "intermediate" or (place == "strong" and (against or (goal is None and near))):
+        return "low"
     if near or targets < FEW_TARGETS.value:
         return "medium"
     return "high" if place == "weak" or goal == "generalise" else "medium"
@@ -136,12 +140,13 @@ def _sentence(place: str, goal: str | None, label: str, p: float, against: bool)
     return f"{start} The evidence is open here: {label} is the middle, a race decides.{both}"
 
 
-def _position_reason(p: float, place: str) -> dict[str, Any]:
+def _position_reason(p: float, error: float, place: str) -> dict[str, Any]:
     line = {"strong": STRONG, "weak": WEAK}.get(place, INTERMEDIATE)
+    known = f"mean p {p:.3f}" + (f" (standard error {error:.3f})" if math.isfinite(error) else "")
     text = {
-        "strong": f"mean p {p:.3f} is above {STRONG.value:g}, where prior-leaning objectives win",
-        "weak": f"mean p {p:.3f} is below {WEAK.value:g}, where plain likelihood wins",
-        "intermediate": f"mean p {p:.3f} is between {WEAK.value:g} and {STRONG.value:g}, where neither wins for sure",
+        "strong": f"{known} is above {STRONG.value:g}, where prior-leaning objectives win",
+        "weak": f"{known} is below {WEAK.value:g}, where plain likelihood wins",
+        "intermediate": f"{known} is between {WEAK.value:g} and {STRONG.value:g}, where neither wins for sure",
     }[place]
     return {"text": text, "value": p, "threshold": line.value, "source": line.source}
 

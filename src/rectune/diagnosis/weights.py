@@ -17,6 +17,7 @@ from rectune.data.packing import Batch
 from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 from rectune.diagnosis.thresholds import RATE_BOUNDS
+from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objectives import (
     OBJECTIVES,
@@ -43,8 +44,13 @@ def parse(objectives: Sequence[str | Objective]) -> list[tuple[Spec, Objective]]
     found: dict[str, tuple[Spec, Objective]] = {}
     for one in ("sft", *objectives):
         spec = Spec(one.__name__, one.__name__, one.__name__, {}) if callable(one) else parse_spec(one)
-        if spec.phases is None:
-            found.setdefault(spec.label, (spec, resolve(one if callable(one) else spec.name)))
+        if spec.phases is not None:
+            raise UserError(
+                f"'{one}' has phases, and a diagnosis sees one moment",
+                where="objectives",
+                hint=f"name them one by one: {spec.label.replace(' then ', ', ')}",
+            )
+        found.setdefault(spec.label, (spec, resolve(one if callable(one) else spec.name)))
     return list(found.values())
 
 
@@ -94,9 +100,16 @@ def gradient_norms(
     """Norm of the gradient of all parameters on one batch under each objective, by label: the model's own numbers.
 
     The loss is the sum over targets divided by their number, as in training; turn-ending tokens are protected. A
-    forward and a backward pass for each objective.
+    forward and a backward pass for each objective; a parameter's gradient is dropped as soon as its norm is known.
     """
-    parameters = [p for p in scorer.model.parameters() if p.requires_grad]
+    parts: list[torch.Tensor] = []
+
+    def take(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        parts.append(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+        parameter.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(take) for p in scorer.model.parameters() if p.requires_grad]
     norms = {}
     for spec, objective in objectives:
         columns = scorer.columns(batch, ("logp", "entropy", "entropy20"))
@@ -105,9 +118,11 @@ def gradient_norms(
         columns |= {"ref_logp": same, "old_logp": same, "kl": torch.zeros_like(same)}
         protect = protection(objective, spec.settings)
         loss = apply_objective(objective, columns, protect=protect, **spec.settings).sum() / max(1, len(same))
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        parts = [g.float().norm() for g in gradients if g is not None]
-        norms[spec.label] = float(torch.stack(parts).norm()) if parts else 0.0
+        parts.clear()
+        loss.backward()
+        norms[spec.label] = float(torch.stack([part.cpu() for part in parts]).norm()) if parts else 0.0
+    for hook in hooks:
+        hook.remove()
     return norms
 
 
