@@ -156,7 +156,7 @@ def diagnose(
         objectives: What to show, separated by commas, such as sft,dft,power:alpha=0.3; by default the usual ones.
         check_overlap: Benchmarks whose problems to look for in the rows, separated by commas.
         benchmark_dir: Folder that has the benchmarks' files.
-        without_gradients: Leave gradient norms out, which need memory for the model's gradients.
+        without_gradients: Leave out gradient norms, which take a backward pass for each objective.
         json: Print diagnosis.json instead of a summary.
     """
     config = load_config(recipe, overrides)

@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerFast
 from rectune import OBJECTIVES
 from rectune.cli import main
 from rectune.config import DataConfig
+from rectune.data.encoding import RowCounts
 from rectune.data.packing import collate
 from rectune.data.tokens import Encoded
 from rectune.diagnosis import diagnose
 from rectune.diagnosis.classes import CLASSES, class_of, token_classes, token_texts
 from rectune.diagnosis.figures import standard_error
 from rectune.diagnosis.measure import Measured
-from rectune.diagnosis.risks import CHECKS
+from rectune.diagnosis.risks import CHECKS, Found, find_risks
 from rectune.diagnosis.verdict import decide, position
 from rectune.diagnosis.weights import gradient_norms, learning_rate_factor, parse
 from rectune.models.scorer import Scorer
@@ -272,29 +273,54 @@ def test_problems_that_occur_in_the_rows(model: str, tmp_path: Path) -> None:
     assert risk["rows"][0]["where"] == f"{data}:14"
 
 
-def test_a_row_that_looks_wrong_is_named(model: str, tmp_path: Path) -> None:
-    from types import SimpleNamespace
+ROWS, EACH = 40, 50
 
-    from rectune.data.encoding import RowCounts
-    from rectune.diagnosis.risks import Found, find_risks
 
-    rng = np.random.default_rng(0)
-    rows, each = 40, 50
-    logp = np.log(rng.uniform(0.7, 0.99, rows * each))
-    logp[7 * each : 8 * each] = math.log(0.01)
-    row_N = np.repeat(np.arange(rows), each)
+def made_up(logp: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
+    """The risks of rows of equal length, all of whose targets are words."""
+    row_N = np.repeat(np.arange(ROWS), EACH)
     measured = Measured(
-        logp, np.full_like(logp, 0.5), logp * 0, logp > -1, row_N == -1, row_N * 0, row_N, row_N * 0.0,
-        list(range(rows)), 1.0, 1,
+        logp, np.full_like(logp, 0.5), logp * 0, logp > -1, row_N == -1, targets, row_N, row_N * 0.0,
+        list(range(ROWS)), 1.0, 1,
     )  # fmt: skip
-    counts = RowCounts(rows, rows * each, rows * each, 0, 0, 0)
     found = Found(
-        measured=measured, classes_N=row_N * 0 + 3, counts=counts, max_length=99,
-        texts=[("", f"f:{i}") for i in range(rows)], tokens=lambda ids: ["t"] * len(ids),
+        measured=measured, classes_N=np.full_like(row_N, CLASSES.index("words")), max_length=99,
+        counts=RowCounts(ROWS, len(logp), len(logp), 0, 0, 0), texts=[("", f"f:{i}") for i in range(ROWS)],
+        tokens=lambda ids: [f"t{i}" for i in ids],
     )  # fmt: skip
-    odd = next(risk for risk in find_risks(found) if risk["name"] == "odd rows")
+    return find_risks(found)
+
+
+def test_a_row_that_looks_wrong_is_named() -> None:
+    logp = np.log(np.random.default_rng(0).uniform(0.7, 0.99, ROWS * EACH))
+    logp[7 * EACH : 8 * EACH] = math.log(0.01)
+    odd = next(risk for risk in made_up(logp, np.arange(ROWS * EACH)) if risk["name"] == "odd rows")
     assert [row["where"] for row in odd["rows"]] == ["f:7"]
-    assert SimpleNamespace(**odd).value > 5
+    assert odd["value"] > 5
+
+
+def test_a_format_that_the_model_never_writes_is_named() -> None:
+    """Token 3 stands in every row with p 0.001; token 4 is as unlikely, but stands in few."""
+    rng = np.random.default_rng(0)
+    logp, targets = np.log(rng.uniform(0.7, 0.99, ROWS * EACH)), np.arange(100, 100 + ROWS * EACH)
+    for token, places in ((3, np.arange(ROWS) * EACH + 20), (4, np.arange(5) * EACH + 30)):
+        targets[places], logp[places] = token, math.log(0.001)
+    risk = next(risk for risk in made_up(logp, targets) if risk["name"] == "format tokens")
+    assert "'t3' (p 0.001)" in risk["evidence"] and "t4" not in risk["evidence"]
+    assert risk["rows"][0]["where"] == "f:0" and "'t3' p 0.001" in risk["rows"][0]["note"]
+    assert "format tokens" not in {
+        risk["name"] for risk in made_up(np.log(np.full(ROWS * EACH, 0.8)), targets)
+    }
+
+
+def test_the_next_commands_read_the_same_rows(model: str, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"q": "a?", "a": "b"}\n' * 3)
+    options = DataConfig(columns={"prompt": "q", "completion": "a"}, system="Be brief.")
+    found = diagnose(
+        model, str(tmp_path / "r.jsonl"), out=tmp_path / "o", options=options, max_length=64, gradients=False
+    )
+    for command in found["verdict"]["next"]:
+        assert "--rows.columns prompt=q,completion=a --rows.system 'Be brief.' --max-length 64" in command
 
 
 def test_the_time_is_kept_and_the_sample_is_random(model: str, tmp_path: Path) -> None:

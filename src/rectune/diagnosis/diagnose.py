@@ -116,6 +116,9 @@ def diagnose(
     scorer = Scorer(loaded, memory_budget=memory_budget << 20)
 
     total = len(encoded) if rows is None else min(rows, len(encoded))
+    log.info(
+        "measuring: %s rows%s", f"{total:,}", f", or as many as fit {seconds:.0f} s" if rows is None else ""
+    )
     with reporter(None, 0, total, "measuring") as report:
         measured = measure(
             scorer, encoded, rows=rows, seconds=seconds, seed=seed, capacity=max(_CAPACITY, max_length),
@@ -128,7 +131,11 @@ def diagnose(
         if not known_columns(function, columns):
             log.warning("%s: reads columns that a single pass does not give; left out", spec.label)
     weights = {spec.label: weight_of(function, spec.settings, columns) for spec, function in usable}
-    norms = gradient_norms(scorer, _gradient_batch(encoded, measured, device), usable) if gradients else {}
+    norms: dict[str, float] = {}
+    if gradients:
+        batch = _gradient_batch(encoded, measured, device)
+        log.info("gradient norms: %d objectives on %d tokens", len(usable), sum(batch.row_lengths))
+        norms = gradient_norms(scorer, batch, usable)
     overall = figures.figures(measured) | {"mean_p_error": figures.standard_error(measured)}
     sources = _sources(dataset, encoded, measured)
     texts = [
