@@ -6,10 +6,10 @@ Reading is in `read.py`, grouping in `grouping.py`; each part of the page has it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rectune import __version__
 from rectune.errors import UserError, unknown_name
 from rectune.reporting import answers, course, facts
 from rectune.reporting.grouping import BASE, Arm, group, short
@@ -50,7 +50,7 @@ def collect(folders: Sequence[Path], domains: Mapping[str, str]) -> dict[str, An
     arms = group(found, notes)
     return {
         "format": FORMAT,
-        "rectune": __version__,
+        "rectune": version("rectune"),
         "title": _title(arms),
         "folders": [str(folder) for folder in folders],
         "model": _shared(arms, "model"),

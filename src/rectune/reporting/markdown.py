@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rectune.reporting.sections import Section, Table
+from rectune.reporting.parts import Section, Table
 
 _MEANS_SOMETHING = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
 _VERDICTS = {"correct": "✓ correct", "wrong": "✗ wrong", "unparsed": "✗ no answer found"}

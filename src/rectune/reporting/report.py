@@ -1,6 +1,6 @@
 """One self-contained page from folders alone: verdict first, then what it rests on, then what it cost.
 
-    read.py -> grouping.py -> collect.py (data) -> sections.py, figures.py -> page.html or markdown.py
+    read.py -> grouping.py -> collect.py (data) -> sections.py, closing.py, figures.py -> page.html or markdown.py
 
 Nothing is measured here and no model is loaded. What is missing or damaged is noted on the page.
 """
@@ -14,9 +14,11 @@ from typing import Any, Literal
 from rectune.errors import UserError, unknown_name
 from rectune.pages.render import render, write_page
 from rectune.reporting import figures
+from rectune.reporting.closing import closing
 from rectune.reporting.collect import collect
 from rectune.reporting.markdown import render_markdown
-from rectune.reporting.sections import Section, closing, sections
+from rectune.reporting.parts import Section
+from rectune.reporting.sections import sections
 
 FORMATS = ("html", "markdown")
 
