@@ -70,6 +70,7 @@ def render_page(diagnosis: Mapping[str, Any]) -> str:
         step=lambda share: min(BINS - 1, int(BINS * (_number(share) or 0.0))),
         risks=d.get("risks") or [],
         shown=shown,
+        linked=any(row.get("where") in shown for one in d.get("risks") or [] for row in one.get("rows") or []),
         rows=[_row(one) for one in examples],
         labels=_labels(examples),
         rows_data=_rows_data(examples),
@@ -150,7 +151,7 @@ def _histogram(counts: Sequence[float]) -> Markup:
     """Figure 2 of the paper: share of targets by probability, on a logarithmic scale."""
     total = sum(counts)
     shares = [count / total for count in counts]
-    bottom = 10 ** math.floor(math.log10(min(share for share in shares if share > 0)))
+    bottom = min(0.1, 10 ** math.floor(math.log10(min(share for share in shares if share > 0))))
     # Stand-ins that no other part of a figure has; each becomes the colour of its bin, light or dark.
     inks = {f"#0a0b{number:02x}": f"--p{number}" for number in range(BINS)}
 
