@@ -1,4 +1,4 @@
-"""`train(..., until=k)` pauses with a checkpoint and a model, and going on gives the bits of a run that never paused."""
+"""`train(..., until=k)` pauses with a checkpoint and a model; going on gives the bits of a run that never paused."""
 
 from __future__ import annotations
 
