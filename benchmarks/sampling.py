@@ -3,8 +3,9 @@
     python benchmarks/sampling.py                      generate at several batch sizes, then rounds against the best
     python benchmarks/sampling.py --generate-batch     transformers' continuous batching takes part too
 
-SmolLM2-135M in bfloat16, GSM8K questions in the chat template, n = 8, temperature 1. Useful tokens are those
-up to and including the end of each sequence: what `generate` computes for rows that have ended is not counted.
+SmolLM2-135M (bfloat16 where the processor multiplies it, else float32), GSM8K questions in the chat template, n = 8,
+temperature 1. Useful tokens are those up to and including the end of each sequence: what `generate` computes for rows
+that have ended is not counted.
 All contestants get the same prompts and draw from the same distribution (top-k off). Within a round they take turns.
 
 `generate` allocates a larger cache at every step. Where fresh memory is slow to get (many virtual machines) that
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64, 128], help="of generate")
     parser.add_argument("--batch-size", type=int, default=None, help="of the embedded engine")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--generate-batch", action="store_true")
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread, processor time: for a machine that is busy"
@@ -93,7 +95,7 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     if options.cpu_time:
         torch.set_num_threads(1)
-    engine = LocalEngine.load("smollm2-135m", precision="bf16", batch_size=options.batch_size)
+    engine = LocalEngine.load("smollm2-135m", precision=options.precision, batch_size=options.batch_size)
     questions = [json.loads(line)["question"] for line in QUESTIONS.open()][: options.problems]
     requests = [
         Request(str(i), k, tuple(prompt_ids((Turn("user", text),), engine.tokenizer, engine.template)))
@@ -102,11 +104,11 @@ def main() -> None:
     ]
     limit = options.max_new_tokens
     # On whole sequences: with few tokens the largest batch looks best, and then loses by its growing cache.
-    tried = {
-        size: speed(partial(generate, engine, requests, size, limit), clock) for size in options.batch_sizes
-    }
+    tried = {}
+    for size in options.batch_sizes:
+        tried[size] = speed(partial(generate, engine, requests, size, limit), clock)
+        print(f"generate, batch {size:4} {tried[size]:19.0f} tokens/s", flush=True)
     best = max(tried, key=tried.__getitem__)
-    print("generate, useful tokens/s by batch size:", {s: round(v) for s, v in tried.items()}, flush=True)
     contestants: dict[str, Callable[[], int]] = {
         f"generate, batch {best}": lambda: generate(engine, requests, best, limit),
         f"rectune, batch {engine.batch_size}": lambda: local(engine, requests, limit),
@@ -129,7 +131,8 @@ def main() -> None:
         }
         print(f"{name:28}{statistics.median(values):8.0f} tokens/s, {statistics.median(ratios):.2f} "
               f"({min(ratios):.2f} to {max(ratios):.2f}) times generate's")  # fmt: skip
-    save("sampling", {"generate_by_batch_size": tried, "rounds": table, "sequences": len(requests)})
+    figures = {"generate_by_batch_size": tried, "rounds": table, "sequences": len(requests)}
+    save("sampling", figures | {"dtype": str(engine.model.dtype), "max_new_tokens": limit})
 
 
 if __name__ == "__main__":
