@@ -127,6 +127,7 @@ SHARED = {
     "rows.template": "none",
     "rows.holdout": 0.05,
     "checkpoint_every": 0,
+    "probe": 0,
 }
 """Settings of every run."""
 
@@ -138,25 +139,29 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def make_pairs(out: Path, rows: int) -> dict[str, dict[str, Any]]:
-    """Data, model and problems of every pair; makes the files, and tunes the model of "own"."""
-    from rectune.config import load_config
-    from rectune.training.loop import train
-
+    """Data, model and problems of every pair; makes the files."""
     rng, files = random.Random(0), out / "data"
-    clean = write(files / "clean.jsonl", list(word_problems(rows, rng)))
+    write(files / "clean.jsonl", list(word_problems(rows, rng)))
     noisy = write(files / "own.jsonl", list(word_problems(rows, rng, noise=0.25)))
     stories = write(files / "stories.jsonl", list(word_problems(100, rng)))
     fact_rows, fact_problems = facts(rows // 5, rng)
     learnt = write(files / "facts.jsonl", fact_rows)
     recall = write(files / "recall.jsonl", fact_problems)
-    tuned = load_config(None, {**SHARED, "data": str(clean), "out": out / "tuned", "objective.name": "sft"})
-    train(tuned, resume=True)
     svamp = "svamp-calculations"
     return {
         "own": {"model": str(out / "tuned/model"), "data": str(noisy), "in": str(stories), "out": svamp},
         "gsm8k": {"data": "gsm8k-calculations", "in": "gsm8k-calculations", "out": svamp, "rows.limit": rows},
         "facts": {"data": str(learnt), "in": str(recall), "out": None, "epochs": 4},
     }
+
+
+def tune(out: Path) -> None:
+    """The model of "own": SFT on word problems without noise."""
+    from rectune.config import load_config
+    from rectune.training.loop import train
+
+    settings = {"data": str(out / "data/clean.jsonl"), "out": out / "tuned", "objective.name": "sft"}
+    train(load_config(None, {**SHARED, **settings}), resume=True)
 
 
 def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -243,6 +248,8 @@ def main() -> None:
     options = parser.parse_args()
     pairs, lines = make_pairs(options.out, options.rows), []
     for name in options.pairs:
+        if name == "own":
+            tune(options.out)
         lines.append(judge_pair(name, pairs[name], options))
         print(table(lines), flush=True)
         (options.out / "validation.json").write_text(json.dumps(lines, indent=2) + "\n")
