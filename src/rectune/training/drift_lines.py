@@ -39,7 +39,7 @@ def _fallen(now: float, start: float, value: float) -> bool:
 
 LINES = {
     "kl": Line(
-        3.0, _above,
+        5.0, _above,
         "the model has left the base model's distribution, which goes with forgetting",
         "lower learning_rate, or objective.name = asft, which pulls back to the base",
     ),
