@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _WIDTH = 100
+_ROWS = 3  # named for each risk; the page and the JSON have more
 
 
 def summary(diagnosis: Mapping[str, Any]) -> list[str | list[dict[str, str]]]:
@@ -18,22 +19,31 @@ def summary(diagnosis: Mapping[str, Any]) -> list[str | list[dict[str, str]]]:
     )
     shown: list[str | list[dict[str, str]]] = [
         _wrap(verdict["sentence"]),
-        _wrap(f"How sure: {verdict['confidence']}.")
+        _wrap(f"How sure: {verdict['confidence']}. Reasons:")
         + "".join("\n" + _wrap(f"- {reason['text']} ({reason['source']})") for reason in verdict["reasons"]),
         f"\nWhere the data lies ({measured})",
         [_figures("all targets", overall), *(_figures(one["name"], one) for one in diagnosis["by_class"])],
         "What each objective would do (share of gradient weight by target probability)",
         [_objective(one, diagnosis["bins"]) for one in diagnosis["objectives"]],
     ]
-    if diagnosis["risks"]:
-        shown.append("Risks")
-    for risk in diagnosis["risks"]:
+    if diagnosis["objectives"][0]["learning_rate_factor"] is not None:
         shown.append(
-            _wrap(f"{risk['severity']}: {risk['name']}: {risk['evidence']}. {risk['remedy']}.", "  ")
+            _wrap(
+                "A learning rate up to so many times SFT's is worth a try (--sweep), not more: AdamW makes up for most "
+                "of a smaller gradient."
+            )
         )
+    if diagnosis["risks"]:
+        shown.append("\nRisks")
+    for risk in diagnosis["risks"]:
+        shown += [
+            _wrap(f"{risk['name']} ({risk['severity']}): {risk['evidence']}"),
+            _wrap(f"what to do: {risk['remedy']}", "    "),
+        ]
         if risk["rows"]:
-            shown.append("  " + "; ".join(row["where"] for row in risk["rows"][:5]))
-    return [*shown, "\nNext", *verdict["next"]]
+            shown.append("    rows: " + ", ".join(row["where"] for row in risk["rows"][:_ROWS]))
+    shown.append("\nNext, with your benchmarks: BENCHMARK of the rows' domain, ANOTHER of another one")
+    return [*shown, *verdict["next"]]
 
 
 def _figures(name: str, one: Mapping[str, Any]) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _sentence(place: str, goal: str | None, label: str, p: float, against: bool)
     both = (
         ""
         if goal
-        else " To fit this distribution sft is the safer start, to generalise from it dft may win and lose the former."
+        else " To fit this distribution start from sft; to generalise from it dft may win, and lose the rows' domain."
     )
     return f"{start} The evidence is open here: {label} is the middle, a race decides.{both}"
 
