@@ -138,21 +138,24 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def make_pairs(out: Path, rows: int) -> dict[str, dict[str, Any]]:
+def make_pairs(out: Path) -> dict[str, dict[str, Any]]:
     """Data, model and problems of every pair; makes the files."""
     rng, files = random.Random(0), out / "data"
-    write(files / "clean.jsonl", list(word_problems(rows, rng)))
-    noisy = write(files / "own.jsonl", list(word_problems(rows, rng, noise=0.25)))
+    write(files / "clean.jsonl", list(word_problems(200, rng)))
+    noisy = write(files / "own.jsonl", list(word_problems(200, rng, noise=0.25)))
     stories = write(files / "stories.jsonl", list(word_problems(100, rng)))
-    fact_rows, fact_problems = facts(rows // 5, rng)
+    fact_rows, fact_problems = facts(32, rng)
     learnt = write(files / "facts.jsonl", fact_rows)
     recall = write(files / "recall.jsonl", fact_problems)
     svamp = "svamp-calculations"
     return {
-        "own": {"model": str(out / "tuned/model"), "data": str(noisy), "in": str(stories), "out": svamp},
-        "gsm8k": {"data": "gsm8k-calculations", "in": "gsm8k-calculations", "out": svamp, "rows.limit": rows},
-        "facts": {"data": str(learnt), "in": str(recall), "out": None, "epochs": 4},
-    }
+        "own": {"model": str(out / "tuned/model"), "data": str(noisy), "in": str(stories), "out": svamp,
+                "limit": 60},
+        "gsm8k": {"data": "gsm8k-calculations", "in": "gsm8k-calculations", "out": svamp,
+                  "rows.limit": 160, "limit": 40},
+        "facts": {"data": str(learnt), "in": str(recall), "out": None, "epochs": 4,
+                  "limit": None},
+    }  # fmt: skip
 
 
 def tune(out: Path) -> None:
@@ -171,14 +174,14 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
     from rectune.diagnosis import diagnose
 
     folder = options.out / name
-    settings = {key: value for key, value in pair.items() if key not in ("in", "out")}
+    settings = {key: value for key, value in pair.items() if key not in ("in", "out", "limit")}
     config = load_config(None, {**SHARED, **settings, "out": folder})
     said = diagnose(
         config.model, config.data, out=folder / "diagnosis", rows=200, options=config.rows, gradients=False
     )
     came = compare(
         config, ["sft", "dft"], seeds=options.seeds, benchmarks_in=[pair["in"]],
-        benchmarks_out=[pair["out"]] if pair["out"] else [], n=4, max_new_tokens=24, limit=options.limit,
+        benchmarks_out=[pair["out"]] if pair["out"] else [], n=4, max_new_tokens=24, limit=pair["limit"],
         sharpening=False,
     )  # fmt: skip
     return outcome(name, said, came)
@@ -242,11 +245,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/validation"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=200, help="of each pair's data")
-    parser.add_argument("--limit", type=int, default=60, help="problems of each benchmark")
     parser.add_argument("--pairs", nargs="+", default=["own", "gsm8k", "facts"])
     options = parser.parse_args()
-    pairs, lines = make_pairs(options.out, options.rows), []
+    pairs, lines = make_pairs(options.out), []
     for name in options.pairs:
         if name == "own":
             tune(options.out)

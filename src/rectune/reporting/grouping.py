@@ -195,6 +195,10 @@ def _owner(
     for name in (said, model):
         if isinstance(name, str) and name and _key(Path(name)) in at:
             return at[_key(Path(name))]
+    # Before the run it names: a base model may have been trained here itself.
+    bases = {str(arm.runs[seed].config.get("model")) for arm in arms for seed in arm.runs}
+    if BASE in evaluation.path.parts[-3:] or model in bases:
+        return base, 0
     if isinstance(said, str):
         shared = {key: _alike(Path(said).parts, key.parts) for key in at}
         best = [key for key, count in shared.items() if count and count == max(shared.values())]
@@ -204,9 +208,6 @@ def _owner(
             )
             return at[best[0]]
         return _other(short(Path(said).name), arms)
-    bases = {str(arm.runs[seed].config.get("model")) for arm in arms for seed in arm.runs}
-    if BASE in evaluation.path.parts[-3:] or model in bases:
-        return base, 0
     path = Path(model)
     name = path.parent.name if path.name in ("model", "adapter") else path.name
     return _other(short(name or evaluation.path.name), arms)
