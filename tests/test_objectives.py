@@ -39,6 +39,8 @@ def columns(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Columns:
         **{name: value.to(dtype) for name, value in floats.items()},
         "row": torch.tensor([0, 1, 2, 0, 1, 2, 2, 0, 0, 1, 2, 2]),
         "structural": torch.tensor([False, True] * 6),
+        "pair": torch.tensor([0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1]),
+        "sign": torch.tensor([1, -1, 1, 1, -1, -1, 1, 1, 1, -1, 1, -1]),
     }
 
 
@@ -51,7 +53,14 @@ def ratio(c: Columns, to: str) -> Tensor:
     return (c["logp"] - c[to]).exp()
 
 
+def margin(c: Columns) -> Tensor:
+    """0.1 times the pair's margin, at every token, by a plain loop."""
+    log_ratio = c["sign"] * (c["logp"] - c["ref_logp"])
+    return 0.1 * torch.stack([log_ratio[c["pair"] == pair].sum() for pair in c["pair"]])
+
+
 WEIGHTS: dict[str, Closed] = {
+    "dpo": lambda c: c["sign"] * 0.1 * (-margin(c)).sigmoid(),
     "sft": lambda c: torch.ones_like(c["logp"]),
     "dft": lambda c: c["logp"].exp(),
     "power": lambda c: c["logp"].exp() ** 0.5,
@@ -74,6 +83,9 @@ WEIGHTS: dict[str, Closed] = {
 
 VALUES: dict[str, Closed] = {
     **{name: lambda c, w=weight: -w(c) * c["logp"] for name, weight in WEIGHTS.items()},  # type: ignore[misc]
+    "dpo": lambda c: (
+        -margin(c).sigmoid().log() / torch.stack([(c["pair"] == pair).sum() for pair in c["pair"]])
+    ),
     "psft": lambda c: -ratio(c, "old_logp").clamp(max=1.28),
     "asft": lambda c: -c["logp"].exp() * c["logp"] + 0.05 * c["kl"],
     "focal": lambda c: -((1 - c["logp"].exp()) ** 2) * c["logp"],
@@ -87,7 +99,10 @@ def check_gradient(function: Callable[..., Tensor], name: str, dtype: torch.dtyp
     """The gradient through autograd is minus the closed-form weight, for an upstream of ones and for another."""
     c = columns(dtype)
     read = objectives.column_names(function)
-    for upstream in (torch.ones(12, dtype=dtype), torch.linspace(-1, 2, 12, dtype=dtype)):
+    upstreams = (torch.ones(12, dtype=dtype), torch.linspace(-1, 2, 12, dtype=dtype))
+    for upstream in upstreams[
+        : 1 if name == "dpo" else 2
+    ]:  # which of a pair's tokens bears its loss does not matter
         logp = c["logp"].clone().requires_grad_()
         loss = function(*({**c, "logp": logp}[n] for n in read))
         (gradient,) = torch.autograd.grad(loss, logp, upstream)
@@ -249,7 +264,7 @@ def test_protect_gives_structural_tokens_a_least_weight(
 VANISHES = {
     "sft": False, "dft": True, "power": True, "threshold": True, "floor": False, "mixture": False,
     "uncertain": True, "focal": False, "sequence_dft": True, "geometric_dft": True, "eaft": False, "iw_sft": False,
-    "iw_sft_sequence": False, "psft": False, "asft": True,
+    "iw_sft_sequence": False, "psft": False, "asft": True, "dpo": False,
 }  # fmt: skip
 
 
@@ -336,3 +351,14 @@ def test_an_objective_in_one_word(text: str, label: str, slug: str, phases: str 
 def test_what_is_no_objective_says_why(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         parse_spec(text)
+
+
+def test_dpo_with_smoothed_labels() -> None:
+    """A share of the pairs is taken for turned around: the weight changes sign where the margin is sure enough."""
+    c = columns()
+    pull = (1 - 0.2) * (-margin(c)).sigmoid() - 0.2 * margin(c).sigmoid()
+    weight = effective_weight("dpo", c, label_smoothing=0.2)
+    torch.testing.assert_close(weight, c["sign"] * 0.1 * pull)
+    torch.testing.assert_close(
+        effective_weight("dpo", c, label_smoothing=0.5), -c["sign"] * 0.1 * (margin(c).sigmoid() - 0.5)
+    )

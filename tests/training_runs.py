@@ -9,6 +9,11 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rectune.objectives import OBJECTIVES, column_names
+
+OVER_ROWS = [name for name in OBJECTIVES if "pair" not in column_names(name)]
+"""Objectives that train on rows; DPO has tests of its own."""
+
 
 def metrics(out: Path | str, kind: str | None = None) -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl`, of one kind or of all."""

@@ -9,7 +9,8 @@ its gradient is multiplied with, compared with plain fine-tuning (whose weight i
 Columns: `logp` log-probability of the target; `row` index of the row that the token belongs to (int64);
 `ref_logp` / `old_logp` the same target under a reference model / under the model some steps ago;
 `entropy20` entropy of the 20 most probable tokens, renormalised, in nats; `kl` differentiable
-KL(base || model) over the whole vocabulary, in nats; `structural` whether the token ends a turn or is special.
+KL(base || model) over the whole vocabulary, in nats; `structural` whether the token ends a turn or is special;
+`pair` index of the pair that the token's row belongs to (int64), `sign` +1 in its better and -1 in its worse row.
 
 How the columns are computed is in `logprobs.py` and `models/scorer.py`; the one division by the number of
 tokens is in `training/loop.py`. "The paper" is arXiv:2508.05629.
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from rectune.errors import UserError, unknown_name
 
@@ -120,6 +122,25 @@ def asft(logp: Tensor, kl: Tensor, *, anchor: float = 0.05) -> Tensor:
     return dft(logp) + anchor * kl
 
 
+def dpo(
+    logp: Tensor,
+    ref_logp: Tensor,
+    pair: Tensor,
+    sign: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Direct preference optimisation, arXiv:2305.18290: -log sigmoid(beta * margin) of a pair, spread over its tokens.
+
+    The margin is the sum of log p / p_ref over the better answer minus that over the worse one.
+    Weight sign * beta * sigmoid(-beta * margin).
+    """
+    margin = sum_by(pair, sign * (logp - ref_logp))
+    loss = -(1 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
+    return (loss / sum_by(pair, torch.ones_like(logp)).clamp(min=1))[pair]
+
+
 OBJECTIVES: dict[str, Objective] = {
     objective.__name__: objective
     for objective in (
@@ -138,6 +159,7 @@ OBJECTIVES: dict[str, Objective] = {
         iw_sft_sequence,
         psft,
         asft,
+        dpo,
     )
 }
 
@@ -275,8 +297,13 @@ def effective_weight(
 
 def vanishes(objective: str | Objective, **settings: Any) -> bool:
     """Whether a token with p near 0 gets almost no weight, so that what the model never says cannot be taught."""
-    logp = torch.tensor([math.log(1e-6)], dtype=torch.float64)
+    logp = torch.tensor([1e-6, 0.1, 0.5, 0.9], dtype=torch.float64).log()
     neutral = {name: torch.zeros_like(logp) for name in column_names(objective)}
     neutral |= {"logp": logp, "ref_logp": logp, "old_logp": logp, "entropy20": logp * 0 + math.log(20)}
-    neutral["row"] = torch.zeros(1, dtype=torch.int64)
-    return bool(effective_weight(objective, neutral, **settings).abs().max() < 0.05)
+    neutral |= {
+        "row": torch.arange(len(logp)),
+        "pair": torch.arange(len(logp)),
+        "sign": torch.ones_like(logp),
+    }
+    weight = effective_weight(objective, neutral, **settings).abs()
+    return bool(weight[0] < 0.05 * weight.max())

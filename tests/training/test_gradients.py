@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
-from rectune.objectives import OBJECTIVES, dft, sft
+from rectune.objectives import dft, sft
 from rectune.training import loop
 from rectune.training.batches import TrainingData, load_data
 from rectune.training.weights import Masters, learning_rate, make_optimizer
 from toys import tiny_model
-from training_runs import metrics, weights
+from training_runs import OVER_ROWS, metrics, weights
 
 Gradients = dict[str, Tensor]
 
@@ -59,7 +59,7 @@ def close(one: Gradients, other: Gradients, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("protect", [0, 1])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OVER_ROWS)
 def test_any_split_into_micro_batches(gradients: Any, objective: str, protect: int) -> None:
     settings = {"objective__name": objective, "objective__protect": protect, "steps": 2, "rows__holdout": 0}
     settings |= {"max_length": 40, "learning_rate": 1e-3}

@@ -135,7 +135,7 @@ def test_death_after_the_best_evaluation(
 ) -> None:
     """What was best before the last checkpoint is still the best afterwards."""
 
-    def evaluate(*args: Any) -> dict[str, float]:
+    def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
         return {"nll": 1.0 if torch.initial_seed() % 1_000_003 == 1 else 5.0, "mean_p": 0.5}
 
     monkeypatch.setattr(loop, "evaluate_holdout", evaluate)

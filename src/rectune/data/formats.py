@@ -88,6 +88,16 @@ def numina(record: Record, where: str) -> Turns:
     return _pair(text_field(record, "problem", where), text_field(record, "solution", where))
 
 
+def chosen(record: Record, where: str) -> Turns:
+    """The better answer of a pair: `prompt`, `chosen` and `rejected`, texts or lists of messages."""
+    return prompt_completion(_side(record, "chosen", where), where)
+
+
+def rejected(record: Record, where: str) -> Turns:
+    """The worse answer of a pair."""
+    return prompt_completion(_side(record, "rejected", where), where)
+
+
 def openr1(record: Record, where: str) -> Turns:
     """OpenR1-Math: `problem` and the first of its `generations` that is complete and marked correct.
 
@@ -118,8 +128,13 @@ FORMATS: dict[str, Callable[[Record, str], Turns]] = {
     "prompt_completion": prompt_completion,
     "alpaca": alpaca,
     "gsm8k": gsm8k,
+    "chosen": chosen,
+    "rejected": rejected,
 }
 """Converters by name, in the order in which `detect_format` tries them (the more particular first)."""
+
+PAIR = ("chosen", "rejected")
+"""The formats that read the two answers of a pair; never told from the fields."""
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "openr1": ("problem", "generations"),
@@ -206,6 +221,16 @@ def _check_targets(turns: Turns, where: str) -> None:
 
 def _pair(prompt: str, completion: str) -> Turns:
     return (Turn("user", prompt), Turn("assistant", completion, True))
+
+
+def _side(record: Record, side: str, where: str) -> Record:
+    for key in ("prompt", *PAIR):
+        if key not in record:
+            what = f"is no pair: field '{key}' is missing"
+            raise UserError(what, where=where, hint=f"has: {', '.join(map(str, record))}")
+    if record["chosen"] == record["rejected"]:
+        raise UserError("chosen and rejected are the same answer", where=where, hint="remove the pair")
+    return {"prompt": record["prompt"], "completion": record[side]}
 
 
 def _list_field(record: Record, key: str, where: str) -> list[Any]:

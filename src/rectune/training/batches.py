@@ -1,57 +1,76 @@
 """What a run reads: its rows as token ids, the hold-out, and which rows each micro-batch of a step holds.
 
-Everything here is a function of config and step alone, so a run that goes on reads what it would have read.
+Everything here is a function of config and step alone, so a run that goes on reads what it would have read. For an
+objective over pairs (DPO) the better and the worse answer are two encoded rows that always go together: "row" below
+then means the pair.
 """
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import datasets
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
 from rectune.data.encoding import EncodedRows, choose_template, encode_rows
+from rectune.data.formats import PAIR
 from rectune.data.order import StepPlan, draw, plan_steps, split_holdout
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.reading import read_rows
 from rectune.data.sources import PACKAGED
 from rectune.errors import UserError
 
+log = logging.getLogger("rectune")
+
 
 @dataclass(frozen=True)
 class Split:
-    """Some of the encoded rows, by their indices; `rows` are those that were encoded, as text."""
+    """Some of the encoded rows.
+
+    Attributes:
+        encoded: All of them.
+        members: For each row of the split its index in `encoded`; for a pair two, the better answer first.
+        rows: Those that were encoded, as text.
+    """
 
     encoded: EncodedRows
-    indices: list[int]
+    members: list[tuple[int, ...]]
     rows: datasets.Dataset
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.members)
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices in `encoded`, members of a pair one behind the other."""
+        return [index for together in self.members for index in together]
 
     def lengths(self, rows: list[int] | None = None) -> list[int]:
         """Tokens of the given rows of the split, or of all."""
-        chosen = self.indices if rows is None else [self.indices[row] for row in rows]
-        return [int(n) for n in self.encoded.lengths[chosen]]
+        chosen = self.members if rows is None else [self.members[row] for row in rows]
+        lengths = self.encoded.lengths
+        return [int(sum(lengths[index] for index in together)) for together in chosen]
 
     @cached_property
     def supervised(self) -> np.ndarray:
         """Targets of each row of the split: (rows,)."""
         column = self.encoded.dataset.with_format("numpy", columns=["supervised"])[:]["supervised"]
-        return np.asarray(column)[self.indices]
+        return np.asarray([column[list(together)].sum() for together in self.members])
 
     def where(self, row: int) -> str:
         """Where a row of the split came from: `file:line`."""
-        return str(self.rows[self.encoded.dataset[self.indices[row]]["row"]]["where"])
+        return str(self.rows[self.encoded.dataset[self.members[row][0]]["row"]]["where"])
 
     def batch(self, rows: list[int], device: object = None) -> Batch:
-        return collate([self.encoded[self.indices[row]] for row in rows], device)  # type: ignore[arg-type]
+        return collate([self.encoded[i] for row in rows for i in self.members[row]], device)  # type: ignore[arg-type]
 
     def packed(self, capacity: int, device: object = None) -> Iterator[Batch]:
         """The whole split, packed."""
@@ -68,6 +87,7 @@ class TrainingData:
     plan: StepPlan
     config: TrainConfig
     template: str
+    paired: bool = False
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """Rows of each forward pass of a step: packed best-fit, or by fixed counts as the paper's code does."""
@@ -75,12 +95,12 @@ class TrainingData:
         if self.config.normalization == "micro-batch":
             size = self.config.micro_batch_rows
             return [rows[start : start + size] for start in range(0, len(rows), size)]
-        bins = pack(self.train.lengths(rows), capacity(self.config))
+        bins = pack(self.train.lengths(rows), capacity(self.config, paired=self.paired))
         return [[rows[place] for place in places] for places in bins]
 
-    def supervised(self, step: int) -> int:
-        """Targets of a step, over all processes: what its sum of losses is divided by."""
-        return int(self.train.supervised[self.plan.rows(step)].sum())
+    def units(self, rows: list[int]) -> int:
+        """What the sum of losses over these rows is divided by: their targets, or for pairs their number."""
+        return len(rows) if self.paired else int(self.train.supervised[rows].sum())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,30 +113,58 @@ class TrainingData:
         return f"{len(self.train):,} rows, {sum(self.train.lengths()):,} tokens, checksum {checksum:08x}"
 
 
-def capacity(config: TrainConfig) -> int:
-    """Tokens of a packed sequence: as configured, but never less than one row may have."""
-    return max(config.micro_batch_tokens, config.max_length)
+def capacity(config: TrainConfig, *, paired: bool = False) -> int:
+    """Tokens of a packed sequence: as configured, but never less than one row, or pair, may have."""
+    return max(config.micro_batch_tokens, config.max_length * (1 + paired))
 
 
-def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
-    """Read, encode and split the rows of a config. Raises `UserError` for rows that cannot be used."""
+def pair_columns(row: Tensor) -> dict[str, Tensor]:
+    """Columns `pair` and `sign` of a batch of pairs: its even rows are the better answers."""
+    return {"pair": row // 2, "sign": 1 - 2 * (row % 2)}
+
+
+def load_data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, *, paired: bool = False
+) -> TrainingData:
+    """Read, encode and split the rows, or pairs, of a config. Raises `UserError` for those that cannot be used."""
     template = choose_template(config.rows.template, tokenizer)
-    rows = read_rows(config.data, options=config.rows)
-    encoded = encode_rows(rows, tokenizer, template, max_length=config.max_length)
-    chosen = draw(len(encoded), config.rows.limit, config.seed)
+
+    def encoded(source: str) -> Split:
+        formats = PAIR if paired else (config.rows.format,)
+        texts = [
+            read_rows(source, options=config.rows.model_copy(update={"format": format})) for format in formats
+        ]
+        sides = [encode_rows(rows, tokenizer, template, max_length=config.max_length) for rows in texts]
+        return _together(sides, texts[0])
+
+    everything = encoded(config.data)
+    chosen = [everything.members[i] for i in draw(len(everything), config.rows.limit, config.seed)]
     if config.choose != "last" and config.rows.holdout == 0:
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
     if isinstance(config.rows.holdout, str):
         if config.rows.holdout not in PACKAGED and not Path(config.rows.holdout).exists():
             raise UserError(f"no such file: {config.rows.holdout}", where="rows.holdout", hint="or a share")
-        aside = read_rows(config.rows.holdout, options=config.rows)
-        kept = encode_rows(aside, tokenizer, template, max_length=config.max_length)
-        train, holdout = Split(encoded, chosen, rows), Split(kept, list(range(len(kept))), aside)
+        train, holdout = replace(everything, members=chosen), encoded(config.rows.holdout)
     else:
         first, second = split_holdout(len(chosen), config.rows.holdout, config.seed)
-        train = Split(encoded, [chosen[i] for i in first], rows)
-        holdout = Split(encoded, [chosen[i] for i in second], rows)
+        train = replace(everything, members=[chosen[i] for i in first])
+        holdout = replace(everything, members=[chosen[i] for i in second])
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )
-    return TrainingData(train, holdout, plan, config, template.name)
+    return TrainingData(train, holdout, plan, config, template.name, paired)
+
+
+def _together(sides: list[EncodedRows], rows: datasets.Dataset) -> Split:
+    """One side as it is; of two, the rows that neither lost (to the cut at max_length), as pairs."""
+    if len(sides) == 1:
+        return Split(sides[0], [(index,) for index in range(len(sides[0]))], rows)
+    first, second = ([int(row) for row in side.dataset["row"]] for side in sides)
+    where = {row: index for index, row in enumerate(second)}
+    pairs = [(index, len(first) + where[row]) for index, row in enumerate(first) if row in where]
+    if lost := len(set(first) ^ set(second)):
+        log.warning("%d pairs lost all targets of one answer at max_length; left out", lost)
+    if not pairs:
+        raise UserError("no pair has a target in both answers", where="max_length", hint="make it larger")
+    joined = datasets.concatenate_datasets([side.dataset for side in sides])
+    return Split(EncodedRows(joined, sides[0].counts), pairs, rows)

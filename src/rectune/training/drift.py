@@ -82,7 +82,7 @@ class Probe:
         device: torch.device | None = None,
     ) -> None:
         rows = choose_rows(holdout, config)
-        encoded = [cut(holdout.encoded[holdout.indices[row]]) for row in rows]
+        encoded = [cut(holdout.encoded[holdout.members[row][0]]) for row in rows]
         # Few targets now and then: compiling for them would take longer than what it saves.
         self.scorer = Scorer(
             scorer.model, memory_budget=scorer.memory_budget, implementation="plain", check=False

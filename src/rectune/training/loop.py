@@ -26,7 +26,7 @@ from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective
-from rectune.training.batches import load_data
+from rectune.training.batches import load_data, pair_columns
 from rectune.training.checkpoints import (
     last_good_checkpoint,
     load_checkpoint,
@@ -101,7 +101,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         return TrainResult(**json.loads((config.out / "summary.json").read_text()))
 
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
-    data = load_data(config, tokenizer)
+    data = load_data(config, tokenizer, paired="pair" in phases[0].columns)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     dtype, why = choose_precision(config.precision, accelerator.device)
@@ -147,7 +147,9 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         accelerator.init_trackers("rectune", {k: str(v) for k, v in config.model_dump().items()})
 
     def evaluation(step: int) -> dict[str, Any]:
-        figures = evaluate_holdout(scorer, data.holdout, config, accelerator)
+        figures = evaluate_holdout(
+            scorer, data.holdout, config, accelerator, reference=reference if data.paired else None
+        )
         if figures:
             _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
         if probe:
@@ -168,16 +170,18 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
                 old.model.load_state_dict(model.state_dict())
             torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
             masters.start_step()
-            targets = max(1, data.supervised(step))
+            units = max(1, data.units(data.plan.rows(step)))
             micro_batches = data.micro_batches(step)
             for rows in micro_batches[accelerator.process_index :: accelerator.num_processes]:
                 batch = data.train.batch(rows, accelerator.device)
                 columns = scorer.columns(batch, _head_columns(phase), reference=reference)
+                if data.paired:
+                    columns |= pair_columns(columns["row"])
                 if old and "old_logp" in phase.columns:
                     with torch.no_grad():
                         columns["old_logp"] = old.columns(batch)["logp"]
                 losses = apply_objective(phase.objective, columns, protect=phase.protect, **phase.settings)
-                divisor = targets if config.normalization == "tokens" else max(1, len(losses))
+                divisor = units if config.normalization == "tokens" else max(1, data.units(rows))
                 (losses.sum() / divisor).backward()
                 monitor.add(columns, losses)
             norm = masters.finish_step(accelerator).item()
@@ -259,8 +263,8 @@ def _reference(scorer: Scorer, lora: bool) -> Scorer:
 
 
 def _head_columns(phase: Phase) -> list[str]:
-    """What the scorer is asked for: it always gives `row` and `structural`, and never knows `old_logp`."""
-    return sorted({*COLUMNS, *phase.columns} - {"row", "structural", "old_logp"})
+    """What the scorer is asked for: it always gives `row` and `structural`, and never knows the others."""
+    return sorted({*COLUMNS, *phase.columns} - {"row", "structural", "old_logp", "pair", "sign"})
 
 
 def _badness(choose: str, figures: dict[str, Any]) -> float:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from rectune.config import TrainConfig
 from rectune.models.scorer import Scorer
-from rectune.objectives import Objective, effective_weight
-from rectune.training.batches import Split, capacity
+from rectune.objectives import Objective, effective_weight, sum_by
+from rectune.training.batches import Split, capacity, pair_columns
 
 QUANTILES = (0.1, 0.5, 0.9)
 PROBABILITY_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -49,9 +49,17 @@ class Monitor:
     def add(self, columns: Mapping[str, Tensor], loss: Tensor | None = None) -> None:
         """Keep a micro-batch's columns, each (N,), and the loss of each token."""
         seen = {name: columns[name] for name in (*COLUMNS, "structural")}
+        if "pair" in columns:  # DPO: the better answers' tokens, and of each pair its margin
+            seen = {name: column[columns["sign"] > 0] for name, column in seen.items()}
+            seen["margin"] = sum_by(
+                columns["pair"], columns["sign"] * (columns["logp"] - columns["ref_logp"])
+            )
         if loss is not None and self.objective is not None:
             seen["loss"] = loss
             seen["weight"] = effective_weight(self.objective, columns, protect=self.protect, **self.settings)
+            if "pair" in columns:
+                seen["loss"] = sum_by(columns["pair"], loss)
+                seen["weight"] = seen["weight"] * columns["sign"]
         for name, column in seen.items():
             self._columns.setdefault(name, []).append(column.to("cpu", torch.float32, copy=True))
 
@@ -62,7 +70,9 @@ class Monitor:
         `weight` mean effective weight; `entropy` in nats; `accuracy` share of targets that are top-1;
         `eos_p` mean probability of turn-ending and special targets (None without any); `low_p` and `high_p`
         shares of targets with p < 0.01 and p > 0.9; `supervised` number of targets.
-        A pass that only evaluates also gets `histogram`, counts in `PROBABILITY_BINS`.
+        A pass that only evaluates also gets `histogram`, counts in `PROBABILITY_BINS`. Over pairs these are figures of
+        the better answers, `objective` is per pair, and there are `margin` (mean over pairs, in nats: by how much
+        log p / p_ref of the better answer exceeds the worse one's) and `preferred` (share of pairs where it does).
         """
         parts = [self._columns]
         if accelerator is not None and accelerator.num_processes > 1:
@@ -85,6 +95,8 @@ class Monitor:
             "high_p": _mean(p > 0.9),
             "supervised": len(p),
         }
+        if "margin" in columns:
+            figures |= {"margin": _mean(columns["margin"]), "preferred": _mean(columns["margin"] > 0)}
         if "loss" in columns:
             figures = {"objective": _mean(columns["loss"]), "weight": _mean(columns["weight"]), **figures}
         else:
@@ -94,9 +106,14 @@ class Monitor:
 
 @torch.no_grad()
 def evaluate_holdout(
-    scorer: Scorer, holdout: Split, config: TrainConfig, accelerator: Accelerator | None = None
+    scorer: Scorer,
+    holdout: Split,
+    config: TrainConfig,
+    accelerator: Accelerator | None = None,
+    *,
+    reference: Scorer | None = None,
 ) -> dict[str, Any]:
-    """Figures of `Monitor` over hold-out rows; empty where there are none."""
+    """Figures of `Monitor` over hold-out rows, or, with a reference, over pairs; empty where there are none."""
     if not len(holdout):
         return {}
     monitor = Monitor()
@@ -105,9 +122,12 @@ def evaluate_holdout(
     mine = 0 if accelerator is None else accelerator.process_index
     of = 1 if accelerator is None else accelerator.num_processes
     device = None if accelerator is None else accelerator.device
-    for number, batch in enumerate(holdout.packed(capacity(config), device)):
-        if number % of == mine:
+    for number, batch in enumerate(holdout.packed(capacity(config, paired=reference is not None), device)):
+        if number % of == mine and reference is None:
             monitor.add(scorer.columns(batch, COLUMNS))
+        elif number % of == mine:
+            columns = scorer.columns(batch, (*COLUMNS, "ref_logp"), reference=reference)
+            monitor.add(columns | pair_columns(columns["row"]))
     scorer.model.train(training)
     return monitor.figures(accelerator)
 

@@ -51,6 +51,12 @@ def make_phases(config: ObjectiveConfig) -> list[Phase]:
             protect = 1.0 if vanishes(name, **settings) else 0.0
         end += share
         phases.append(Phase(resolve(name), settings, protect, end))
+    if len({"pair" in phase.columns for phase in phases}) > 1:
+        raise UserError(
+            "an objective over pairs and one over rows read different data",
+            where="objective.phases",
+            hint="train with one, then with the other from its model",
+        )
     return phases
 
 

@@ -25,7 +25,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    data = load_data(config, tokenizer)
+    data = load_data(config, tokenizer, paired="pair" in phases[0].columns)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}
@@ -50,7 +50,7 @@ def _largest_batch(data: TrainingData) -> int:
     config, longest = data.config, max(data.train.lengths())
     if config.normalization == "micro-batch":
         return longest * min(config.micro_batch_rows, config.batch_size)
-    return min(capacity(config), longest * config.batch_size)
+    return min(capacity(config, paired=data.paired), longest * config.batch_size)
 
 
 def memory_estimate(
