@@ -161,7 +161,9 @@ def _together(sides: list[EncodedRows], rows: datasets.Dataset) -> Split:
         return Split(sides[0], [(index,) for index in range(len(sides[0]))], rows)
     first, second = ([int(row) for row in side.dataset["row"]] for side in sides)
     where = {row: index for index, row in enumerate(second)}
-    pairs = [(index, len(first) + where[row]) for index, row in enumerate(first) if row in where]
+    pairs: list[tuple[int, ...]] = [
+        (index, len(first) + where[row]) for index, row in enumerate(first) if row in where
+    ]
     if lost := len(set(first) ^ set(second)):
         log.warning("%d pairs lost all targets of one answer at max_length; left out", lost)
     if not pairs:
