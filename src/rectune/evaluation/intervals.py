@@ -1,6 +1,9 @@
-"""The numerics of `statistics.py`: bootstrap over problems, Wilson's limits, sign flips, Student's t.
+"""The numerics of `statistics.py`: limits of a clustered mean and of a paired difference, sign flips, Student's t.
 
-numpy only, deterministic (fixed seeds). Which of them make which interval is decided in `statistics.py`.
+numpy only, deterministic (fixed seeds). Which of them make which interval is decided in `statistics.py`; how they were
+chosen is in `docs/statistics.md`.
+
+Shapes: P problems, N samples, R values of a correlation (or of a spread), M values of a mean.
 """
 
 from __future__ import annotations
@@ -8,12 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
 RESAMPLES = 4000
 EXACT_FLIPS = 14  # up to 2^14 sign patterns are enumerated, more are drawn
 TINY = 1e-12
+GRAIN = 256
+"""Samples that a share of unknown origin (pass@k of a problem) is taken to come from."""
+
+_ROOTS = (np.arange(48) + 0.5) / 48
+CORRELATIONS = np.concatenate([[1e-6], _ROOTS**2])
+PRIOR = np.concatenate([[0.3], 0.7 * _ROOTS / _ROOTS.sum()])  # 0.3 on "none", the rest even over (0, 1)
 
 
 @lru_cache(maxsize=2)
@@ -29,17 +39,55 @@ def resamples(P: int) -> Iterator[np.ndarray]:
         yield _counts(P)[start : start + 500].astype(float)
 
 
-def bootstrap_t(x_P: np.ndarray, error: float, level: float) -> tuple[float, float]:
-    """Limits mean - t* error, with the quantiles of t* from resampled problems."""
-    P, mean, pivots = len(x_P), float(x_P.mean()), []
-    for counts in resamples(P):
-        means = counts @ x_P / P
-        errors = np.sqrt(np.maximum(counts @ x_P**2 / P - means**2, 0) / (P - 1))
-        flat = errors < 1e-7  # all problems of the resample alike: infinitely far from the mean, or on it
-        pivot = (means - mean) / np.where(flat, 1, errors)
-        pivots.append(np.where(flat & (abs(means - mean) > TINY), np.sign(means - mean) * 1e9, pivot))
-    low, high = np.quantile(np.concatenate(pivots), [(1 - level) / 2, (1 + level) / 2])
-    return mean - float(high) * error, mean - float(low) * error
+def clustered_limits(k_P: np.ndarray, n_P: np.ndarray, level: float) -> tuple[float, float]:
+    """Limits of an accuracy when k of n samples are right in each problem (k may be a fraction, not all are 0 or n).
+
+    How alike the samples of one problem are, their intraclass correlation, is not known. Each value of it has as weight
+    the likelihood of the k under a beta-binomial distribution, the accuracy integrated out. With correlation r the
+    problems are worth P / (r + (1 - r) mean(1/n)) yes-or-no observations, and the accuracy is Beta distributed with so
+    many, at the mean over problems, plus one right and one wrong. The limits are quantiles of the weighted sum. The
+    beta-binomial distribution thus decides how much the problems are worth, never where the mean is.
+    """
+    P, share = len(k_P), float((k_P / n_P).mean())
+    angle = math.asin(
+        math.sqrt(share)
+    )  # on this scale the standard error is 1 / (2 sqrt(n)) for every accuracy
+    mean_M = np.sin(_between(angle, 2.5 / math.sqrt(P), 81)) ** 2
+    odds_R = 1 / CORRELATIONS - 1
+    right_MxR, wrong_MxR = mean_M[:, None] * odds_R, (1 - mean_M[:, None]) * odds_R
+    fit_MxR = np.log(PRIOR) + np.zeros_like(right_MxR)
+    for n in np.unique(n_P):
+        count_N, order_N = _histogram(k_P[n_P == n], int(n)), np.arange(n)
+        fit_MxR += np.log(right_MxR[..., None] + order_N) @ count_N[::-1].cumsum()[::-1][1:]
+        fit_MxR += np.log(wrong_MxR[..., None] + order_N) @ count_N.cumsum()[::-1][1:]
+        fit_MxR -= count_N.sum() * np.log(odds_R[:, None] + order_N).sum(-1)
+    weight_R = np.exp(fit_MxR - fit_MxR.max()).sum(0)
+    weight_R /= weight_R.sum()
+    likely = weight_R > 1e-6
+    worth_R = P / (CORRELATIONS + (1 - CORRELATIONS) * float((1 / n_P).mean()))[likely]
+    angle_M = _between(angle, 3.5 / math.sqrt(worth_R.min()), 2001)
+    log_right_M, log_wrong_M = 2 * np.log(np.sin(angle_M)), 2 * np.log(np.cos(angle_M))
+    density_RxM = (share * worth_R + 0.5)[:, None] * log_right_M
+    density_RxM += ((1 - share) * worth_R + 0.5)[:, None] * log_wrong_M
+    density_RxM = np.exp(density_RxM - density_RxM.max(1, keepdims=True))
+    density_M = weight_R[likely] / density_RxM.sum(1) @ density_RxM
+    inside_M = density_M.cumsum() - density_M / 2
+    tails = np.array([(1 - level) / 2, (1 + level) / 2]) * density_M.sum()
+    low, high = np.sin(np.interp(tails, inside_M, angle_M)) ** 2
+    return float(low), float(high)
+
+
+def _between(angle: float, reach: float, points: int) -> np.ndarray:
+    """Angles around one, inside (0, pi / 2)."""
+    return np.linspace(max(angle - reach, 1e-3), min(angle + reach, math.pi / 2 - 1e-3), points)
+
+
+def _histogram(k_P: np.ndarray, n: int) -> np.ndarray:
+    """How often each k from 0 to n occurs; a fraction counts for both its neighbours."""
+    whole_P = np.minimum(np.floor(k_P + 1e-9), n - 1).astype(int)
+    part_P = np.clip(k_P - whole_P, 0, 1)
+    low_N, high_N = (np.bincount(whole_P, share, minlength=n + 1) for share in (1 - part_P, part_P))
+    return low_N + np.concatenate([[0.0], high_N[:-1]])
 
 
 def wilson(mean: float, quantile: float, n: float) -> tuple[float, float]:
@@ -47,6 +95,77 @@ def wilson(mean: float, quantile: float, n: float) -> tuple[float, float]:
     k = quantile**2 / n
     centre, half = mean + k / 2, math.sqrt(k * mean * (1 - mean) + k**2 / 4)
     return max(0.0, (centre - half) / (1 + k)), min(1.0, (centre + half) / (1 + k))
+
+
+def paired_limits(d_P: np.ndarray, grain: float, quantile: float) -> tuple[float, float]:
+    """Tango's score limits for a mean difference, from as many pairs as the P problems are worth.
+
+    Like Wilson's limits they ask of each difference whether the data would be surprising if it were true, with the
+    variance that it would have then, so that a difference shown by few problems is not taken for a precise one. The
+    worth is P times the variance of yes-or-no pairs with these means of gains and losses, over the variance observed;
+    three tenths of a sample of one problem (`grain`: the mean of 1/n) are added to both, since a handful of successes
+    does not prove that problems are alike.
+    """
+    P, mean = len(d_P), float(d_P.mean())
+    gain, loss = float(np.maximum(d_P, 0).mean()), float(np.maximum(-d_P, 0).mean())
+    spread = P * float(d_P.var(ddof=1))
+    worth = float(P)
+    if spread > TINY:
+        pseudo = 0.3 * grain
+        worth = max(worth, worth * (P * (gain + loss - mean**2) + pseudo) / (spread + pseudo))
+
+    def surprise(true: float) -> float:
+        """Standard errors between the mean and `true`, losses as frequent as then most likely."""
+        b = -gain - loss + (2 - mean) * true
+        frequent = (math.sqrt(max(b * b + 8 * loss * true * (1 - true), 0.0)) - b) / 4
+        variance = max(2 * frequent + true * (1 - true), TINY)
+        return abs(mean - true) / math.sqrt(variance / worth)
+
+    limits = []
+    for inside, outside in ((mean, -1.0), (mean, 1.0)):
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if surprise(middle) > quantile else (middle, outside)
+        limits.append(inside)
+    return limits[0], limits[1]
+
+
+def seed_spread(x_SxP: np.ndarray, level: float) -> tuple[float, float]:
+    """What the choice of seeds adds to an interval over problems, and the p-value of a mean of 0.
+
+    The variance of a mean over S seeds and P problems is that over problems (seeds averaged) plus the seeds' own. Few
+    seeds say little about the latter: each value of it is weighted by its likelihood, given the variance between the
+    means of the seeds, and by a prior: even over its logarithm, and a lump on "none".
+
+    Returns:
+        Half-width to add to that over problems, as the root of the sum of squares; two-sided p-value.
+    """
+    S, P = x_SxP.shape
+    mean, seed_S, problem_P = float(x_SxP.mean()), x_SxP.mean(1), x_SxP.mean(0)
+    rest_SxP = x_SxP - seed_S[:, None] - problem_P + mean
+    rest = float((rest_SxP**2).sum()) / ((S - 1) * (P - 1) * S * P)
+    seeds, problems = float(seed_S.var(ddof=1)) / S, float(problem_P.var(ddof=1)) / P
+    scale = max(problems, seeds)
+    if scale < TINY:  # every problem differs alike with every seed
+        return 0.0, 1.0 if abs(mean) < TINY else 2.0 ** (1 - S)
+    own_R = np.concatenate([[0.0], np.geomspace(0.1, 1000, 100) ** 2 * scale])
+    expected_R = np.maximum(own_R + rest, 1e-6 * scale)
+    fit_R = -(S - 1) / 2 * (np.log(expected_R) + seeds / expected_R)
+    fit_R[0] += math.log(99 / math.log(1000 / 0.1))  # "none" weighs as much as a factor of e elsewhere
+    weight_R = np.exp(fit_R - fit_R.max())
+    weight_R /= weight_R.sum()
+    error_R = np.sqrt(np.maximum(problems + own_R, 1e-12 * scale))
+    heavy = t_quantile((1 + level) / 2, P - 1) / NormalDist().inv_cdf((1 + level) / 2)
+
+    def beyond(distance: float) -> float:
+        return float(weight_R @ [math.erfc(distance / heavy / error / math.sqrt(2)) for error in error_R])
+
+    inside, outside = 0.0, 1e3 * math.sqrt(scale)
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if beyond(middle) > 1 - level else (inside, middle)
+    over_problems = heavy * NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(problems)
+    return math.sqrt(max(outside**2 - over_problems**2, 0.0)), max(beyond(abs(mean)), 1e-12)
 
 
 def sign_flip(d_P: np.ndarray) -> float:
@@ -80,9 +199,3 @@ def t_quantile(p: float, freedom: float) -> float:
         return math.inf
     t, inside = t_table(freedom)
     return float(np.interp(2 * p - 1, inside, t))
-
-
-def t_two_sided(t: float, freedom: float) -> float:
-    """P(|T| > t)."""
-    table, inside = t_table(freedom)
-    return float(1 - np.interp(t, table, inside))

@@ -6,7 +6,7 @@ arrays of different lengths is accepted too (a problem then counts once, whateve
 the intervals were chosen, and how often they cover the truth in simulation, is in `docs/statistics.md`;
 `benchmarks/coverage.py` measures it again. What was sampled and how it was graded is left to `evaluate.py`.
 
-Shapes: P problems, N samples, S seeds, R bootstrap resamples.
+Shapes: P problems, N samples, S seeds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import numpy as np
 
 from rectune.errors import UserError
 from rectune.evaluation.intervals import (
+    GRAIN,
     TINY,
-    bootstrap_t,
-    resamples,
+    clustered_limits,
+    paired_limits,
+    seed_spread,
     sign_flip,
     t_quantile,
-    t_two_sided,
     wilson,
 )
 
@@ -50,33 +51,34 @@ class Difference(NamedTuple):
 
 
 def mean_interval(correct_PxN: Matrix, level: float = 0.95) -> Interval:
-    """Mean accuracy (avg@N) and its interval, by bootstrap over problems.
+    """Mean accuracy (avg@N) and its interval.
 
-    Each limit is one third bootstrap-t and two thirds Wilson's score limit at the effective number of
-    problems. Over 30 problems the percentile bootstrap covers 85 % where it should cover 95, Wilson's limits
-    are somewhat short where accuracies are low and unequal, and the bootstrap-t is too long there; together
-    they hold what they promise. No limit is wider than Wilson's for P problems that are each all right or all
-    wrong, and where all problems agree (all right, all wrong) that is the interval: ten problems without a
-    success do not prove an accuracy of zero. One problem says nothing about others: its interval is [0, 1].
+    How alike a problem's samples are decides how much the problems are worth: `intervals.clustered_limits`. Where all
+    problems agree (all right, all wrong) nothing is known of that, and the interval is Wilson's for P problems that are
+    each all right or all wrong: ten problems without a success do not prove an accuracy of zero. One problem says
+    nothing about others: its interval is [0, 1].
+
+    Arrays of shape S x P x N (or lists of S arrays) hold S training seeds on the same problems: seeds and problems are
+    then both random. One seed says nothing about others: its interval is over problems alone.
 
     Raises:
-        UserError: no problems, a problem without samples, values outside [0, 1] or NaN, `level` outside (0,
-        1).
+        UserError: no problems, a problem without samples, values outside [0, 1] or NaN, `level` outside (0, 1), seeds
+            with different numbers of problems.
     """
-    x_P = _problem_means(correct_PxN, "correct")
-    P, mean = len(x_P), float(x_P.mean())
+    seeds_S = list(correct_PxN) if _is_3d(correct_PxN) else [correct_PxN]
+    x_SxP, rows = _pooled(seeds_S, "correct")
+    P, mean = x_SxP.shape[1], float(x_SxP.mean())
     quantile = t_quantile(_two_sided(level), P - 1)
     if P == 1:
         return Interval(mean, 0.0, 1.0)
-    widest = wilson(mean, quantile, P)
-    error = float(x_P.std(ddof=1)) / math.sqrt(P)
-    if error < TINY:
-        return Interval(mean, *widest)
-    low_t, high_t = bootstrap_t(x_P, error, level)
-    low_w, high_w = wilson(mean, quantile, mean * (1 - mean) / error**2)
-    low = (max(low_t, widest[0]) + 2 * low_w) / 3
-    high = (min(high_t, widest[1]) + 2 * high_w) / 3
-    return Interval(mean, max(0.0, min(low, mean)), min(1.0, max(high, mean)))
+    if x_SxP.mean(0).std() < TINY:
+        low, high = wilson(mean, quantile, P)
+    else:
+        known = all(np.all((row == 0) | (row == 1)) for row in rows)
+        n_P = np.array([min(len(row), GRAIN) if known else GRAIN for row in rows])
+        low, high = clustered_limits(n_P * x_SxP.mean(0), n_P, level)
+    added = seed_spread(x_SxP, level)[0] if len(seeds_S) > 1 else 0.0
+    return Interval(mean, *_widened(mean, low, high, added, least=0.0))
 
 
 def pass_at_k(correct_PxN: Matrix, k: int) -> float:
@@ -127,35 +129,35 @@ def maj_at_k_by_problem(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[obje
 def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Difference:
     """Mean of a minus b over the same problems in the same order, with interval and sign-flip p-value.
 
-    The interval is, limit by limit, the wider one of Student's t and the bootstrap percentiles over problems,
-    these taken as far out as t would. Where every problem differs by the same amount (often: by nothing) it
-    is Wilson's limit on P problems, not a point. The p-value flips the sign of each problem's difference: all
-    patterns where few problems differ, else 20,000 drawn with a fixed seed, the observed one counted in, so
-    it is never 0.
+    The interval is Tango's score interval for as many pairs as the problems are worth (`intervals.paired_limits`); two
+    runs that nowhere differ are bounded by what P problems could have shown. The p-value flips the sign of each
+    problem's difference: all patterns where few problems differ, else 20,000 drawn with a fixed seed, the observed one
+    counted in, so it is never 0.
 
-    Arrays of shape S x P x N (or lists of S arrays) hold S training seeds on the same problems: then seeds
-    and problems are both random, and the interval and the p-value come from their two variances with
-    Satterthwaite's degrees of freedom.
+    Arrays of shape S x P x N (or lists of S arrays) hold S training seeds on the same problems: then seeds and problems
+    are both random. The seeds' own variance, known from S means alone, is averaged over what it may be
+    (`intervals.seed_spread`), for the interval and for the p-value.
 
     Raises:
         UserError: as `mean_interval`; different numbers of problems or seeds; fewer than two seeds.
     """
-    if _is_3d(a_PxN) or _is_3d(b_PxN):
-        return _difference_over_seeds(a_PxN, b_PxN, level)
-    d_P = _differences(a_PxN, b_PxN)
-    P, mean, p_value = len(d_P), float(d_P.mean()), sign_flip(d_P)
-    quantile = t_quantile(_two_sided(level), P - 1)
-    if P == 1:
-        return Difference(mean, -1.0, 1.0, p_value)
-    error = float(d_P.std(ddof=1)) / math.sqrt(P)
-    if error < TINY:
-        low, high = wilson((mean + 1) / 2, quantile, P)
-        return Difference(mean, 2 * low - 1, 2 * high - 1, p_value)
-    tail = NormalDist().cdf(-quantile * math.sqrt(P / (P - 1)))
-    resampled_R = np.concatenate([counts @ d_P / P for counts in resamples(P)])
-    low, high = np.quantile(resampled_R, [tail, 1 - tail])
-    low, high = min(float(low), mean - quantile * error), max(float(high), mean + quantile * error)
-    return Difference(mean, max(-1.0, low), min(1.0, high), p_value)
+    several = _is_3d(a_PxN) or _is_3d(b_PxN)
+    if several and (len(a_PxN) != len(b_PxN) or len(a_PxN) < 2):
+        raise UserError(
+            f"{len(a_PxN)} and {len(b_PxN)} seeds", hint="give the same seeds, two or more, for both"
+        )
+    a_SxP, a_rows = _pooled(list(a_PxN) if several else [a_PxN], "a")
+    b_SxP, b_rows = _pooled(list(b_PxN) if several else [b_PxN], "b")
+    _check_pairs(a_SxP, b_SxP)
+    d_SxP = a_SxP - b_SxP
+    d_P, mean = d_SxP.mean(0), float(d_SxP.mean())
+    quantile = t_quantile(_two_sided(level), len(d_P) - 1)
+    if len(d_P) == 1:
+        return Difference(mean, -1.0, 1.0, 1.0 if several else sign_flip(d_P))
+    added, p_value = seed_spread(d_SxP, level) if several else (0.0, sign_flip(d_P))
+    grain = float(np.mean([1 / len(row) for row in (*a_rows, *b_rows)]))
+    low, high = paired_limits(d_P, grain, quantile)
+    return Difference(mean, *_widened(mean, low, high, added, least=-1.0), p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -180,7 +182,9 @@ def problems_needed(difference: float, a_PxN: Matrix, b_PxN: Matrix, *, power: f
     """
     if not 0 < abs(difference) <= 1:
         raise UserError(f"a difference of {difference} cannot be planned for", hint="give one such as 0.02")
-    d_P = _differences(a_PxN, b_PxN)
+    (a_1xP, _), (b_1xP, _) = _pooled([a_PxN], "a"), _pooled([b_PxN], "b")
+    _check_pairs(a_1xP, b_1xP)
+    d_P = (a_1xP - b_1xP)[0]
     spread = float(d_P.std(ddof=1)) if len(d_P) > 1 else 0.0
     if spread < TINY:
         raise UserError("the two runs differ alike on all problems: no spread to plan with")
@@ -204,10 +208,6 @@ def _rows(matrix: Matrix, name: str) -> list[np.ndarray]:
         if not np.all((row >= 0) & (row <= 1)):  # false for NaN as well
             raise UserError("values have to be in [0, 1] and not NaN", where=f"{name}, problem {index}")
     return rows
-
-
-def _problem_means(matrix: Matrix, name: str) -> np.ndarray:
-    return np.array([row.mean() for row in _rows(matrix, name)])
 
 
 def _binary_rows(matrix: Matrix) -> list[np.ndarray]:
@@ -251,11 +251,11 @@ def _majority(correct_N: np.ndarray, answers: list[object], k: int, rng: np.rand
     return float(np.mean(np.where((counts_RxC[:, 0] == top_R) & (top_R > 0), 1 / tied_R, 0.0)))
 
 
-def _differences(a_PxN: Matrix, b_PxN: Matrix) -> np.ndarray:
-    a_P, b_P = _problem_means(a_PxN, "a"), _problem_means(b_PxN, "b")
-    if len(a_P) != len(b_P):
-        raise UserError(f"a has {len(a_P)} problems and b has {len(b_P)}", hint="compare the same problems")
-    return a_P - b_P
+def _check_pairs(a_SxP: np.ndarray, b_SxP: np.ndarray) -> None:
+    if a_SxP.shape != b_SxP.shape:
+        raise UserError(
+            f"a has {a_SxP.shape[1]} problems and b has {b_SxP.shape[1]}", hint="compare the same problems"
+        )
 
 
 def _is_3d(matrix: Matrix) -> bool:
@@ -263,30 +263,21 @@ def _is_3d(matrix: Matrix) -> bool:
     return len(matrix) > 0 and isinstance(matrix[0], np.ndarray) and matrix[0].ndim == 2
 
 
-def _difference_over_seeds(a_SxPxN: Matrix, b_SxPxN: Matrix, level: float) -> Difference:
-    if len(a_SxPxN) != len(b_SxPxN) or len(a_SxPxN) < 2:
+def _pooled(matrices_S: Sequence[Matrix], name: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Shares correct, S x P, and for each problem the samples of all seeds."""
+    rows_S = [_rows(matrix, name) for matrix in matrices_S]
+    if len({len(rows) for rows in rows_S}) > 1:
         raise UserError(
-            f"{len(a_SxPxN)} and {len(b_SxPxN)} seeds", hint="give the same seeds, two or more, for both"
+            f"the seeds of {name} have different numbers of problems", hint="compare the same problems"
         )
-    d_SxP = np.array([_differences(a, b) for a, b in zip(a_SxPxN, b_SxPxN, strict=True)])
-    S, P = d_SxP.shape
-    mean, seed_S, problem_P = float(d_SxP.mean()), d_SxP.mean(1), d_SxP.mean(0)
-    if P == 1:
-        return Difference(mean, -1.0, 1.0, 1.0)
-    # Two-way layout without replication: mean squares of seeds, problems and what is left.
-    ms_seed, ms_problem = P * float(seed_S.var(ddof=1)), S * float(problem_P.var(ddof=1))
-    rest = d_SxP - seed_S[:, None] - problem_P + mean
-    ms_rest = float((rest**2).sum()) / ((S - 1) * (P - 1))
-    variance = max(ms_seed + ms_problem - ms_rest, ms_seed, ms_problem)
-    if variance < TINY:
-        low, high = wilson((mean + 1) / 2, t_quantile(_two_sided(level), P - 1), P)
-        return Difference(mean, 2 * low - 1, 2 * high - 1, 1.0 if abs(mean) < TINY else 2.0 ** (1 - S))
-    weights = ((ms_seed, S - 1), (ms_problem, P - 1), (ms_rest, (S - 1) * (P - 1)))
-    freedom = max(1.0, variance**2 / sum(ms**2 / df for ms, df in weights))
-    error = math.sqrt(variance / (S * P))
-    half = t_quantile(_two_sided(level), freedom) * error
-    p_value = max(t_two_sided(abs(mean) / error, freedom), 1e-12)
-    return Difference(mean, max(-1.0, mean - half), min(1.0, mean + half), p_value)
+    together = [np.concatenate(of_seeds) for of_seeds in zip(*rows_S, strict=True)]
+    return np.array([[row.mean() for row in rows] for rows in rows_S]), together
+
+
+def _widened(mean: float, low: float, high: float, added: float, *, least: float) -> tuple[float, float]:
+    """The limits with a half-width added as the root of the sum of squares, around the mean, in [least, 1]."""
+    below, above = math.hypot(max(mean - low, 0.0), added), math.hypot(max(high - mean, 0.0), added)
+    return max(least, mean - below), min(1.0, mean + above)
 
 
 def _two_sided(level: float) -> float:
