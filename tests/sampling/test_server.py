@@ -170,12 +170,14 @@ class Failing(BaseHTTPRequestHandler):
     plan: ClassVar[list[tuple[int, dict[str, str]]]] = []
     reply: ClassVar[dict] = {}
     seen: ClassVar[list[float]] = []
+    models: ClassVar[list[dict]] = []
+    bodies: ClassVar[list[dict]] = []
 
     def do_GET(self) -> None:
-        self._answer(200, {}, {"data": []})
+        self._answer(200, {}, {"data": self.models})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.seen.append(time.monotonic())
         code, headers = self.plan.pop(0) if self.plan else (200, {})
         if code == 0:  # cut the connection
@@ -198,6 +200,7 @@ class Failing(BaseHTTPRequestHandler):
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     Failing.plan, Failing.seen, Failing.reply = [], [], {"ok": True}
+    Failing.models, Failing.bodies = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -248,6 +251,39 @@ def test_token_ids_in_the_forms_of_vllm_sglang_and_llama_cpp(
     record = json.loads(out.read_text())
     assert record["token_ids"] == expected
     assert record["logprobs"][0] == -0.5
+
+
+def test_models_behind_one_name_are_told_apart_where_the_server_tells(failing: str, folder: Path) -> None:
+    def seen(*models: dict) -> str:
+        Failing.models = list(models)
+        return ServerEngine(str(folder), failing, served_name="m").fingerprint
+
+    vllm = {"id": "m", "owned_by": "vllm", "created": 1, "root": "/a", "permission": [{"id": "x"}]}
+    assert seen() == "served:m"
+    assert seen(vllm) == seen(vllm | {"created": 2, "permission": []}, {"id": "other"})
+    assert seen(vllm) != seen(vllm | {"root": "/b"})
+    llama = {"id": "a.gguf", "owned_by": "llamacpp", "meta": {"n_params": 10, "n_ctx": 512}}
+    assert seen(llama) == seen(llama | {"meta": {"n_params": 10, "n_ctx": 1024}})
+    assert seen(llama) != seen(llama | {"meta": {"n_params": 11, "n_ctx": 512}})
+    assert seen(llama, vllm | {"id": "n"}) == "served:m"  # which of the two answers is not known
+
+
+def test_what_a_server_would_add_of_its_own_is_switched_off(
+    failing: str, folder: Path, tmp_path: Path
+) -> None:
+    found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
+    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
+    settings = {"n": 1, "engine": "server", "server_url": failing}
+    sample(str(folder), PROBLEMS[:1], out=tmp_path / "ids.jsonl", **settings)
+    Failing.models = [{"id": "a.gguf", "owned_by": "me"}]
+    sample(str(folder), PROBLEMS[:1], out=tmp_path / "text.jsonl", **settings)
+    ids, text = Failing.bodies
+    assert (ids["top_k"], text["top_k"]) == (-1, 0)
+    assert all(b["min_p"] == 0 and b["repetition_penalty"] == b["repeat_penalty"] == 1 for b in (ids, text))
+    assert byte_tokenizer().decode(ids["prompt"]) == text["prompt"]
+    Failing.reply["usage"] = {"prompt_tokens": 3}
+    with pytest.raises(UserError, match="reads the prompt as 3 tokens, training as"):
+        sample(str(folder), PROBLEMS[:1], out=tmp_path / "wrong.jsonl", **settings)
 
 
 def test_without_logprobs_or_ids_the_run_stops_in_one_line(

@@ -40,14 +40,20 @@ class Api:
             )
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
 
-    def reach(self) -> None:
-        """Raise `UserError` unless something speaks HTTP there; what it says to GET /models does not matter."""
+    def models(self) -> list[dict[str, Any]]:
+        """What the server tells of its models (GET /models); nothing where it tells nothing that can be read.
+
+        Raises:
+            UserError: Nothing speaks HTTP there.
+        """
         try:
-            urllib.request.urlopen(self._request("/models", None), timeout=self.timeout).close()
-        except urllib.error.HTTPError:
-            return
+            with urllib.request.urlopen(self._request("/models", None), timeout=self.timeout) as answer:
+                found = json.load(answer)["data"]
+        except (urllib.error.HTTPError, ValueError, KeyError, TypeError):
+            return []
         except (OSError, http.client.HTTPException) as error:
             raise self._no_answer("", getattr(error, "reason", error)) from None
+        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
     def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
         """The answer to `body`; gives up once `stop` is set.

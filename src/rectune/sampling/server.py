@@ -4,7 +4,12 @@ Prompts are sent as token ids, those of training, so the server's own chat templ
 addresses are in `endpoint.py`. What the servers differ in:
 
 - Token ids of the answer: vLLM's `token_ids`, or `token_id:N` in place of the token's text; llama.cpp's
-  `content[].id`; elsewhere (SGLang) the token's text, where exactly one word of the vocabulary reads like that.
+  `content[].id`; elsewhere (SGLang, llama-cpp-python) the token's text, where exactly one word of the vocabulary reads
+  like that.
+- The server of llama-cpp-python, which calls itself "me", takes prompts as text. It says how many tokens it has read:
+  where that is not the number of training, the run stops.
+- Defaults: vLLM takes top_k, min_p and repetition_penalty from the model's generation_config, llama.cpp's servers have
+  their own. All are switched off in every request.
 - Draws are the server's. It gets a seed of its own for every sample; whether batching changes them is its matter.
 - Log-probs at temperature 1 are vLLM's (`--logprobs-mode raw_logprobs`, its default) and llama.cpp's. SGLang gives
   those of the tempered model.
@@ -14,8 +19,10 @@ addresses are in `endpoint.py`. What the servers differ in:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from itertools import islice
@@ -65,8 +72,9 @@ class ServerEngine:
         retries: int = 6,
     ) -> None:
         self.api = Api(url, timeout=timeout, retries=retries)
-        self.api.reach()
         self.model_name, self.served_name = model, served_name or model
+        self.told = entry_of(self.served_name, self.api.models())
+        self.reads_text = not logprobs or self.told.get("owned_by") == "me"
         self.tokenizer = load_tokenizer(model)
         self.template = choose_template(template, self.tokenizer)
         self.stop_ids = stop_ids(self.tokenizer, self.template)
@@ -74,8 +82,18 @@ class ServerEngine:
 
     @property
     def fingerprint(self) -> str:
-        """The name of the model that is served: a server does not show its weights."""
-        return f"served:{self.served_name}"
+        """The name of the model that is served, and a digest of what /v1/models says of it: a server shows no weights.
+
+        vLLM tells the folder (`root`), llama.cpp sizes (`meta`), others hardly anything. The time of creation is left
+        out, since it is the time of the question with both.
+        """
+        kept = {
+            key: self.told[key] for key in ("id", "owned_by", "root", "parent", "meta") if self.told.get(key)
+        }
+        if isinstance(kept.get("meta"), dict):
+            kept["meta"] = {key: value for key, value in kept["meta"].items() if key != "n_ctx"}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        return f"served:{self.served_name}" + (f":{digest}" if kept else "")
 
     def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
         """Completions in the order in which they arrive; at most `concurrency` requests are under way."""
@@ -98,7 +116,15 @@ class ServerEngine:
                     future.cancel()
 
     def _one(self, request: Request, settings: DrawSettings, stop: threading.Event) -> Completion:
-        choice = self.api.post("/completions", self._body(request, settings), stop)["choices"][0]
+        answer = self.api.post("/completions", self._body(request, settings), stop)
+        choice = answer["choices"][0]
+        read = (answer.get("usage") or {}).get("prompt_tokens", len(request.prompt_ids))
+        if self.reads_text and self.logprobs and read != len(request.prompt_ids):
+            raise UserError(
+                f"the server reads the prompt as {read} tokens, training as {len(request.prompt_ids)}",
+                where=self.api.url,
+                hint="its tokenizer or its start-of-text differs; a server that takes token ids has no such trouble",
+            )
         reason = "length" if choice.get("finish_reason") == "length" else "stop"
         if not self.logprobs:
             ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
@@ -117,13 +143,16 @@ class ServerEngine:
             "top_p": settings.top_p,
             "seed": key % 2**31,
         }
+        if self.reads_text:
+            body["prompt"] = self.tokenizer.decode(list(request.prompt_ids))
         if not self.logprobs:
-            return body | {"prompt": self.tokenizer.decode(list(request.prompt_ids))}
-        # The last line is not OpenAI's: ids in the answer (vLLM), the ends of a turn (vLLM, SGLang), and the
-        # servers' own defaults of top_k and min_p off.
+            return body
         body |= {"logprobs": 1, "n": 1}
-        extra = {"return_token_ids": True, "stop_token_ids": self.stop_ids, "top_k": -1, "min_p": 0.0}
-        return body | extra
+        # The rest is not OpenAI's. The servers' own defaults off: top_k is 0 for one and -1 for the others.
+        body |= {"top_k": 0 if self.reads_text else -1, "min_p": 0.0}
+        body |= {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
+        # Ids in the answer (vLLM), and the ends of a turn (vLLM, SGLang).
+        return body | {"return_token_ids": True, "stop_token_ids": self.stop_ids}
 
     def _tokens(self, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
         """Ids and log-probs of the new tokens, from whichever form the server has."""
@@ -163,6 +192,12 @@ class ServerEngine:
             if first.setdefault(text, i) != i:
                 twice.add(text)
         return {text: i for text, i in first.items() if text not in twice}
+
+
+def entry_of(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a server tells of the model it calls `name`; a server with one model answers to any name."""
+    named = [entry for entry in models if name in (entry.get("id"), *(entry.get("aliases") or ()))]
+    return named[0] if named else (models[0] if len(models) == 1 else {})
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
