@@ -281,6 +281,7 @@ def test_problems_needed_gives_the_power_it_promises():
 def test_student_t_is_scipys():
     for freedom in (1, 2.5, 29, 5000):
         assert intervals.t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+        assert intervals.t_two_sided(2.5, freedom) == pytest.approx(2 * stats.t.sf(2.5, freedom), abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -309,3 +310,13 @@ def test_student_t_is_scipys():
 def test_bad_input_is_one_clear_line(call, said):
     with pytest.raises(UserError, match=said):
         call()
+
+
+def test_p_values_over_seeds_stay_in_range() -> None:
+    """Seeds that differ oppositely have a mean of exactly 0, where the weights' sum decides: it may round above 1."""
+    for P in range(2, 40):
+        a = np.zeros((2, P, 1))
+        a[0, 0], a[1, 1] = 1, 1
+        b = a[::-1].copy()
+        found = paired_difference(list(a), list(b))
+        assert 0 <= found.p_value <= 1 and holm([found.p_value])
