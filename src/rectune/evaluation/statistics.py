@@ -135,8 +135,8 @@ def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Diff
     counted in, so it is never 0.
 
     Arrays of shape S x P x N (or lists of S arrays) hold S training seeds on the same problems: then seeds and problems
-    are both random. The seeds' own variance, known from S means alone, is averaged over what it may be
-    (`intervals.seed_spread`), for the interval and for the p-value.
+    are both random, and the interval is widened by what the seeds add (`intervals.seed_spread`). The p-value is then
+    Student's.
 
     Raises:
         UserError: as `mean_interval`; different numbers of problems or seeds; fewer than two seeds.
