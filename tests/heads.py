@@ -56,9 +56,10 @@ class Case:
 def assert_as_exact_as_dense(
     case: Case, column: str = "logp", *, head: dict[str, Any] | None = None, **settings: Any
 ):
-    """By norm, at most 1.1 times the dense path's error against float64 truth, plus a unit in the last place.
+    """By norm, at most 1.1 times the dense path's error against float64 truth, plus units in the last place.
 
-    For float64 the dense path is the truth itself, so that 16 units are allowed.
+    For float64 the dense path is the truth itself, so that 16 units are allowed. For float32 it is 4: a BLAS adds up
+    in another order when it gets few rows, and which one depends on the processor and its threads.
     """
     head = head or {}
     truth = case.to(torch.float64).run(column, implementation="dense", **head)
@@ -67,5 +68,6 @@ def assert_as_exact_as_dense(
     for name, true in truth.items():
         assert ours[name].dtype == dense[name].dtype and ours[name].shape == dense[name].shape
         error, allowed = ((result[name].double() - true).norm() for result in (ours, dense))
-        unit = torch.finfo(ours[name].dtype).eps * true.norm() * (16 if true.dtype == ours[name].dtype else 1)
-        assert error <= 1.1 * allowed + unit, f"{name}: {error:.3g} against {allowed:.3g} of dense"
+        units = {torch.float64: 16, torch.float32: 4}.get(ours[name].dtype, 1)
+        rounding = units * torch.finfo(ours[name].dtype).eps * true.norm()
+        assert error <= 1.1 * allowed + rounding, f"{name}: {error:.3g} against {allowed:.3g} of dense"

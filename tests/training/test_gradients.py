@@ -282,5 +282,7 @@ def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None
             for key in {"objective", "nll", "mean_p", "grad_norm", "supervised", "eos_p"} & ours.keys():
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), (name, key)
         file = "adapter/adapter_model.safetensors" if "lora" in name else "model/model.safetensors"
-        tolerance = {"rtol": 2e-2, "atol": 2e-3} if name == "bf16" else {"rtol": 1e-4, "atol": 2e-5}
-        torch.testing.assert_close(weights(one, file), weights(two, file), **tolerance)
+        # The update as a whole: AdamW turns the rounding of a gradient near zero into a step of visible size.
+        start = {} if "lora" in name else weights(Path(toy["model"]), "model.safetensors")
+        updates = [{k: w - start.get(k, 0) for k, w in weights(out, file).items()} for out in (one, two)]
+        close(*updates, tolerance=0.05 if name == "bf16" else 1e-3)
