@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -33,7 +33,9 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """A frozen table of settings; an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
@@ -45,7 +47,7 @@ PathOrName = Annotated[str, BeforeValidator(_as_text)]
 """Text, for which Python may give a `Path`."""
 
 
-class ObjectiveConfig(_Settings):
+class ObjectiveConfig(Settings):
     """Which loss a token gets. Further keys are settings of the objective itself, such as `alpha`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
@@ -66,7 +68,7 @@ class ObjectiveConfig(_Settings):
         return dict(self.model_extra or {})
 
 
-class LoraConfig(_Settings):
+class LoraConfig(Settings):
     """Low-rank adapters instead of full fine-tuning."""
 
     rank: int = Field(0, ge=0)
@@ -81,7 +83,7 @@ class LoraConfig(_Settings):
     """Also save the model with the adapter merged into its weights."""
 
 
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """How the data become rows, and which of them are kept aside."""
 
     format: str = "auto"
@@ -120,7 +122,7 @@ class DataConfig(_Settings):
         return value
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """Everything that decides a training run. Frozen, and written whole to `config.json`."""
 
     model: PathOrName = "smollm2-135m"
@@ -198,31 +200,36 @@ class TrainConfig(_Settings):
         return self
 
 
-TABLES = ("objective", "rows", "lora")
-"""Settings that are tables of their own in a recipe."""
+Config = TypeVar("Config", bound=TrainConfig)
 
 
-def load_config(recipe: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+def load_config(
+    recipe: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    kind: type[Config] = TrainConfig,  # type: ignore[assignment]
+) -> Config:
     """The config of a run: the recipe's settings, with `overrides` in place of them.
 
     Args:
-        recipe: TOML file with the fields of `TrainConfig`; its tables are `[objective]`, `[rows]`, `[lora]`.
+        recipe: TOML file with the fields of `kind`; those that are settings themselves are its tables, such as
+            `[objective]`, `[rows]` and `[lora]`.
         overrides: Dotted name to value, as `{"objective.name": "dft", "batch_size": 8}`; text is converted.
+        kind: `TrainConfig`, or one that has further settings.
 
     Raises:
         UserError: No such file, no TOML, an unknown key, a missing or impossible value; says which and where.
     """
-    given = {} if recipe is None else dict(_flatten(read_toml(recipe)))
+    given = {} if recipe is None else dict(_flatten(read_toml(recipe), kind))
     origin: dict[str, str] = {key: f"{recipe}: {key}" for key in given}
     for key, value in (overrides or {}).items():
         given[key] = value
         origin[key] = flag(key)
-    known = dict(settings_fields())
+    known = dict(settings_fields(kind))
     for key in given:
         if key not in known and not key.startswith("objective."):
             raise unknown_name("setting", key, [*known, "objective.SETTING"], where=origin[key])
     try:
-        return TrainConfig.model_validate(_nest(given))
+        return kind.model_validate(_nest(given))
     except ValidationError as error:
         raise _explain(error, origin) from None
 
@@ -242,10 +249,15 @@ def settings_fields(
 ) -> Iterator[tuple[str, FieldInfo]]:
     """Dotted name and field of every setting, tables opened up; in the order of their definition."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from settings_fields(field.annotation, f"{prefix}{name}.")
+        if _is_table(field):
+            yield from settings_fields(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             yield prefix + name, field
+
+
+def _is_table(field: FieldInfo) -> bool:
+    """Whether a setting is a table of its own in a recipe."""
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def read_toml(recipe: Path) -> dict[str, Any]:
@@ -261,10 +273,11 @@ def read_toml(recipe: Path) -> dict[str, Any]:
         raise UserError("not UTF-8 text", where=recipe) from None
 
 
-def _flatten(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted names of a recipe's keys. The tables are those of `TrainConfig`; any other dict is a value."""
+def _flatten(table: Mapping[str, Any], kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """Dotted names of a recipe's keys. The tables are those of `kind`; any other dict is a value."""
+    tables = {name for name, field in kind.model_fields.items() if _is_table(field)}
     for name, value in table.items():
-        if isinstance(value, dict) and name in TABLES:
+        if isinstance(value, dict) and name in tables:
             yield from ((f"{name}.{key}", inner) for key, inner in value.items())
         else:
             yield name, value

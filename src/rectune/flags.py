@@ -13,25 +13,31 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from rectune.config import flag, settings_fields
+from rectune.config import TrainConfig, flag, settings_fields
 
 Verb = Callable[..., None]
 
 GROUPS = {
     table: Group(title, sort_key=position)
     for position, (table, title) in enumerate(
-        {"": "Run", "objective": "Objective", "rows": "Rows", "lora": "LoRA"}.items(), start=1
+        {
+            "": "Run", "sampling": "Sampling", "selection": "Selection", "objective": "Objective", "rows": "Rows",
+            "lora": "LoRA",
+        }.items(), start=1
     )
-}
+}  # fmt: skip
 
 
-def settings_flags(only: Callable[[str], bool] = lambda name: True) -> Callable[[Verb], Verb]:
+def settings_flags(
+    only: Callable[[str], bool] = lambda name: True, kind: type[TrainConfig] = TrainConfig
+) -> Callable[[Verb], Verb]:
     """Give a verb one flag per setting in place of its `**overrides`, which gets those that were given.
 
     The verb's `overrides` is a dict of dotted name to value, as `load_config` takes it.
 
     Args:
         only: Which settings, by dotted name.
+        kind: Whose settings; a table without a title in `GROUPS` needs one.
     """
 
     def decorate(verb: Verb) -> Verb:
@@ -41,7 +47,7 @@ def settings_flags(only: Callable[[str], bool] = lambda name: True) -> Callable[
             overrides = {name: value for name, value in overrides.items() if value is not None}
             verb(*args, **given, **overrides, **{f"objective.{k}": v for k, v in settings.items()})
 
-        fields = [(name, field) for name, field in settings_fields() if only(name)]
+        fields = [(name, field) for name, field in settings_fields(kind) if only(name)]
         names = {name.replace(".", "_"): name for name, _ in fields}
         parameters = inspect.signature(verb, eval_str=True).parameters.values()
         own = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
