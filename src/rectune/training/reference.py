@@ -1,0 +1,232 @@
+"""`ref_logp`: log-probs of the rows' targets under a model that stays as it is, computed once before the first step.
+
+iw-SFT and DPO compare the model with a reference: the weights that training starts from, or another model. Its
+log-probs do not change, so one pass computes them and `reference_file.py` keeps them, where the next run and one that
+goes on find them; no second model is in memory while training. Objectives that need the reference's whole distribution
+(`kl`) get it as a frozen model. Reading rows is left to `batches.py`, computing columns to `models/scorer.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rectune.config import TrainConfig
+from rectune.data.encoding import EncodedRows
+from rectune.data.packing import collate, pack
+from rectune.errors import UserError
+from rectune.models.loading import fingerprint, load_model
+from rectune.models.scorer import Scorer
+from rectune.sampling.progress import reporter
+from rectune.training import reference_file
+from rectune.training.batches import Split, TrainingData
+
+log = logging.getLogger("rectune")
+
+CAPACITY = (
+    4096  # tokens of a forward pass; not the run's, so that the file does not depend on how a run packs
+)
+
+
+@dataclass(frozen=True)
+class ReferenceLogprobs:
+    """`ref_logp` of a run's rows.
+
+    Attributes:
+        identity: Fingerprint of the reference's weights.
+        path: The file they are kept in.
+    """
+
+    identity: str
+    path: Path
+    _values: Tensor
+    _starts: list[tuple[EncodedRows, np.ndarray]]
+
+    def of(self, split: Split, rows: list[int], device: object = None) -> Tensor:
+        """The column of the batch `split.batch(rows)`: (N,) float32."""
+        starts = next(starts for encoded, starts in self._starts if encoded is split.encoded)
+        members = [index for row in rows for index in split.members[row]]
+        parts = [self._values[starts[index] : starts[index + 1]] for index in members]
+        return torch.cat([self._values[:0], *parts]).to(device)  # type: ignore[call-overload,no-any-return]
+
+
+def reference_logprobs(
+    config: TrainConfig,
+    data: TrainingData,
+    scorer: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: str,
+    accelerator: Accelerator,
+) -> ReferenceLogprobs:
+    """`ref_logp` of all rows that a run reads: from the file of an earlier run, or computed now and kept.
+
+    Args:
+        data: Rows to train on; those kept aside are included where they are pairs or of the same source.
+        scorer, tokenizer: Of the model that will be trained, as it was loaded.
+        identity: Its `fingerprint`, adapters not yet on it.
+
+    Raises:
+        UserError: The reference has another tokenizer or cannot be loaded, or a file belongs to other rows or another
+            model.
+    """
+    rows = _Rows(data)
+    words = vocabulary(tokenizer)
+    given = config.reference or ""
+    if given.endswith(reference_file.SUFFIX):
+        path = Path(given).expanduser()
+        values, header = reference_file.read(path, {"rows": rows.name, "vocabulary": words})
+        log.info("ref_logp: from %s, of %s (%s)", path, header["reference"], header["fingerprint"])
+        return ReferenceLogprobs(header["fingerprint"], path, values, rows.starts)
+    reference = scorer.without_adapter() if config.lora.rank else scorer
+    if given:
+        reference, identity = load_reference(config, scorer, tokenizer)
+    belongs = {
+        "rows": rows.name,
+        "fingerprint": identity,
+        "vocabulary": words,
+        "precision": str(scorer.head().weight.dtype).removeprefix("torch."),
+        "memory_budget": str(config.memory_budget),
+    }
+    path = reference_file.place(config.data, belongs)
+    found = _kept(path, belongs, accelerator)
+    if found is None:
+        log.info("ref_logp: computing it for %s with %s", rows.name, given or "the weights as they are")
+        found = _compute(reference, rows, accelerator)
+        if accelerator.is_local_main_process:
+            whose = {"reference": given or config.model, "template": data.template}
+            reference_file.write(path, found, belongs | whose)
+        accelerator.wait_for_everyone()
+    log.info("ref_logp: kept in %s", path)
+    return ReferenceLogprobs(identity, path, found, rows.starts)
+
+
+def frozen_reference(config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedTokenizerBase) -> Scorer:
+    """What `kl` refers to: the named model, or the one that is about to be trained, without gradients.
+
+    Raises:
+        UserError: The named model has another tokenizer, or is a file of log-probs.
+    """
+    if config.reference is None:
+        return scorer.without_adapter() if config.lora.rank else scorer.frozen()
+    if config.reference.endswith(reference_file.SUFFIX):
+        raise UserError("the objective needs the model itself, not its log-probs", where="reference")
+    return load_reference(config, scorer, tokenizer)[0]
+
+
+def load_reference(
+    config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Scorer, str]:
+    """The named reference in the precision of the model to train, and its fingerprint.
+
+    Raises:
+        UserError: It cannot be loaded, or has another tokenizer than the model.
+    """
+    assert config.reference is not None
+    weight = scorer.head().weight
+    model, other = load_model(config.reference, dtype=torch.float32, device=weight.device)
+    if vocabulary(other) != vocabulary(tokenizer):
+        sizes = f"{len(other):,} words, the model's {len(tokenizer):,}"
+        raise UserError(
+            f"{config.reference} has another tokenizer than the model ({sizes})",
+            where="reference",
+            hint="the token ids mean other words there; take a model with the same tokenizer",
+        )
+    identity = fingerprint(model)
+    for parameter in model.requires_grad_(False).parameters():  # buffers stay exact, as in `Masters`
+        parameter.data = parameter.data.to(weight.dtype)
+    return Scorer(model, memory_budget=scorer.memory_budget, implementation=scorer.implementation), identity
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits of what each token id stands for."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+
+
+class _Rows:
+    """Encoded rows that need `ref_logp`, in the order of their source, whichever seed splits them.
+
+    Attributes:
+        name: How many they are, with a digest of their token ids and labels.
+        chosen: Source and index of every row.
+        lengths, supervised: Tokens and targets of every row.
+        starts: For each source, where the targets of its rows begin in the column, and behind them the end.
+    """
+
+    def __init__(self, data: TrainingData) -> None:
+        sources = [(data.train.encoded, data.train.indices)]
+        if data.holdout.encoded is data.train.encoded:
+            sources[0][1].extend(data.holdout.indices)
+        elif data.paired:
+            sources.append((data.holdout.encoded, data.holdout.indices))
+        self.chosen: list[tuple[EncodedRows, int]] = []
+        self.lengths: list[int] = []
+        self.supervised: list[int] = []
+        self.starts: list[tuple[EncodedRows, np.ndarray]] = []
+        digest, end = hashlib.blake2b(digest_size=8), 0
+        for encoded, indices in sources:
+            used = sorted(set(indices))
+            sizes = encoded.dataset.with_format("numpy", columns=["length", "supervised"])[:]
+            self.chosen += [(encoded, index) for index in used]
+            self.lengths += sizes["length"][used].tolist()
+            self.supervised += sizes["supervised"][used].tolist()
+            counts = np.zeros(len(encoded), dtype=np.int64)
+            counts[used] = sizes["supervised"][used]
+            starts = end + np.concatenate([[0], np.cumsum(counts)])
+            self.starts.append((encoded, starts))
+            end = int(starts[-1])
+            for part in encoded.dataset.select(used).with_format("arrow").iter(batch_size=1000):
+                digest.update(part["length"].combine_chunks().to_numpy().tobytes())
+                for name in ("input_ids", "labels"):
+                    digest.update(part[name].combine_chunks().flatten().to_numpy().tobytes())
+        self.name = f"{len(self.chosen):,} rows with {end:,} targets ({digest.hexdigest()})"
+
+
+@torch.no_grad()
+def _compute(scorer: Scorer, rows: _Rows, accelerator: Accelerator) -> Tensor:
+    """The column of all rows; each process takes its share of the forward passes, as many as any other."""
+    packs, of = pack(rows.lengths, max(CAPACITY, *rows.lengths)), accelerator.num_processes
+    training = scorer.model.training
+    scorer.model.eval()
+    parts: list[tuple[int, Tensor]] = []
+    tokens = 0
+    with reporter(None if accelerator.is_main_process else _silent, 0, len(packs), "reference") as report:
+        for first in range(0, len(packs), of):
+            number = first + accelerator.process_index
+            mine = packs[number] if number < len(packs) else []
+            encoded = [source[index] for source, index in (rows.chosen[row] for row in mine)]
+            batch = collate(encoded, accelerator.device)
+            logp = scorer.columns(batch, ("logp",))["logp"].to("cpu", torch.float32)
+            parts += zip(mine, logp.split([rows.supervised[row] for row in mine]), strict=True)
+            tokens += sum(batch.row_lengths) * of
+            report(min(first + of, len(packs)), len(packs), tokens)
+    scorer.model.train(training)
+    if of > 1:
+        parts = gather_object(parts)
+    return torch.cat([column for _, column in sorted(parts, key=lambda part: part[0])])
+
+
+def _silent(done: int, total: int, tokens: int) -> None:
+    """In place of a bar."""
+
+
+def _kept(path: Path, belongs: dict[str, str], accelerator: Accelerator) -> Tensor | None:
+    """What an earlier run kept, where all processes find it; a damaged file is passed over."""
+    found = None
+    if path.exists():
+        try:
+            found, _ = reference_file.read(path, belongs)
+        except reference_file.Damaged as error:
+            log.warning("%s: it is computed anew", error)
+    everywhere = gather_object([found is not None]) if accelerator.num_processes > 1 else [found is not None]
+    return found if all(everywhere) else None
