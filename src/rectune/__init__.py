@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rectune.evaluation.evaluate import evaluate as evaluate
     from rectune.grading.files import grade as grade
     from rectune.integrations import dft_loss as dft_loss
+    from rectune.integrations import grader_reward as grader_reward
     from rectune.integrations import objective_loss as objective_loss
     from rectune.logprobs import token_logprobs as token_logprobs
     from rectune.models.loading import load_model as load_model
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from rectune.objectives import apply_objective as apply_objective
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
+    from rectune.offline.settings import OfflineConfig as OfflineConfig
+    from rectune.online.config import OnlineConfig as OnlineConfig
+    from rectune.online.loop import train_online as train_online
     from rectune.reporting.report import report as report
     from rectune.sampling.engine import sample as sample
     from rectune.selection import select as select
@@ -55,8 +59,12 @@ _HOME = {
     "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.comparison.runner",
     "report": "rectune.reporting.report",
+    "OfflineConfig": "rectune.offline.settings",
+    "OnlineConfig": "rectune.online.config",
+    "train_online": "rectune.online.loop",
     "dft_loss": "rectune.integrations",
     "objective_loss": "rectune.integrations",
+    "grader_reward": "rectune.integrations",
     "UserError": "rectune.errors",
 }
 """Where each public name is defined. A new one also gets its line under TYPE_CHECKING, for editors."""

@@ -127,6 +127,8 @@ class TrainConfig(Settings):
 
     model: PathOrName = "smollm2-135m"
     """Hub id, local folder, or the packaged smollm2-135m."""
+    reference: PathOrName | None = None
+    """Model that iw_sft, dpo and asft refer to, or a file of its ref_logp; unset: the weights training starts from."""
     data: PathOrName
     """Rows to train on: JSONL, JSON, CSV or Parquet, a folder of them, a hub id, or gsm8k-calculations (packaged)."""
     out: Path
@@ -176,6 +178,8 @@ class TrainConfig(Settings):
     """Steps between checkpoints that --resume can go on from; 0 writes none."""
     keep_checkpoints: int = Field(2, gt=0)
     """Checkpoints kept; older ones are removed."""
+    give_up_after: int = Field(10, gt=0)
+    """Steps in a row with a loss or gradient that is not finite, all skipped, after which the run stops."""
     choose: Literal["last", "nll", "mean_p"] = "last"
     """Weights saved as OUT/model: the last, or the best by hold-out NLL or mean p; never by the loss."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -200,7 +204,7 @@ class TrainConfig(Settings):
         return self
 
 
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound=Settings)
 
 
 def load_config(
@@ -214,7 +218,7 @@ def load_config(
         recipe: TOML file with the fields of `kind`; those that are settings themselves are its tables, such as
             `[objective]`, `[rows]` and `[lora]`.
         overrides: Dotted name to value, as `{"objective.name": "dft", "batch_size": 8}`; text is converted.
-        kind: `TrainConfig`, or one that has further settings.
+        kind: `TrainConfig`, or settings of another kind of run.
 
     Raises:
         UserError: No such file, no TOML, an unknown key, a missing or impossible value; says which and where.
@@ -224,24 +228,25 @@ def load_config(
     for key, value in (overrides or {}).items():
         given[key] = value
         origin[key] = flag(key)
-    known = dict(settings_fields(kind))
+    known = [name for name, _ in settings_fields(kind)]
+    free = ["objective.SETTING"] if "objective.name" in known else []
     for key in given:
-        if key not in known and not key.startswith("objective."):
-            raise unknown_name("setting", key, [*known, "objective.SETTING"], where=origin[key])
+        if key not in known and not (free and key.startswith("objective.")):
+            raise unknown_name("setting", key, [*known, *free], where=origin[key])
     try:
         return kind.model_validate(_nest(given))
     except ValidationError as error:
         raise _explain(error, origin) from None
 
 
-def dump_config(config: TrainConfig) -> str:
+def dump_config(config: Settings) -> str:
     """The whole config as JSON, defaults included; `TrainConfig.model_validate_json` reads it back."""
     return config.model_dump_json(indent=2) + "\n"
 
 
 def flag(key: str) -> str:
-    """The command line's name of a setting: `objective.name` is `--objective.name`."""
-    return "--" + key.replace("_", "-")
+    """The command line's name of a setting: `objective.name` is `--objective.name`, `n` is `-n`."""
+    return "-" * min(2, len(key)) + key.replace("_", "-")
 
 
 def settings_fields(
@@ -261,16 +266,20 @@ def _is_table(field: FieldInfo) -> bool:
 
 
 def read_toml(recipe: Path) -> dict[str, Any]:
-    if not recipe.is_file():
-        raise UserError("no such recipe", where=recipe)
     try:
+        if not recipe.is_file():
+            raise UserError("no such recipe", where=recipe)
         return tomllib.loads(recipe.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=recipe) from None
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         what = re.sub(r" \(at .*\)$", "", str(error))
         raise UserError(f"not TOML: {what}", where=f"{recipe}:{line[1]}" if line else recipe) from None
     except UnicodeDecodeError:
         raise UserError("not UTF-8 text", where=recipe) from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond reason
+        raise UserError(f"not TOML: {error}", where=recipe) from None
 
 
 def _flatten(table: Mapping[str, Any], kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from rectune.config import TrainConfig, flag, settings_fields
+from rectune.config import Settings, TrainConfig, flag, settings_fields
 
 Verb = Callable[..., None]
 
@@ -29,7 +29,7 @@ GROUPS = {
 
 
 def settings_flags(
-    only: Callable[[str], bool] = lambda name: True, kind: type[TrainConfig] = TrainConfig
+    only: Callable[[str], bool] = lambda name: True, kind: type[Settings] = TrainConfig
 ) -> Callable[[Verb], Verb]:
     """Give a verb one flag per setting in place of its `**overrides`, which gets those that were given.
 
@@ -52,7 +52,7 @@ def settings_flags(
         parameters = inspect.signature(verb, eval_str=True).parameters.values()
         own = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
         flags = [_parameter(name, field) for name, field in fields]
-        if only("objective.name"):
+        if "objective.name" in names.values():
             flags.append(_objective_settings())
         command.__name__, command.__doc__ = verb.__name__, verb.__doc__
         command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]

@@ -1,21 +1,24 @@
-"""rectune's objectives inside other trainers.
+"""rectune's objectives and graders inside other trainers.
 
 `dft_loss` (or `objective_loss` for any other) is a `compute_loss_func` of a transformers `Trainer`. The trainer
-has the model build all logits, so this saves no memory; `rectune train` does.
+has the model build all logits, so this saves no memory; `rectune train` does. `grader_reward` is a reward function for
+TRL's `GRPOTrainer`; `examples/trl_grpo.py` shows it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rectune.errors import UserError
+from rectune.errors import UserError, unknown_name
+from rectune.grading.pool import GRADERS, Grader
 from rectune.logprobs import supervised_positions
 from rectune.objectives import Objective, apply_objective, check_settings, column_names, resolve
 
-__all__ = ["dft_loss", "objective_loss"]
+__all__ = ["dft_loss", "grader_reward", "objective_loss"]
 
 _COLUMNS = ("logp", "row")
 
@@ -60,3 +63,35 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
 
 dft_loss: LossFunction = objective_loss("dft")
 """Dynamic Fine-Tuning in one line: `Trainer(..., compute_loss_func=dft_loss)`."""
+
+
+def grader_reward(
+    grader: str = "math", *, timeout: float = 5.0, workers: int | None = None
+) -> Callable[..., list[float | None]]:
+    """A grader as `GRPOTrainer(reward_funcs=grader_reward("math"))`: 1 for a correct answer, 0 for any other.
+
+    The dataset needs a column `answer` (gold), and for some graders `extra`. An answer that could not be judged (a
+    time-out, a crash) gets None, which TRL leaves out of the group.
+    Graders are processes, which live as long as the function.
+
+    Raises:
+        UserError: No such grader.
+    """
+    if grader not in GRADERS:
+        raise unknown_name("grader", grader, GRADERS)
+    pool = Grader(workers, timeout)
+
+    def reward(
+        completions: Sequence[Any],
+        answer: Sequence[Any],
+        extra: Sequence[Any] | None = None,
+        **_: Any,
+    ) -> list[float | None]:
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        extras = extra or [None] * len(texts)
+        items = [(gold, text, grader, more) for gold, text, more in zip(answer, texts, extras, strict=True)]
+        known: dict[str, float | None] = {"timeout": None, "error": None, "correct": 1.0}
+        return [known.get(graded.verdict, 0.0) for graded in pool.grade(items)]
+
+    reward.__name__ = f"{grader}_reward"  # TRL logs it by its name
+    return reward

@@ -10,7 +10,8 @@ Columns: `logp` log-probability of the target; `row` index of the row that the t
 `ref_logp` / `old_logp` the same target under a reference model / under the model some steps ago;
 `entropy20` entropy of the 20 most probable tokens, renormalised, in nats; `kl` differentiable
 KL(base || model) over the whole vocabulary, in nats; `structural` whether the token ends a turn or is special;
-`pair` index of the pair that the token's row belongs to (int64), `sign` +1 in its better and -1 in its worse row.
+`pair` index of the pair that the token's row belongs to (int64), `sign` +1 in its better and -1 in its worse row;
+`advantage` how much better than expected a sampled token turned out.
 
 How the columns are computed is in `logprobs.py` and `models/scorer.py`; the one division by the number of
 tokens is in `training/loop.py`. "The paper" is arXiv:2508.05629.
@@ -141,6 +142,28 @@ def dpo(
     return (loss / sum_by(pair, torch.ones_like(logp)).clamp(min=1))[pair]
 
 
+def grpo(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, *, epsilon: float = 0.2, high: float | None = None
+) -> Tensor:
+    """PPO's clipped surrogate, arXiv:1707.06347 Eq. 7; with a group's advantages it is GRPO, arXiv:2402.03300 Eq. 3.
+
+    `high` is the upper clip where it is not `epsilon`, as in DAPO, arXiv:2503.14476.
+    Weight advantage * p / p_old, 0 where the ratio has left the clip in the advantage's direction.
+    """
+    ratio = (logp - sg(old_logp)).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if high is None else high))
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """KL(model || reference) estimated at the model's own tokens, in nats: r - log r - 1 with r = p_ref / p.
+
+    GRPO's penalty, arXiv:2402.03300 Eq. 4; never negative, its gradient goes through log p.
+    """
+    log_ratio = sg(ref_logp) - logp
+    return log_ratio.expm1() - log_ratio
+
+
 OBJECTIVES: dict[str, Objective] = {
     objective.__name__: objective
     for objective in (
@@ -162,6 +185,7 @@ OBJECTIVES: dict[str, Objective] = {
         dpo,
     )
 }
+"""What `rectune train` can train with; `grpo` and `k3` need live samples, so they belong to `rectune online`."""
 
 
 def resolve(objective: str | Objective) -> Objective:

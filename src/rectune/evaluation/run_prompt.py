@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rectune.config import DataConfig
+from rectune.data.problems import read_problems
 from rectune.errors import UserError
 
 _LOOK = 200  # rows that the wrapping is told from
@@ -50,14 +51,21 @@ def run_prompt(model: str) -> RunPrompt | None:
     run = folder.parent if folder.name == "model" else folder
     path = run / "config.json"
     config = _read(path) if folder.is_dir() and path.is_file() else {}
-    if not {"objective", "data"} <= set(config):
+    online = {"algorithm", "problems"} <= set(config)
+    if not online and not {"objective", "data"} <= set(config):
         return None
     if not (run / "model").is_dir():
         raise UserError("the run has no model yet", where=run, hint="train it to the end")
+    table = (
+        {k: config[k] for k in ("template", "system") if k in config} if online else config.get("rows", {})
+    )
     try:
-        rows = DataConfig.model_validate(config.get("rows", {}))
+        rows = DataConfig.model_validate(table)
     except ValidationError:
         raise UserError("its table 'rows' is not one of this version", where=path) from None
+    if online:
+        problems = str(config["problems"])
+        return RunPrompt(run / "model", problems, rows, _problem_wrapping(problems))
     data = str(config["data"])
     return RunPrompt(run / "model", data, rows, row_wrapping(data, rows))
 
@@ -94,6 +102,14 @@ def row_wrapping(data: str, rows: DataConfig) -> str | None:
     some = [row_at(dataset, i) for i in range(min(_LOOK, len(dataset)))]
     first = [next((t.content for t in row.turns if t.role == "user"), "") for row in some]
     return shared_wrapping(first)
+
+
+def _problem_wrapping(problems: str) -> str | None:
+    """What stands around the question of every problem of an online run's file; None where that cannot be told."""
+    try:
+        return shared_wrapping([p.prompt[-1].content for p in read_problems(problems)])
+    except UserError:
+        return None
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -9,9 +9,9 @@ would leak into each other, or whose head does something unknown, is refused by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from rectune.data.packing import Batch
 from rectune.errors import UserError
 from rectune.logprobs import COLUMNS, MEMORY_BUDGET, Implementation, supervised_positions, token_columns
 from rectune.models import attention
+
+T = TypeVar("T")
 
 
 class Head(NamedTuple):
@@ -35,8 +37,7 @@ class Head(NamedTuple):
 class Reference(Protocol):
     """What `kl` and `ref_logp` refer to: a `Scorer`, or hidden states that were kept."""
 
-    def hidden(self, batch: Batch) -> Tensor: ...
-    def head(self) -> Head: ...
+    def states(self, batch: Batch) -> tuple[Tensor, Head]: ...
 
 
 class Scorer:
@@ -61,6 +62,7 @@ class Scorer:
         check: bool = True,
     ) -> None:
         self.model, self.memory_budget, self.implementation = model, memory_budget, implementation
+        self.temperature = 1.0  # divides the logits; set later, since the check is of the model as it is
         self.causal: Any = getattr(model, "get_base_model", lambda: model)()
         name = type(self.causal).__name__
         self.varlen = "flash" in (self.causal.config._attn_implementation or "")
@@ -93,7 +95,11 @@ class Scorer:
             raise UserError(f"the head of {name} is no linear layer but {type(layer).__name__}")
         config = self.causal.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(layer.weight, layer.bias, softcap, _logit_scale(config))
+        if softcap is not None and self.temperature != 1:
+            raise UserError(
+                f"{name} caps its logits, so they cannot be tempered", where="temperature", hint="use 1"
+            )
+        return Head(layer.weight, layer.bias, softcap, _logit_scale(config) / self.temperature)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states of a packed batch: (T, D), connected to the parameters also where T is 0."""
@@ -115,13 +121,32 @@ class Scorer:
         """Per-token columns of the N targets of a batch, in order.
 
         Args:
-            names: Of the head's columns (`logp`, `entropy`, `entropy20`, `top1`, `kl`) and `ref_logp`.
+            names: Of the head's columns (`logp`, `entropy`, `entropy20`, `top1`, `kl`), `ref_logp`, and `hidden`, the
+                states that predict the targets, (N, D) and differentiable.
             reference: Scorer of the model that `kl` and `ref_logp` refer to; `without_adapter()` for LoRA.
 
         Returns:
             The named columns, each (N,), and always `row` (int64) and `structural` (bool). `logp` and `kl` are
             differentiable; with no target at all they are empty and still connected to the parameters.
         """
+        return self._with_weights(lambda: self._columns(batch, names, reference))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in; sharded weights are kept in float32."""
+        sharded: torch.dtype | None = getattr(self.causal, "working_dtype", None)
+        return sharded or self.head().weight.dtype
+
+    def states(self, batch: Batch) -> tuple[Tensor, Head]:
+        """`hidden` of the batch, and the head that reads it."""
+        return self._with_weights(lambda: (self.hidden(batch), self.head()))
+
+    def _with_weights(self, function: Callable[[], T]) -> T:
+        """Call it while the weights are whole: they may be sharded (`training/sharding.py`)."""
+        sharded: Callable[[Callable[[], T]], T] | None = getattr(self.causal, "with_weights", None)
+        return sharded(function) if sharded else function()
+
+    def _columns(self, batch: Batch, names: Sequence[str], reference: Reference | None) -> dict[str, Tensor]:
         index, targets = supervised_positions(batch.labels)
         hidden = self.hidden(batch)[index]
         head = self.head()
@@ -132,12 +157,13 @@ class Scorer:
             **shared,
         }
         ref: dict[str, Any] = {}
-        extra: dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {"hidden": hidden} if "hidden" in names else {}
         if {"kl", "ref_logp"} & set(names):
             if reference is None:
                 raise UserError("columns 'kl' and 'ref_logp' need a reference model")
             with torch.no_grad():
-                ref_hidden, ref_head = reference.hidden(batch)[index], reference.head()
+                ref_hidden, ref_head = reference.states(batch)
+                ref_hidden = ref_hidden[index]
                 if "ref_logp" in names:
                     of_reference = {**settings, "bias": ref_head.bias}
                     of_reference |= {"softcap": ref_head.softcap, "logit_scale": ref_head.logit_scale}
@@ -156,9 +182,7 @@ class Scorer:
     def frozen(self) -> Scorer:
         """A copy of the model as it is now, without gradients: a reference."""
         model = copy.deepcopy(self.model).requires_grad_(False).eval()
-        return Scorer(
-            model, memory_budget=self.memory_budget, implementation=self.implementation, check=False
-        )
+        return self._alike(Scorer, model)
 
     def without_adapter(self) -> Scorer:
         """The model that a LoRA adapter sits on, sharing its weights: a reference that costs no memory.
@@ -168,9 +192,13 @@ class Scorer:
         """
         if not hasattr(self.model, "disable_adapter"):
             raise UserError(f"{type(self.model).__name__} has no adapter", hint="use frozen()")
-        return _WithoutAdapter(
-            self.model, memory_budget=self.memory_budget, implementation=self.implementation, check=False
-        )
+        return self._alike(_WithoutAdapter, self.model)
+
+    def _alike(self, kind: type[Scorer], model: PreTrainedModel) -> Scorer:
+        settings = {"memory_budget": self.memory_budget, "implementation": self.implementation}
+        scorer = kind(model, **settings, check=False)  # type: ignore[arg-type]
+        scorer.temperature = self.temperature
+        return scorer
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
@@ -202,6 +230,9 @@ class Scorer:
 
 
 class _WithoutAdapter(Scorer):
+    def states(self, batch: Batch) -> tuple[Tensor, Head]:
+        return self.hidden(batch), self.head()  # weights are whole already, for the model with its adapter
+
     def hidden(self, batch: Batch) -> Tensor:
         model: Any = self.model
         with model.disable_adapter():

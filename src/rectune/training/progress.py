@@ -45,8 +45,15 @@ def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], 
 
 
 @contextmanager
-def progress(steps: int, start: int, *, shown: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar with time left on a terminal, about ten lines in all elsewhere; both on stderr."""
+def progress(
+    steps: int, start: int, *, shown: bool = True, line: Callable[[dict[str, Any]], str] | None = None
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar with time left on a terminal, about ten lines in all elsewhere; both on stderr.
+
+    Args:
+        line: What is said of a step's figures; by default of those that `train` logs.
+    """
+    line = line or _line
     if not shown:
         yield lambda figures: None
         return
@@ -55,7 +62,7 @@ def progress(steps: int, start: int, *, shown: bool = True) -> Iterator[Callable
 
         def say(figures: dict[str, Any]) -> None:
             if figures["step"] % every == 0 or figures["step"] == steps:
-                log.info("step %d of %d: %s", figures["step"], steps, _line(figures))
+                log.info("step %d of %d: %s", figures["step"], steps, line(figures))
 
         yield say
         return
@@ -67,7 +74,7 @@ def progress(steps: int, start: int, *, shown: bool = True) -> Iterator[Callable
         task = bar.add_task("", total=steps, completed=start)
 
         def show(figures: dict[str, Any]) -> None:
-            bar.update(task, advance=1, description=_line(figures))
+            bar.update(task, advance=1, description=line(figures))
 
         yield show
 

@@ -1,0 +1,280 @@
+"""Online training: roll out, credit, update, again. The loop, and what a run goes on from.
+
+A step is one rollout and its updates. All that a step does is a function of the config, the weights, the optimizer's
+moments and the step's number, so a run that goes on from a checkpoint has the bits of one that never stopped. The
+folder is that of an ordinary run: what writes it is in `rectune.training`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from rectune.data.encoding import choose_template
+from rectune.data.order import plan_steps
+from rectune.disk import hold, writing
+from rectune.errors import UserError
+from rectune.models.loading import load_model
+from rectune.models.lora import add_lora, merge_lora
+from rectune.online.config import OnlineConfig
+from rectune.online.policy import Policy
+from rectune.online.problems import ask, load_problems
+from rectune.online.record import OnlineResult, keep_rollout, line, summary
+from rectune.online.reload import ReloadingServer
+from rectune.online.reward import Rewards
+from rectune.online.rollout import credit, measure, roll_out
+from rectune.online.update import says_nothing, update
+from rectune.sampling.engine import Engine
+from rectune.sampling.local import LocalEngine
+from rectune.sampling.server import ServerEngine
+from rectune.stopping import Stopped, finishing
+from rectune.training.checkpoints import (
+    last_good_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    take_back_metrics,
+    to_json,
+    write_text,
+)
+from rectune.training.monitors import peak_memory_mib, reset_peak_memory
+from rectune.training.progress import progress
+from rectune.training.run_folder import check_run, open_run, save_model
+from rectune.training.weights import Masters, choose_precision, learning_rate, make_optimizer
+
+log = logging.getLogger("rectune")
+
+_GIVE_UP_AFTER = 10  # steps in a row of which nothing could be judged, or without a finite gradient
+
+
+def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
+    """Train `config.model` on its own answers to `config.problems`; writes the run folder `config.out`.
+
+    Args:
+        config: All settings.
+        resume: Go on from the last checkpoint in the folder, with the same bits as an uninterrupted run on this
+            machine; with nothing there, start afresh.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: A model, problems, a reward or settings that cannot be used, a folder that holds another run, or a
+            full disk. Where a reward function fails, a checkpoint of the steps before is written first.
+        Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
+    """
+    reset_peak_memory()
+    check_run(config, resume=resume)  # type: ignore[arg-type]
+    if resume and (config.out / "summary.json").exists():
+        log.info("%s: the run is finished", config.out)
+        return OnlineResult(**json.loads((config.out / "summary.json").read_text()))
+    with hold(config.out, "training"), writing(config.out, "go on with --resume"):
+        check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before
+        with Rewards(config.reward, config.grading_timeout) as rewards:
+            return _Run(config, rewards).go(resume=resume)
+
+
+class _Run:
+    """What a run consists of, made once; `go` is the loop."""
+
+    def __init__(self, config: OnlineConfig, rewards: Rewards) -> None:
+        self.config, self.rewards = config, rewards
+        self.accelerator = Accelerator()
+        if self.accelerator.num_processes > 1:
+            hint = "for several GPUs see examples/trl_grpo.py"
+            raise UserError("rectune online runs in one process", hint=hint)
+        problems = load_problems(config.problems, config.system)
+        kept = load_problems(config.holdout, config.system) if config.holdout else []
+        rewards.check([*problems, *kept])
+        device = self.accelerator.device
+        self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=device)
+        template = choose_template(config.template, self.tokenizer)
+        self.asked, self.kept = (ask(some, self.tokenizer, template) for some in (problems, kept))
+        if config.lora.rank:
+            self.model = add_lora(self.model, config.lora, config.seed)  # type: ignore[assignment]
+        self.policy = Policy(
+            self.model,
+            value=config.algorithm == "ppo",
+            temperature=config.temperature,
+            memory_budget=config.memory_budget << 20,
+        )
+        dtype, why = choose_precision(config.precision, device)
+        self.masters = Masters(self.policy, dtype)
+        self.optimizer = _optimizer(self.masters, config)
+        if config.gradient_checkpointing:
+            enable = "activation_checkpointing_enable"  # its new name in transformers
+            getattr(self.model, enable, self.model.gradient_checkpointing_enable)()
+        scorer = self.policy.scorer
+        of_base = scorer.without_adapter if config.lora.rank else scorer.frozen
+        self.reference = of_base() if config.beta else None
+        self.plan = plan_steps(len(problems), config.problems_per_step, steps=config.steps, seed=config.seed)
+        longest = max(len(ids) for ids in (*self.asked.prompts, *self.kept.prompts)) + config.max_new_tokens
+        self.capacity = max(config.micro_batch_tokens, longest)
+        self.engine = self._engine(template)
+        self.metrics = config.out / "metrics.jsonl"
+        self.checkpoints = config.out / "checkpoints"
+        log.info(
+            "algorithm: %s; precision: %s (%s)", config.algorithm, str(dtype).removeprefix("torch."), why
+        )
+        log.info(
+            "problems: %s to learn on, %s kept apart, written with %s; %s steps of %s answers",
+            f"{len(problems):,}", f"{len(kept):,}", template.name, f"{config.steps:,}",
+            config.problems_per_step * config.n,
+        )  # fmt: skip
+
+    def _engine(self, template: Any) -> Engine:
+        config = self.config
+        if config.engine == "local":
+            return LocalEngine(
+                self.model, self.tokenizer, template, batch_size=config.sampling_batch, exact=False
+            )
+        assert config.server_url is not None
+        server = ServerEngine(
+            config.model, config.server_url, served_name=config.served_name, template=config.template,
+            concurrency=config.sampling_batch,
+        )  # fmt: skip
+        return ReloadingServer(server, self.model, self.tokenizer, config.out / "served")
+
+    def go(self, *, resume: bool) -> OnlineResult:
+        config, steps = self.config, self.config.steps
+        start, idle, before = self._recall() if resume else (0, 0, {})
+        open_run(config)  # type: ignore[arg-type]
+        take_back_metrics(self.metrics, start if start else -1)
+        if not start:
+            before = self._measure(0)
+        after = before
+        self.model.train()
+        with progress(steps, start, line=line) as advance, finishing() as stopped:
+            for step in range(start, steps):
+                try:
+                    figures = self._step(step)
+                except UserError:
+                    if step > start:
+                        self._checkpoint(step, idle, before)  # so that nothing is lost
+                    raise
+                broken = figures["skipped"] > 0 or figures["unjudged"] == figures["answers"]
+                idle = idle + 1 if broken and not figures["updates"] else 0
+                self._log(figures)
+                advance(figures)
+                done = step + 1
+                if idle == _GIVE_UP_AFTER:
+                    raise UserError(
+                        f"no answer could be judged, or no gradient was finite, in {idle} steps in a row",
+                        where=config.out,
+                        hint="look at OUT/rollouts, raise grading_timeout or lower learning_rate",
+                    )
+                if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
+                    after = self._measure(done)
+                stop = stopped()
+                due = config.checkpoint_every and done % config.checkpoint_every == 0
+                if done < steps and (due or stop):
+                    self._checkpoint(done, idle, before)
+                if done < steps and stop:
+                    raise Stopped(
+                        f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop
+                    )
+        result = summary(config, self.metrics, before, after)
+        self._save()
+        write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
+        return result
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One rollout and its updates; the line of metrics."""
+        config = self.config
+        began = time.perf_counter()
+        rollout = roll_out(self.engine, self.rewards, self.asked, self.plan.rows(step), config, step)
+        credit(rollout, self.policy, self.reference, config, self.capacity)
+        factor = learning_rate(config.training, step, config.steps) / config.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
+        trained = time.perf_counter()
+        nothing = says_nothing(rollout, config)
+        made: dict[str, Any] = {"updates": 0, "skipped": 0}
+        if not nothing:
+            made = update(
+                self.policy,
+                self.masters,
+                self.optimizer,
+                self.accelerator,
+                rollout,
+                config,
+                step,
+                self.capacity,
+            )
+        if config.rollouts_every and (step % config.rollouts_every == 0 or step + 1 == config.steps):
+            keep_rollout(rollout, self.asked, config.out / "rollouts" / f"step-{step + 1:06d}.jsonl", step)
+        now = time.perf_counter()
+        tokens = sum(rollout.lengths)
+        return {
+            "step": step + 1,
+            "kind": "train",
+            "phase": config.algorithm,
+            **rollout.figures,
+            "answers": len(rollout.answers),
+            **{"objective": None, "entropy": None, "clip_share": 0.0, "kl": None, "grad_norm": None},
+            **made,
+            "learning_rate": config.learning_rate * factor,
+            "tokens": tokens,
+            "seconds": round(now - began, 4),
+            "seconds_sampling": round(rollout.seconds["sampling"], 4),
+            "seconds_grading": round(rollout.seconds["grading"], 4),
+            "seconds_training": round(now - trained + rollout.seconds["credit"], 4),
+            "tokens_per_second": round(tokens / (now - began), 1),
+            "peak_memory_mib": peak_memory_mib(),
+        }
+
+    def _measure(self, step: int) -> dict[str, Any]:
+        """Figures on the hold-out problems, logged; empty without any."""
+        if not len(self.kept):
+            return {}
+        figures = measure(self.engine, self.rewards, self.kept, self.config)
+        self._log({"step": step, "kind": "validation", **figures})
+        return figures
+
+    def _log(self, figures: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(to_json(figures) + "\n")
+
+    def _checkpoint(self, step: int, idle: int, before: dict[str, Any]) -> None:
+        state = {"data": self.asked.fingerprint, "idle": idle, "before": before}
+        keep = self.config.keep_checkpoints
+        save_checkpoint(self.checkpoints, step, self.masters.masters, self.optimizer, {}, state, keep)
+
+    def _recall(self) -> tuple[int, int, dict[str, Any]]:
+        """Weights and moments of the newest checkpoint; its step, idle steps, and figures of the model as it was."""
+        found = last_good_checkpoint(self.checkpoints)
+        if found is None:
+            return 0, 0, {}
+        state = load_checkpoint(found, self.masters.masters, self.optimizer, {})
+        if state["data"] != self.asked.fingerprint:
+            was = f"the problems are not those the run began with ({state['data']}, now {self.asked.fingerprint})"
+            raise UserError(was, where=self.config.problems, hint="restore them, or give another --out")
+        self.masters.publish()
+        log.info("going on from %s, step %d of %d", found, state["step"], self.config.steps)
+        return state["step"], state["idle"], state["before"]
+
+    def _save(self) -> None:
+        lora = self.config.lora
+        save_model(self.config.out / ("adapter" if lora.rank else "model"), self.model, self.tokenizer)
+        if lora.rank and lora.merge:
+            save_model(self.config.out / "model", merge_lora(self.model), self.tokenizer)
+
+
+def _optimizer(masters: Masters, config: OnlineConfig) -> torch.optim.AdamW:
+    """Training's AdamW on the model, and the value head beside it with a learning rate of its own and no decay."""
+    of_model = {n: m for n, m in masters.masters.items() if not n.startswith("value.")}
+    optimizer = make_optimizer(SimpleNamespace(masters=of_model), config.training)  # type: ignore[arg-type]
+    for group in optimizer.param_groups:
+        group["peak"] = config.learning_rate
+    of_value = [m for n, m in masters.masters.items() if n not in of_model]
+    if of_value:
+        rate = config.value_learning_rate
+        optimizer.add_param_group({"params": of_value, "weight_decay": 0.0, "lr": rate, "peak": rate})
+    return optimizer

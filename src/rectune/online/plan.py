@@ -1,0 +1,59 @@
+"""What an online run would do, without doing it: `rectune online --dry-run`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from rectune.config import dump_config
+from rectune.data.encoding import choose_template
+from rectune.models.loading import load_model
+from rectune.models.lora import add_lora
+from rectune.online.config import OnlineConfig
+from rectune.online.problems import ask, load_problems
+from rectune.online.reward import Rewards
+from rectune.training.plan import memory_estimate
+from rectune.training.weights import choose_precision
+
+
+def plan(config: OnlineConfig) -> dict[str, Any]:
+    """Resolved config, problems, answers, updates and memory of a run; writes nothing.
+
+    Raises:
+        UserError: Whatever `train_online` would refuse about them.
+    """
+    problems = load_problems(config.problems, config.system)
+    kept = load_problems(config.holdout, config.system) if config.holdout else []
+    with Rewards(config.reward, config.grading_timeout) as rewards:
+        rewards.check([*problems, *kept])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, why = choose_precision(config.precision, device)
+    model, tokenizer = load_model(config.model, dtype=dtype)
+    template = choose_template(config.template, tokenizer)
+    asked = ask(problems, tokenizer, template)
+    longest = max(len(ids) for ids in asked.prompts) + config.max_new_tokens
+    answers = config.problems_per_step * config.n
+    if config.lora.rank:
+        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    return {
+        "config": json.loads(dump_config(config)),
+        "precision": f"{dtype} ({why})".removeprefix("torch."),
+        "template": template.name,
+        "problems": len(problems),
+        "holdout_problems": len(kept),
+        "longest_prompt": longest - config.max_new_tokens,
+        "steps": config.steps,
+        "answers_per_step": answers,
+        "updates": config.steps * config.epochs * config.minibatches,
+        "passes_over_the_problems": round(config.steps * config.problems_per_step / len(problems), 2),
+        "most_tokens": config.steps * answers * config.max_new_tokens,
+        "memory_mib": memory_estimate(
+            model,
+            config.training,
+            dtype,
+            tokens=min(max(config.micro_batch_tokens, longest), longest * answers),
+            copies=int(config.beta > 0 and not config.lora.rank),
+        ),
+    }

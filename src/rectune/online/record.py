@@ -1,0 +1,111 @@
+"""What an online run says and keeps beside its weights: kept rollouts, a line of progress, and the summary."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rectune.online.config import OnlineConfig
+from rectune.online.problems import Asked
+from rectune.online.rollout import Rollout
+from rectune.training.checkpoints import to_json, write_text
+
+
+@dataclass(frozen=True)
+class OnlineResult:
+    """What a finished run says in `summary.json`.
+
+    Attributes:
+        out: The run folder.
+        steps: Rollouts.
+        before, after: Figures on the hold-out problems (`reward`, `correct`, `length`, `stopped`) of the model as it
+            was and of the one saved; empty without hold-out problems.
+        reward: Mean reward of the first and of the last tenth of the steps, each an own rollout of the policy then.
+        tokens_per_second: Drawn tokens per second of steps.
+        peak_memory_mib: Of the process, or of the GPU where there is one.
+        seconds: Of all steps.
+    """
+
+    out: str
+    steps: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    reward: dict[str, float | None]
+    tokens_per_second: float
+    peak_memory_mib: float
+    seconds: float
+    format: int = 1
+
+
+def keep_rollout(rollout: Rollout, asked: Asked, path: Path, step: int) -> None:
+    """A rollout as JSON lines, for people to read."""
+    lines: list[str] = []
+    for i, (answer, earned) in enumerate(zip(rollout.answers, rollout.earned, strict=True)):
+        problem = asked.problems[rollout.problems[i]]
+        advantage = rollout.columns[i].get("advantage")
+        record = {
+            "format": 1,
+            "step": step + 1,
+            "problem_id": problem.problem_id,
+            "sample_index": answer.request.sample_index,
+            "question": problem.prompt[-1].content,
+            "text": answer.text,
+            "answer": problem.answer,
+            "reward": earned.reward,
+            "verdict": earned.verdict,
+            "advantage": None if advantage is None else float(advantage.mean()),
+            "tokens": len(answer.token_ids),
+            "finish_reason": answer.finish_reason,
+        }
+        lines.append(to_json(record, ensure_ascii=False) + "\n")
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, "".join(lines))
+
+
+def line(figures: dict[str, Any]) -> str:
+    """What the progress bar says of a step."""
+    reward = "-" if figures["reward"] is None else f"{figures['reward']:.3f}"
+    entropy = "-" if figures["entropy"] is None else f"{figures['entropy']:.3f}"
+    return (
+        f"reward {reward}  length {figures['length']:.0f}  entropy {entropy}"
+        f"  {figures['degenerate']} of {figures['groups']} groups alike  {figures['seconds']:.1f} s"
+    )
+
+
+def summary(
+    config: OnlineConfig, metrics: Path, before: dict[str, Any], after: dict[str, Any]
+) -> OnlineResult:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    taken = [line for line in lines if line["kind"] == "train"]
+    tenth = max(1, len(taken) // 10)
+    ends = {"first": taken[:tenth], "last": taken[-tenth:]}
+    reward = {}
+    for name, some in ends.items():
+        known = [line["reward"] for line in some if line["reward"] is not None]
+        reward[name] = sum(known) / len(known) if known else None
+    seconds = sum(line["seconds"] for line in taken)
+    return OnlineResult(
+        out=str(config.out),
+        steps=config.steps,
+        before=before,
+        after=after,
+        reward=reward,
+        tokens_per_second=sum(line["tokens"] for line in taken) / seconds if seconds else 0.0,
+        peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
+        seconds=seconds,
+    )
+
+
+def table(result: OnlineResult) -> list[dict[str, Any]]:
+    """The run in a row or two: reward of first and last rollouts, and accuracy on the hold-out problems."""
+    rows = [{"": "reward of rollouts", **{name: _shown(value) for name, value in result.reward.items()}}]
+    for name in ("reward", "length") if result.after else ():
+        ends = {"first": result.before.get(name), "last": result.after.get(name)}
+        rows.append({"": f"hold-out {name}", **{end: _shown(value) for end, value in ends.items()}})
+    return rows
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,156 @@
+"""Clipped steps over a rollout: in each epoch its answers are dealt into minibatches, and each makes one update.
+
+A minibatch is packed into micro-batches; the sum of its tokens' losses, weighted as `aggregation` says, does not
+depend on how. The losses are in `objectives.py` (policy) and `policy.py` (value).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rectune.data.packing import collate, pack
+from rectune.objectives import grpo, k3
+from rectune.online.advantages import token_weights
+from rectune.online.config import OnlineConfig
+from rectune.online.policy import Policy, value_loss
+from rectune.online.rollout import Rollout
+from rectune.training.weights import Masters
+
+_ORDER = 7  # stream of the seed, beside those of data/order.py
+
+
+def update(
+    policy: Policy,
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    rollout: Rollout,
+    config: OnlineConfig,
+    step: int,
+    capacity: int,
+) -> dict[str, Any]:
+    """All updates of a step; the optimizer's learning rates are already set.
+
+    Returns:
+        `updates` made, `skipped` ones (without a finite gradient), `grad_norm` (mean before clipping), `objective`
+        (mean loss), and means over the tokens of all passes: `entropy` in nats, `clip_share`, `kl_old` (KL to the
+        policy that drew, k3), `kl` (to the reference, k3; None without one), `value_loss` (ppo).
+    """
+    totals: defaultdict[str, float] = defaultdict(float)
+    norms: list[float] = []
+    updates = skipped = 0
+    for rows in minibatches(rollout.used, config, step):
+        masters.start_step()
+        _backward(policy, rollout, rows, config, capacity, totals)
+        norm = masters.finish_step(accelerator).item()
+        if not math.isfinite(norm):
+            skipped += 1
+            continue
+        norms.append(norm)
+        if config.clip and norm > config.clip:
+            masters.scale_gradients(config.clip / norm)
+        optimizer.step()
+        masters.publish()
+        updates += 1
+    tokens = totals.pop("tokens", 0.0)
+    objective = totals.pop("objective", 0.0)
+    means = {name: total / tokens for name, total in totals.items()} if tokens else {}
+    return {
+        "objective": objective / max(1, updates + skipped),
+        "entropy": None,
+        "clip_share": 0.0,
+        "kl_old": 0.0,
+        "kl": None,
+        **means,
+        "grad_norm": sum(norms) / len(norms) if norms else None,
+        "updates": updates,
+        "skipped": skipped,
+    }
+
+
+def says_nothing(rollout: Rollout, config: OnlineConfig) -> bool:
+    """Whether no gradient can come of it: nothing judged, or only degenerate groups and no KL to lower."""
+    if config.algorithm == "ppo" or config.beta:
+        return not rollout.used
+    return not any(rollout.columns[i]["advantage"].any() for i in rollout.used)
+
+
+def minibatches(used: Sequence[int], config: OnlineConfig, step: int) -> Iterator[list[int]]:
+    """Answers of each update, over all epochs; a function of seed and step."""
+    for epoch in range(config.epochs):
+        order = list(used)
+        if config.minibatches > 1:
+            shuffled = np.random.default_rng([config.seed, _ORDER, step, epoch]).permutation(len(used))
+            order = [used[i] for i in shuffled]
+        for part in np.array_split(np.array(order, dtype=np.int64), config.minibatches):
+            if len(part):
+                yield part.tolist()
+
+
+def _backward(
+    policy: Policy,
+    rollout: Rollout,
+    rows: Sequence[int],
+    config: OnlineConfig,
+    capacity: int,
+    totals: defaultdict[str, float],
+) -> None:
+    """Gradients of one minibatch, and its figures added to `totals`."""
+    lengths = rollout.lengths
+    weights = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
+    for places in pack([len(rollout.rows[i].input_ids) for i in rows], capacity):
+        chosen = [rows[place] for place in places]
+        batch = collate([rollout.rows[i] for i in chosen], policy.device)
+        columns = policy.columns(batch, entropy_gradient=config.entropy_bonus > 0)
+        for name in rollout.columns[chosen[0]]:
+            columns[name] = rollout.cat(name, chosen, policy.device)
+        columns.setdefault("old_logp", columns["logp"])
+        losses = token_losses(columns, config)
+        loss = (losses * weights[places].to(policy.device)[columns["row"]]).sum()
+        loss.backward()
+        _add(totals, columns, loss.item(), config)
+
+
+def token_losses(columns: dict[str, Tensor], config: OnlineConfig) -> Tensor:
+    """Loss of each token, (N,): the clipped surrogate, and what the settings add to it."""
+    losses = grpo(
+        columns["logp"],
+        columns["old_logp"],
+        columns["advantage"],
+        epsilon=config.epsilon,
+        high=config.epsilon_high,
+    )
+    if config.algorithm == "grpo":
+        return losses + config.beta * k3(columns["logp"], columns["ref_logp"]) if config.beta else losses
+    error = value_loss(columns["value"], columns["old_value"], columns["returns"], clip=config.value_clip)
+    losses = losses + config.value_coefficient * error
+    return losses - config.entropy_bonus * columns["entropy"] if config.entropy_bonus else losses
+
+
+@torch.no_grad()
+def _add(
+    totals: defaultdict[str, float], columns: dict[str, Tensor], loss: float, config: OnlineConfig
+) -> None:
+    ratio = (columns["logp"] - columns["old_logp"]).exp()
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    clipped = (ratio < 1 - config.epsilon) & (columns["advantage"] < 0)
+    clipped |= (ratio > 1 + high) & (columns["advantage"] > 0)
+    totals["tokens"] += len(ratio)
+    totals["objective"] += loss
+    totals["entropy"] += float(columns["entropy"].sum())
+    totals["clip_share"] += float(clipped.sum())
+    totals["kl_old"] += float(k3(columns["logp"], columns["old_logp"]).sum())
+    if "ref_logp" in columns:
+        totals["kl"] += float(k3(columns["logp"], columns["ref_logp"]).sum())
+    if "returns" in columns:
+        totals["value_loss"] += float(
+            value_loss(columns["value"], columns["old_value"], columns["returns"], clip=0).sum()
+        )
