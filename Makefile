@@ -12,7 +12,7 @@ ifneq ($(shell test -e $(STAMP) && $(BIN)/python -c '$(WORKS)' 2>/dev/null && ec
 .PHONY: $(STAMP)
 endif
 
-.PHONY: setup demo test lint bench validate
+.PHONY: setup demo test faults distributed lint bench validate fuzz
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,11 +29,26 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# Kills runs at random moments; the seed that it prints repeats them: make faults RECTUNE_FAULTS_SEED=...
+faults: $(STAMP)
+	$(BIN)/python -m pytest -m 'faults or not faults' -s tests/faults
+
+# Two and four processes on this machine: all objectives, plain and sharded, kills and restarts.
+distributed: $(STAMP)
+	$(BIN)/python -m pytest -m distributed -s tests/training/test_distributed.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/make_cli_docs.py --check
+	$(BIN)/python scripts/make_scaling_docs.py --check
+	$(BIN)/python scripts/audit.py
+
+# Hostile input for an hour: half by hypothesis, half by atheris where it is installed.
+FUZZ_SECONDS ?= 3600
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/long.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP)
 	for file in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done

@@ -19,14 +19,14 @@ FLOORS = (
     ("comparison", "online", "offline"),
     ("reporting",),
     ("diagnosis", "selection", "evaluation"),
-    ("training",),
-    ("sampling", "grading", "integrations"),
+    ("training", "integrations"),
+    ("sampling", "grading"),
     ("models",),
     ("data", "pages"),
-    ("config", "logprobs", "objectives"),
+    ("config", "logprobs", "objectives", "disk", "stopping", "processes"),
     ("fused",),
     ("elementwise",),
-    ("errors",),
+    ("errors", "visible"),
 )
 """From the top down. A folder is one room: what happens among its files is its own affair."""
 
@@ -61,6 +61,7 @@ LIGHT = (
     "models/__init__.py",
     "models/loading.py",
     "models/packaged.py",
+    "offline/settings.py",
 )
 """Read for `import rectune`, `--help` and `list`: they may load nothing heavy at the top."""
 

@@ -10,13 +10,13 @@ from rectune.config import TrainConfig, dump_config, load_config, settings_field
 from rectune.errors import UserError
 
 SETTINGS = """
-model data out seed epochs steps batch_size max_length micro_batch_tokens
+model reference data out seed epochs steps batch_size max_length micro_batch_tokens
 learning_rate schedule warmup weight_decay betas clip normalization micro_batch_rows precision
 gradient_checkpointing memory_budget
 objective.name objective.phases objective.protect objective.refresh
 rows.format rows.columns rows.template rows.system rows.split rows.holdout rows.limit
 lora.rank lora.alpha lora.dropout lora.targets lora.merge
-evaluate_every probe checkpoint_every keep_checkpoints choose trackers
+evaluate_every probe checkpoint_every keep_checkpoints give_up_after choose trackers
 """.split()  # noqa: SIM905
 """All settings there are. A new one has to be worth its line here; 45 is the most there may be."""
 

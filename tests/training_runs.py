@@ -1,15 +1,21 @@
-"""What tests read from a run folder."""
+"""A toy to train on, and what tests read from a run folder."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rectune.objectives import OBJECTIVES, column_names
+from toys import byte_tokenizer, tiny_model
 
 OVER_ROWS = [name for name in OBJECTIVES if "pair" not in column_names(name)]
 """Objectives that train on rows; DPO has tests of its own."""
@@ -31,3 +37,66 @@ def without_timings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def weights(out: Path | str, name: str = "model/model.safetensors") -> dict[str, Tensor]:
     """The tensors that a run saved."""
     return load_file(Path(out) / name)
+
+
+def make_toy(folder: Path) -> dict[str, Any]:
+    """Settings of a short run in float32, without `out`: a two-layer model in a local folder and forty short sums."""
+    tiny_model().save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    rows = [{"prompt": f"{n} and {n % 7}?", "completion": f"{n + n % 7}{'!' * (n % 5)}"} for n in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": str(folder / "model"),
+        "data": str(folder / "rows.jsonl"),
+        "steps": 6,
+        "batch_size": 7,
+        "max_length": 64,
+        "micro_batch_tokens": 96,
+        "learning_rate": 3e-3,
+        "precision": "fp32",
+        "rows.holdout": 0.2,
+    }
+
+
+def same_runs(one: Path, other: Path) -> None:
+    """Two finished runs have the same metrics but for timings, the same figures and, to the bit, the same weights."""
+    assert without_timings(metrics(one)) == without_timings(metrics(other))
+    first, second = (json.loads((out / "summary.json").read_text()) for out in (one, other))
+    assert all(first[name] == second[name] for name in ("before", "after", "steps"))
+    files = [p.relative_to(one) for p in one.glob("[!.]*/*.safetensors")]
+    assert files
+    for file in files:
+        ours, theirs = weights(one, str(file)), weights(other, str(file))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), f"{file} differs"
+
+
+_DRIVER = """
+import json, logging, os, sys
+from rectune.config import load_config
+from rectune.training.loop import train
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+for settings, sharded in json.load(open(sys.argv[1])):
+    os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
+    train(load_config(None, settings), resume=True)
+"""
+
+
+def together(
+    runs: Sequence[dict[str, Any]],
+    sharded: Sequence[bool],
+    folder: Path,
+    *,
+    processes: int = 2,
+    timeout: int = 180,
+) -> None:
+    """Train these runs one after the other in several processes, with weights sharded or not."""
+    (folder / "runs.json").write_text(json.dumps(list(zip(runs, sharded, strict=True)), default=str))
+    (folder / "driver.py").write_text(_DRIVER)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
+            *(str(folder / "driver.py"), str(folder / "runs.json")),
+        ],
+        check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip

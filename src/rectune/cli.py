@@ -1,7 +1,8 @@
 """The command line: one verb, one function of the same name, which imports what it needs when it is called.
 
 Results go to stdout, progress and messages to stderr. Exit code 0: done, 2: a mistake of the user (one line,
-no traceback), 130: interrupted, 1: a defect of ours. Verbs with a flag for every setting are in `verbs.py`.
+no traceback), 130 or 143: stopped by Ctrl-C or SIGTERM, 1: a defect of ours. Verbs with a flag for every setting
+are in `verbs.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 import rectune
 from rectune.errors import UserError
-from rectune.printing import print_table as print_table
+from rectune.printing import print_lines, print_table
+from rectune.stopping import interruptible, stopped_by
+from rectune.visible import visible
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
@@ -35,8 +38,15 @@ app.command(
 )
 app.command("rectune.verbs:train", name="train", help="Fine-tune a model on demonstrations.")
 app.command(
+    "rectune.verbs:online", name="online", help="Train a model on its own graded answers: GRPO or PPO."
+)
+app.command(
+    "rectune.verbs:offline", name="offline", help="Let a model learn from its own judged answers: RFT, DPO."
+)
+app.command(
     "rectune.verbs:compare", name="compare", help="Train with several objectives and judge them in pairs."
 )
+app.command("rectune.verbs:reproduce", name="reproduce", help="Carry out a table or figure of the paper again.")
 
 
 @app.command(name="list")
@@ -113,7 +123,7 @@ def sample(
         engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
         batch_size=batch_size, template=template, precision=precision,
     )  # fmt: skip
-    print(out)
+    print_lines(out)
 
 
 @app.command
@@ -128,7 +138,7 @@ def grade(samples: Path, /, *, out: Path, workers: int | None = None, timeout: f
     """
     from rectune.grading import grade as judge
 
-    print(judge(samples, out, workers=workers, timeout=timeout))
+    print_lines(judge(samples, out, workers=workers, timeout=timeout))
 
 
 @app.command
@@ -263,9 +273,9 @@ def report(
     )
     data = make(runs, out=out, format=format, benchmarks_in=inside, benchmarks_out=outside)
     if json:
-        print(to_json(data, indent=2, ensure_ascii=False))
+        print_lines(to_json(data, indent=2, ensure_ascii=False))
         return
-    print(*data["verdict"]["sentences"], out, sep="\n")
+    print_lines(*data["verdict"]["sentences"], out)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -280,21 +290,29 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         pass
 
 
+class _Visible(logging.Formatter):
+    """Messages name what is in data, which may hold what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def run(command: Callable[[], object]) -> int:
     """Run a command with messages on stderr, and return the exit code that the module's docstring names."""
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Visible("%(message)s"))
     log = logging.getLogger("rectune")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        command()
+        with interruptible():
+            command()
     except (UserError, CycloptsError) as error:
-        print("rectune:", " ".join(str(error).split()), file=sys.stderr)
+        print("rectune:", visible(" ".join(str(error).split())), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("rectune: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("rectune:", visible(str(error) or "interrupted"), file=sys.stderr)
+        return 128 + stopped_by(error)
     finally:
         log.removeHandler(handler)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from comparisons import Task, asking, config_of
 from rectune.comparison.runner import compare
 from rectune.comparison.tables import tables
+from rectune.disk import hold
 from rectune.errors import UserError
 from training_runs import metrics
 
@@ -90,6 +90,7 @@ def test_the_sharpening_control(compared: tuple[Path, Record]) -> None:
         match = json.loads((folder / "matched-dft/match.json").read_text())
         assert match["target"] == target
         assert evaluation(folder / "matched-dft")["protocol"]["temperature"] == match["temperature"] != 1
+        assert 0 < match["drawn"] != match["entropy"]
     assert not list((out / "runs/dft").rglob("matched-*"))
     pair = record["verdict"]["benchmarks"]["inside"]["pairs"][-1]
     assert pair["sharpening"]["matched"] is not None
@@ -214,11 +215,11 @@ def test_a_mistake_that_shows_when_asking_leaves_the_folder_free(run: Run, tmp_p
 
 
 def test_two_at_once_are_refused(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is comparing in this folder"):
-            run()
+    with (
+        hold(tmp_path / "out", "comparing"),
+        pytest.raises(UserError, match=r"another process .*is comparing in this folder"),
+    ):
+        run()
 
 
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:

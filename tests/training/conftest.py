@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from rectune.config import load_config
 from rectune.training import drift
 from rectune.training.loop import TrainResult, train
-from toys import byte_tokenizer, tiny_model
+from training_runs import make_toy
 
 Toy = dict[str, Any]
 
@@ -28,22 +27,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """Settings of a short run in float32, without `out`."""
-    folder = tmp_path_factory.mktemp("toy")
-    tiny_model().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
-    rows = [{"prompt": f"{n} and {n % 7}?", "completion": f"{n + n % 7}{'!' * (n % 5)}"} for n in range(40)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {
-        "model": str(folder / "model"),
-        "data": str(folder / "rows.jsonl"),
-        "steps": 6,
-        "batch_size": 7,
-        "max_length": 64,
-        "micro_batch_tokens": 96,
-        "learning_rate": 3e-3,
-        "precision": "fp32",
-        "rows.holdout": 0.2,
-    }
+    return make_toy(tmp_path_factory.mktemp("toy"))
 
 
 Train = Callable[..., TrainResult]

@@ -17,8 +17,8 @@ import torch
 
 from rectune.config import dump_config, load_config
 from rectune.errors import UserError
-from rectune.training import checkpoints, loop
-from training_runs import metrics, weights, without_timings
+from rectune.training import checkpoints, gradients, loop
+from training_runs import metrics, same_runs
 
 
 class Died(BaseException):
@@ -38,21 +38,6 @@ def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return dying
 
 
-def same_runs(one: Path, other: Path) -> None:
-    assert without_timings(metrics(one)) == without_timings(metrics(other))
-    for name in ("before", "after", "steps"):
-        assert (
-            json.loads((one / "summary.json").read_text())[name]
-            == (json.loads((other / "summary.json").read_text())[name])
-        )
-    files = [p.relative_to(one) for p in one.glob("[!.]*/*.safetensors")]
-    assert files
-    for file in files:
-        first, second = weights(one, str(file)), weights(other, str(file))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first), f"{file} differs"
-
-
 @pytest.fixture(scope="module")
 def whole(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's run, uninterrupted."""
@@ -65,12 +50,12 @@ MOMENTS = [
     *[(loop, "_log", line) for line in (1, 2, 4, 6, 8)],
     (loop, "save_checkpoint", 1),
     *[(checkpoints, "save_file", file) for file in (1, 2, 3, 4)],
-    *[(checkpoints, "_sync", file) for file in (2, 3, 7, 8)],
+    *[(checkpoints, "sync", file) for file in (2, 3, 7, 8)],
     (checkpoints, "list_checkpoints", 2),  # the new one is renamed, the old one not yet removed
     (checkpoints, "_remove", 1),
     (loop, "save_model", 1),
-    (loop, "_summary", 1),
-    (loop, "write_text", 1),
+    (loop, "summarise", 1),
+    (loop, "write_result", 1),
 ]
 KINDS: dict[str, dict[str, Any]] = {
     "dft": {},
@@ -118,7 +103,7 @@ def test_death_of_any_kind_of_run(
 ) -> None:
     settings = {"checkpoint_every": 2, **KINDS[kind]}
     run("whole", **settings)
-    where, call = ("write_text", 1) if line == "last" else ("_log", line)
+    where, call = ("write_result", 1) if line == "last" else ("_log", line)
     with monkeypatch.context() as patch:
         patch.setattr(loop, where, dies_at(call, getattr(loop, where)))
         with pytest.raises(Died):
@@ -147,7 +132,7 @@ def test_death_after_the_best_evaluation(
         "lora__merge": True,
     }
     run("whole", **settings)
-    for where in ("_log", "_save", "write_text"):
+    for where in ("_log", "_save", "write_result"):
         with monkeypatch.context() as patch:
             patch.setattr(loop, where, dies_at(10 if where == "_log" else 1, getattr(loop, where)))
             with pytest.raises(Died):
@@ -159,12 +144,12 @@ def test_death_after_the_best_evaluation(
 
 def test_two_deaths_and_a_skipped_step(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW's count of updates is its own: it is behind the steps once a step was skipped."""
-    apply = loop.apply_objective
+    apply = gradients.apply_objective
 
     def broken(*args: Any, **kwargs: Any) -> torch.Tensor:
         return apply(*args, **kwargs) * (float("nan") if torch.initial_seed() % 1_000_003 == 1 else 1)
 
-    monkeypatch.setattr(loop, "apply_objective", broken)
+    monkeypatch.setattr(gradients, "apply_objective", broken)
     run("whole", checkpoint_every=1)
     assert metrics(tmp_path / "whole", "train")[1]["grad_norm"] is None
     for line in (4, 3):
@@ -180,13 +165,13 @@ DRIVER = """
 import sys, time
 from rectune.training import checkpoints
 from rectune.config import TrainConfig
-write = checkpoints._sync
+write = checkpoints.sync
 def slow(path):
     if path.name == "moments.safetensors" and "000004" in str(path):
         print("writing", flush=True)
         time.sleep(60)
     write(path)
-checkpoints._sync = slow
+checkpoints.sync = slow
 from rectune.training import drift
 drift.NEW_TOKENS = (8, 256)  # as in conftest.py
 from rectune.training.loop import train
@@ -286,8 +271,11 @@ def test_a_checkpoint_of_another_format(run: Any, tmp_path: Path) -> None:
     run(checkpoint_every=2)
     (tmp_path / "run" / "summary.json").unlink()
     state = tmp_path / "run" / "checkpoints" / "step-000004" / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="checkpoint of format 99, this version reads 1"):
+    content = {**json.loads(state.read_text()), "format": 99}
+    del content["checksums"]["state.json"]
+    content["checksums"]["state.json"] = checkpoints._own_checksum(content)
+    state.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"step-000004: is of format 99, this version reads 1; use the later"):
         run(resume=True, checkpoint_every=2)
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectune.comparison.arms import BASE, Arm, run_folder
+from rectune.disk import FORMAT, check_format
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
 
 if TYPE_CHECKING:
     from rectune.comparison.matrix import Matrix
 
-FORMAT = 1
 FILE = "comparison.json"
 
 
@@ -38,8 +38,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
         found = None
     if not isinstance(found, dict) or not {"format", "settings", "arms", "seeds"} <= set(found):
         raise UserError("is not a comparison", where=path, hint="give another --out")
-    if found["format"] != FORMAT:
-        raise UserError(f"is of format {found['format']}, this version reads {FORMAT}", where=path)
+    check_format(found, path)
     return found
 
 

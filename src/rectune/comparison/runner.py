@@ -11,12 +11,10 @@ can be added. Training is in `training/loop.py`, evaluation and the verdict's st
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,10 @@ from rectune.comparison.record import read_record, write_record
 from rectune.comparison.runs import is_trained, train_run
 from rectune.comparison.sweep import sweep
 from rectune.config import ObjectiveConfig, TrainConfig
+from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
+from rectune.stopping import saying
 
 log = logging.getLogger("rectune")
 
@@ -104,7 +104,8 @@ def compare(
         check_affordable(matrix)
     if dry_run:
         return planned(matrix, sharpening=sharpening)
-    with _alone(matrix.out):
+    again = saying(lambda: f"{matrix.out}: stopped; run it again, it goes on")
+    with hold(matrix.out, "comparing"), writing(matrix.out, "run it again"), again:
         return _carry_out(matrix, sharpening=sharpening)
 
 
@@ -245,19 +246,3 @@ def _folders(matrix: Matrix, left: Sequence[Arm], kind: str) -> Folders:
     for arm in left:
         folders[arm.label] = {seed: run_folder(matrix.out, arm, seed) / kind for seed in matrix.seeds}
     return folders
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder for this process."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("another process is comparing in this folder", where=out) from None
-        yield

@@ -68,6 +68,7 @@ class Sample:
         finish_reason: "stop" (the model ended its turn) or "length".
         seed, temperature, top_p, max_new_tokens, engine, model, fingerprint: How the sample was drawn, and from what.
         turns: The conversation that the prompt was made of, for training on the sample.
+        format: Of the line; a later version may write another.
     """
 
     problem_id: str
@@ -88,6 +89,7 @@ class Sample:
     extra: dict[str, object] | None = None
     turns: tuple[Turn, ...] = ()
     max_new_tokens: int = 0
+    format: int = 1
 
 
 @dataclass(frozen=True, slots=True)

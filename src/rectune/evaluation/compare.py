@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rectune.disk import check_format
 from rectune.errors import UserError
 from rectune.evaluation.scoring import correct_matrix, read_graded
 from rectune.evaluation.statistics import holm, mean_interval, paired_difference
@@ -94,6 +95,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         raise UserError(f"is not JSON ({error})", where=path) from None
     if not isinstance(evaluation, dict) or not {"benchmarks", "protocol"} <= set(evaluation):
         raise UserError("is not an evaluation", where=path)
+    check_format(evaluation, path)
     return evaluation
 
 

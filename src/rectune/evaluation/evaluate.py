@@ -19,10 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rectune.disk import FORMAT, writing
 from rectune.evaluation.asking import Asked, Wanted, ask, mismatches, overlapping
 from rectune.evaluation.benchmarks import BENCHMARKS
 from rectune.evaluation.run_prompt import run_prompt
 from rectune.evaluation.scoring import Line, read_graded, score
+from rectune.processes import share, wait_for_all
 
 if TYPE_CHECKING:
     from rectune.sampling.engine import Engine
@@ -118,12 +120,18 @@ def evaluate(
         progress=progress,
         **drawn,  # type: ignore[arg-type]
     )
+    index, of = share()
+    if index > 0:  # the first of several processes grades what all have drawn
+        wait_for_all()
+        result: dict[str, Any] = json.loads((Path(out) / "evaluation.json").read_text("utf-8"))
+        return result
     total = len(problems) * n
     with reporter(None if progress is None else lambda *_: None, 0, total, "grading") as report:
         grade(samples, graded, progress=lambda done: report(done, total, 0))
     lines = read_graded(graded, [problem.problem_id for problem in problems], n)
     first = lines[problems[0].problem_id][0]
-    result: dict[str, Any] = {
+    result = {
+        "format": FORMAT,
         "model": model,
         "fingerprint": first["fingerprint"],
         "training_run": str(run.model.parent) if run else None,
@@ -133,7 +141,10 @@ def evaluate(
         "overlap": overlap,
         "benchmarks": {name: _numbers(name, one, lines) for name, one in asked.items()},
     }
-    _write(Path(out) / "evaluation.json", result)
+    with writing(out, "run it again"):
+        _write(Path(out) / "evaluation.json", result)
+    if of > 1:
+        wait_for_all()
     return result
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rectune.disk import writing
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, check_item
 from rectune.grading.verdicts import VERDICTS, Graded, Item
+from rectune.stopping import saying
 
 _Pending = deque[tuple[bytes, bool]]
 ADDED = ("verdict", "extracted")
@@ -67,13 +72,16 @@ def grade(
         raise UserError("timeout and workers must be positive")
     if out.exists() and samples.samefile(out):
         raise UserError("input and output are the same file", where=out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     summary = Summary()
-    with open(samples, "rb") as lines, open(out, "r+b" if resume and out.exists() else "w+b") as graded:
+    pending: _Pending = deque()
+    failure: list[UserError] = []
+    words = "lines are graded; run it again, it goes on"
+    with writing(out, "run it again"), open(samples, "rb") as lines, _opened(out, anew=not resume) as graded:
         number = _skip_graded(samples, lines, out, graded, summary)
-        pending: _Pending = deque()
-        failure: list[UserError] = []
-        with Grader(workers, timeout) as grader:
+        with (
+            saying(lambda: f"{out}: {sum(summary.counts.values())} {words}"),
+            Grader(workers, timeout) as grader,
+        ):
             for verdict in grader.stream(_items(samples, lines, number, pending, failure)):
                 graded.write(_with_verdict(*pending.popleft(), verdict))
                 graded.flush()
@@ -82,6 +90,20 @@ def grade(
     if failure:
         raise failure[0]
     return summary
+
+
+@contextmanager
+def _opened(out: Path, *, anew: bool) -> Iterator[BinaryIO]:
+    """The output, made if it is missing, for this process alone."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(out, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as graded:
+        try:
+            fcntl.flock(graded, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another process is writing to this file", where=out) from None
+        if anew:
+            graded.truncate()
+        yield graded
 
 
 def _items(
@@ -107,7 +129,7 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     """One line, checked for what grading reads."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})", where=where, hint="a torn last line can be deleted") from None
     if not isinstance(record, dict):
         raise UserError("not a JSON object", where=where)
@@ -167,8 +189,8 @@ def _check_same(original: bytes, line: bytes, where: str, summary: Summary) -> N
         same = {k: v for k, v in after.items() if k not in ADDED} == {
             k: v for k, v in before.items() if k not in ADDED
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         same, verdict = False, None
-    if not same or verdict not in summary.counts:
+    if not same or not isinstance(verdict, str) or verdict not in summary.counts:
         raise UserError("is not the graded form of this line of the samples", where=where, hint=_OTHER)
     summary.counts[verdict] += 1

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Problem, Sample
+from rectune.disk import writing
 from rectune.errors import UserError, unknown_name
+from rectune.processes import share
 from rectune.sampling.progress import reporter
-from rectune.sampling.samples_file import SamplesFile
+from rectune.sampling.shares import shared_file
+from rectune.stopping import saying
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +117,7 @@ def sample(
     """Draw `n` answers to every problem and append them to `out`, one JSON object a line.
 
     A file that already has some of the samples is gone on with: finished ones are skipped, a torn last line
-    is removed first, and a larger `n` adds to them.
+    is removed first, and a larger `n` adds to them. Several processes (torchrun, accelerate) share the problems.
 
     Args:
         model: Hub id, folder or packaged name.
@@ -138,6 +141,8 @@ def sample(
     """
     settings = DrawSettings(temperature, top_p, max_new_tokens, seed)
     _check(problems, n, settings)
+    if engine == "vllm" and share()[1] > 1:
+        raise UserError("vllm starts its own processes", where="engine", hint="start rectune once")
     drawer = engine
     if isinstance(drawer, str):
         server = {"url": server_url, "served_name": served_name, "logprobs": server_logprobs}
@@ -172,15 +177,18 @@ def sample(
     expected = {
         p.problem_id: line(Completion(Request(p.problem_id, 0, ()), [], [], "", "")) for p in problems
     }
-    with SamplesFile(out, expected) as file:
+    with writing(out, "run it again"), shared_file(Path(out), expected) as file:
+        index, of = share()
+        mine = problems[index::of]
         todo = [
             Request(p.problem_id, i, prompts[p.problem_id][0])
-            for p in problems
+            for p in mine
             for i in range(n)
             if (p.problem_id, i) not in file.finished
         ]
-        total, done, tokens = len(problems) * n, len(problems) * n - len(todo), 0
-        with reporter(progress, done, total) as report:
+        total, done, tokens = len(mine) * n, len(mine) * n - len(todo), 0
+        words = "samples are there; run it again, it goes on"
+        with saying(lambda: f"{out}: {done} of {total} {words}"), reporter(progress, done, total) as report:
             for completion in drawer.complete(todo, settings):
                 file.append(line(completion))
                 done, tokens = done + 1, tokens + len(completion.token_ids)

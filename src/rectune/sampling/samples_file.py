@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from rectune.data.jsonl import append_jsonl, read_jsonl
 from rectune.data.rows import Sample
+from rectune.disk import check_format
 from rectune.errors import UserError
 
 SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens")
@@ -53,8 +54,7 @@ class SamplesFile:
         self._file = file
         try:
             append_jsonl(self.path, ())  # mends a torn end
-            for number, record in read_jsonl(self.path):
-                self._accept(record, f"{self.path}:{number}")
+            self.read()
         except UserError:
             file.close()
             raise
@@ -73,10 +73,26 @@ class SamplesFile:
         self._file.flush()
         self.finished.add((sample.problem_id, sample.sample_index))
 
+    def copy(self, line: bytes, key: tuple[str, int]) -> None:
+        """Write the line of a sample from another file."""
+        assert self._file is not None
+        self._file.write(line)
+        self._file.flush()
+        self.finished.add(key)
+
+    def read(self) -> set[tuple[str, int]]:
+        """Check all lines; gives what is `finished`. The file need not be opened for it."""
+        for number, record in read_jsonl(self.path):
+            self._accept(record, f"{self.path}:{number}")
+        return self.finished
+
     def _accept(self, record: dict[str, Any], where: str) -> None:
-        missing = [f.name for f in fields(Sample) if f.name not in record]
+        check_format(record, where)
+        missing = [f.name for f in fields(Sample) if f.name not in record and f.name != "format"]
         if missing:
             raise UserError(f"is not a line of samples ({', '.join(missing)} missing)", where=where)
+        if not isinstance(record["problem_id"], str) or not isinstance(record["sample_index"], int):
+            raise UserError("is not a line of samples (its key is no text and number)", where=where)
         key = (record["problem_id"], record["sample_index"])
         if key in self.finished:
             raise UserError(f"sample {key[1]} of problem '{key[0]}' is there twice", where=where)

@@ -1,7 +1,8 @@
 """Checkpoints that a killed run goes on from, bit for bit: written aside, then renamed.
 
 A checkpoint holds float32 masters and AdamW's moments as safetensors (no pickle) and `state.json`, which has the
-checksums of the others. Nothing else is needed: row order, dropout and schedule are functions of seed and step.
+checksums of the others and its own. Nothing else is needed: row order, dropout and schedule are functions of seed and
+step. A damaged checkpoint is passed over, by name, and the one before it is used.
 The lines of `metrics.jsonl` that a killed run wrote after its last checkpoint are taken back when it goes on.
 """
 
@@ -22,7 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rectune.disk import check_format
 from rectune.errors import UserError
+from rectune.training.sharding import like
 
 log = logging.getLogger("rectune")
 
@@ -46,9 +49,13 @@ def to_json(value: Any, **layout: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: after a crash it has its old content or the new one."""
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text)
-    _sync(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(text)
+        sync(aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
 
 
 def save_checkpoint(
@@ -74,29 +81,51 @@ def save_checkpoint(
         shutil.rmtree(left_over)
     target = folder / f"step-{step:06d}"
     aside = folder / f".{target.name}.new"
+    try:
+        _write(aside, step, masters, optimizer, extra, state)
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        raise
+    if target.exists():
+        _remove(target)
+    aside.rename(target)
+    sync(folder)
+    earlier = [found for found in list_checkpoints(folder) if _step(found) <= step]
+    for old in earlier[:-keep]:
+        _remove(old)
+    return target
+
+
+def _write(
+    aside: Path,
+    step: int,
+    masters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
     aside.mkdir(parents=True)
     moments, updates = _moments(masters, optimizer)
     checksums = {}
     for file, tensors in {"weights": masters, "moments": moments, **extra}.items():
         path = aside / f"{file}.safetensors"
         save_file({n: t.data.contiguous() for n, t in tensors.items()}, path)
-        _sync(path)
+        sync(path)
         checksums[path.name] = _checksum(path)
-    state = {"format": FORMAT, "step": step, "updates": updates, "checksums": checksums, **state}
-    (aside / "state.json").write_text(to_json(state))
-    _sync(aside / "state.json")
-    if target.exists():
-        _remove(target)
-    aside.rename(target)
-    _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        _remove(old)
-    return target
+    written = {"format": FORMAT, "step": step, "updates": updates, "checksums": checksums, **state}
+    written = json.loads(to_json(written))  # as it will be read
+    written["checksums"]["state.json"] = _own_checksum(written)
+    (aside / "state.json").write_text(json.dumps(written))
+    sync(aside / "state.json")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Completely written checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob("step-*/state.json"))
+    """Checkpoints by step; each was whole when it got its name."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
 
 
 def last_good_checkpoint(folder: Path) -> Path | None:
@@ -132,12 +161,7 @@ def load_checkpoint(
         UserError: From another format version, or of another model.
     """
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    if state["format"] != FORMAT:
-        raise UserError(
-            f"checkpoint of format {state['format']}, this version reads {FORMAT}",
-            where=folder,
-            hint="train with the rectune version that wrote it, or start afresh in another folder",
-        )
+    check_format(state, folder, FORMAT)
     if state["updates"]:
         for master in masters.values():
             optimizer.state[master] = {
@@ -161,10 +185,17 @@ def _moments(
 
 def _damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint's files; empty for nothing."""
+    path = checkpoint / "state.json"
+    if not path.is_file():
+        return "state.json is missing"
     try:
-        expected: dict[str, int] = json.loads((checkpoint / "state.json").read_text())["checksums"]
-    except (ValueError, KeyError, TypeError):
+        state: dict[str, Any] = json.loads(path.read_bytes())
+        expected: dict[str, int] = state["checksums"]
+        own = expected.pop("state.json", None)  # format 1 had none at first
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "state.json cannot be read"
+    if own is not None and own != _own_checksum(state):
+        return "state.json has another checksum than when it was written"
     for name, checksum in expected.items():
         path = checkpoint / name
         if not path.is_file():
@@ -172,6 +203,10 @@ def _damage(checkpoint: Path) -> str:
         if _checksum(path) != checksum:
             return f"{name} has another checksum than when it was written"
     return ""
+
+
+def _own_checksum(state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
 
 
 def _checksum(path: Path) -> int:
@@ -188,7 +223,7 @@ def _read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if set(file.keys()) != set(tensors):
             raise UserError("holds the weights of another model", where=path)
         for name, tensor in tensors.items():
-            tensor.copy_(file.get_tensor(name))
+            tensor.copy_(like(tensor, file.get_tensor(name)))
 
 
 def _remove(checkpoint: Path) -> None:
@@ -199,21 +234,21 @@ def _remove(checkpoint: Path) -> None:
 
 
 def take_back_metrics(path: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` that come after `step`, and a torn last line."""
+    """Drop the lines of `metrics.jsonl` that come after `step`, and those that were torn."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] > step:
-                break
-        except json.JSONDecodeError:
-            break
-        kept.append(line + "\n")
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: a line was cut off; it is left out", path)
     write_text(path, "".join(kept))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,79 +1,53 @@
 """Training: one flat loop over steps. An objective turns columns into losses; their sum is divided once.
 
-A step takes its rows from the plan, packs them into micro-batches, and divides the sum of losses by the number of
-supervised tokens of the whole step over all processes. So any split of a step into micro-batches or
-processes gives the same gradient. What is logged is in `monitors.py`, what a run goes on from in `checkpoints.py`,
-what it reads in `batches.py`.
+A step takes its rows from the plan; their gradient is added up over micro-batches (`gradients.py`) and processes, and
+taken by the optimizer. What is logged is in `monitors.py`, what a run goes on from in `checkpoints.py`, what it reads
+in `batches.py`. A step whose gradient is not finite changes nothing; a signal stops the run behind a step.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather
 
 from rectune.config import TrainConfig
+from rectune.disk import hold, writing
 from rectune.errors import UserError
-from rectune.models.loading import load_model
+from rectune.models.loading import fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.scorer import Scorer
-from rectune.objectives import apply_objective
-from rectune.training.batches import load_data, pair_columns
+from rectune.processes import TIMEOUT, losing_peers
+from rectune.stopping import Stopped, finishing
+from rectune.training.batches import load_data
 from rectune.training.checkpoints import (
     last_good_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    sync,
     take_back_metrics,
     to_json,
-    write_text,
 )
 from rectune.training.drift import make_probe
-from rectune.training.monitors import (
-    COLUMNS,
-    Monitor,
-    evaluate_holdout,
-    peak_memory_mib,
-    reset_peak_memory,
-)
-from rectune.training.phases import Phase, make_phases, phase_at
+from rectune.training.gradients import Gradients, named
+from rectune.training.monitors import evaluate_holdout, peak_memory_mib, reset_peak_memory
+from rectune.training.phases import make_phases, phase_at
 from rectune.training.progress import progress, say_decisions
+from rectune.training.reference import frozen_reference, reference_logprobs
 from rectune.training.run_folder import check_run, open_run, save_model
+from rectune.training.sharding import gathered_state, is_sharded, shard_all
+from rectune.training.summary import TrainResult as TrainResult
+from rectune.training.summary import read_result, summarise, write_result
 from rectune.training.weights import Masters, choose_precision, learning_rate, make_optimizer
 
 log = logging.getLogger("rectune")
-
-_GIVE_UP_AFTER = 10  # steps in a row without a finite gradient
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run says in `summary.json`.
-
-    Attributes:
-        out: The run folder.
-        steps: Optimizer steps.
-        before, after: Figures on the hold-out rows (see `Monitor.figures`) of the model as it was and of the one
-            saved; empty without hold-out rows.
-        tokens_per_second: Tokens of the rows, prompts included, per second of training steps.
-        peak_memory_mib: Of the process, or of the GPU where there is one.
-        seconds: Of training steps.
-    """
-
-    out: str
-    steps: int
-    before: dict[str, Any]
-    after: dict[str, Any]
-    tokens_per_second: float
-    peak_memory_mib: float
-    seconds: float
 
 
 def train(config: TrainConfig, *, resume: bool = False, until: int | None = None) -> TrainResult:
@@ -90,30 +64,52 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         The content of `summary.json`; at a pause `after` are the figures of the last evaluation.
 
     Raises:
-        UserError: Data, model or settings that cannot be used, or a folder that holds another run.
+        UserError: Data, model or settings that cannot be used, a folder that holds another run or is used by another
+            process, or a disk that is full.
+        Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
     """
     reset_peak_memory()
     accelerator = _accelerator(config)
-    phases = make_phases(config.objective)
+    make_phases(config.objective)  # a mistake there leaves no folder behind
     check_run(config, resume=resume)
-    if resume and (config.out / "summary.json").exists():
+    if resume and (finished := read_result(config.out)):
         log.info("%s: the run is finished", config.out)
-        return TrainResult(**json.loads((config.out / "summary.json").read_text()))
+        return finished
+    with hold(config.out, "training") if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            check_run(config, resume=resume)  # another process may have begun before the lock was ours
+        with (
+            writing(config.out, "run it again (train with --resume)"),
+            losing_peers(),
+        ):
+            return _train(config, accelerator, resume=resume, until=until)
 
+
+def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until: int | None) -> TrainResult:
+    phases = make_phases(config.objective)
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
     data = load_data(config, tokenizer, paired="pair" in phases[0].columns)
+    identity = fingerprint(model)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     dtype, why = choose_precision(config.precision, accelerator.device)
-    masters = Masters(model, dtype)
-    optimizer = make_optimizer(masters, config)
+    sharded = is_sharded(accelerator)  # shards are float32, and computed with in `dtype`
+    masters = Masters(model, torch.float32 if sharded else dtype)
     scorer = Scorer(model, memory_budget=config.memory_budget << 20)
     if config.gradient_checkpointing:
         enable = "activation_checkpointing_enable"  # its new name in transformers
         getattr(model, enable, model.gradient_checkpointing_enable)()
     needed = {name for phase in phases for name in phase.columns}
-    reference = _reference(scorer, bool(config.lora.rank)) if needed & {"kl", "ref_logp"} else None
+    reference = frozen_reference(config, scorer, tokenizer) if "kl" in needed else None
     old = scorer.frozen() if "old_logp" in needed else None
+    skeleton = None
+    if sharded:
+        skeleton = shard_all(scorer, [reference, old], dtype, accelerator)
+        masters = Masters(model, torch.float32)
+    optimizer = make_optimizer(masters, config)
+    ref_logp = None  # of the model as it is now, unless another is named
+    if "ref_logp" in needed:
+        ref_logp = reference_logprobs(config, data, scorer, tokenizer, identity, accelerator)
     extra = {"old": {n: p for n, p in old.model.named_parameters() if n in masters.masters}} if old else {}
     say_decisions(config, data, phases, f"{dtype} ({why})".removeprefix("torch."))
 
@@ -123,6 +119,9 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
     metrics = config.out / "metrics.jsonl"
     checkpoints = config.out / "checkpoints"
     probe = make_probe(scorer, tokenizer, config, data.holdout, accelerator)  # the model still is the base
+    gradients = Gradients(
+        config, data, scorer, masters, accelerator, reference=reference, ref_logp=ref_logp, old=old
+    )
     start, skipped = 0, 0
     before: dict[str, Any] = {}  # figures of the model as it was
     best: dict[str, Any] = {}  # figures of the weights in OUT/model, where config.choose picks them
@@ -132,8 +131,12 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         if state["data"] != data.fingerprint:
             was = f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})"
             raise UserError(was, where=config.data, hint="restore them, or give another --out")
+        if ref_logp and state.get("reference", ref_logp.identity) != ref_logp.identity:
+            was = f"is not the one the run began with ({state['reference']}, now {ref_logp.identity})"
+            raise UserError(was, where="reference", hint="restore it, or give another --out")
         masters.publish()
         start, skipped, before, best = state["step"], state["skipped"], state["before"], state["best"]
+        gradients.limit = state.get("limit")
         log.info("going on from %s, step %d of %d", found, start, steps)
         if start > last:
             raise UserError(f"is at step {start} already, beyond step {last}", where=config.out)
@@ -148,7 +151,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
 
     def evaluation(step: int) -> dict[str, Any]:
         figures = evaluate_holdout(
-            scorer, data.holdout, config, accelerator, reference=reference if data.paired else None
+            scorer, data.holdout, config, accelerator, ref_logp=ref_logp if data.paired else None
         )
         if figures:
             _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
@@ -157,33 +160,32 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         accelerator.wait_for_everyone()  # only the first process watches
         return figures
 
+    def save(step: int, skipped: int) -> None:
+        kept = masters.masters, optimizer, extra
+        if sharded:
+            kept = gathered_state(*kept, keep=main)
+        if not main:
+            return
+        sync(metrics)  # a power cut must not leave fewer lines than steps
+        state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
+        state |= {"limit": gradients.limit, "reference": ref_logp.identity if ref_logp else None}
+        keep = config.keep_checkpoints
+        save_checkpoint(checkpoints, step, *kept, state, keep)
+
+    def whole_model() -> Any:
+        return skeleton.filled(model, dtype, keep=main) if skeleton else model
+
     if not found:
         before = evaluation(0)
     after = before
     model.train()
-    with progress(steps, start, shown=main) as advance:
+    with progress(steps, start, shown=main) as advance, finishing() as signalled:
         for step in range(start, last):
             began = time.perf_counter()
             phase = phase_at(phases, step, steps)
-            monitor = Monitor(phase.objective, phase.settings, phase.protect)
             if old and step % config.objective.refresh == 0:
                 old.model.load_state_dict(model.state_dict())
-            torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
-            masters.start_step()
-            units = max(1, data.units(data.plan.rows(step)))
-            micro_batches = data.micro_batches(step)
-            for rows in micro_batches[accelerator.process_index :: accelerator.num_processes]:
-                batch = data.train.batch(rows, accelerator.device)
-                columns = scorer.columns(batch, _head_columns(phase), reference=reference)
-                if data.paired:
-                    columns |= pair_columns(columns["row"])
-                if old and "old_logp" in phase.columns:
-                    with torch.no_grad():
-                        columns["old_logp"] = old.columns(batch)["logp"]
-                losses = apply_objective(phase.objective, columns, protect=phase.protect, **phase.settings)
-                divisor = units if config.normalization == "tokens" else max(1, data.units(rows))
-                (losses.sum() / divisor).backward()
-                monitor.add(columns, losses)
+            monitor = gradients.accumulate(step, phase)
             norm = masters.finish_step(accelerator).item()
             rate = learning_rate(config, step, steps)
             done = step + 1
@@ -197,9 +199,13 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
                 masters.publish()
             else:
                 skipped += 1
-                log.warning("step %d: the gradient is not finite; the weights stay as they are", done)
+                rows = gradients.blame(step, phase)
+                which = f"in {named(rows)}" if rows else "over all rows together" if main else ""
+                if which:
+                    say = "step %d: the loss or gradient is not finite, %s; the weights stay as they are"
+                    log.warning(say, done, which)
             tokens = sum(data.train.lengths(data.plan.rows(step)))
-            seconds = time.perf_counter() - began
+            seconds = max(time.perf_counter() - began, 1e-9)
             figures = {
                 "step": done,
                 "kind": "train",
@@ -214,57 +220,69 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
             }
             _log(accelerator, metrics, figures)
             advance(figures)
-            if skipped == _GIVE_UP_AFTER:
-                raise UserError(
-                    f"no finite gradient in {skipped} steps in a row, up to step {done}",
-                    where=config.out,
-                    hint="begin again in another --out, for instance with a lower learning_rate",
-                )
+            if skipped >= config.give_up_after:
+                if done > skipped and not extra:  # masters and moments still are those of that step
+                    save(done - skipped, 0)
+                raise _no_gradient(skipped, done, checkpoints)
             if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
                 after = evaluation(done)
                 if _badness(config.choose, after) < _badness(config.choose, best):
-                    best = after
+                    best, plain = after, whole_model()
                     if main:
-                        save_model(config.out / _folder(config), model, tokenizer)
+                        save_model(config.out / _folder(config), plain, tokenizer)
                         if probe:
                             probe.write(config.out / "probe.json")
-            due = config.checkpoint_every and done % config.checkpoint_every == 0
-            if done < steps and (due or done == last):
-                if main:
-                    state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
-                    keep = config.keep_checkpoints
-                    save_checkpoint(checkpoints, done, masters.masters, optimizer, extra, state, keep)
+            stop = _of_any(accelerator, signalled())
+            due = config.checkpoint_every and done % config.checkpoint_every == 0 and not skipped
+            if done < steps and (due or stop or done == last):
+                save(done, skipped)
                 accelerator.wait_for_everyone()
-    accelerator.wait_for_everyone()
-    result = _summary(config, metrics, last, before, best or after)
-    if main:
-        _save(config, model, tokenizer, chosen=bool(best))
-    if main and last == steps:
-        if probe and not best:
-            probe.write(config.out / "probe.json")
-        write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
+            if stop and done < last:
+                raise Stopped(f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop)
+        accelerator.wait_for_everyone()
+        result = summarise(config.out, last, before, best or after)
+        plain = whole_model()
+        if main:
+            _save(config, plain, tokenizer, chosen=bool(best))
+        if main and last == steps:
+            if probe and not best:
+                probe.write(config.out / "probe.json")
+            write_result(result)
     if config.trackers:
         accelerator.end_training()
+    if stop := _of_any(accelerator, signalled()):  # too late for this run, but not for what would follow
+        raise Stopped(f"{config.out}: step {last} of {steps} is done and saved, and nothing follows", stop)
     return result
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=str(config.out))  # type: ignore[arg-type]
+    loggers: Any = list(config.trackers) or None
+    waiting = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(log_with=loggers, project_dir=str(config.out), kwargs_handlers=[waiting])
     kind = accelerator.distributed_type
-    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if kind not in plain and not is_sharded(accelerator):
         raise UserError(f"training under {kind.value} is not supported yet")
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)  # the first process speaks for all
     return accelerator
 
 
-def _reference(scorer: Scorer, lora: bool) -> Scorer:
-    return scorer.without_adapter() if lora else scorer.frozen()
+def _no_gradient(skipped: int, step: int, checkpoints: Path) -> UserError:
+    good = last_good_checkpoint(checkpoints)
+    return UserError(
+        f"no finite gradient in {skipped} steps in a row, up to step {step}; "
+        + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"),
+        where=checkpoints.parent,
+        hint="begin again in another --out, for instance with a lower learning_rate",
+    )
 
 
-def _head_columns(phase: Phase) -> list[str]:
-    """What the scorer is asked for: it always gives `row` and `structural`, and never knows the others."""
-    return sorted({*COLUMNS, *phase.columns} - {"row", "structural", "old_logp", "pair", "sign"})
+def _of_any(accelerator: Accelerator, signal: int) -> int:
+    """The signal that any process has got, since all have to stop behind the same step; 0 for none."""
+    if accelerator.num_processes == 1:
+        return signal
+    return int(gather(torch.tensor([signal], device=accelerator.device)).max())
 
 
 def _badness(choose: str, figures: dict[str, Any]) -> float:
@@ -297,21 +315,3 @@ def _save(config: TrainConfig, model: Any, tokenizer: Any, *, chosen: bool) -> N
         if chosen:
             load_adapter_weights(model, saved)
         save_model(config.out / "model", merge_lora(model), tokenizer)
-
-
-def _summary(
-    config: TrainConfig, metrics: Path, steps: int, before: dict[str, Any], after: dict[str, Any]
-) -> TrainResult:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    taken = [line for line in lines if line["kind"] == "train"]
-    seconds = sum(line["seconds"] for line in taken)
-    tokens = sum(line["tokens"] for line in taken)
-    return TrainResult(
-        out=str(config.out),
-        steps=steps,
-        before=before,
-        after=after,
-        tokens_per_second=tokens / seconds if seconds else 0.0,
-        peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
-        seconds=seconds,
-    )

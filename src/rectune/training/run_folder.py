@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from rectune.config import TrainConfig, dump_config
+from rectune.disk import FORMAT, check_format
 from rectune.errors import UserError
 from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
-FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "probe"}
+FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "probe", "give_up_after"}
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
@@ -46,8 +47,9 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
 def open_run(config: TrainConfig) -> None:
     """Write `config.json` and `environment.json`: from now on the folder holds this run."""
     with _writing(config.out):
-        write_text(config.out / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        write_text(config.out / "config.json", dump_config(config))
+        for name, content in (("environment", environment()), ("config", json.loads(dump_config(config)))):
+            text = json.dumps({"format": FORMAT, **content}, indent=2)
+            write_text(config.out / f"{name}.json", text + "\n")
 
 
 @contextmanager
@@ -60,9 +62,11 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _check_same(config: TrainConfig, path: Path) -> None:
     try:
-        before: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError:
+        before: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError:
         raise UserError("is no JSON", where=path, hint="give another --out") from None
+    check_format(before, path)
+    before = _filled(before, type(config).model_construct().model_dump(mode="json"))
     now: dict[str, Any] = json.loads(dump_config(config))
     differing = sorted(
         key for key in before.keys() | now.keys() if key not in FREE and before.get(key) != now.get(key)
@@ -75,6 +79,15 @@ def _check_same(config: TrainConfig, path: Path) -> None:
             where=path,
             hint="restore them, or give another --out",
         )
+
+
+def _filled(before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier version: those that it did not have yet are at their default."""
+    before = {**defaults, **{key: value for key, value in before.items() if key != "format"}}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(before[key], dict):
+            before[key] = {**value, **before[key]}
+    return before
 
 
 def environment() -> dict[str, Any]:
@@ -96,8 +109,12 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write model and tokenizer as one folder that plain `from_pretrained` loads; all of it or nothing."""
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
-    with quiet_bars():
-        model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+    try:
+        with quiet_bars():
+            model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

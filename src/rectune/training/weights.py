@@ -13,9 +13,11 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rectune.config import TrainConfig
 from rectune.errors import UserError
+from rectune.training.sharding import whole
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
@@ -46,7 +48,8 @@ class Masters:
         self.mixed = dtype != torch.float32
         self.masters = {n: p.data.clone() for n, p in trainable.items()} if self.mixed else trainable
         for weight in model.parameters():  # not model.to(): rotary frequencies and other buffers stay exact
-            weight.data = weight.data.to(dtype)
+            if weight.dtype != dtype:
+                weight.data = weight.data.to(dtype)
         self.working = trainable
         self._fresh: set[str] = set()
         for name, parameter in trainable.items():
@@ -84,10 +87,17 @@ class Masters:
                 master.grad = torch.zeros_like(master)
             elif name in self._fresh:
                 master.grad.zero_()
-            if accelerator.num_processes > 1:
+            if accelerator.num_processes > 1 and not isinstance(
+                master, DTensor
+            ):  # shards are summed up already
                 master.grad.copy_(accelerator.reduce(master.grad, "sum"))
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return whole(torch.nn.utils.get_total_norm(gradients))
+
+    def is_finite(self) -> bool:
+        """Whether the norm of what this process has added up since `start_step` is."""
+        added = [m.grad for n, m in self.masters.items() if m.grad is not None and n not in self._fresh]
+        return not added or bool(torch.nn.utils.get_total_norm(added).isfinite())
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> None:

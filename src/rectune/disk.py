@@ -1,0 +1,125 @@
+"""What the disk may do to a run: be full or read-only, be used by two processes, hold what another version wrote.
+
+Each becomes one line that says what to do. Writing whole files or none is in `training/checkpoints.py`, appending
+lines in `data/jsonl.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rectune.errors import UserError
+
+log = logging.getLogger("rectune")
+
+FORMAT = 1
+"""Of the files that this version writes; each says it as `format`. Without one they are from before, and the same."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_held: set[str] = set()
+
+
+def check_format(content: Mapping[str, Any], path: Path | str, reads: int = FORMAT) -> None:
+    """Refuse, by name, what another version wrote.
+
+    Raises:
+        UserError: `content` has a `format` that is not `reads`.
+    """
+    found = content.get("format", FORMAT)
+    if found == reads and not isinstance(found, bool):
+        return
+    later = isinstance(found, int) and found > reads
+    raise UserError(
+        f"is of format {str(found)[:20]}, this version reads {reads}",
+        where=path,
+        hint=f"use the {'later ' if later else ''}rectune version that wrote it, or give another --out",
+    )
+
+
+@contextmanager
+def hold(folder: Path, doing: str) -> Iterator[None]:
+    """Keep a folder for this process, by a lock on FOLDER/.lock that the system gives up when the process dies.
+
+    Args:
+        folder: Made if it is missing.
+        doing: What the other process is said to do, such as "training".
+
+    Raises:
+        UserError: Another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not flock: a process forked by one that was killed would keep that one's lock.
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=folder) from None
+    name = os.path.realpath(folder)
+    try:
+        if name in _held or not _lock(handle, folder):
+            pid = os.pread(handle, 20, 0).decode(errors="replace").strip()
+            who = f" (process {pid})" if pid.isdecimal() else ""
+            raise UserError(
+                f"another process{who} is {doing} in this folder",
+                where=folder,
+                hint="wait for it, or give another --out",
+            )
+        _held.add(name)
+        try:
+            yield
+        finally:
+            _held.discard(name)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Whether the lock is ours now; a file system that has no locks is said in the log."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        log.warning("%s: cannot be locked (%s); do not use it from two processes", folder, error.strerror)
+        return True
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    except OSError:  # a full disk: the number is for the message only
+        pass
+    return True
+
+
+@contextmanager
+def writing(where: Path | str, hint: str) -> Iterator[None]:
+    """Turn a full or read-only disk into one line; `hint` says how to go on once it is mended.
+
+    Libraries written in Rust report the system's errors as exceptions of their own, with the number in the text.
+
+    Raises:
+        UserError: As said.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL + _CLOSED:
+            raise
+        raise _unwritable(error.errno, error.filename or where, hint) from None
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, UserError) or int(number[1]) not in _FULL + _CLOSED:
+            raise
+        raise _unwritable(int(number[1]), where, hint) from None
+
+
+def _unwritable(number: int, where: object, hint: str) -> UserError:
+    first = "free some space" if number in _FULL else "make it writable"
+    return UserError(f"cannot be written ({os.strerror(number)})", where=where, hint=f"{first}, then {hint}")

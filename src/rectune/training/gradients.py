@@ -1,0 +1,179 @@
+"""The gradient of one step: micro-batches added up, halved where memory runs out, searched where it is not finite.
+
+However a step is cut into micro-batches its gradient is the same, up to the order in which floats are added: the sum of
+losses is divided by the whole step's number of targets. What is done with the gradient is in `loop.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rectune.config import TrainConfig
+from rectune.data.packing import pack
+from rectune.errors import UserError
+from rectune.models.scorer import Scorer
+from rectune.objectives import apply_objective
+from rectune.training.batches import TrainingData, pair_columns
+from rectune.training.monitors import COLUMNS, Monitor
+from rectune.training.phases import Phase
+from rectune.training.reference import ReferenceLogprobs
+from rectune.training.sharding import is_sharded, turns
+from rectune.training.weights import Masters
+
+log = logging.getLogger("rectune")
+
+_NOT_OF_HEAD = {"row", "structural", "old_logp", "ref_logp", "pair", "sign"}
+_NAMED = 8  # rows that one message names
+
+
+class Gradients:
+    """Adds up the gradient of a step's rows, as far as this process has them.
+
+    Args:
+        config, data, scorer, masters, accelerator: Of the run.
+        reference: What `kl` refers to.
+        ref_logp: Of all rows, where the objective reads it.
+        old: What `old_logp` refers to.
+        limit: See below.
+
+    Attributes:
+        limit: Most tokens of a micro-batch of several rows, once more did not fit into memory; None before.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        scorer: Scorer,
+        masters: Masters,
+        accelerator: Accelerator,
+        *,
+        reference: Scorer | None = None,
+        ref_logp: ReferenceLogprobs | None = None,
+        old: Scorer | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.config, self.data, self.scorer, self.masters = config, data, scorer, masters
+        self.accelerator, self.reference, self.old, self.limit = accelerator, reference, old, limit
+        self.ref_logp = ref_logp
+        self._rows: list[int] = []  # of the micro-batch in work
+
+    def accumulate(self, step: int, phase: Phase) -> Monitor:
+        """Add up the gradient of `step` in the masters; returns what was seen on the way.
+
+        Where memory runs out the step is repeated with smaller micro-batches, and so are all that follow.
+
+        Raises:
+            UserError: A single row does not fit into memory.
+        """
+        while True:
+            try:
+                return self._once(step, phase)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or is_sharded(self.accelerator):  # all would have to repeat it
+                    raise
+            self._halve()  # here, because the error keeps the micro-batch's tensors
+
+    def blame(self, step: int, phase: Phase) -> list[str]:
+        """Which rows of `step` (those of this process) have, alone, a loss or gradient that is not finite: `file:line`.
+
+        Leaves a gradient behind that is of no use. None where weights are sharded: each row would be a pass for all.
+        """
+        if is_sharded(self.accelerator):
+            return []
+        guilty = []
+        for together, divisor in self._micro_batches(step):
+            for rows in self._parts(together):
+                if not self._is_finite(rows, phase, divisor):
+                    guilty += [row for row in rows if not self._is_finite([row], phase, divisor)] or rows
+        return [self.data.train.where(row) for row in guilty]
+
+    def _once(self, step: int, phase: Phase) -> Monitor:
+        monitor = Monitor(phase.objective, phase.settings, phase.protect)
+        torch.manual_seed(self.config.seed * 1_000_003 + step)  # so that dropout can be resumed
+        self.masters.start_step()
+        for together, divisor in self._micro_batches(step):
+            for rows in self._parts(together):
+                self._rows = rows
+                columns, losses = self._losses(rows, phase)
+                (losses.sum() / divisor).backward()
+                monitor.add(columns, losses)
+        return monitor
+
+    def _micro_batches(self, step: int) -> Iterator[tuple[list[int], int]]:
+        """This process's share of the step: rows that go together, and what their losses are divided by."""
+        data, accelerator = self.data, self.accelerator
+        units = max(1, data.units(data.plan.rows(step)))
+        for rows in turns(data.micro_batches(step), accelerator):
+            yield rows, units if self.config.normalization == "tokens" else max(1, data.units(rows))
+
+    def _parts(self, rows: list[int]) -> list[list[int]]:
+        """Rows in parts of at most `limit` tokens; a longer row is a part by itself."""
+        lengths = self.data.train.lengths(rows)
+        if self.limit is None or sum(lengths) <= self.limit:
+            return [rows]
+        parts = pack([min(length, self.limit) for length in lengths], self.limit)
+        return [[rows[place] for place in places] for places in parts]
+
+    def _losses(self, rows: list[int], phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
+        batch = self.data.train.batch(rows, self.accelerator.device)
+        columns = self.scorer.columns(batch, head_columns(phase), reference=self.reference)
+        if self.ref_logp and "ref_logp" in phase.columns:
+            columns["ref_logp"] = self.ref_logp.of(self.data.train, rows, self.accelerator.device)
+        if self.data.paired:
+            columns |= pair_columns(columns["row"])
+        if self.old and "old_logp" in phase.columns:
+            with torch.no_grad():
+                columns["old_logp"] = self.old.columns(batch)["logp"]
+        return columns, apply_objective(phase.objective, columns, protect=phase.protect, **phase.settings)
+
+    def _is_finite(self, rows: list[int], phase: Phase, divisor: int) -> bool:
+        self.masters.start_step()
+        _, losses = self._losses(rows, phase)
+        if not torch.isfinite(losses).all():
+            return False
+        (losses.sum() / divisor).backward()
+        return self.masters.is_finite()
+
+    def _halve(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        split, rows = self.data.train, self._rows
+        tokens = sum(split.lengths(rows))
+        if len(rows) == 1:
+            raise UserError(
+                f"its {tokens} tokens do not fit into memory",
+                where=split.where(rows[0]),
+                hint="lower max_length or memory_budget, or turn on gradient_checkpointing or lora",
+            )
+        self.limit = tokens // 2
+        log.warning(
+            "out of memory at %d tokens at once: the step is repeated, with the same gradient, in micro-batches of"
+            " at most %d, and so are all that follow",
+            tokens,
+            self.limit,
+        )
+
+
+def head_columns(phase: Phase) -> list[str]:
+    """What the scorer is asked for: it always gives `row` and `structural`, and never knows the others."""
+    return sorted({*COLUMNS, *phase.columns} - _NOT_OF_HEAD)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in words and "memory" in words
+
+
+def named(rows: list[str]) -> str:
+    """The first of these rows, and how many more there are."""
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(rows[:_NAMED]) + more

@@ -1,0 +1,75 @@
+"""`summary.json`: what a finished run says; a folder with one is finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rectune.disk import FORMAT, check_format
+from rectune.errors import UserError
+from rectune.training.checkpoints import to_json, write_text
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run says in `summary.json`.
+
+    Attributes:
+        out: The run folder.
+        steps: Optimizer steps.
+        before, after: Figures on the hold-out rows (see `Monitor.figures`) of the model as it was and of the one
+            saved; empty without hold-out rows.
+        tokens_per_second: Tokens of the rows, prompts included, per second of training steps.
+        peak_memory_mib: Of the process, or of the GPU where there is one.
+        seconds: Of training steps.
+    """
+
+    out: str
+    steps: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    tokens_per_second: float
+    peak_memory_mib: float
+    seconds: float
+
+
+def summarise(out: Path, steps: int, before: dict[str, Any], after: dict[str, Any]) -> TrainResult:
+    """The result of the run in `out`, from its metrics."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    taken = [line for line in lines if line["kind"] == "train"]
+    seconds = sum(line["seconds"] for line in taken)
+    tokens = sum(line["tokens"] for line in taken)
+    return TrainResult(
+        out=str(out),
+        steps=steps,
+        before=before,
+        after=after,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
+        peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
+        seconds=seconds,
+    )
+
+
+def write_result(result: TrainResult) -> None:
+    text = to_json({"format": FORMAT, **asdict(result)}, indent=2)
+    write_text(Path(result.out) / "summary.json", text + "\n")
+
+
+def read_result(out: Path) -> TrainResult | None:
+    """The result of a finished run; None where it has not finished.
+
+    Raises:
+        UserError: `summary.json` is damaged, or of another version.
+    """
+    path = out / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        check_format(content, path)
+        return TrainResult(**{name: content[name] for name in TrainResult.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        hint = "remove it, and the run goes on from its last checkpoint"
+        raise UserError("is not the summary of a run", where=path, hint=hint) from None

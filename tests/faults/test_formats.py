@@ -1,0 +1,80 @@
+"""Every file says its format: one of a later version is refused by name, one from before formats is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectune.comparison.record import read_record
+from rectune.data.rows import Problem, Turn
+from rectune.errors import UserError
+from rectune.evaluation.compare import read_evaluation
+from rectune.evaluation.evaluate import evaluate
+from rectune.sampling.engine import sample
+
+
+def with_format(path: Path, version: int | None) -> None:
+    content = {**json.loads(path.read_text()), "format": version}
+    if version is None:
+        del content["format"]
+    path.write_text(json.dumps(content) + "\n")
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_run(run: Any, tmp_path: Path, name: str) -> None:
+    result = run(steps=1)
+    with_format(tmp_path / "run" / name, None)
+    assert run(steps=1, resume=True) == result
+    with_format(tmp_path / "run" / name, 2)
+    words = (
+        rf"{name}: is of format 2, this version reads 1; use the later rectune version that wrote it, or give"
+    )
+    with pytest.raises(UserError, match=words):
+        run(steps=1, resume=True)
+    for file in ("environment.json", "config.json", "summary.json"):
+        assert "format" in json.loads((tmp_path / "run" / file).read_text())
+
+
+def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
+    problems = [Problem("0", (Turn("user", "0?"),), "1", "exact")]
+    how: dict[str, Any] = {"n": 1, "max_new_tokens": 2, "precision": "fp32"}
+    path = sample(toy["model"], problems, out=tmp_path / "samples.jsonl", **how)
+    with_format(path, None)
+    sample(toy["model"], problems, out=path, **how)
+    with_format(path, 2)
+    with pytest.raises(UserError, match=r"samples.jsonl:1: is of format 2, this version reads 1"):
+        sample(toy["model"], problems, out=path, **how)
+
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"prompt": "0?", "answer": "1", "grader": "exact"}) + "\n")
+    out = tmp_path / "evaluation"
+    result = evaluate(toy["model"], out=out, benchmark_files=[file], **how)
+    assert result["format"] == 1
+    with_format(out / "evaluation.json", None)
+    assert read_evaluation(out)["benchmarks"] == result["benchmarks"]
+    with_format(out / "evaluation.json", 2)
+    with pytest.raises(UserError, match=r"evaluation.json: is of format 2, this version reads 1"):
+        read_evaluation(out)
+
+
+def test_a_comparison(tmp_path: Path) -> None:
+    record: dict[str, Any] = {"format": 7, "settings": {}, "arms": [], "seeds": []}
+    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"comparison.json: is of format 7, this version reads 1"):
+        read_record(tmp_path)
+
+
+def test_a_setting_that_an_earlier_version_did_not_have(run: Any, tmp_path: Path) -> None:
+    """It is at its default then; any other value is another run."""
+    run(until=2)
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    del content["memory_budget"], content["objective"]["refresh"]
+    path.write_text(json.dumps(content))
+    run(until=3, resume=True)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="memory_budget was 256, is 64"):
+        run(resume=True, memory_budget=64)

@@ -1,0 +1,125 @@
+"""Ctrl-C and SIGTERM finish the step, write a checkpoint and say how to go on; a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectune.cli import main
+from rectune.config import flag
+from rectune.grading import files
+from rectune.sampling.samples_file import SamplesFile
+from rectune.stopping import Stopped
+from rectune.training.checkpoints import list_checkpoints
+from rectune.training.gradients import Gradients
+from training_runs import same_runs
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+def signals_at(call: int, function: Callable[..., Any], *numbers: int) -> Callable[..., Any]:
+    """`function`, in whose given call (from 1) this process gets signals."""
+    calls = 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    return interrupted
+
+
+def command(toy: dict[str, Any], out: Path, *more: str) -> list[str]:
+    return [
+        "train",
+        *(part for name, value in {**toy, "out": out}.items() for part in (flag(name), str(value))),
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_training_stops_behind_the_step(
+    toy: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], number: int, code: int,
+) -> None:  # fmt: skip
+    out = tmp_path / "run"
+    before = [signal.getsignal(one) for one, _ in SIGNALS]
+    with monkeypatch.context() as patch:
+        patch.setattr(Gradients, "accumulate", signals_at(3, Gradients.accumulate, number))
+        assert main(command(toy, out)) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"rectune: {out}: stopped at step 3 of 6; go on with --resume"
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step-000003"
+    assert [signal.getsignal(one) for one, _ in SIGNALS] == before
+    assert main(command(toy, out, "--resume")) == 0
+    same_runs(whole, out)
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        twice = signals_at(4, Gradients.accumulate, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
+        patch.setattr(Gradients, "accumulate", twice)
+        with pytest.raises(Stopped, match="at once"):
+            run()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-000002"
+    run(resume=True)
+    same_runs(whole, tmp_path / "run")
+
+
+def test_in_the_last_step_it_is_finished_first(
+    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What called `train`, such as a comparison, does not go on."""
+    monkeypatch.setattr(Gradients, "accumulate", signals_at(6, Gradients.accumulate, signal.SIGINT))
+    with pytest.raises(Stopped, match="step 6 of 6 is done and saved"):
+        run()
+    same_runs(whole, tmp_path / "run")
+
+
+def test_without_checkpoints_one_is_written(
+    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Gradients, "accumulate", signals_at(1, Gradients.accumulate, signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 6"):
+            run(checkpoint_every=0)
+    run(resume=True)
+    same_runs(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_sampling_and_grading_keep_what_they_have(
+    toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], number: int, code: int,
+) -> None:  # fmt: skip
+    problems, samples, graded = (tmp_path / f"{name}.jsonl" for name in ("problems", "samples", "graded"))
+    lines = [json.dumps({"prompt": f"{n}?", "answer": "1", "grader": "exact"}) + "\n" for n in range(8)]
+    problems.write_text("".join(lines))
+    draw = ["sample", "--model", toy["model"], "--problems", str(problems), "--out", str(samples), "-n", "1"]
+    draw += ["--max-new-tokens", "4", "--batch-size", "2", "--precision", "fp32"]
+    judge = ["grade", str(samples), "--out", str(graded), "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplesFile, "append", signals_at(3, SamplesFile.append, number))
+        assert main(draw) == code
+    assert (
+        f"rectune: {samples}: 2 of 8 samples are there; run it again, it goes on" in capsys.readouterr().err
+    )
+    assert [line[-1:] for line in samples.read_bytes().splitlines()] == [b"}", b"}"]
+    assert main(draw) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_with_verdict", signals_at(5, files._with_verdict, number))
+        assert main(judge) == code
+    assert f"rectune: {graded}: 4 lines are graded; run it again, it goes on" in capsys.readouterr().err
+    assert main(judge) == 0
+    assert len(graded.read_text().splitlines()) == 8
