@@ -52,12 +52,13 @@ def benchmarks() -> Table:
 def recipes() -> Table:
     """The recipes that come with the package; the first comment line says what each is for."""
     folder = Path(str(files("rectune").joinpath("recipes")))
-    for recipe in sorted(folder.rglob("*.toml")):
+    for recipe in sorted(folder.rglob("[!_]*.toml")):  # those with _ are parts of others
         settings = read_toml(recipe)
+        models = settings.get("model", "")
         first = recipe.read_text("utf-8").partition("\n")[0]
         yield {
             "recipe": str(recipe),
-            "model": str(settings.get("model", "")),
+            "model": models if isinstance(models, str) else ", ".join(models),
             "objective": str(settings.get("objective", {}).get("name", "")),
             "about": first.removeprefix("#").strip() if first.startswith("#") else "",
         }

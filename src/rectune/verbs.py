@@ -13,7 +13,9 @@ from cyclopts import Parameter
 from rectune.config import flag, load_config
 from rectune.errors import UserError
 from rectune.flags import settings_flags
-from rectune.printing import print_table
+from rectune.offline.settings import OfflineConfig, is_setting
+from rectune.online.config import OnlineConfig
+from rectune.printing import print_lines, print_table
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Count = Annotated[int, Parameter(name="-n")]
@@ -41,14 +43,51 @@ def train(
     if dry_run:
         from rectune.training.plan import plan
 
-        print(json.dumps(plan(config), indent=2))
+        print_lines(json.dumps(plan(config), indent=2))
         return
     from rectune.training.checkpoints import to_json
     from rectune.training.loop import train
 
     result = train(config, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        print(to_json(asdict(result), indent=2))
+        print_lines(to_json(asdict(result), indent=2))
+
+
+@settings_flags(kind=OnlineConfig)
+def online(
+    recipe: Path | None = None,
+    /,
+    *,
+    resume: Switch = False,
+    dry_run: Switch = False,
+    json: Switch = False,
+    **overrides: Any,
+) -> None:
+    """Train a model on its own graded answers, drawn as it learns: GRPO or PPO.
+
+    Settings come from a TOML recipe, from flags, or from both; a flag wins.
+
+    Args:
+        recipe: TOML file with the settings below.
+        resume: Go on from the last checkpoint in the run folder, if there is one.
+        dry_run: Print the settings, problems, answers, updates and memory estimate, and stop.
+        json: Print summary.json instead of a table.
+    """
+    config = load_config(recipe, overrides, OnlineConfig)
+    if dry_run:
+        from rectune.online.plan import plan
+
+        print_lines(to_text(plan(config)))
+        return
+    from rectune.online.loop import train_online
+    from rectune.online.record import table
+
+    result = train_online(config, resume=resume)
+    if json:
+        print_lines(to_text(asdict(result)))
+        return
+    print_table(table(result))
+    print_lines(f"Model: {config.out / ('adapter' if config.lora.rank else 'model')}")
 
 
 @settings_flags(lambda name: name not in ("objective.name", "objective.phases"))
@@ -117,14 +156,51 @@ def compare(
         race=race, validation=validation, sharpening=not no_sharpening, dry_run=dry_run,
     )  # fmt: skip
     if json or dry_run:
-        print(to_text(result))
+        print_lines(to_text(result))
         return
     for title, rows in tables(result):
-        print(title)
+        print_lines(title)
         print_table(rows)
     for sentence in result["verdict"]["sentences"]:
-        print(sentence)
-    print(f"\nPage: {config.out / 'report.html'}")
+        print_lines(sentence)
+    print_lines(f"\nPage: {config.out / 'report.html'}")
+
+
+@settings_flags(is_setting, OfflineConfig)
+def offline(
+    recipe: Path | None = None,
+    /,
+    *,
+    resume: Switch = False,
+    dry_run: Switch = False,
+    json: Switch = False,
+    **overrides: Any,
+) -> None:
+    """Let a model learn from its own answers that a verifier has judged: sample, grade, select, train.
+
+    The objective decides the method: sft is RFT, dft the paper's offline DFT, iw_sft iw-SFT, dpo DPO. Settings come
+    from a TOML recipe, from flags, or from both; a flag wins.
+
+    Args:
+        recipe: TOML file with the settings below; those with a dot are in its tables, such as [sampling].
+        resume: Go on where a run in the folder stopped, at any stage.
+        dry_run: Print settings, problems, and the most samples and rows, and stop.
+        json: Print counts and figures as JSON instead of a table.
+    """
+    config = load_config(recipe, overrides, OfflineConfig)
+    from rectune.offline.run import offline, plan, table
+
+    if dry_run:
+        print_lines(to_text(plan(config)))
+        return
+    result = offline(config, resume=resume)
+    if json:
+        from rectune.training.checkpoints import to_json
+
+        print_lines(to_json(asdict(result), indent=2))
+        return
+    print_table([table(result)])
+    print_lines(f"Run: {result.train.out}")
 
 
 READ = ("model", "data", "out", "seed", "max_length", "precision", "memory_budget", "rows.")
@@ -172,14 +248,63 @@ def diagnose(
         memory_budget=config.memory_budget, seed=config.seed,
     )  # fmt: skip
     if json:
-        print(to_text(result))
+        print_lines(to_text(result))
         return
     for part in summary(result):
         if isinstance(part, str):
-            print(part)
+            print_lines(part)
         else:
             print_table(part)
-    print(f"\nPage: {config.out / 'diagnosis.html'}")
+    print_lines(f"\nPage: {config.out / 'diagnosis.html'}")
+
+
+def reproduce(
+    name: str,
+    /,
+    *,
+    out: Path,
+    scale: Literal["full", "mini"] = "mini",
+    seeds: int | None = None,
+    arms: str = "",
+    budget: float = 1.0,
+    benchmark_dir: Path | None = None,
+    engine: Literal["local", "vllm"] = "local",
+    gpus: int = 8,
+    dry_run: Switch = False,
+    json: Switch = False,
+) -> None:
+    """Carry out a table or figure of the paper again, and put its figures beside ours; run again, it goes on.
+
+    Args:
+        name: Recipe, such as table2; see `rectune list recipes`.
+        out: Folder of the runs and the page.
+        scale: mini trains a small model of our own on two cores, full is the paper's models and data.
+        seeds: Runs of each method; by default 3 at mini scale, 1 at full scale.
+        arms: Only these methods, separated by commas, such as SFT,DFT; later calls add others.
+        budget: Share of rows, problems and steps at mini scale, to try it out.
+        benchmark_dir: Folder that has the benchmarks' files, at full scale.
+        engine: Draws answers at full scale.
+        gpus: For the estimate and the launch lines, at full scale.
+        dry_run: Print runs, steps, tokens and expected cost, and stop.
+        json: Print all of it as JSON.
+    """
+    from rectune.reproduction.runner import reproduce as carry_out
+    from rectune.reproduction.tables import plan_parts, result_parts
+
+    result = carry_out(
+        name, out=out, scale=scale, seeds=seeds, arms=names(arms), budget=budget, benchmark_dir=benchmark_dir,
+        engine=engine, gpus=gpus, dry_run=dry_run,
+    )  # fmt: skip
+    if json:
+        print_lines(to_text(result))
+        return
+    for part in plan_parts(result) if dry_run else result_parts(result):
+        if isinstance(part, str):
+            print_lines(part)
+        else:
+            print_table(part)
+    if not dry_run:
+        print_lines(f"\nPage: {result['page']}")
 
 
 def names(text: str | None) -> list[str]:

@@ -1,0 +1,72 @@
+"""Figure 2: the probability of the training targets under every model of a recipe, and which tokens DFT gives up.
+
+The bins are those of the paper, `PROBABILITY_BINS`; what is measured is in `training/monitors.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rectune.config import TrainConfig
+from rectune.reproduction.job import BASE, Job, trained_folder
+from rectune.training.checkpoints import to_json, write_text
+
+ROWS = 2000
+"""Most rows that are measured."""
+LOWEST = 20
+"""Tokens of the lowest bins that are listed."""
+
+
+def measure_targets(job: Job) -> dict[str, Any]:
+    """Measure the models of the first seed that are not in OUT/histograms.json yet; label to counts and tokens."""
+    path = job.out / "histograms.json"
+    found: dict[str, Any] = json.loads(path.read_text())["models"] if path.is_file() else {}
+    arm = next(arm for arm in job.arms if arm.method == "train")
+    config = job.config(arm, job.seeds[0], job.out)
+    assert isinstance(config, TrainConfig)
+    models = {BASE: job.model}
+    models |= {a.label: str(trained_folder(a, job.folder(a, job.seeds[0])) / "model") for a in job.arms}
+    for label, model in models.items():
+        if label not in found:
+            found[label] = target_probabilities(model, config)
+            write_text(path, to_json({"format": 1, "models": found}, indent=2) + "\n")
+    return found
+
+
+def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, Any]:
+    """Probabilities of the targets of a run's training rows under a model.
+
+    Returns:
+        `tokens`; `histogram`, counts in `PROBABILITY_BINS`; `mean_p`; `lowest`: the most frequent tokens with p below
+        0.01, with their counts.
+    """
+    import torch
+
+    from rectune.models.loading import load_model
+    from rectune.models.scorer import Scorer
+    from rectune.training.batches import capacity, load_data
+    from rectune.training.monitors import histogram
+
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    weights, tokenizer = load_model(str(model), dtype=torch.float32, device=device)
+    limit = min(ROWS, config.rows.limit or ROWS)
+    own = config.model_copy(update={"rows": config.rows.model_copy(update={"limit": limit, "holdout": 0.0})})
+    data = load_data(own, tokenizer)
+    scorer = Scorer(weights, memory_budget=config.memory_budget << 20)
+    parts, lowest = [], Counter[str]()
+    with torch.no_grad():
+        for batch in data.train.packed(capacity(own), device):
+            p = scorer.columns(batch, ["logp"])["logp"].exp().cpu()
+            parts.append(p)
+            targets = batch.labels[batch.labels >= 0].cpu()  # in the order of the columns
+            lowest.update(tokenizer.decode([int(t)]) for t in targets[p < 0.01])
+    every = torch.cat(parts)
+    return {
+        "tokens": len(every),
+        "histogram": histogram(every),
+        "mean_p": float(every.double().mean()),
+        "lowest": lowest.most_common(LOWEST),
+    }

@@ -1,0 +1,341 @@
+"""`rectune reproduce`: carry out a recipe of the paper at full or mini scale, and put its figures beside ours.
+
+Order: the base model is asked; at mini scale every arm's learning rate is chosen on separate problems; then all arms
+are run and asked, seed by seed; then verdict, tables and page. Run again, it goes on where it was. What lies where is
+in `job.py`, one run in `runs.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rectune.comparison.answers import Draws, correct, is_answered
+from rectune.comparison.choices import accuracy, best_rate
+from rectune.comparison.clock import Clock
+from rectune.errors import UserError, unknown_name
+from rectune.evaluation.arms import judge
+from rectune.reproduction.beside import beside_full, beside_mini, order
+from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
+from rectune.reproduction.paper import paper_table
+from rectune.reproduction.prepare import prepare
+from rectune.reproduction.recipe import SCALES, Arm, Recipe, load_mini, load_recipe
+from rectune.reproduction.runs import Respondent, carry_out, draw_samples, is_done, kinds_of, run_cost
+from rectune.training.checkpoints import to_json, write_text
+
+log = logging.getLogger("rectune")
+
+
+def reproduce(
+    name: str,
+    *,
+    out: Path,
+    scale: str = "mini",
+    seeds: int | None = None,
+    arms: Sequence[str] = (),
+    budget: float = 1.0,
+    benchmark_dir: Path | None = None,
+    engine: str = "local",
+    gpus: int = 8,
+    dry_run: bool = False,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Carry out a recipe, and return what is written to OUT/reproduction.json.
+
+    Args:
+        name: Of the recipe, such as table2.
+        out: Folder; run again, it goes on.
+        scale: full (the paper's models and data) or mini (a small model of our own on two cores).
+        seeds: Runs of each arm; by default 3 at mini scale and, as in the paper, 1 at full scale.
+        arms: Labels; by default all. Later calls in the same folder add others.
+        budget: At mini scale, share of rows, problems and steps, to try it out.
+        benchmark_dir: Folder that has the benchmarks' files, at full scale.
+        engine: local or vllm, for answers.
+        gpus: For the estimate and the launch line, at full scale.
+        dry_run: Return the plan and write nothing but the mini scale's rows.
+        cache: Of the mini scale's base model; by default rectune's.
+
+    Raises:
+        UserError: An unknown recipe, scale or arm, a recipe that cannot be done at mini scale (says why), and all
+            that training, sampling and evaluation raise.
+    """
+    recipe = load_recipe(name)
+    if scale not in SCALES:
+        raise unknown_name("scale", scale, SCALES, where="--scale")
+    if scale == "mini" and recipe.no_mini:
+        raise UserError(
+            f"cannot be done at mini scale: {recipe.no_mini}",
+            where=name,
+            hint="--scale full, or --dry-run with it",
+        )
+    count = seeds if seeds is not None else 3 if scale == "mini" else 1
+    if count < 1:
+        raise UserError(f"{count} seeds", where="--seeds", hint="1 or more")
+    chosen = _choose(recipe, arms)
+    if scale == "mini":
+        from rectune.reproduction.task import make_base, make_task
+
+        task = make_task(load_mini(budget), cache)
+        jobs = [mini_job(recipe, task, Path(out), chosen, count)]
+    else:
+        jobs = full_jobs(recipe, Path(out), chosen, count, benchmark_dir, engine)
+    if dry_run:
+        from rectune.reproduction.plan import plan
+
+        return plan(recipe, jobs, gpus=gpus)
+    with _alone(Path(out)):
+        if scale == "mini":
+            log.info("base model: %s", make_base(task))
+        else:
+            prepare(jobs[0])
+        return _finish(recipe, Path(out), [_carry_out(job) for job in jobs])
+
+
+def _choose(recipe: Recipe, labels: Sequence[str]) -> tuple[Arm, ...]:
+    known = {arm.label: arm for arm in recipe.arms}
+    for label in labels:
+        if label not in known:
+            raise unknown_name("arm", label, known, where="--arms")
+    return tuple(arm for arm in recipe.arms if not labels or arm.label in labels)
+
+
+def _carry_out(job: Job) -> dict[str, Any]:
+    job.out.mkdir(parents=True, exist_ok=True)
+    job = _with_earlier(job)
+    asked = Respondent(job.model, job.asking)
+    for kind, draws in kinds_of(job.asking, job.seeds[0]).items():
+        log.info("base model, %s", kind)
+        asked.answer(job.out / "runs" / BASE / kind, draws)
+    del asked
+    swept = _sweep(job)
+    job = replace(
+        job, chosen={one["label"]: one["learning_rate"] for one in swept["arms"].values()} if swept else {}
+    )
+    runs = [(arm, seed) for seed in job.seeds for arm in job.arms]
+    clock = Clock(
+        job.recipe.name,
+        {arm.slug: sum(not _is_judged(job, a, s) for a, s in runs if a == arm) for arm in job.arms},
+    )
+    for arm, seed in runs:
+        if not _is_judged(job, arm, seed):
+            with clock.task(arm.slug, f"{arm.label}, seed {seed}"):
+                _run(job, arm, seed)
+    if job.recipe.histogram:
+        from rectune.reproduction.histogram import measure_targets
+
+        measure_targets(job)
+    return _record(job, swept)
+
+
+def _with_earlier(job: Job) -> Job:
+    """The job with the arms and seeds that its folder already has, in the recipe's order."""
+    path = job.out / "comparison.json"
+    if not path.is_file():
+        return job
+    found = json.loads(path.read_text())
+    had = {one["label"] for one in found["arms"]} | {arm.label for arm in job.arms}
+    seeds = tuple(range(max(len(job.seeds), len(found["seeds"]))))
+    return replace(job, arms=tuple(arm for arm in job.recipe.arms if arm.label in had), seeds=seeds)
+
+
+def _sweep(job: Job) -> dict[str, Any] | None:
+    """Try every arm with every rate on the validation problems; first seed, shorter runs, weights removed after."""
+    wanted = [arm for arm in job.arms if not job.fixed_rate(arm)]
+    if not job.rates or job.task is None or not wanted:
+        return None
+    own = job.task.settings["sweep"]
+    files, seed = [Path(job.data["validation"])], job.seeds[0]
+    draws = replace(job.asking.draws, n=own["n"], seed=seed)
+    clock = Clock("sweep", {arm.slug: len(job.rates) for arm in wanted})
+    arms, steps = {}, 0
+    for arm in wanted:
+        trials = []
+        for rate in job.rates:
+            folder = job.out / "sweep" / arm.slug / f"lr-{rate:g}"
+            config = job.config(arm, seed, folder, rate=rate, share=own["share"])
+            steps = config.steps or 0  # type: ignore[attr-defined]
+            trained = trained_folder(arm, folder)
+            if not is_answered(trained / "validation", files, draws):
+                with clock.task(arm.slug, f"{arm.label} at learning rate {rate:g}"):
+                    if arm.method == "offline":
+                        draw_samples(job, seed)
+                    carry_out(arm, config)
+                    Respondent(str(trained / "model"), job.asking).answer(
+                        trained / "validation", draws, files
+                    )
+            shutil.rmtree(trained / "model", ignore_errors=True)
+            trials.append(
+                {"learning_rate": rate, "accuracy": accuracy([correct(trained / "validation", files)])}
+            )
+        best = best_rate({trial["learning_rate"]: trial["accuracy"]["mean"] for trial in trials})
+        edge = best in (min(job.rates), max(job.rates))
+        arms[arm.slug] = {"label": arm.label, "learning_rate": best, "edge": edge, "trials": trials}
+        log.info("learning rate of %s: %g", arm.label, best)
+    problems = job.task.settings["task"]["validation"]
+    return {"steps": steps, "seed": seed, "problems": problems, "arms": arms}
+
+
+def _run(job: Job, arm: Arm, seed: int) -> None:
+    """One run and its answers."""
+    folder = job.folder(arm, seed)
+    config = job.config(arm, seed, folder)
+    if arm.method == "offline" and not is_done(arm, folder):
+        draw_samples(job, seed)
+    if every := job.recipe.curve.get(job.scale):
+        _along(job, arm, config, every)
+    carry_out(arm, config)
+    trained = trained_folder(arm, folder)
+    asked = Respondent(str(trained / "model"), job.asking)
+    for kind, draws in kinds_of(job.asking, seed).items():
+        asked.answer(trained / kind, draws)
+
+
+def _along(job: Job, arm: Arm, config: Any, every: int) -> None:
+    """Pause the training every so many steps, and ask the model as it is then."""
+    from rectune.training.plan import plan
+
+    steps = config.steps or plan(config)["steps"]
+    for step in range(every, steps, every):
+        draws = _curve_draws(job, config.seed)
+        folder = config.out / f"validation-step-{step:04d}"
+        if not is_answered(folder, job.asking.places, draws):
+            carry_out(arm, config, until=step)
+            Respondent(str(config.out / "model"), job.asking).answer(folder, draws)
+
+
+def _curve_draws(job: Job, seed: int) -> Draws:
+    return replace(job.asking.draws, n=4 if job.task else job.asking.draws.n, seed=seed)
+
+
+def _is_judged(job: Job, arm: Arm, seed: int) -> bool:
+    folder = trained_folder(arm, job.folder(arm, seed))
+    return is_done(arm, job.folder(arm, seed)) and all(
+        is_answered(folder / kind, job.asking.places, draws)
+        for kind, draws in kinds_of(job.asking, seed).items()
+    )
+
+
+def _record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
+    """Judge all arms, write comparison.json for the report, and return what reproduction.json says of this model."""
+    runs = {
+        arm.label: {seed: trained_folder(arm, job.folder(arm, seed)) for seed in job.seeds}
+        for arm in job.arms
+    }
+    base = {BASE: {job.seeds[0]: job.out / "runs" / BASE}}
+
+    def folders(kind: str) -> dict[str, dict[int, Path]]:
+        return {label: {s: at / kind for s, at in by.items()} for label, by in {**base, **runs}.items()}
+
+    greedy = folders("greedy") if "greedy" in kinds_of(job.asking, 0) else None
+    verdict = judge(folders("evaluation"), job.asking.benchmarks, greedy=greedy)
+    arms = [_arm(job, arm, runs[arm.label]) for arm in job.arms]
+    comparison = {
+        "format": 1,
+        "rectune": version("rectune"),
+        "model": job.model,
+        "data": str(job.data["demonstrations"]),
+        "seeds": list(job.seeds),
+        "arms": arms,
+        "base": f"runs/{BASE}",
+        "benchmarks": job.asking.benchmarks,
+        "problems": {name: one["problems"] for name, one in verdict["benchmarks"].items()},
+        "validation": {},
+        "settings": {"recipe": job.recipe.name, "scale": job.scale, "n": job.asking.draws.n},
+        "sweep": swept,
+        "race": None,
+        "matched_to": None,
+        "verdict": verdict,
+    }
+    write_text(job.out / "comparison.json", to_json(comparison, indent=2) + "\n")
+    table = paper_table(job.recipe.name)
+    model = job.recipe.models[-1] if job.task else job.model
+    if job.task:
+        rows = beside_mini(table, model, job.recipe.against, verdict)
+        orders = {
+            key: {where: order(rows, where, key) for where in ("in", "out")} for key in ("ours", "paper")
+        }
+    else:
+        rows, orders = beside_full(table, model, verdict), {}
+    cost = [
+        {"arm": arm.label, "seed": seed, **run_cost(job, arm, seed)} for arm in job.arms for seed in job.seeds
+    ]
+    rates = {arm["label"]: arm["learning_rate"] for arm in arms}
+    return {
+        "model": job.model, "paper_model": model, "folder": str(job.out), "beside": rows, "order": orders,
+        "cost": cost, "rates": rates, "sweep": swept, "verdict": verdict, "curves": _curves(job),
+        "histograms": _histograms(job),
+    }  # fmt: skip
+
+
+def _arm(job: Job, arm: Arm, runs: dict[int, Path]) -> dict[str, Any]:
+    config = json.loads((next(iter(runs.values())) / "config.json").read_text())
+    return {
+        "spec": arm.label,
+        "label": arm.label,
+        "slug": arm.slug,
+        "name": arm.settings.get("objective.name", arm.settings.get("algorithm", "")),
+        "settings": {},
+        "phases": None,
+        "learning_rate": config["learning_rate"],
+        "runs": {str(seed): path.relative_to(job.out).as_posix() for seed, path in runs.items()},
+        "dropped": None,
+    }
+
+
+def _curves(job: Job) -> list[dict[str, Any]]:
+    """Accuracy over steps, a line for each arm, seed and step that was asked."""
+    found = []
+    for arm, seed in ((arm, seed) for arm in job.arms for seed in job.seeds):
+        for folder in sorted(job.folder(arm, seed).glob("validation-step-*")):
+            means = {name: float(correct(folder, [Path(name)]).mean()) for name in job.asking.benchmarks}
+            found.append({"arm": arm.label, "seed": seed, "step": int(folder.name[-4:]), **means})
+    return found
+
+
+def _histograms(job: Job) -> dict[str, Any]:
+    path = job.out / "histograms.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _finish(recipe: Recipe, out: Path, models: list[dict[str, Any]]) -> dict[str, Any]:
+    from rectune.reporting.report import report
+
+    table = paper_table(recipe.name)
+    result = {
+        "format": 1,
+        "rectune": version("rectune"),
+        "recipe": recipe.name,
+        "title": table.title,
+        "unit": table.unit,
+        "against": recipe.against,
+        "notes": list(table.notes),
+        "models": models,
+        "page": str(out / "report.html"),
+    }
+    write_text(out / "reproduction.json", to_json(result, indent=2) + "\n")
+    report([out], out=out / "report.html")
+    return result
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder for this process."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another process is at work in this folder", where=out) from None
+        yield
