@@ -7,8 +7,11 @@ caught anywhere: any other exception is a defect of ours and keeps its traceback
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_PASSWORD = re.compile(r"(?<=://)[^\s/?#@]+@")  # in an address
 
 
 class UserError(Exception):
@@ -23,7 +26,8 @@ class UserError(Exception):
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, None if where is None else str(where), hint
         line = what if where is None else f"{where}: {what}"
-        super().__init__(" ".join((line if hint is None else f"{line}; {hint}").split()))
+        line = " ".join((line if hint is None else f"{line}; {hint}").split())
+        super().__init__(_PASSWORD.sub("***@", line))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: object = None) -> UserError:

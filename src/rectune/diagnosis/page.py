@@ -20,6 +20,7 @@ from rectune.pages.figures import figure
 from rectune.pages.ramps import ramp_css
 from rectune.pages.render import render
 from rectune.training.monitors import PROBABILITY_BINS
+from rectune.visible import visible
 
 BINS = len(PROBABILITY_BINS) - 1
 _GROUPS = (("Token class", "by_class"), ("Place in the answer", "by_position"), ("Source", "by_source"))
@@ -183,7 +184,7 @@ def _histogram(counts: Sequence[float]) -> Markup:
 
 def _visible(text: Any) -> str:
     """A token's text with its line breaks and tabs marked."""
-    return str("" if text is None else text).translate(_VISIBLE) or "∅"
+    return visible(str("" if text is None else text).translate(_VISIBLE)) or "∅"
 
 
 def _folder(places: Sequence[str]) -> str:
@@ -244,7 +245,7 @@ def _rows_data(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             {
                 "p": [_number(_at(one.get("p"), place)) for place in places],
                 "entropy": [_number(_at(one.get("entropy"), place)) for place in places],
-                "kind": [_at(one.get("class"), place) for place in places],
+                "kind": [None if (kind := _at(one.get("class"), place)) is None else visible(kind) for place in places],
                 "top": [
                     None if (top := _at(one.get("top"), place)) is None else _visible(top) for place in places
                 ],
@@ -256,4 +257,4 @@ def _rows_data(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 ],
             }
         )  # fmt: skip
-    return {"labels": labels, "rows": found}
+    return {"labels": [visible(label) for label in labels], "rows": found}

@@ -12,6 +12,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from rectune.visible import visible
+
 COLOURS = (
     "#0b7bc1",
     "#d95f02",
@@ -74,5 +76,5 @@ def figure(
     drawn = drawn.replace(_INK, "currentColor")
     for colour, variable in (variables or {}).items():
         drawn = drawn.replace(colour, f"var({variable})")
-    head = f'<svg role="img" aria-label="{escape(label)}"'
+    head = f'<svg role="img" aria-label="{escape(visible(label))}"'
     return Markup(head + drawn[len("<svg") :])

@@ -1,8 +1,9 @@
 """Self-contained HTML pages: one file, no network, nothing that data could inject.
 
 A template extends `pages/base.html` and is named by its place in the package, such as "diagnosis/page.html". Every
-value is escaped unless it is `Markup`; a content security policy allows only the scripts that the page was made with,
-so that markup in a row or an answer stays text. What is on a page is decided by its room; figures are in `figures.py`.
+value is escaped unless it is `Markup`, and what would act unseen (control characters, turned direction) is made
+visible; a content security policy allows only the scripts that the page was made with, so that markup in a row or an
+answer stays text. What is on a page is decided by its room; figures are in `figures.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from rectune.errors import UserError
+from rectune.visible import visible
 
 
 def render(template: str, *, title: str, script: str = "", **values: Any) -> str:
@@ -68,6 +70,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
     templates.filters["thousands"] = lambda number: f"{number:,}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from rectune.reporting.read import Evaluation, Found, Notes, Record, Run
 from rectune.training.run_folder import FREE
+from rectune.visible import visible
 
 BASE = "base"
 _OWN = FREE | {"out", "seed"}
@@ -71,6 +72,8 @@ def group(found: Found, notes: Notes) -> list[Arm]:
 def label_of(config: Mapping[str, Any]) -> str:
     """An objective as it is called: `dft`, `power alpha=0.5`, `sft:0.3,dft:0.7`."""
     objective = config.get("objective")
+    if "objective" not in config and isinstance(config.get("algorithm"), str):  # online
+        return short(config["algorithm"])
     if not isinstance(objective, dict):
         return "unknown objective"
     own = {k: v for k, v in objective.items() if k not in ("name", "phases", "refresh") and v is not None}
@@ -99,7 +102,7 @@ def plain(value: object) -> str:
 
 
 def short(text: str, longest: int = _LONGEST) -> str:
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rectune.reporting.parts import Section, Table
+from rectune.visible import visible
 
 _MEANS_SOMETHING = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
 _VERDICTS = {"correct": "✓ correct", "wrong": "✗ wrong", "unparsed": "✗ no answer found"}
@@ -35,7 +36,7 @@ def render_markdown(data: Mapping[str, Any], parts: Sequence[Section], closing: 
     for section in closing:
         lines += _section(section)
     lines += [f"rectune {data['rectune']}"]
-    return "\n".join(lines) + "\n"
+    return visible("\n".join(lines)) + "\n"
 
 
 def escape(text: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rectune.training.monitors import PROBABILITY_BINS
 
@@ -20,7 +21,7 @@ FORMAT = 1
 BINS = len(PROBABILITY_BINS) - 1
 
 _SKIP = {"checkpoints", "model", "adapter", "sandbox"}
-_DEEPEST, _MOST_FOLDERS, _LARGEST = 6, 5000, 1 << 28
+_DEEPEST, _MOST_FOLDERS, _LARGEST, _MOST_METRICS = 6, 5000, 1 << 25, 1 << 27
 Record = dict[str, Any]
 
 
@@ -104,6 +105,8 @@ def read_folder(folder: Path, found: Found, notes: Notes) -> None:
 def read_object(path: Path, notes: Notes) -> Record:
     """A JSON object from a file; {} where there is none, with a note unless the file is simply missing."""
     try:
+        if not _readable(path, notes):
+            return {}
         if path.stat().st_size > _LARGEST:
             notes.add(path, "is too large to be what its name says, and is not read")
             return {}
@@ -126,15 +129,23 @@ def read_object(path: Path, notes: Notes) -> Record:
     return content
 
 
-def read_lines(path: Path, notes: Notes) -> Iterator[Record]:
-    """The JSON objects of a JSONL file; lines that are none are passed over and counted in a note."""
+def read_lines(path: Path, notes: Notes, most: float = math.inf) -> Iterator[Record]:
+    """The JSON objects of a JSONL file; lines that are none are passed over and counted in a note.
+
+    Reading ends after `most` bytes, with a note.
+    """
     bad: list[int] = []
     number_ = 0
     try:
+        if not _readable(path, notes):
+            return
         with path.open("rb") as file:
-            for number_, line in enumerate(file, 1):
+            for number_, line in enumerate(_whole_lines(file), 1):
                 if not line.strip():
                     continue
+                if file.tell() > most:
+                    notes.add(path, f"is larger than {most / 2**20:.0f} MiB; the rest of it is left out")
+                    break
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError):
@@ -150,6 +161,24 @@ def read_lines(path: Path, notes: Notes) -> Iterator[Record]:
     if bad:
         last = ", the last one cut off" if bad == [number_] else f", first line {bad[0]}"
         notes.add(path, f"{len(bad)} of {number_} lines cannot be read{last}; they are left out")
+
+
+def _readable(path: Path, notes: Notes) -> bool:
+    """Whether it is an ordinary file. A link may lead out of the folder, a pipe never ends. OSError as `lstat`."""
+    mode = path.lstat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # a folder says itself, when it is opened, what is wrong
+        return True
+    notes.add(path, "is no ordinary file but a link, a pipe or a device, and is not read")
+    return False
+
+
+def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines; of one that is too long only the first part, which is then no JSON."""
+    while line := file.readline(_LARGEST):
+        part = line
+        while len(part) == _LARGEST and not part.endswith(b"\n"):
+            part = file.readline(_LARGEST)
+        yield line if len(line) < _LARGEST else b"?"
 
 
 def number(value: object) -> float | None:
@@ -226,7 +255,7 @@ def _run(place: Path, notes: Notes) -> Run:
             notes.add(place / f"{name}.json", f"is missing: {lost}")
     run.summary = {**figures(run.summary), **{k: figures(run.summary.get(k)) for k in ("before", "after")}}
     lines: dict[str, dict[float, Record]] = {"train": {}, "holdout": {}, "drift": {}}
-    for line in read_lines(place / "metrics.jsonl", notes):
+    for line in read_lines(place / "metrics.jsonl", notes, _MOST_METRICS):
         step, kind = number(line.get("step")), line.get("kind")
         if step is not None and isinstance(kind, str) and kind in lines:
             lines[kind][step] = figures(line)
