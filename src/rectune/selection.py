@@ -155,7 +155,10 @@ def _check_line(line: Line, where: str) -> None:
 def _prompt(line: Line, where: str) -> Any:
     """The turns as messages, or the prompt's text where the sample has no turns."""
     if turns := line.get("turns"):
-        return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+        try:
+            return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns]
+        except (KeyError, TypeError):
+            raise UserError("field 'turns' is no list of messages", where=where) from None
     if not isinstance(line.get("prompt"), str):
         raise UserError("has no prompt to train with", where=where)
     return line["prompt"]

@@ -16,6 +16,9 @@ from typing import IO, Any, cast
 
 from rectune.errors import UserError
 
+LONGEST = 1 << 25
+"""Bytes of a record: JSON of that size takes up to 1 GiB in memory when every value of it is an empty list."""
+
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
@@ -39,12 +42,14 @@ def text_lines(path: Path, *, torn_last: bool = False) -> Iterator[tuple[int, st
     `torn_last` leaves out a last line that was cut off within a character.
 
     Raises:
-        UserError: A line is not UTF-8, or see `open_bytes`.
+        UserError: A line is not UTF-8 or longer than `LONGEST`, or see `open_bytes`.
     """
     number, line = 0, b""
     with open_bytes(path) as file:
         try:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+                if len(line) == LONGEST:
+                    raise UserError(f"is longer than {LONGEST >> 20} MiB", where=f"{path}:{number}")
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             if torn_last and not line.endswith(b"\n"):
@@ -65,7 +70,17 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise UserError(f"is a JSON {json_type(value)}, not an object", where=where)
+    check_text(text, value, where)
     return value
+
+
+def check_text(text: str, value: object, where: str) -> None:
+    """UserError where `value`, which `text` stands for, holds half of a surrogate pair: no file can keep that."""
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError("a text holds half of a surrogate pair", where=where) from None
 
 
 def json_type(value: object) -> str:

@@ -141,6 +141,7 @@ def _stored(row: Row) -> dict[str, Any]:
     turns = [{"role": t.role, "content": t.content, "supervised": t.supervised} for t in row.turns]
     try:
         said = json.dumps(turns, ensure_ascii=False).encode()
+        (row.where + row.source).encode()
     except UnicodeEncodeError:
         raise UserError("a text holds half of a surrogate pair", where=row.where) from None
     digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big", signed=True)

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,7 +21,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from rectune.data.jsonl import open_bytes, read_jsonl, text_lines
+from rectune.data.jsonl import LONGEST, check_text, open_bytes, read_jsonl, text_lines
 from rectune.errors import UserError
 
 Record = dict[str, Any]
@@ -119,7 +118,7 @@ def _suffix(path: Path) -> str:
 
 def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
     """Lines below a header line; every field is text."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST)
     reader = csv.reader((line for _, line in text_lines(path)), strict=True)
     header: list[str] | None = None
     line = 1
@@ -170,6 +169,10 @@ def read_json(path: Path) -> Iterator[tuple[int, Record]]:
         try:
             record, between = decode(text, at)
         except (ValueError, RecursionError) as error:
+            if len(text) - at > LONGEST:
+                raise UserError(
+                    f"no record ends within {LONGEST >> 20} MiB", where=f"{path}:{line}"
+                ) from None
             more = "".join(_some(chunks, len(text) - at))
             if not more:  # not cut off by the chunk, but wrong
                 wrong_line = line + text.count("\n", at, getattr(error, "pos", at))
@@ -179,6 +182,7 @@ def read_json(path: Path) -> Iterator[tuple[int, Record]]:
             continue
         if not isinstance(record, dict):
             raise UserError("the array holds something else than objects", where=f"{path}:{line}")
+        check_text(text[at:between], record, f"{path}:{line}")
         yield line, record
 
 

@@ -29,6 +29,14 @@ PLAIN = """\
 """For tokenizers without a chat template: `User: ...`, a blank line, `Assistant: ...` and the eos token."""
 
 _PROBE = "probe"
+_WRONG = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)  # of an expression
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ def _rendered(
                 messages, tokenize=False, add_generation_prompt=generation, chat_template=template.text
             )
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, *_WRONG) as error:
         raise UserError(
             f"{template.name} refuses this conversation ({error})",
             where=where,

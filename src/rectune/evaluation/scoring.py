@@ -43,7 +43,8 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> dict[str, lis
     models: dict[str, str] = {}
     for number, line in read_jsonl(path):
         where = f"{path}:{number}"
-        if not {"problem_id", "sample_index", "verdict", "text"} <= set(line):
+        kinds = {"problem_id": str, "sample_index": int, "verdict": str, "text": str}
+        if not all(isinstance(line.get(name), kind) for name, kind in kinds.items()):
             raise UserError("is not a graded sample", where=where, hint="run rectune grade first")
         if line["verdict"] not in VERDICTS:
             raise unknown_name("verdict", str(line["verdict"]), VERDICTS, where=where)

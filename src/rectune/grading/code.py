@@ -32,8 +32,8 @@ def extract_code(text: str, *, prompt: str = "", entry_point: str = "") -> str:
     imports and helpers.
     """
     blocks = [block for block in _FENCE.findall(text) if block.strip()]
-    defines = re.compile(
-        rf"^\s*(?:async\s+)?(?:def|class)\s+{re.escape(entry_point)}\b|^{re.escape(entry_point)}\s*=",
+    defines = re.compile(  # blanks of one line only: over many empty lines it would take quadratic time
+        rf"^[^\S\n]*(?:async[^\S\n]+)?(?:def|class)[^\S\n]+{re.escape(entry_point)}\b|^{re.escape(entry_point)}[^\S\n]*=",
         re.MULTILINE,
     )
     fitting = [block for block in blocks if not entry_point or defines.search(block)]

@@ -48,12 +48,16 @@ def check_item(grader: object, extra: Mapping[str, Any] | None, *, where: str | 
         raise UserError(
             "a code problem without tests", where=where, hint="give extra.test or extra.test_list"
         )
-    for rule in extra.get("extract", ()):
+    lists = {name: extra.get(name) or [] for name in ("extract", "test_list")}
+    for name, value in lists.items():
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise UserError(f"extra.{name} is no list of texts", where=where)
+    for rule in lists["extract"]:
         if rule not in RULES:
-            raise unknown_name("extraction rule", str(rule), RULES, where=where)
+            raise unknown_name("extraction rule", rule, RULES, where=where)
     try:
         float(extra.get("tolerance", extra.get("error")) or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError("the tolerance is not a number", where=where) from None
 
 

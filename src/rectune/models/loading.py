@@ -61,6 +61,11 @@ def load_model(
     log.info("loading %s%s", name, "" if str(name) == source else f" from {source}")
     config = _pretrained(transformers.AutoConfig.from_pretrained, name, source, **trust)
     check_causal(config, str(name), trusted=trust_remote_code)
+    if attn_implementation is None and "/" in str(
+        config._attn_implementation
+    ):  # transformers would fetch and run it
+        what = f"asks for attention code from elsewhere ({config._attn_implementation})"
+        raise UserError(what, where=name, hint="remove attn_implementation from its config.json")
     model, info = _pretrained(
         transformers.AutoModelForCausalLM.from_pretrained,
         name,
@@ -85,11 +90,14 @@ def find_folder(name: str) -> Path | None:
     """The folder that a name stands for; None for a hub id. `UserError` for a path that is no folder."""
     if name in PACKAGED:
         return packaged_folder(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError("is a file, not the folder of a model", where=name)
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise UserError("is a file, not the folder of a model", where=name)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home
+        raise UserError(f"is no name of a model ({error})", where=name[:200]) from None
     if name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise UserError("no such folder", where=name)
     return None
@@ -113,8 +121,22 @@ def check_folder(folder: Path) -> None:
                 hint="save the model as safetensors with transformers, on a machine where you trust it",
             )
         raise UserError("no weights (*.safetensors)", where=folder)
+    for index in folder.glob("*.index.json"):
+        _check_index(index)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
+
+
+def _check_index(index: Path) -> None:
+    """Raise `UserError` where an index of weights names anything but safetensors files of its own folder."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("is no index of weights", where=index) from None
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+            what = f"names {str(name)[:200]!r}, which is no safetensors file of this folder"
+            raise UserError(what, where=index, hint="pickle can run code when it is read")
 
 
 def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) -> None:
@@ -186,29 +208,38 @@ def _load_adapter(folder: Path, **settings: Any) -> tuple[Any, PreTrainedTokeniz
     need_peft()
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder)
-    base = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    if not base:
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = None
+    if not isinstance(base, str) or not base:
         raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
-    if Path(base).is_dir() and is_adapter(Path(base)):
+    within = find_folder(base)
+    if within is not None and is_adapter(within):
         raise UserError("belongs to another adapter; merge that one first", where=folder)
     model, tokenizer = load_model(base, **settings)
     from peft import PeftModel
     from transformers import AutoTokenizer
 
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    return PeftModel.from_pretrained(model, folder), tokenizer
+        tokenizer = _pretrained(AutoTokenizer.from_pretrained, folder, str(folder), trust_remote_code=False)
+    return _pretrained(
+        lambda source: PeftModel.from_pretrained(model, source), folder, str(folder)
+    ), tokenizer
 
 
 def _pretrained(function: Any, name: str | Path, source: str, **settings: Any) -> Any:
-    """Call one of transformers' `from_pretrained`; its OSError or ValueError becomes a `UserError`.
+    """Call one of transformers' `from_pretrained`; what is wrong with the model becomes a `UserError`.
 
-    Those two are its words for: no such model, no network, gated, unknown architecture, remote code.
+    OSError and ValueError are its words for: no such model, no network, gated, unknown architecture, remote code.
+    Anything can be raised over files that are damaged, also by the Rust of tokenizers and safetensors.
     """
     try:
         with quiet_bars():
             return function(source, **settings)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError)) and not Path(source).is_dir():
+            raise
         line = next(iter(str(error).splitlines()), type(error).__name__)
         hint = None
         if "trust_remote_code" in str(error):

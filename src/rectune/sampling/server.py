@@ -117,6 +117,14 @@ class ServerEngine:
 
     def _one(self, request: Request, settings: DrawSettings, stop: threading.Event) -> Completion:
         answer = self.api.post("/completions", self._body(request, settings), stop)
+        try:
+            return self._completion(request, answer)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"the server's answer is no completion ({error!r:.200})", where=self.api.url
+            ) from None
+
+    def _completion(self, request: Request, answer: Any) -> Completion:
         choice = answer["choices"][0]
         read = (answer.get("usage") or {}).get("prompt_tokens", len(request.prompt_ids))
         if self.reads_text and self.logprobs and read != len(request.prompt_ids):
@@ -203,7 +211,7 @@ def entry_of(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id, folder or packaged name, without its weights."""
     try:
-        return AutoTokenizer.from_pretrained(find_folder(model) or model)
+        return AutoTokenizer.from_pretrained(find_folder(model) or model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         hint = "the prompts need the model's tokenizer; give its folder or hub id, and --served-name if that differs"

@@ -1,0 +1,100 @@
+"""`make fuzz`: every target with new examples for a given time, by hypothesis, and by atheris where it is installed.
+
+Stops at the first failure with the smallest example that hypothesis finds. atheris drives the same targets by the
+coverage of rectune's code: hypothesis draws from atheris' bytes.
+
+    python tests/fuzz/long.py --seconds 3600 [TARGET...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+ROUND = 200  # examples between looks at the clock
+
+
+def main() -> int:
+    """Share the time out over targets and engines; each engine runs a target in a process of its own."""
+    from fuzz.targets import TARGETS
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of each engine, over all targets")
+    parser.add_argument("--engine", choices=("hypothesis", "atheris"), help="in this process, one target")
+    parser.add_argument("targets", nargs="*", default=list(TARGETS))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.getLogger("rectune").setLevel(logging.CRITICAL)
+    if options.engine:
+        (name,) = options.targets
+        (by_hypothesis if options.engine == "hypothesis" else by_atheris)(name, options.seconds)
+        return 0
+    engines = ["hypothesis", *(["atheris"] if find_spec("atheris") else [])]
+    if "atheris" not in engines:
+        print("atheris is not installed, so that half is left out (pip install atheris)")
+    for name in options.targets:
+        for engine in engines:
+            share = options.seconds / len(options.targets)
+            command = [sys.executable, __file__, "--engine", engine, "--seconds", str(share), name]
+            if subprocess.run(command).returncode:
+                print(f"fuzz: {name} fails ({engine})")
+                return 1
+    return 0
+
+
+def by_hypothesis(name: str, seconds: float) -> None:
+    """Rounds of new examples until the time is over."""
+    from fuzz.targets import TARGETS
+
+    start, done = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+
+        @seed(time.time_ns())
+        @settings(max_examples=ROUND, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.data())
+        def run(data: st.DataObject) -> None:
+            nonlocal done
+            done += 1
+            if time.monotonic() - start < seconds:
+                TARGETS[name](data.draw)
+
+        run()
+    print(
+        f"{name}: {done:,} examples in {time.monotonic() - start:.0f} s, nothing but clear errors", flush=True
+    )
+
+
+def by_atheris(name: str, seconds: float) -> None:
+    """Coverage-guided; libFuzzer ends the process when the time is over."""
+    import atheris
+
+    with atheris.instrument_imports(include=["rectune"]):
+        from fuzz.targets import TARGETS
+
+        for module in ("data.reading", "data.pairs", "data.problems", "config", "reporting.report", "selection",
+                       "grading.files", "grading.math", "diagnosis.page", "evaluation.scoring"):  # fmt: skip
+            __import__(f"rectune.{module}")
+
+    @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def run(data: st.DataObject) -> None:
+        TARGETS[name](data.draw)
+
+    arguments = [sys.argv[0], f"-max_total_time={max(1, int(seconds))}", "-timeout=10", "-rss_limit_mb=4096"]
+    atheris.Setup(arguments, run.hypothesis.fuzz_one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
