@@ -19,9 +19,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rectune.config import TrainConfig
+from rectune.data.packing import pack
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective, effective_weight, sum_by
 from rectune.training.batches import Split, capacity, pair_columns
+from rectune.training.reference import ReferenceLogprobs
 
 QUANTILES = (0.1, 0.5, 0.9)
 PROBABILITY_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -111,9 +113,9 @@ def evaluate_holdout(
     config: TrainConfig,
     accelerator: Accelerator | None = None,
     *,
-    reference: Scorer | None = None,
+    ref_logp: ReferenceLogprobs | None = None,
 ) -> dict[str, Any]:
-    """Figures of `Monitor` over hold-out rows, or, with a reference, over pairs; empty where there are none."""
+    """Figures of `Monitor` over hold-out rows, or, with `ref_logp`, over pairs; empty where there are none."""
     if not len(holdout):
         return {}
     monitor = Monitor()
@@ -122,12 +124,11 @@ def evaluate_holdout(
     mine = 0 if accelerator is None else accelerator.process_index
     of = 1 if accelerator is None else accelerator.num_processes
     device = None if accelerator is None else accelerator.device
-    for number, batch in enumerate(holdout.packed(capacity(config, paired=reference is not None), device)):
-        if number % of == mine and reference is None:
-            monitor.add(scorer.columns(batch, COLUMNS))
-        elif number % of == mine:
-            columns = scorer.columns(batch, (*COLUMNS, "ref_logp"), reference=reference)
-            monitor.add(columns | pair_columns(columns["row"]))
+    for rows in pack(holdout.lengths(), capacity(config, paired=ref_logp is not None))[mine::of]:
+        columns = scorer.columns(holdout.batch(rows, device), COLUMNS)
+        if ref_logp is not None:
+            columns |= {"ref_logp": ref_logp.of(holdout, rows, device), **pair_columns(columns["row"])}
+        monitor.add(columns)
     scorer.model.train(training)
     return monitor.figures(accelerator)
 

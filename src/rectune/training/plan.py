@@ -29,7 +29,9 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}
-    copies = ("old_logp" in needed) + bool(needed & {"kl", "ref_logp"} and not config.lora.rank)
+    copies = ("old_logp" in needed) + (
+        "kl" in needed and (config.reference is not None or not config.lora.rank)
+    )
     return {
         "config": json.loads(dump_config(config)),
         "objective": [f"{phase.name} until step {round(phase.end * len(data.plan))}" for phase in phases],

@@ -94,7 +94,7 @@ def reference_logprobs(
         "rows": rows.name,
         "fingerprint": identity,
         "vocabulary": words,
-        "precision": str(scorer.head().weight.dtype).removeprefix("torch."),
+        "precision": str(scorer.dtype).removeprefix("torch."),
         "memory_budget": str(config.memory_budget),
     }
     path = reference_file.place(config.data, belongs)
@@ -143,7 +143,7 @@ def load_reference(
         )
     identity = fingerprint(model)
     for parameter in model.requires_grad_(False).parameters():  # buffers stay exact, as in `Masters`
-        parameter.data = parameter.data.to(weight.dtype)
+        parameter.data = parameter.data.to(scorer.dtype)
     return Scorer(model, memory_budget=scorer.memory_budget, implementation=scorer.implementation), identity
 
 

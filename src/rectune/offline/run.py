@@ -1,0 +1,241 @@
+"""An offline run: sample, grade, select, train. Each stage is a file that the next one reads, and goes on after a kill.
+
+    OUT/samples.jsonl   the model's answers                     `rectune sample`
+    OUT/graded.jsonl    with a verdict                          `rectune grade`
+    OUT/rows.jsonl      correct ones, or OUT/pairs.jsonl        `rectune select`
+    OUT/train/          the run folder of training              `rectune train`
+    OUT/offline.json    settings, and what became of each stage
+
+The objective decides the method: `sft` on own correct answers is RFT, `dft` the paper's offline DFT, `iw_sft` weights
+them by how much more probable they have become, and `dpo` compares correct with wrong ones. What each stage does is
+left to the rooms below; what may change when a run goes on is in `record.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rectune.data.jsonl import read_jsonl
+from rectune.data.problems import read_problems
+from rectune.data.rows import Problem, Turn
+from rectune.disk import hold, writing
+from rectune.errors import UserError
+from rectune.evaluation.benchmarks import load_benchmark
+from rectune.grading.files import Summary, grade
+from rectune.grading.pool import check_item
+from rectune.offline.record import Record
+from rectune.offline.settings import OfflineConfig
+from rectune.sampling.engine import sample
+from rectune.sampling.progress import reporter
+from rectune.selection import UNJUDGED, select
+from rectune.stopping import saying
+from rectune.training.loop import TrainResult, train
+from rectune.training.phases import make_phases
+
+log = logging.getLogger("rectune")
+
+METHODS = {"sft": "RFT", "dft": "offline DFT", "iw_sft": "iw-SFT", "iw_sft_sequence": "iw-SFT", "dpo": "DPO"}
+"""What a method is called that trains on own answers, by its objective; others go by the objective's name."""
+
+
+@dataclass(frozen=True)
+class OfflineResult:
+    """What an offline run comes to.
+
+    Attributes:
+        out: Folder of the run; the model is in `out/train/model`.
+        method: RFT, offline DFT, iw-SFT, DPO, or the objective's name.
+        counts: Of problems, samples, verdicts and what was kept, as `select` gives them.
+        train: Of the last stage.
+    """
+
+    out: str
+    method: str
+    counts: dict[str, Any]
+    train: TrainResult
+
+
+def offline(config: OfflineConfig, *, resume: bool = False) -> OfflineResult:
+    """Let a model learn from its own judged answers; writes the folder `config.out`.
+
+    Args:
+        config: All settings.
+        resume: Go on where a run in the folder stopped; with nothing there, start afresh.
+
+    Raises:
+        UserError: Problems, model or settings that cannot be used, a folder that holds another run, a verifier that
+            judges nothing, or no answer to learn from. What is done so far stays.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "an offline run is one process",
+            hint="for several GPUs run its stages one by one: rectune sample, grade, select, and train by torchrun",
+        )
+    method, paired = method_of(config)
+    problems = read(config)
+    chosen = config.out / ("pairs.jsonl" if paired else "rows.jsonl")
+    with hold(config.out, "running an offline method"), writing(config.out, "go on with --resume"):
+        record = Record(config, problems, paired=paired, resume=resume)
+        with saying(lambda: f"{config.out}: interrupted; go on with --resume"):
+            counts = _prepare(config, problems, record, chosen)
+    log.info("%s", kept(method, counts))
+    result = train(config.training(chosen, "auto" if paired else "prompt_completion"), resume=resume)
+    return OfflineResult(str(config.out), method, counts, result)
+
+
+def _prepare(
+    config: OfflineConfig, problems: Sequence[Problem], record: Record, chosen: Path
+) -> dict[str, Any]:
+    """All stages before training, as far as they are not done; returns the counts of the selection."""
+    samples, graded = config.out / "samples.jsonl", config.out / "graded.jsonl"
+    n, total = config.sampling.n, len(problems) * config.sampling.n
+    if not record.is_done("sample", samples):
+        _sample(config, problems, samples)
+        record.done("sample", samples, {"samples": total})
+    drawn = f"{n} each at temperature {config.sampling.temperature:g}"
+    log.info("sampled: %s answers to %s problems, %s", f"{total:,}", f"{len(problems):,}", drawn)
+    if not record.is_done("grade", graded):
+        with reporter(None, 0, total, "grading") as report:
+            summary = grade(
+                samples, graded, workers=config.sampling.workers, timeout=config.sampling.timeout,
+                progress=lambda done: report(done, total, 0),
+            )  # fmt: skip
+        record.done("grade", graded, summary.counts)
+    _check_judged(record.counts("grade"), graded)
+    if not record.is_done("select", chosen):
+        purpose: Literal["sft", "dpo"] = "dpo" if chosen.stem == "pairs" else "sft"
+        kept = config.selection.model_dump()
+        record.done(
+            "select", chosen, select(graded, chosen, purpose=purpose, seed=config.sampling.seed, **kept)
+        )
+    return record.counts("select")
+
+
+def plan(config: OfflineConfig) -> dict[str, Any]:
+    """What a run would do at most; reads the problems, loads no model and writes nothing."""
+    method, paired = method_of(config)
+    problems, n = read(config), config.sampling.n
+    most = n // 2 if paired else n
+    return {
+        "config": config.model_dump(mode="json", exclude={"data"}),
+        "method": method,
+        "problems": len(problems),
+        "samples": len(problems) * n,
+        "sampled_tokens_at_most": len(problems) * n * config.sampling.max_new_tokens,
+        "pairs_at_most" if paired else "rows_at_most": len(problems)
+        * min(most, config.selection.per_problem or n),
+        "found": [path.name for path in sorted(config.out.glob("*.json*"))],
+    }
+
+
+def method_of(config: OfflineConfig) -> tuple[str, bool]:
+    """The method's name, and whether it learns from pairs. `UserError` for an unknown objective."""
+    phases = make_phases(config.objective)
+    names = [METHODS.get(phase.name, phase.name) for phase in phases]
+    return ", then ".join(names), "pair" in phases[0].columns
+
+
+def kept(method: str, counts: dict[str, Any]) -> str:
+    """One line on what the selection kept, and why not more."""
+    of = f"of {counts['samples']:,} samples"
+    without = f"{counts['without_correct']:,} of {counts['problems']:,} problems have no correct answer"
+    cut = [f"{counts['cut_off']:,} correct ones are cut at the token limit"] * bool(counts["cut_off"])
+    if "pairs" in counts:
+        none = f"{counts['without_wrong']:,} no wrong one"
+        return "; ".join([f"{method} makes {counts['pairs']:,} pairs {of}", f"{without}, {none}", *cut])
+    more = counts["correct"] - counts["cut_off"] - counts["kept"]
+    why = (
+        "repeat another"
+        if counts["settings"]["per_problem"] is None
+        else "repeat another or exceed per_problem"
+    )
+    rest = [f"{more:,} correct ones {why}"] * bool(more)
+    return "; ".join([f"{method} keeps {counts['kept']:,} {of}", without, *rest, *cut])
+
+
+def table(result: OfflineResult) -> dict[str, Any]:
+    """The row that the command line prints."""
+    counts, before, after = result.counts, result.train.before, result.train.after
+    unit = "pairs" if "pairs" in counts else "rows"
+    figure = "margin" if "margin" in after else "nll"
+    shown = {
+        f"{figure} {when}": f"{of[figure]:.3f}" for when, of in (("before", before), ("after", after)) if of
+    }
+    return {
+        "method": result.method,
+        "samples": counts["samples"],
+        "correct": f"{counts['correct'] / counts['samples']:.1%}",
+        unit: counts["pairs" if unit == "pairs" else "kept"],
+        "problems used": f"{counts['used_problems']} of {counts['problems']}",
+        "steps": result.train.steps,
+        **shown,
+    }
+
+
+def read(config: OfflineConfig) -> list[Problem]:
+    """The problems, with the verifier and the system message that the settings ask for, and checked for both."""
+    given, chosen = config.problems, config.sampling
+    if Path(given).suffix or Path(given).exists():
+        problems = read_problems(Path(given))
+    else:
+        problems = load_benchmark(given, benchmark_dir=chosen.benchmark_dir)
+    system = () if config.rows.system is None else (Turn("system", config.rows.system),)
+    ready = []
+    for problem in problems:
+        turns = problem.prompt if problem.prompt[0].role == "system" else (*system, *problem.prompt)
+        ready.append(replace(problem, prompt=turns, grader=chosen.grader or problem.grader))
+        check_item(ready[-1].grader, problem.extra, where=problem.where)
+    return ready
+
+
+def _sample(config: OfflineConfig, problems: Sequence[Problem], out: Path) -> None:
+    drawn = config.sampling
+    if drawn.samples is not None and not out.exists():
+        _take_over(Path(drawn.samples), out, problems, drawn.n)
+    sample(
+        config.model, problems, out=out, n=drawn.n, temperature=drawn.temperature, top_p=drawn.top_p,
+        max_new_tokens=drawn.max_new_tokens, seed=drawn.seed, engine=drawn.engine, batch_size=drawn.batch_size,
+        template=config.rows.template, precision=config.precision, server_url=drawn.server_url,
+        served_name=drawn.served_name,
+    )  # fmt: skip
+
+
+def _take_over(samples: Path, out: Path, problems: Sequence[Problem], n: int) -> None:
+    """Begin with what an earlier run drew for these problems; `sample` then refuses what was drawn otherwise.
+
+    The gold answer and what the verifier needs are those of the problems as they are now.
+    """
+    asked = {problem.problem_id: problem for problem in problems}
+    aside = out.with_name(f".{out.name}.part")
+    taken = 0
+    with aside.open("w", encoding="utf-8") as file:
+        for number, line in read_jsonl(samples, torn_last=True):
+            index, problem = line.get("sample_index"), asked.get(str(line.get("problem_id")))
+            if not isinstance(index, int):
+                raise UserError("is not a line of samples", where=f"{samples}:{number}")
+            if problem is not None and index < n:
+                judged = {"answer": problem.answer, "grader": problem.grader, "extra": problem.extra}
+                file.write(json.dumps(line | judged, ensure_ascii=False) + "\n")
+                taken += 1
+    aside.replace(out)
+    log.info("sampled: %s answers are taken from %s", f"{taken:,}", samples)
+
+
+def _check_judged(counts: dict[str, int], graded: Path) -> None:
+    """Refuse to go on where the verifier judged nothing: that says something about it, not about the model."""
+    log.info("%s", Summary(counts))
+    failed = {name: counts[name] for name in UNJUDGED}
+    if sum(failed.values()) == sum(counts.values()):
+        how = " and ".join(f"{count:,} times {name}" for name, count in failed.items() if count)
+        raise UserError(
+            f"the verifier judged none of the {sum(counts.values()):,} answers ({how})",
+            where=graded,
+            hint="raise sampling.timeout and --resume, or mend the problems and give samples.jsonl to another --out "
+            "as sampling.samples",
+        )
