@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,11 +51,21 @@ def full_at(call: int, function: Callable[..., Any], size: Callable[[], int]) ->
     return limited
 
 
+LATER = [
+    ("save_checkpoint", 2, 20),
+    ("save_model", 1, 1000),
+    ("save_model", 1, 60_000),
+    ("write_result", 1, 10),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "call", "bytes_left"),
-    [("save_checkpoint", 2, 60_000), ("save_checkpoint", 2, 20), ("_log", 6, 100), ("save_model", 1, 1000),
-     ("save_model", 1, 60_000), ("write_result", 1, 10)],
-)  # fmt: skip
+    [
+        *[("save_checkpoint", 2, 60_000), ("_log", 6, 100)],
+        *[pytest.param(*one, marks=pytest.mark.faults) for one in LATER],
+    ],
+)
 def test_a_full_disk(
     run: Any,
     whole: Path,
@@ -115,8 +126,9 @@ def test_other_errors_stay_what_they_are() -> None:
 
 HOLDER = """
 import os, sys, time
+from pathlib import Path
 from rectune.disk import hold
-with hold(sys.argv[1], "training"):
+with hold(Path(sys.argv[1]), "training"):
     if os.fork() == 0:
         os.close(1)
         time.sleep(60)
@@ -159,6 +171,7 @@ def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.faults
 def test_a_clock_that_jumps(run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the time of day nor the files' times decide anything."""
     out = tmp_path / "run"
@@ -185,3 +198,40 @@ def test_half_written_lines_of_metrics(
     same_runs(whole, out)
     assert [line["step"] for line in metrics(out, "train")] == [1, 2, 3, 4, 5, 6]
     assert json.loads(path.read_text().splitlines()[0])["step"] == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB; skips where this process may not mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    asked = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(asked, capture_output=True).returncode:
+        pytest.skip("no right to mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_really_full(run: Any, whole: Path, small_disk: Path) -> None:
+    """Room is taken away between two checkpoints; once it is given back the run goes on."""
+    out, ballast = small_disk / "run", small_disk / "ballast"
+    run(str(out), until=2)
+    ballast.write_bytes(bytes(int(shutil.disk_usage(small_disk).free * 0.7) // 4096 * 4096))
+    with pytest.raises(
+        UserError, match=r"cannot be written \(No space left on device\); free some space"
+    ) as caught:
+        run(str(out), resume=True)
+    assert "\n" not in str(caught.value)
+    assert checkpoints.last_good_checkpoint(out / "checkpoints") is not None
+    ballast.unlink()
+    run(str(out), resume=True)
+    same_runs(whole, out)
+
+
+@pytest.mark.faults
+def test_a_disk_that_became_read_only(run: Any, small_disk: Path) -> None:
+    run(str(small_disk / "run"), until=2)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"disk/run: cannot be written \(Read-only file system\)"):
+        run(str(small_disk / "run"), resume=True)

@@ -46,7 +46,9 @@ def command(toy: dict[str, Any], out: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(
+    ("number", "code"), [SIGNALS[0], pytest.param(*SIGNALS[1], marks=pytest.mark.faults)]
+)
 def test_training_stops_behind_the_step(
     toy: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], number: int, code: int,
@@ -87,6 +89,7 @@ def test_in_the_last_step_it_is_finished_first(
     same_runs(whole, tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_without_checkpoints_one_is_written(
     run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +101,9 @@ def test_without_checkpoints_one_is_written(
     same_runs(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(*SIGNALS[0], marks=pytest.mark.faults), SIGNALS[1]]
+)
 def test_sampling_and_grading_keep_what_they_have(
     toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], number: int, code: int,

@@ -23,12 +23,14 @@ Losses = Callable[..., tuple[dict[str, Tensor], Tensor]]
 
 
 def nan_loss(loss: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, loss * math.nan, loss)
+    """The gradient stays, which is that of the sum."""
+    return loss + torch.where(mask, math.nan, 0.0)
 
 
 def nan_gradient(loss: Tensor, mask: Tensor) -> Tensor:
-    """The value stays: sqrt has an infinite slope at 0."""
-    return torch.where(mask, loss + (loss * 0).abs().sqrt(), loss)
+    """The value stays: sqrt has an infinite slope at 0, and one of 1/2 at 1."""
+    other = (~mask).float()
+    return loss + ((loss * 0).abs() + other).sqrt() - other
 
 
 def poisoned(poison: Callable[[Tensor, Tensor], Tensor], guilty: set[int], steps: set[int]) -> Losses:
@@ -125,10 +127,10 @@ class _Fails(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("error", "backward", "settings"),
     [
-        (cuda_error, False, {}),
-        (cuda_error, True, {"precision": "bf16"}),
-        (cpu_error, True, {"normalization": "micro-batch"}),
-        (MemoryError, False, {"lora__rank": 2, "lora__merge": True, "learning_rate": 0.1}),
+        (cpu_error, False, {}),
+        pytest.param(cuda_error, True, {"precision": "bf16"}, marks=pytest.mark.faults),
+        pytest.param(cpu_error, True, {"normalization": "micro-batch"}, marks=pytest.mark.faults),
+        pytest.param(MemoryError, False, {"lora__rank": 2, "lora__merge": True}, marks=pytest.mark.faults),
     ],
 )
 def test_out_of_memory_halves_the_micro_batch(
@@ -174,6 +176,7 @@ def test_other_errors_are_not_memory(run: Any, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+@pytest.mark.faults
 def test_memory_and_bits(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run with little memory that was stopped is, to the bit, one with little memory that was not."""
     monkeypatch.setattr(Scorer, "hidden", fits(60, cuda_error, backward=True))

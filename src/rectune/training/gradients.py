@@ -7,6 +7,7 @@ losses is divided by the whole step's number of targets. What is done with the g
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 
 import torch
@@ -97,12 +98,16 @@ class Gradients:
         monitor = Monitor(phase.objective, phase.settings, phase.protect)
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # so that dropout can be resumed
         self.masters.start_step()
+        finite = True
         for together, divisor in self._micro_batches(step):
             for rows in self._parts(together):
                 self._rows = rows
                 columns, losses = self._losses(rows, phase)
                 (losses.sum() / divisor).backward()
                 monitor.add(columns, losses)
+                finite = finite and bool(losses.isfinite().all())
+        if not finite:  # its gradient may be: the step is to be skipped, by all processes
+            self.masters.scale_gradients(math.nan)
         return monitor
 
     def _micro_batches(self, step: int) -> Iterator[tuple[list[int], int]]:
