@@ -155,13 +155,15 @@ def grpo(
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
-def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """KL(model || reference) estimated at the model's own tokens, in nats: r - log r - 1 with r = p_ref / p.
+def k3(logp: Tensor, ref_logp: Tensor, old_logp: Tensor | None = None) -> Tensor:
+    """KL(model || reference) estimated at sampled tokens, in nats: r - log r - 1 with r = p_ref / p; never negative.
 
-    GRPO's penalty, arXiv:2402.03300 Eq. 4; never negative, its gradient goes through log p.
+    GRPO's penalty, arXiv:2402.03300 Eq. 4. Times p / p_old, where `old_logp` is given, its gradient over the samples of
+    the old model is that of the KL (arXiv:2512.02556, and TRL's default); without, that of KL(reference || model).
     """
     log_ratio = sg(ref_logp) - logp
-    return log_ratio.expm1() - log_ratio
+    estimate = log_ratio.expm1() - log_ratio
+    return estimate if old_logp is None else (logp - sg(old_logp)).exp() * estimate
 
 
 OBJECTIVES: dict[str, Objective] = {

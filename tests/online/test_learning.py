@@ -12,18 +12,18 @@ from training_runs import metrics
 
 BANDIT = '''
 def arm(prompt, text, answer, extra):
-    """One pull: the first token decides. The best arm is the letter e of each problem's answer."""
-    return 1.0 if text[:1] == answer else 0.1 * (text[:1].isalpha())
+    """One token: a small letter is best, a digit is better than nothing."""
+    return 1.0 if "a" <= text[:1] <= "z" else 0.2 * text[:1].isdigit()
 
 
-def count(prompt, text, answer, extra):
-    """Ten tokens: the share of them that are the wanted letter."""
-    return text.count(answer) / 10
+def vowels(prompt, text, answer, extra):
+    """Six tokens: the share of them that are vowels."""
+    return sum(text.count(vowel) for vowel in "aeiou") / 6
 '''
 
-SETTINGS: dict[str, Any] = {"problems_per_step": 8, "n": 8, "learning_rate": 0.01, "weight_decay": 0.0}
+SETTINGS: dict[str, Any] = {"problems_per_step": 4, "n": 8, "learning_rate": 0.02, "weight_decay": 0.0}
 PPO: dict[str, Any] = {
-    "algorithm": "ppo", "epochs": 2, "minibatches": 2, "value_learning_rate": 0.01, "entropy_bonus": 0.003,
+    "algorithm": "ppo", "epochs": 2, "value_learning_rate": 0.02, "lam": 0.9,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def task(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("algorithm", [{}, PPO], ids=["grpo", "ppo"])
-@pytest.mark.parametrize(("function", "tokens", "steps"), [("arm", 1, 30), ("count", 10, 40)])
+@pytest.mark.parametrize(("function", "tokens", "steps"), [("arm", 1, 20), ("vowels", 6, 20)])
 def test_the_known_optimum_is_found(
     run: Any,
     task: dict[str, str],
@@ -50,13 +50,13 @@ def test_the_known_optimum_is_found(
         problems=task["problems"], reward=f"{task['file']}:{function}", max_new_tokens=tokens, steps=steps,
         **SETTINGS, **algorithm,
     )  # fmt: skip
-    assert result.reward["first"] < 0.15
+    assert result.reward["first"] < 0.3
     assert result.reward["last"] > 0.9
     lines = metrics(tmp_path / "run", "train")
-    assert lines[-1]["entropy"] < 0.5 * lines[0]["entropy"]
-    if algorithm:  # the value head learns what to expect
-        assert lines[-1]["value"] > 0.5
-        assert max(line["explained_variance"] or 0 for line in lines) > 0.1
+    assert lines[-1]["nll"] < 0.7 * lines[0]["nll"]
+    if algorithm:  # the value head has learnt what to expect
+        assert lines[0]["value"] == 0
+        assert lines[-1]["value"] == pytest.approx(lines[-1]["reward"], abs=0.3)
 
 
 def test_without_a_reason_nothing_is_learnt(run: Any, tmp_path: Path) -> None:

@@ -41,3 +41,23 @@ def test_k3_estimates_the_divergence_and_its_reference_is_fixed() -> None:
     each.sum().backward()
     assert reference.grad is None
     assert torch.allclose(model.grad, 1 - (reference - model).exp())
+
+
+def test_the_correction_makes_the_gradient_that_of_the_divergence() -> None:
+    """Over the model's own tokens: exactly the gradient of KL(model || reference) with, of the reverse one without."""
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(value, logits)[0]
+
+    logp = logits.log_softmax(-1)
+    p = logp.exp().detach()  # tokens are drawn from it: their probability has no gradient
+    corrected = gradient((p * k3(logp, reference, logp)).sum())
+    logp = logits.log_softmax(-1)
+    assert torch.allclose(corrected, gradient((logp.exp() * (logp - reference)).sum()))
+    logp = logits.log_softmax(-1)
+    plain = gradient((p * k3(logp, reference)).sum())
+    logp = logits.log_softmax(-1)
+    assert torch.allclose(plain, gradient((reference.exp() * (reference - logp)).sum()))
+    assert not torch.allclose(plain, corrected)

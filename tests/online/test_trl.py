@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rectune.data.tokens import Encoded
 from rectune.online.config import OnlineConfig
@@ -53,16 +54,18 @@ def noisy(model: Any, seed: int) -> list[torch.Tensor]:
     [
         ("token", "dapo", {}),
         ("sequence", "grpo", {"beta": 0.1, "temperature": 0.7}),
+        ("sequence", "grpo", {"beta": 0.1, "kl": "plain"}),
         ("constant", "dr_grpo", {"epsilon_high": 0.28, "beta": 0.04}),
     ],
 )
 def test_loss_and_gradients_are_those_of_trl(
-    tmp_path: Path, aggregation: str, loss_type: str, settings: dict[str, float]
+    tmp_path: Path, aggregation: str, loss_type: str, settings: dict[str, Any]
 ) -> None:
     trl = pytest.importorskip("trl")
     import datasets
 
-    model = tiny_model(seed=3)
+    tiny_model(seed=3).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")  # TRL reads more of the folder
     old, ref = noisy(model, 1), noisy(model, 2)
     ids, mask = padded(PROMPTS, left=True)
     answer_ids, answer_mask = padded(ANSWERS, left=False)
@@ -70,12 +73,13 @@ def test_loss_and_gradients_are_those_of_trl(
     def table(columns: list[torch.Tensor]) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True)
 
+    theirs_too = {name: value for name, value in settings.items() if name != "kl"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         args = trl.GRPOConfig(
             output_dir=str(tmp_path), loss_type=loss_type, per_device_train_batch_size=4, num_generations=2,
             max_completion_length=LONGEST, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
-            **settings,
+            use_bias_correction_kl="kl" not in settings, **theirs_too,
         )  # fmt: skip
         trainer = trl.GRPOTrainer(
             model, lambda completions, **_: [0.0] * len(completions), args=args, processing_class=byte_tokenizer(),

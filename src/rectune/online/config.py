@@ -62,6 +62,8 @@ class OnlineConfig(Settings):
     """Upper clip, where it is not epsilon (DAPO: 0.28)."""
     beta: float = Field(0.0, ge=0)
     """KL coefficient against the initial model: in the loss (grpo, k3), or per token in the reward (ppo)."""
+    kl: Literal["corrected", "plain"] = "corrected"
+    """grpo: k3 times p / p_old, whose gradient is the KL's (TRL's default); or k3 alone, as in the GRPO paper."""
     advantage: Literal["std", "none", "leave-one-out"] = "std"
     """grpo: (reward - mean) / std of the group; none leaves out the std; leave-one-out: minus the others' mean."""
     aggregation: Literal["token", "sequence", "constant"] = "token"

@@ -30,7 +30,7 @@ from rectune.online.record import OnlineResult, keep_rollout, line, summary
 from rectune.online.reload import ReloadingServer
 from rectune.online.reward import Rewards
 from rectune.online.rollout import credit, measure, roll_out
-from rectune.online.update import says_nothing, update
+from rectune.online.update import trained, update
 from rectune.sampling.engine import Engine
 from rectune.sampling.local import LocalEngine
 from rectune.sampling.server import ServerEngine
@@ -194,10 +194,9 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
-        trained = time.perf_counter()
-        nothing = says_nothing(rollout, config)
+        credited = time.perf_counter()
         made: dict[str, Any] = {"updates": 0, "skipped": 0}
-        if not nothing:
+        if trained(rollout, rollout.used, config):
             made = update(
                 self.policy,
                 self.masters,
@@ -225,7 +224,7 @@ class _Run:
             "seconds": round(now - began, 4),
             "seconds_sampling": round(rollout.seconds["sampling"], 4),
             "seconds_grading": round(rollout.seconds["grading"], 4),
-            "seconds_training": round(now - trained + rollout.seconds["credit"], 4),
+            "seconds_training": round(now - credited + rollout.seconds["credit"], 4),
             "tokens_per_second": round(tokens / (now - began), 1),
             "peak_memory_mib": peak_memory_mib(),
         }

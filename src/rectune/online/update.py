@@ -1,7 +1,8 @@
 """Clipped steps over a rollout: in each epoch its answers are dealt into minibatches, and each makes one update.
 
 A minibatch is packed into micro-batches; the sum of its tokens' losses, weighted as `aggregation` says, does not
-depend on how. The losses are in `objectives.py` (policy) and `policy.py` (value).
+depend on how. Answers that cannot have a gradient (advantage 0, no KL) are not run; they count in the means all the
+same. The losses are in `objectives.py` (policy) and `policy.py` (value).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def update(
 
     Returns:
         `updates` made, `skipped` ones (without a finite gradient), `grad_norm` (mean before clipping), `objective`
-        (mean loss), and means over the tokens of all passes: `entropy` in nats, `clip_share`, `kl_old` (KL to the
+        (mean loss), and means over the tokens that were run: `entropy` in nats, `clip_share`, `kl_old` (KL to the
         policy that drew, k3), `kl` (to the reference, k3; None without one), `value_loss` (ppo).
     """
     totals: defaultdict[str, float] = defaultdict(float)
@@ -76,11 +77,11 @@ def update(
     }
 
 
-def says_nothing(rollout: Rollout, config: OnlineConfig) -> bool:
-    """Whether no gradient can come of it: nothing judged, or only degenerate groups and no KL to lower."""
+def trained(rollout: Rollout, rows: Sequence[int], config: OnlineConfig) -> list[int]:
+    """Those of the answers that can have a gradient: under GRPO without a KL those whose advantage is not 0."""
     if config.algorithm == "ppo" or config.beta:
-        return not rollout.used
-    return not any(rollout.columns[i]["advantage"].any() for i in rollout.used)
+        return list(rows)
+    return [i for i in rows if rollout.columns[i]["advantage"].any()]
 
 
 def minibatches(used: Sequence[int], config: OnlineConfig, step: int) -> Iterator[list[int]]:
@@ -105,16 +106,18 @@ def _backward(
 ) -> None:
     """Gradients of one minibatch, and its figures added to `totals`."""
     lengths = rollout.lengths
-    weights = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
-    for places in pack([len(rollout.rows[i].input_ids) for i in rows], capacity):
-        chosen = [rows[place] for place in places]
+    of_rows = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
+    weights = dict(zip(rows, of_rows, strict=True))
+    some = trained(rollout, rows, config)
+    for places in pack([len(rollout.rows[i].input_ids) for i in some], capacity):
+        chosen = [some[place] for place in places]
         batch = collate([rollout.rows[i] for i in chosen], policy.device)
         columns = policy.columns(batch, entropy_gradient=config.entropy_bonus > 0)
         for name in rollout.columns[chosen[0]]:
             columns[name] = rollout.cat(name, chosen, policy.device)
         columns.setdefault("old_logp", columns["logp"])
         losses = token_losses(columns, config)
-        loss = (losses * weights[places].to(policy.device)[columns["row"]]).sum()
+        loss = (losses * torch.stack([weights[i] for i in chosen]).to(policy.device)[columns["row"]]).sum()
         loss.backward()
         _add(totals, columns, loss.item(), config)
 
@@ -129,7 +132,10 @@ def token_losses(columns: dict[str, Tensor], config: OnlineConfig) -> Tensor:
         high=config.epsilon_high,
     )
     if config.algorithm == "grpo":
-        return losses + config.beta * k3(columns["logp"], columns["ref_logp"]) if config.beta else losses
+        if not config.beta:
+            return losses
+        old_logp = columns["old_logp"] if config.kl == "corrected" else None
+        return losses + config.beta * k3(columns["logp"], columns["ref_logp"], old_logp)
     error = value_loss(columns["value"], columns["old_value"], columns["returns"], clip=config.value_clip)
     losses = losses + config.value_coefficient * error
     return losses - config.entropy_bonus * columns["entropy"] if config.entropy_bonus else losses
