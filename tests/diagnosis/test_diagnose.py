@@ -18,9 +18,9 @@ from rectune.cli import main
 from rectune.config import DataConfig
 from rectune.data.encoding import RowCounts
 from rectune.data.packing import collate
-from rectune.data.tokens import Encoded
+from rectune.data.tokens import Encoded, token_texts
 from rectune.diagnosis import diagnose
-from rectune.diagnosis.classes import CLASSES, class_of, token_classes, token_texts
+from rectune.diagnosis.classes import CLASSES, class_of, token_classes
 from rectune.diagnosis.figures import standard_error
 from rectune.diagnosis.measure import Measured
 from rectune.diagnosis.risks import CHECKS, Found, find_risks
@@ -311,6 +311,13 @@ def test_a_format_that_the_model_never_writes_is_named() -> None:
     assert "format tokens" not in {
         risk["name"] for risk in made_up(np.log(np.full(ROWS * EACH, 0.8)), targets)
     }
+
+
+def test_an_unexpected_start_is_said_once() -> None:
+    logp = np.log(np.random.default_rng(0).uniform(0.7, 0.99, ROWS * EACH))
+    targets, starts = np.arange(100, 100 + ROWS * EACH), np.arange(ROWS) * EACH
+    targets[starts], logp[starts] = 3, math.log(0.001)
+    assert [risk["name"] for risk in made_up(logp, targets)] == ["first token"]
 
 
 def test_the_next_commands_read_the_same_rows(model: str, tmp_path: Path) -> None:

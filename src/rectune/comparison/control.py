@@ -20,6 +20,9 @@ from rectune.training.checkpoints import to_json, write_text
 
 log = logging.getLogger("rectune")
 
+NEAR = 0.1
+"""Share of the target entropy by which matched answers may miss it without a warning."""
+
 
 def entropy(respondent: Respondent, folder: Path) -> float:
     """Mean entropy of a model's answers in FOLDER/evaluation, in nats a token; kept in FOLDER/entropy.json."""
@@ -44,7 +47,10 @@ def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, floa
 def answer_matched(
     respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
 ) -> Path:
-    """Sample a model as sharp as the arm `slug`; the temperature and how it was found stay in match.json beside."""
+    """Sample a model as sharp as the arm `slug`; match.json beside has the temperature and how it was found.
+
+    Its `drawn` is the entropy of the answers drawn there, which the target was only estimated for.
+    """
     matched = folder / f"matched-{slug}"
     path = matched / "match.json"
     if not path.is_file():
@@ -52,6 +58,17 @@ def answer_matched(
         log.info("%s", found["sentence"])
         matched.mkdir(parents=True, exist_ok=True)
         write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
-    temperature = float(json.loads(path.read_text())["temperature"])
+    record = json.loads(path.read_text())
+    temperature = float(record["temperature"])
     respondent.answer(matched, files, replace(draws, temperature=temperature))
+    if "drawn" not in record:
+        drawn = entropy_of_answers(respondent.model, matched, temperature=temperature)
+        write_text(path, to_json({**record, "drawn": drawn}, indent=2) + "\n")
+        say = log.warning if abs(drawn - target) > NEAR * target else log.info
+        say(
+            "answers drawn at T = %.3f have %.3f nats a token, for a target of %.3f",
+            temperature,
+            drawn,
+            target,
+        )
     return matched

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.rows import Row, Turn
@@ -129,3 +130,13 @@ def _row_encoded(row: list[Piece], spans: list[tuple[list[int], list[int]]], spe
     if labels and labels[0] != IGNORED:  # nothing stands before the first token, so it cannot be predicted
         labels[0], structural[0] = IGNORED, False
     return Encoded(ids, labels, structural)
+
+
+def token_texts(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of each id as it stands behind others; half a character is shown as U+FFFD."""
+    unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
+    # Behind itself, since SentencePiece tokenizers drop the space before the first token of what they decode.
+    once = tokenizer.batch_decode([[one] for one in unique.tolist()])
+    twice = tokenizer.batch_decode([[one, one] for one in unique.tolist()])
+    texts = [both[len(alone) :] for alone, both in zip(once, twice, strict=True)]
+    return [texts[i] for i in inverse]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rectune.data.tokens import token_texts
+
 CLASSES = ("end and special", "digits", "operators and LaTeX", "words", "code", "whitespace", "punctuation")
 _END, _DIGITS, _OPERATORS, _WORDS, _CODE, _SPACE, _OTHER = range(len(CLASSES))
 
@@ -30,16 +32,6 @@ def class_of(text: str) -> int:
     if _OPERATOR.fullmatch(bare):
         return _OPERATORS
     return _WORDS if any(char.isalpha() for char in bare) else _OTHER
-
-
-def token_texts(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each id as it stands behind others; half a character is shown as U+FFFD."""
-    unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
-    # Behind itself, since SentencePiece tokenizers drop the space before the first token of what they decode.
-    once = tokenizer.batch_decode([[one] for one in unique.tolist()])
-    twice = tokenizer.batch_decode([[one, one] for one in unique.tolist()])
-    texts = [both[len(alone) :] for alone, both in zip(once, twice, strict=True)]
-    return [texts[i] for i in inverse]
 
 
 def token_classes(

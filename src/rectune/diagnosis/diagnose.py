@@ -24,8 +24,9 @@ from rectune.data.encoding import EncodedRows, choose_template, encode_rows
 from rectune.data.overlap import find_overlap
 from rectune.data.packing import Batch, collate
 from rectune.data.reading import read_rows, row_at
+from rectune.data.tokens import token_texts
 from rectune.diagnosis import figures
-from rectune.diagnosis.classes import token_classes, token_texts
+from rectune.diagnosis.classes import token_classes
 from rectune.diagnosis.examples import choose, examples
 from rectune.diagnosis.measure import Measured, measure
 from rectune.diagnosis.page import render_page

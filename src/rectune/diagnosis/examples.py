@@ -10,7 +10,8 @@ import torch
 
 from rectune.data.encoding import EncodedRows
 from rectune.data.packing import collate
-from rectune.diagnosis.classes import CLASSES, token_texts
+from rectune.data.tokens import token_texts
+from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Scorer

@@ -114,6 +114,8 @@ def _format(found: Found) -> Iterator[dict[str, Any]]:
     if len(m.rows) < _FEW_ROWS or m.p_N.mean() < lines.WEAK.value:
         return
     candidate = ~m.structural_N & (found.classes_N != CLASSES.index("digits"))
+    if _unexpected_start(m) is not None:  # said by a risk of its own
+        candidate[_starts(m)] = False
     pairs = np.unique(
         m.targets_N[candidate] * len(m.rows) + m.row_N[candidate]
     )  # each token once for each row
@@ -166,18 +168,30 @@ def _template(found: Found) -> Iterator[dict[str, Any]]:
             lines.Line(0.0, lines.OWN), len(marked), [{"where": where, "note": mark} for where, mark in marked],
         )  # fmt: skip
     m = found.measured
-    first = np.flatnonzero(np.r_[True, m.row_N[1:] != m.row_N[:-1]])
-    p, rest = float(np.median(m.p_N[first])), float(m.p_N.mean())
-    if p < lines.FIRST_TOKEN_P.value and rest > lines.FIRST_TOKEN_REST.value:
+    if (p := _unexpected_start(m)) is not None:
+        first = _starts(m)
         common = found.tokens(m.targets_N[first[:50]].tolist())
         shown = max(set(common), key=common.count)
         worst = first[np.argsort(m.logp_N[first])][:_MOST_ROWS]
         yield _risk(
             "first token", "medium",
-            f"the first token of an answer (often {shown!r}) has median p {p:.2g}, all tokens a mean of {rest:.2f}",
+            f"the first token of an answer (often {shown!r}) has median p {p:.2g}, "
+            f"all tokens a mean of {m.p_N.mean():.2f}",
             "the prompt may end otherwise than the model is used to (a space, a newline, a template): see the rows",
             lines.FIRST_TOKEN_P, p, [_row(found, int(m.row_N[i])) for i in worst],
         )  # fmt: skip
+
+
+def _starts(m: Measured) -> np.ndarray:
+    """Places of the first target of each row."""
+    return np.flatnonzero(np.r_[True, m.row_N[1:] != m.row_N[:-1]])
+
+
+def _unexpected_start(m: Measured) -> float | None:
+    """Median p of an answer's first token, where that is improbable and the rest is not."""
+    p = float(np.median(m.p_N[_starts(m)]))
+    unexpected = p < lines.FIRST_TOKEN_P.value and m.p_N.mean() > lines.FIRST_TOKEN_REST.value
+    return p if unexpected else None
 
 
 def _cut(found: Found) -> Iterator[dict[str, Any]]:

@@ -7,8 +7,9 @@ is not sharpness. Entropy is the mean over the tokens of a model's own answers o
     H_T = -sum_v p_v log p_v,   p = softmax(logits / T)
 
 by teacher forcing over the sampled tokens. At states that are held fixed H_T grows with T (dH_T / dT = Var_p(logits)
-/ T^3), so one T fits; sampling at it visits other states, and the entropy there may differ a little. Drawing the
-samples is left to `evaluate.py`, what comes of it to `arms.py`.
+/ T^3), so one T fits; sampling at it visits other states, and the entropy there may differ a little:
+`entropy_of_answers` of those samples says by how much. Drawing them is left to `evaluate.py`, what comes of it to
+`arms.py`.
 
 Shapes: N tokens, D width.
 """
@@ -65,7 +66,7 @@ def match(
     Raises:
         UserError: No evaluation at T = 1 there, or one of another model.
     """
-    entropy_at, count = _entropies(model, own, tokens, seed)
+    entropy_at, count = _entropies(model, own, 1.0, tokens, seed)
     found = matched_temperature(entropy_at, target)
     own_entropy = entropy_at(1.0)
     said = f"{own_entropy:.3f} nats a token at T = 1"
@@ -79,9 +80,11 @@ def match(
     return {**found, "target": target, "own": own_entropy, "tokens": count, "sentence": said}
 
 
-def entropy_of_answers(model: str | Path, own: str | Path, *, tokens: int = TOKENS, seed: int = 0) -> float:
-    """Mean entropy in nats a token of a model's answers at T = 1; arguments as in `match`."""
-    return _entropies(model, own, tokens, seed)[0](1.0)
+def entropy_of_answers(
+    model: str | Path, own: str | Path, *, temperature: float = 1.0, tokens: int = TOKENS, seed: int = 0
+) -> float:
+    """Mean entropy in nats a token of a model's answers at a temperature; other arguments as in `match`."""
+    return _entropies(model, own, temperature, tokens, seed)[0](temperature)
 
 
 def matched_temperature(
@@ -195,12 +198,12 @@ def encoded_answers(
 
 
 def _entropies(
-    model: str | Path, own: str | Path, tokens: int, seed: int
+    model: str | Path, own: str | Path, temperature: float, tokens: int, seed: int
 ) -> tuple[Callable[[float], float], int]:
     evaluation = read_evaluation(Path(own))
     protocol = evaluation["protocol"]
-    if (protocol["temperature"], protocol["top_p"]) != (1, 1):
-        raise UserError("was not sampled at temperature 1 and top-p 1", where=own)
+    if (protocol["temperature"], protocol["top_p"]) != (temperature, 1):
+        raise UserError(f"was not sampled at temperature {temperature:g} and top-p 1", where=own)
     ids = [i for one in evaluation["benchmarks"].values() for i in one["problem_ids"]]
     groups = read_graded(Path(own) / "graded.jsonl", ids, protocol["n"]).values()
     lines = _some([line for group in groups for line in group], tokens, seed)

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from rectune.config import TrainConfig
 from rectune.data.order import draw
 from rectune.data.packing import Batch, collate, pack
-from rectune.data.tokens import IGNORED, Encoded
+from rectune.data.tokens import IGNORED, Encoded, token_texts
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Head, Scorer
@@ -34,6 +34,7 @@ from rectune.sampling.repetition import repetition
 from rectune.training.batches import Split, capacity
 from rectune.training.checkpoints import to_json, write_text
 from rectune.training.drift_lines import sentence, warnings
+from rectune.training.sharding import is_sharded
 
 log = logging.getLogger("rectune")
 
@@ -55,11 +56,8 @@ class _Base:
     hidden_TD: Tensor
     of_head: Head
 
-    def hidden(self, batch: Batch) -> Tensor:
-        return self.hidden_TD
-
-    def head(self) -> Head:
-        return self.of_head
+    def states(self, batch: Batch) -> tuple[Tensor, Head]:
+        return self.hidden_TD, self.of_head
 
 
 class Probe:
@@ -170,7 +168,7 @@ class Probe:
                 start, done = done, done + len(mine)
                 content[row] = {
                     "where": self.where[row],
-                    "tokens": [self.tokenizer.decode([token]) for token in mine],
+                    "tokens": token_texts(mine, self.tokenizer),
                     "before": self.before[start:done].tolist(),
                     "after": self.now[start:done].tolist(),
                 }
@@ -219,6 +217,9 @@ def make_probe(
 ) -> Probe | None:
     """The run's probe; None where nothing is watched, or another process does."""
     if not config.probe or not accelerator.is_main_process:
+        return None
+    if is_sharded(accelerator):
+        log.info("drift: not watched, since the weights are sharded over processes")
         return None
     if not len(holdout):
         log.info("drift: not watched, since there are no hold-out rows")
