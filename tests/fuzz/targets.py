@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -65,7 +66,7 @@ def rows(draw: Draw) -> None:
 
 
 def _written(whole: Any, suffix: str, draw: Draw) -> bytes:
-    records = whole if isinstance(whole, list) else [whole]
+    records = _listed(whole)
     if suffix == ".json":
         return json.dumps({"data": records} if draw(st.booleans()) else records).encode()
     if suffix == ".csv":
@@ -78,6 +79,10 @@ def _written(whole: Any, suffix: str, draw: Draw) -> bytes:
         writer.writerows([[str(value) for value in row.values()] for row in rows])
         return file.getvalue().encode("utf-8", "surrogatepass")
     return lines(*records)
+
+
+def _listed(whole: Any) -> list[Any]:
+    return whole if isinstance(whole, list) else [whole]
 
 
 def pairs_and_problems(draw: Draw) -> None:
@@ -95,7 +100,9 @@ def pairs_and_problems(draw: Draw) -> None:
     }
     other = {"messages": [{"role": "user", "content": "q"}], "answer": "#### 4", "grader": "code",
              "extra": {"test_list": ["assert True"], "extract": ["boxed"]}}  # fmt: skip
-    content = draw(damaged(lines(*draw(spoilt(draw(st.sampled_from(([pair, pair], [problem, other]))))))))
+    content = draw(
+        damaged(lines(*_listed(draw(spoilt(draw(st.sampled_from(([pair, pair], [problem, other]))))))))
+    )
     for read in (read_pairs, read_problems):
         with bounded() as folder:
             (folder / "x.jsonl").write_bytes(content)
@@ -163,8 +170,9 @@ def run_folder(draw: Draw) -> None:
         for name in draw(st.lists(st.sampled_from(FILES), max_size=3, unique=True))
     }
     contents = {name: _changed(_folder() / name, how, draw) for name, how in changes.items()}
-    drawn = draw(st.integers(0, 30)) == 0
+    drawn = draw(st.integers(0, 30)) == 30
     state = draw(damaged(b'{"format": 1, "step": 2, "updates": 2, "checksums": {"weights.safetensors": 1}}'))
+    _folder()
     with bounded() as inside:
         folder = Path(shutil.copytree(_folder(), inside / "c"))
         secret = inside / "secret.jsonl"
@@ -194,7 +202,10 @@ def run_folder(draw: Draw) -> None:
             if how > 3 and name.startswith("runs/"):
                 (inside / name).write_bytes(contents[name])
         (folder / "dft/seed-0/model").mkdir()
-        run_prompt(str(folder / "dft/seed-0"))
+        if not re.search(
+            r'"data": *"[\w.:/-]*"', (folder / "dft/seed-0/config.json").read_text("utf-8", "replace")
+        ):
+            run_prompt(str(folder / "dft/seed-0"))  # else the rows would be looked for on the hub
     with bounded() as inside:
         folder = Path(shutil.copytree(_folder() / "runs", inside / "runs"))
         for name, how in changes.items():
@@ -209,7 +220,9 @@ def run_folder(draw: Draw) -> None:
 
 @lru_cache(maxsize=1)
 def _folder() -> Path:
-    return comparison(Path(tempfile.mkdtemp(prefix="fuzzed-")) / "c", "x")
+    import matplotlib.font_manager  # noqa: F401  makes its folders
+
+    return comparison(Path(tempfile.mkdtemp(prefix="fuzzed-")) / "c", "*")
 
 
 def _changed(path: Path, how: int, draw: Draw) -> bytes:
@@ -253,7 +266,7 @@ def samples(draw: Draw) -> None:
         for one, v in zip((SAMPLE, other), ("correct", "wrong"), strict=True)
     ]
     graded = draw(spoilt(verdicts))
-    before, after = (draw(damaged(lines(*(x if isinstance(x, list) else [x])))) for x in (ungraded, graded))
+    before, after = (draw(damaged(lines(*_listed(x)))) for x in (ungraded, graded))
     purpose = draw(st.sampled_from(("sft", "dpo")))
     expected = Sample(**{**SAMPLE, "turns": (Turn("user", "q"),)})  # type: ignore[arg-type]
     with bounded() as folder:

@@ -60,7 +60,7 @@ def test_a_record_without_end(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_line_of_the_longest_kind_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "LONGEST", 16)
+    monkeypatch.setattr(jsonl, "LONGEST", 17)
     (tmp_path / "x.jsonl").write_text('{"a": "012345"}\n{"a": "01234567"}\n')
     lines = read_jsonl(tmp_path / "x.jsonl")
     assert next(lines) == (1, {"a": "012345"})
@@ -106,7 +106,7 @@ def test_graded_samples_with_turns_of_another_kind(turns: Any, tmp_path: Path) -
         {"extract": "boxed"},
         {"test_list": [1]},
         {"tolerance": 10**400},
-        {"tolerance": []},
+        {"tolerance": ["x"]},
     ],
 )
 def test_what_a_grader_needs_of_another_kind(extra: Any) -> None:

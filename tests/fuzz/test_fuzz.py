@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fuzz.targets import TARGETS
 
-EXAMPLES = {"rows": 40, "pairs_and_problems": 60, "recipe": 60, "run_folder": 8, "samples": 60, "answers": 15,
-            "programs": 30, "diagnosis_page": 10}  # fmt: skip
+EXAMPLES = {"rows": 15, "pairs_and_problems": 50, "recipe": 60, "run_folder": 8, "samples": 40, "answers": 15,
+            "programs": 30, "diagnosis_page": 3}  # fmt: skip
 """About a second of each."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked where its name ends in `.gz`.
 
     Raises:
-        UserError: The file cannot be read, or is a broken gzip file.
+        UserError: The file cannot be read, is a pipe or a device, or is a broken gzip file.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise UserError("is no ordinary file", where=path, hint="a pipe or a device can be read but once")
         with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

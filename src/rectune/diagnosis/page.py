@@ -95,8 +95,10 @@ def _lenient(value: Any) -> Any:
 
 def _number(value: Any) -> float | None:
     """A finite number, or None."""
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if known else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond any float
+        return None
 
 
 def _numbers(values: Iterable[Any] | None) -> list[float]:
