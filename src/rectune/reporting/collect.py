@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError, unknown_name
-from rectune.reporting import answers, course, facts
+from rectune.reporting import answers, course, facts, paper
 from rectune.reporting.grouping import BASE, Arm, group, short
 from rectune.reporting.read import FORMAT, Found, Notes, read_folder
 from rectune.reporting.verdict import make_verdict
@@ -56,6 +56,7 @@ def collect(folders: Sequence[Path], domains: Mapping[str, str]) -> dict[str, An
         "model": _shared(arms, "model"),
         "data": _shared(arms, "data"),
         "verdict": make_verdict(found, arms, domains, notes),
+        "paper": paper.beside(found),
         "diagnoses": facts.diagnoses(found),
         "arms": [_arm(arm) for arm in arms],
         "choices": facts.choices(found),

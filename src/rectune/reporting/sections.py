@@ -6,6 +6,7 @@ the page is in `closing.py`.
 
 from __future__ import annotations
 
+from rectune.reporting import paper
 from rectune.reporting.parts import Data, Section, Table, number, percent
 from rectune.training.drift_lines import LINES
 
@@ -13,7 +14,8 @@ from rectune.training.drift_lines import LINES
 def sections(data: Data) -> list[Section]:
     """All parts between the verdict and the answers; those without content are left out by the caller."""
     return [
-        _accuracy(data), _course(data), _polarisation(data), _losses(data), _drift(data), _tokens(data), _foreign(data),
+        paper.section(data), _accuracy(data), _course(data), _polarisation(data), _losses(data), _rollouts(),
+        _drift(data), _tokens(data), _foreign(data),
     ]  # fmt: skip
 
 
@@ -149,6 +151,19 @@ def _losses(data: Data) -> Section:
             "The objective's value chooses nothing: DFT's is -p log p per token, which is largest at p = 0.37 and "
             "falls to 0 as p goes to 0, so it can fall while the model gets worse. Values of two objectives are on "
             "different scales. Running means over a twentieth of the steps."
+        ],
+        legend=True,
+    )
+
+
+def _rollouts() -> Section:
+    return Section(
+        "rollouts",
+        "Rollouts",
+        "Reward and length of the answers that were drawn during training",
+        caveats=[
+            "The reward is on the problems trained on, and may have a loophole: a rise is no proof of a better model. "
+            "Running means over a twentieth of the steps."
         ],
         legend=True,
     )

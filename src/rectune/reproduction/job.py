@@ -103,7 +103,9 @@ class Job:
         if share < 1:
             given["steps"] = max(1, round(share * int(given["steps"])))
         if arm.method == "train":
-            given["data"] = str(self.data[arm.mini.get("data", "demonstrations")])
+            given["data"] = str(
+                self.data[arm.mini.get("data", "demonstrations") if self.task else "demonstrations"]
+            )
         else:
             given["problems"] = str(self.data["problems"])
         if arm.method == "train" and self.task:

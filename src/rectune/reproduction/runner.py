@@ -22,13 +22,12 @@ from rectune.comparison.answers import Draws, correct, is_answered
 from rectune.comparison.choices import accuracy, best_rate
 from rectune.comparison.clock import Clock
 from rectune.errors import UserError, unknown_name
-from rectune.evaluation.arms import judge
-from rectune.reproduction.beside import beside_full, beside_mini, order
 from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
 from rectune.reproduction.paper import paper_table
 from rectune.reproduction.prepare import prepare
 from rectune.reproduction.recipe import SCALES, Arm, Recipe, load_mini, load_recipe
-from rectune.reproduction.runs import Respondent, carry_out, draw_samples, is_done, kinds_of, run_cost
+from rectune.reproduction.record import record
+from rectune.reproduction.runs import Respondent, carry_out, draw_samples, is_done, kinds_of
 from rectune.training.checkpoints import to_json, write_text
 
 log = logging.getLogger("rectune")
@@ -132,7 +131,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
         from rectune.reproduction.histogram import measure_targets
 
         measure_targets(job)
-    return _record(job, swept)
+    return record(job, swept)
 
 
 def _with_earlier(job: Job) -> Job:
@@ -221,88 +220,6 @@ def _is_judged(job: Job, arm: Arm, seed: int) -> bool:
         is_answered(folder / kind, job.asking.places, draws)
         for kind, draws in kinds_of(job.asking, seed).items()
     )
-
-
-def _record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
-    """Judge all arms, write comparison.json for the report, and return what reproduction.json says of this model."""
-    runs = {
-        arm.label: {seed: trained_folder(arm, job.folder(arm, seed)) for seed in job.seeds}
-        for arm in job.arms
-    }
-    base = {BASE: {job.seeds[0]: job.out / "runs" / BASE}}
-
-    def folders(kind: str) -> dict[str, dict[int, Path]]:
-        return {label: {s: at / kind for s, at in by.items()} for label, by in {**base, **runs}.items()}
-
-    greedy = folders("greedy") if "greedy" in kinds_of(job.asking, 0) else None
-    verdict = judge(folders("evaluation"), job.asking.benchmarks, greedy=greedy)
-    arms = [_arm(job, arm, runs[arm.label]) for arm in job.arms]
-    comparison = {
-        "format": 1,
-        "rectune": version("rectune"),
-        "model": job.model,
-        "data": str(job.data["demonstrations"]),
-        "seeds": list(job.seeds),
-        "arms": arms,
-        "base": f"runs/{BASE}",
-        "benchmarks": job.asking.benchmarks,
-        "problems": {name: one["problems"] for name, one in verdict["benchmarks"].items()},
-        "validation": {},
-        "settings": {"recipe": job.recipe.name, "scale": job.scale, "n": job.asking.draws.n},
-        "sweep": swept,
-        "race": None,
-        "matched_to": None,
-        "verdict": verdict,
-    }
-    write_text(job.out / "comparison.json", to_json(comparison, indent=2) + "\n")
-    table = paper_table(job.recipe.name)
-    model = job.recipe.models[-1] if job.task else job.model
-    if job.task:
-        rows = beside_mini(table, model, job.recipe.against, verdict)
-        orders = {
-            key: {where: order(rows, where, key) for where in ("in", "out")} for key in ("ours", "paper")
-        }
-    else:
-        rows, orders = beside_full(table, model, verdict), {}
-    cost = [
-        {"arm": arm.label, "seed": seed, **run_cost(job, arm, seed)} for arm in job.arms for seed in job.seeds
-    ]
-    rates = {arm["label"]: arm["learning_rate"] for arm in arms}
-    return {
-        "model": job.model, "paper_model": model, "folder": str(job.out), "beside": rows, "order": orders,
-        "cost": cost, "rates": rates, "sweep": swept, "verdict": verdict, "curves": _curves(job),
-        "histograms": _histograms(job),
-    }  # fmt: skip
-
-
-def _arm(job: Job, arm: Arm, runs: dict[int, Path]) -> dict[str, Any]:
-    config = json.loads((next(iter(runs.values())) / "config.json").read_text())
-    return {
-        "spec": arm.label,
-        "label": arm.label,
-        "slug": arm.slug,
-        "name": arm.settings.get("objective.name", arm.settings.get("algorithm", "")),
-        "settings": {},
-        "phases": None,
-        "learning_rate": config["learning_rate"],
-        "runs": {str(seed): path.relative_to(job.out).as_posix() for seed, path in runs.items()},
-        "dropped": None,
-    }
-
-
-def _curves(job: Job) -> list[dict[str, Any]]:
-    """Accuracy over steps, a line for each arm, seed and step that was asked."""
-    found = []
-    for arm, seed in ((arm, seed) for arm in job.arms for seed in job.seeds):
-        for folder in sorted(job.folder(arm, seed).glob("validation-step-*")):
-            means = {name: float(correct(folder, [Path(name)]).mean()) for name in job.asking.benchmarks}
-            found.append({"arm": arm.label, "seed": seed, "step": int(folder.name[-4:]), **means})
-    return found
-
-
-def _histograms(job: Job) -> dict[str, Any]:
-    path = job.out / "histograms.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _finish(recipe: Recipe, out: Path, models: list[dict[str, Any]]) -> dict[str, Any]:

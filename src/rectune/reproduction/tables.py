@@ -37,11 +37,33 @@ def _beside(model: dict[str, Any], against: str) -> Iterator[Part]:
     for where, words in DOMAINS.items():
         yield f"\n{words}: ours with 95 % intervals, beside the paper's average"
         yield printable_mini(model["beside"], where, against)
+    yield from sentences(model)
+
+
+def sentences(model: dict[str, Any]) -> Iterator[str]:
+    """At mini scale the orders, there and here, and what can be compared."""
+    if not model["order"]:
+        return
     for where, words in DOMAINS.items():
         yield f"order {words}: " + " > ".join(model["order"]["ours"][where])
     if model["order"]["paper"]["in"]:
         yield "order in the paper: " + " > ".join(model["order"]["paper"]["in"])
     yield "model, data and task are not the paper's: only directions can be compared"
+
+
+def page_tables(model: dict[str, Any], against: str) -> Iterator[list[dict[str, Any]]]:
+    """The tables of the page: figures beside the paper's, what each run took, curves and histograms."""
+    if model["order"]:
+        rows = [
+            {"arm": row["arm"], "domain": words, **row}
+            for where, words in DOMAINS.items()
+            for row in printable_mini(model["beside"], where, against)
+        ]
+        yield rows
+    else:
+        yield printable_full(model["beside"])
+    yield [_cost(one, model["rates"]) for one in model["cost"]]
+    yield from (part for part in [*_curves(model), *_histograms(model)] if not isinstance(part, str))
 
 
 def _curves(model: dict[str, Any]) -> Iterator[Part]:
