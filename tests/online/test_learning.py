@@ -53,7 +53,7 @@ def test_the_known_optimum_is_found(
     assert result.reward["first"] < 0.3
     assert result.reward["last"] > 0.9
     lines = metrics(tmp_path / "run", "train")
-    assert lines[-1]["nll"] < 0.7 * lines[0]["nll"]
+    assert lines[-1]["sample_nll"] < 0.7 * lines[0]["sample_nll"]
     if algorithm:  # the value head has learnt what to expect
         assert lines[0]["value"] == 0
         assert lines[-1]["value"] == pytest.approx(lines[-1]["reward"], abs=0.3)

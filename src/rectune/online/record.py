@@ -20,8 +20,8 @@ class OnlineResult:
     Attributes:
         out: The run folder.
         steps: Rollouts.
-        before, after: Figures on the hold-out problems (`reward`, `correct`, `length`, `stopped`) of the model as it
-            was and of the one saved; empty without hold-out problems.
+        validation: `before` and `after`: figures on the hold-out problems (`reward`, `correct`, `length`, ...) of the
+            model as it was and of the one saved; empty without hold-out problems.
         reward: Mean reward of the first and of the last tenth of the steps, each an own rollout of the policy then.
         tokens_per_second: Drawn tokens per second of steps.
         peak_memory_mib: Of the process, or of the GPU where there is one.
@@ -30,8 +30,7 @@ class OnlineResult:
 
     out: str
     steps: int
-    before: dict[str, Any]
-    after: dict[str, Any]
+    validation: dict[str, dict[str, Any]]
     reward: dict[str, float | None]
     tokens_per_second: float
     peak_memory_mib: float
@@ -89,8 +88,7 @@ def summary(
     return OnlineResult(
         out=str(config.out),
         steps=config.steps,
-        before=before,
-        after=after,
+        validation={"before": before, "after": after},
         reward=reward,
         tokens_per_second=sum(line["tokens"] for line in taken) / seconds if seconds else 0.0,
         peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
@@ -101,8 +99,9 @@ def summary(
 def table(result: OnlineResult) -> list[dict[str, Any]]:
     """The run in a row or two: reward of first and last rollouts, and accuracy on the hold-out problems."""
     rows = [{"": "reward of rollouts", **{name: _shown(value) for name, value in result.reward.items()}}]
-    for name in ("reward", "length") if result.after else ():
-        ends = {"first": result.before.get(name), "last": result.after.get(name)}
+    before, after = result.validation["before"], result.validation["after"]
+    for name in ("reward", "length") if after else ():
+        ends = {"first": before.get(name), "last": after.get(name)}
         rows.append({"": f"hold-out {name}", **{end: _shown(value) for end, value in ends.items()}})
     return rows
 

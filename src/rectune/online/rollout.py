@@ -130,7 +130,7 @@ def encoded(answer: Completion) -> Encoded:
 def said_of(rollout: Rollout) -> dict[str, Any]:
     """Reward, length and the like over all answers; `correct` is None under a user's function.
 
-    `nll` is that of the drawn tokens by the model that drew them, at temperature 1: an estimate of its entropy.
+    `sample_nll` is that of the drawn tokens by the model that drew them, at temperature 1: an estimate of its entropy.
     """
     rewards = rollout.rewards_Gn[~rollout.rewards_Gn.isnan()]
     judged = [earned.correct for earned in rollout.earned if earned.correct is not None]
@@ -143,7 +143,7 @@ def said_of(rollout: Rollout) -> dict[str, Any]:
         "length": sum(rollout.lengths) / count,
         "stopped": sum(answer.finish_reason == "stop" for answer in rollout.answers) / count,
         "unjudged": len(rollout.answers) - len(rollout.used),
-        "nll": -sum(drawn) / len(drawn) if drawn else None,
+        "sample_nll": -sum(drawn) / len(drawn) if drawn else None,
     }
 
 

@@ -16,6 +16,7 @@ MOST_POINTS = 200
 """Of a curve on the page; longer ones are thinned evenly."""
 POLARISED = 0.01
 """A share of targets that moved by less than one in a hundred counts as unmoved."""
+ROLLOUTS = ("reward", "length", "entropy", "kl", "clip_share")
 HOLDOUT = ("nll", "mean_p", "accuracy", "entropy", "eos_p", "low_p", "high_p")
 TRAIN = ("objective", "nll", "mean_p", "weight", "grad_norm")
 DRIFT = ("kl", "entropy", "eos_p", "repetition", "length", "stopped")
@@ -31,6 +32,7 @@ def curves(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             "label": arm.label,
             "seed": seed,
             "train": _points(run.train, TRAIN),
+            "rollouts": _points([line for line in run.train if "reward" in line], ROLLOUTS),
             "holdout": _points(run.holdout, HOLDOUT),
             "drift": _points(run.drift, DRIFT),
             "log": _points(run.log, LOG),

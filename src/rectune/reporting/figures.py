@@ -28,6 +28,13 @@ LOSSES = (
     ("train", "objective", "The objective's own value"),
     ("train", "nll", "NLL of the same tokens (nats)"),
 )
+ROLLOUTS = (
+    ("rollouts", "reward", "Mean reward of the answers drawn"),
+    ("rollouts", "length", "Tokens of an answer"),
+    ("rollouts", "entropy", "Entropy of the tokens trained on (nats)"),
+    ("rollouts", "kl", "KL to the initial model (nats)"),
+    ("rollouts", "clip_share", "Share of tokens that the clip took"),
+)
 DRIFT = (
     ("drift", "kl", "KL(base || model) on the probe (nats)"),
     ("drift", "entropy", "Entropy on the probe (nats)"),
@@ -68,7 +75,7 @@ def over_steps(data: Mapping[str, Any], panels: Sequence[tuple[str, str, str]]) 
             if (points := [(line["step"], line[name]) for line in one[kind] if name in line])
         }
         if lines and any(len(points) > 1 for points in lines.values()):
-            found.append((_curves(lines, title, styles(data), smooth=kind == "train"), title))
+            found.append((_curves(lines, title, styles(data), smooth=kind in ("train", "rollouts")), title))
     return found
 
 

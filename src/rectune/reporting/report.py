@@ -94,6 +94,8 @@ def _with_figures(section: Section, data: dict[str, Any]) -> Section:
         section.figures = figures.histograms(data)
     elif section.key == "losses":
         section.figures = figures.over_steps(data, figures.LOSSES)
+    elif section.key == "rollouts":
+        section.figures = figures.over_steps(data, figures.ROLLOUTS)
     elif section.key == "drift":
         drift = figures.over_steps(data, figures.DRIFT)
         section.figures = drift or figures.over_steps(data, figures.HOLDOUT_DRIFT)
