@@ -6,6 +6,8 @@ addresses are in `endpoint.py`. What the servers differ in:
 - Token ids of the answer: vLLM's `token_ids`, or `token_id:N` in place of the token's text; llama.cpp's
   `content[].id`; elsewhere (SGLang, llama-cpp-python) the token's text, where exactly one word of the vocabulary reads
   like that.
+- llama.cpp leaves out tokens that end within a character, such as the first bytes of an emoji. The answer that has one
+  keeps its text, has no log-probs, and its token ids are those of the text.
 - The server of llama-cpp-python, which calls itself "me", takes prompts as text. It says how many tokens it has read:
   where that is not the number of training, the run stops.
 - Defaults: vLLM takes top_k, min_p and repetition_penalty from the model's generation_config, llama.cpp's servers have
@@ -138,6 +140,10 @@ class ServerEngine:
             ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
             return Completion(request, ids, [], choice["text"], reason)
         ids, logps = self._tokens(choice)
+        drawn = (answer.get("usage") or {}).get("completion_tokens", 0)
+        if "content" in choice["logprobs"] and drawn > len(ids):  # see the module on llama.cpp
+            ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
+            return Completion(request, ids, [], choice["text"], reason)
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return Completion(request, ids, logps, text, reason)
 
