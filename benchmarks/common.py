@@ -7,7 +7,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,15 +58,67 @@ def show(title: str, table: dict[str, dict[str, float]]) -> None:
         )
 
 
-def save(name: str, figures: object) -> None:
-    """Keeps the figures beside those of other machines: results/NAME.json."""
+def entry(
+    what: str, ours: float, *, trl: float | None = None, transformers: float | None = None,
+    other: float | None = None, limit: float | None = None, ratio: float | None = None, to: str = "",
+    target: float | None = None, smaller: bool = False,
+) -> dict[str, object]:  # fmt: skip
+    """A line of the table of all benchmarks; figures of one line have one unit, told in `what`.
+
+    Args:
+        ratio: The line's verdict, measured side by side, larger is better unless `smaller`.
+        to: What it is the ratio to: a column of the line.
+        target: What the ratio should reach, or the figure itself where there is none.
+    """
+    return {
+        "what": what, "ours": ours, "trl": trl, "transformers": transformers, "other": other, "limit": limit,
+        "ratio": ratio, "to": to, "target": target, "smaller": smaller,
+    }  # fmt: skip
+
+
+def worse(history: list[dict[str, Any]], tolerance: float = 0.1) -> list[str]:
+    """Which ratios of the newest run got worse by more than `tolerance` since the last one on such a machine."""
+    now, kind = history[-1], ("cpu", "threads", "torch")
+    before = [run for run in history[:-1] if all(run["machine"].get(k) == now["machine"][k] for k in kind)]
+    if not before:
+        return []
+    then = {line["what"]: line for line in before[-1]["lines"]}
+    sentences = []
+    for line in now["lines"]:
+        old = (then.get(line["what"]) or {}).get("ratio")
+        if old and line["ratio"]:
+            change = old / line["ratio"] if not line["smaller"] else line["ratio"] / old
+            if change > 1 + tolerance:
+                sentences.append(
+                    f"worse: {line['what']}, ratio to {line['to']} {line['ratio']:.2f}, was {old:.2f} "
+                    f"on {before[-1]['machine']['date']}"
+                )
+    return sentences
+
+
+def save(name: str, figures: object, lines: list[dict[str, object]] | None = None) -> None:
+    """Keeps the newest figures, and of every run the lines of the table, in results/NAME.json; says what got worse."""
     RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    history = json.loads(path.read_text()).get("history", []) if path.exists() else []
     machine = {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
-    (RESULTS / f"{name}.json").write_text(
-        json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n"
-    )
+    if lines:
+        history.append({"machine": machine, "lines": lines})
+        for sentence in worse(history):
+            print(sentence)
+    content = {"machine": machine, "figures": figures, "history": history}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The kind of processor, and whether it multiplies bfloat16."""
+    kind = platform.processor() or platform.machine()
+    with suppress(OSError):
+        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        kind = names[0].partition(":")[2].strip() if names else kind
+    return kind + (", bfloat16" if torch.cpu._is_avx512_bf16_supported() else "")

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from common import entry, save
 from math_verify import parse, verify
 
 from rectune.grading import Grader
@@ -84,7 +85,13 @@ def main() -> None:
             pooled.append(len(pairs) / (time.perf_counter() - started))
     for name, speeds in [("math-verify, one process", alone), (f"rectune, {cores} cores", pooled)]:
         print(f"{name}: {statistics.median(speeds):.0f} answers/s ({min(speeds):.0f} to {max(speeds):.0f})")
-    print(f"ratio per core: {statistics.median(pooled) / statistics.median(alone) / cores:.2f}")
+    one, all_cores = statistics.median(alone), statistics.median(pooled)
+    line = entry(
+        "grading, answers/s", all_cores, limit=one * cores, other=one, ratio=all_cores / one / cores,
+        to="limit", target=0.9,
+    )  # fmt: skip
+    print(f"ratio per core: {all_cores / one / cores:.2f}")
+    save("grading", {"math-verify, one process": alone, "rectune": pooled, "cores": cores}, [line])
     print("verdicts:", dict(Counter(one.verdict for one in ours)))
     same = sum((one.verdict == "correct") == right for one, right in zip(ours, theirs, strict=True))
     print(f"agreement with math-verify: {same / len(pairs):.1%}")

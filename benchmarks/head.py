@@ -3,9 +3,9 @@
     python benchmarks/head.py            speed, about three minutes
     python benchmarks/head.py --memory   peak memory at N 16384, V 151936, about three minutes and 14 GiB
 
-Speed: bfloat16, forward and backward. The unit is the time of the bare products h @ w.T, G @ w and G.T @ h
-into memory that is already there ("products"), the strictest reading; "products, allocating" is the same
-written the usual way. TRL's head takes part where TRL is installed.
+Speed: bfloat16 (float32 where the processor has no bfloat16 products), forward and backward. The unit is the time
+of the bare products h @ w.T, G @ w and G.T @ h into memory that is already there ("products"), the strictest reading;
+"products, allocating" is the same written the usual way. TRL's head takes part where TRL is installed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import ratios, save, show, side_by_side
+from common import entry, ratios, save, show, side_by_side
 
 from rectune.logprobs import MEMORY_BUDGET, token_logprobs
+from rectune.training.weights import choose_precision
 
 TRL_CHUNK = 32768  # the vocabulary tile that TRL 1.16 uses
+DTYPE = choose_precision("auto", torch.device("cpu"))[0]
 SHAPES = ((2048, 576, 49152), (1024, 1536, 151936))
 
 
 def inputs(N: int, D: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    hidden = torch.randn(N, D, dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.empty(V, D, dtype=torch.bfloat16).normal_(std=D**-0.5).requires_grad_()
+    hidden = torch.randn(N, D, dtype=DTYPE, requires_grad=True)
+    weight = torch.empty(V, D, dtype=DTYPE).normal_(std=D**-0.5).requires_grad_()
     return hidden, weight, torch.randint(V, (N,)), torch.rand(N)
 
 
@@ -45,7 +47,7 @@ def trl_head(hidden, weight, targets, upstream) -> None:
 
 
 def speed() -> None:
-    figures = {}
+    figures, lines = {}, []
     for N, D, V in SHAPES:
         arguments = inputs(N, D, V)
         h, w = (t.detach() for t in arguments[:2])
@@ -68,9 +70,17 @@ def speed() -> None:
         table, usual = ratios(seconds, "products"), ratios(seconds, "products, allocating")
         for name, row in table.items():
             row["ratio_allocating"] = usual[name]["ratio"]
-        show(f"N {N}, D {D}, V {V}, bfloat16, forward + backward; unit: products", table)
+        show(f"N {N}, D {D}, V {V}, {DTYPE}, forward + backward; unit: products".replace("torch.", ""), table)
         figures[f"N{N}-D{D}-V{V}"] = table
-    save("head", figures)
+        seconds = {name: row["seconds"] for name, row in table.items()}
+        lines.append(
+            entry(
+                f"head, N {N}, V {V}, s", seconds["fused"], trl=seconds.get("TRL's head"),
+                transformers=seconds["dense"], limit=seconds["products"], ratio=table["fused"]["ratio"],
+                to="limit", target=1.4 if V < 100_000 else 1.15, smaller=True,
+            )
+        )  # fmt: skip
+    save("head", figures, lines)
 
 
 def trl_available() -> bool:
@@ -107,7 +117,7 @@ def memory() -> None:
         figures[implementation] = float(run.stdout) if run.returncode == 0 else None
         shown = f"{figures[implementation]:.0f} MiB" if run.returncode == 0 else f"failed ({run.returncode})"
         print(f"{implementation:8} {shown}", flush=True)
-    print(f"budget   {MEMORY_BUDGET >> 20} MiB; N {N}, D {D}, V {V}, bfloat16")
+    print(f"budget   {MEMORY_BUDGET >> 20} MiB; N {N}, D {D}, V {V}, {DTYPE}".replace("torch.", ""))
     save("head_memory", figures)
 
 

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import save
+from common import entry, save
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Turn
@@ -132,7 +132,12 @@ def main() -> None:
         print(f"{name:28}{statistics.median(values):8.0f} tokens/s, {statistics.median(ratios):.2f} "
               f"({min(ratios):.2f} to {max(ratios):.2f}) times generate's")  # fmt: skip
     figures = {"generate_by_batch_size": tried, "rounds": table, "sequences": len(requests)}
-    save("sampling", figures | {"dtype": str(engine.model.dtype), "max_new_tokens": limit})
+    ours = table[f"rectune, batch {engine.batch_size}"]
+    line = entry(
+        "sampling, tokens/s", ours["tokens_per_second"], transformers=table[unit]["tokens_per_second"],
+        ratio=ours["ratio"], to="transformers", target=3.0,
+    )  # fmt: skip
+    save("sampling", figures | {"dtype": str(engine.model.dtype), "max_new_tokens": limit}, [line])
 
 
 if __name__ == "__main__":
