@@ -145,7 +145,7 @@ def kept(method: str, counts: dict[str, Any]) -> str:
     """One line on what the selection kept, and why not more."""
     of = f"of {counts['samples']:,} samples"
     without = f"{counts['without_correct']:,} of {counts['problems']:,} problems have no correct answer"
-    cut = [f"{counts['cut_off']:,} correct ones are cut at the token limit"] * bool(counts["cut_off"])
+    cut = [f"{counts['cut_off']:,} of the correct are cut at the token limit"] * bool(counts["cut_off"])
     if "pairs" in counts:
         none = f"{counts['without_wrong']:,} no wrong one"
         return "; ".join([f"{method} makes {counts['pairs']:,} pairs {of}", f"{without}, {none}", *cut])
@@ -155,7 +155,7 @@ def kept(method: str, counts: dict[str, Any]) -> str:
         if counts["settings"]["per_problem"] is None
         else "repeat another or exceed per_problem"
     )
-    rest = [f"{more:,} correct ones {why}"] * bool(more)
+    rest = [f"{more:,} of the correct {why}"] * bool(more)
     return "; ".join([f"{method} keeps {counts['kept']:,} {of}", without, *rest, *cut])
 
 
