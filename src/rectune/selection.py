@@ -94,7 +94,11 @@ def select(
         "balance": balance,
     }
     settings |= {"temperature": temperature, "samples_per_problem": counts["samples"] / counts["problems"]}
-    result = {**counts, "settings": settings | {"unjudged": unjudged, "unfinished": unfinished, "seed": seed}}
+    result: dict[str, Any] = {
+        "format": 1,
+        **counts,
+        "settings": settings | {"unjudged": unjudged, "unfinished": unfinished, "seed": seed},
+    }
     _write(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     _write(out.with_name(out.name + ".counts.json"), json.dumps(result, indent=2) + "\n")
     return result

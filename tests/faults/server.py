@@ -21,6 +21,8 @@ def serve() -> None:
     import rectune.comparison.runner
     import rectune.evaluation.evaluate
     import rectune.grading
+    import rectune.offline.run
+    import rectune.online.loop
     import rectune.sampling.local
     import rectune.training.loop
     import rectune.verbs  # noqa: F401

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from comparisons import SETTINGS, Task, make_task
+from comparisons import SETTINGS, Task, make_task, write
+from online_runs import REWARDS
 from rectune.config import flag
-from training_runs import make_toy, same_runs
+from training_runs import make_toy, metrics, same_runs, weights, without_timings
 
 pytestmark = pytest.mark.faults
 
 SEED = int(os.environ.get("RECTUNE_FAULTS_SEED") or random.SystemRandom().randrange(10**6))
 KILLS = int(os.environ.get("RECTUNE_FAULTS_KILLS", "50"))
-SHARES = {"train": 0.4, "sample": 0.16, "eval": 0.16, "compare": 0.16, "online": 0.12}
+SHARES = {"train": 0.36, "sample": 0.12, "eval": 0.14, "compare": 0.14, "online": 0.14, "offline": 0.1}
 """Of the kills, by verb."""
 
 
@@ -92,11 +94,11 @@ def torture(
         while code == -signal.SIGKILL:
             last = kills >= wanted  # then it may end
             code = warm.run(
-                command(out) + more, slow=slow, kill_after=None if last else draw.uniform(0, 1.1 * seconds)
+                command(out) + more, slow=slow, kill_after=None if last else draw.uniform(0, 0.8 * seconds)
             )
             kills += code == -signal.SIGKILL
             inside += code == -signal.SIGKILL and any(out.rglob(".step-*"))
-            more = again if (out / "config.json").exists() or again == [] else more
+            more = again
         assert code == 0, warm.log.read_text()[-3000:]
         same(whole, out)
     print(
@@ -175,3 +177,64 @@ def test_compare(warm: Warm, tmp_path: Path, task: Task) -> None:
             same_runs(one / run, other / run)
 
     torture(warm, tmp_path, "compare", command, [], same, slow=0.005)
+
+
+def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    settings = {
+        "model": task["model"], "problems": task["inside"], "reward": f"{tmp_path / 'rewards.py'}:even", "steps": 6,
+        "problems_per_step": 2, "n": 4, "max_new_tokens": 12, "learning_rate": 3e-3, "precision": "fp32",
+        "checkpoint_every": 1, "rollouts_every": 1,
+    }  # fmt: skip
+
+    def same(one: Path, other: Path) -> None:
+        ours, theirs = (
+            [
+                {name: value for name, value in line.items() if not name.startswith("seconds")}
+                for line in lines
+            ]
+            for lines in (without_timings(metrics(out)) for out in (one, other))
+        )
+        assert ours == theirs and any(line["updates"] for line in ours)
+        first, second = weights(one), weights(other)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        rollouts = sorted(path.name for path in (one / "rollouts").iterdir())
+        assert rollouts == sorted(path.name for path in (other / "rollouts").iterdir())
+        for name in rollouts:
+            assert (one / "rollouts" / name).read_text() == (other / "rollouts" / name).read_text()
+
+    torture(
+        warm, tmp_path, "online", lambda out: ["online", *flags({**settings, "out": out})], ["--resume"], same
+    )
+
+
+def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
+    said = ("yes", "no", "yes!", "no!")  # a model that is right half of the time
+    rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
+    asked = [
+        {"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no", "grader": "exact"} for n in range(24)
+    ]
+    data, problems = (
+        write(tmp_path / f"{name}.jsonl", lines) for name, lines in (("rows", rows), ("asked", asked))
+    )
+    short = {"model": task["model"], "precision": "fp32", "rows.holdout": 0, "checkpoint_every": 2}
+    trained = {**short, "data": data, "steps": 40, "learning_rate": 0.01, "objective.name": "sft"}
+    assert warm.run(["train", *flags({**trained, "out": tmp_path / "model"})]) == 0
+    settings = {
+        **short, "model": tmp_path / "model" / "model", "problems": problems, "sampling.max_new_tokens": 8,
+        "sampling.workers": 1, "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "objective.name": "sft",
+    }  # fmt: skip
+
+    def same(one: Path, other: Path) -> None:
+        assert lines_of(one / "samples.jsonl") == lines_of(other / "samples.jsonl")
+        assert lines_of(one / "rows.jsonl") == lines_of(other / "rows.jsonl")
+        same_runs(one / "train", other / "train")
+
+    torture(
+        warm,
+        tmp_path,
+        "offline",
+        lambda out: ["offline", *flags({**settings, "out": out})],
+        ["--resume"],
+        same,
+    )

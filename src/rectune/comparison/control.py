@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rectune.comparison.answers import Draws, Respondent
 from rectune.comparison.arms import Arm
+from rectune.disk import check_format
 from rectune.evaluation.sharpness import entropy_of_answers, match
 from rectune.training.checkpoints import to_json, write_text
 
@@ -59,6 +60,7 @@ def answer_matched(
         matched.mkdir(parents=True, exist_ok=True)
         write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
     record = json.loads(path.read_text())
+    check_format(record, path)
     temperature = float(record["temperature"])
     respondent.answer(matched, files, replace(draws, temperature=temperature))
     if "drawn" not in record:

@@ -29,6 +29,7 @@ from rectune.comparison.choices import decide
 from rectune.comparison.clock import Clock
 from rectune.comparison.matrix import Matrix
 from rectune.comparison.runs import is_trained, train_run
+from rectune.disk import check_format
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
 
@@ -68,7 +69,11 @@ def race(matrix: Matrix, arms: Sequence[Arm], validation: Sequence[Path]) -> dic
     """
     text = matrix.choices.budget or ""
     budget, path = parse_budget(text), matrix.out / "race.json"
-    done: list[dict[str, Any]] = json.loads(path.read_text())["rungs"] if path.is_file() else []
+    done: list[dict[str, Any]] = []
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        check_format(kept, path)
+        done = kept["rungs"]
     stages = rungs(len(arms), matrix.steps)
     clock = Clock("race", {"rung": len(arms) * len(matrix.seeds) * len(stages)})
     alive, dropped, ended = list(arms), dict[str, dict[str, Any]](), "all rungs"
