@@ -18,7 +18,7 @@ TINY = {
     },
     "settings": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
     "draws": {"n": 2, "max_new_tokens": 12},
-    "sweep": {"rates": [1e-3, 1e-2], "n": 1},
+    "sweep": {"rates": [1e-2], "n": 1},
 }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_every_arm_reads_as_many_answers(tmp_path: Path) -> None:
 
 def test_from_nothing_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["reproduce", "table1", "--out", str(out), "--seeds", "2"]
+    command = ["reproduce", "table1", "--out", str(out), "--seeds", "1"]
     assert main(command) == 0
     first = capsys.readouterr().out
     assert "order in the paper: DFT > SFT > base" in first and "Llama's AIME24" in first
@@ -108,13 +108,13 @@ def test_from_nothing_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[
         (a, s) for a in ("SFT", "DFT") for s in (0, 1)
     }
     assert {one["answers_trained"] for one in model["cost"]} == {32}
-    assert set(model["rates"].values()) <= {1e-3, 1e-2}
+    assert set(model["rates"].values()) == {1e-2}
     page = (out / "report.html").read_text()
     assert "SFT" in page and "DFT" in page
-    before = (out / "runs" / "dft" / "seed-1" / "summary.json").stat().st_mtime_ns
+    before = (out / "runs" / "dft" / "seed-0" / "summary.json").stat().st_mtime_ns
     assert main(command) == 0  # all is there
     assert capsys.readouterr().out == first
-    assert (out / "runs" / "dft" / "seed-1" / "summary.json").stat().st_mtime_ns == before
+    assert (out / "runs" / "dft" / "seed-0" / "summary.json").stat().st_mtime_ns == before
 
 
 KILLED = """
@@ -124,16 +124,16 @@ import conftest as own
 from rectune.reproduction import recipe, runner
 whole = recipe.load_mini
 runner.load_mini = lambda budget=1.0: {{k: {{**t, **own.TINY.get(k, {{}})}} for k, t in whole(budget).items()}}
-runner.reproduce("table1", out=__import__("pathlib").Path({out!r}), seeds=1)
+runner.reproduce("table1", out=__import__("pathlib").Path({out!r}), seeds=1, arms=["DFT"])
 """
 
 
 def test_goes_on_after_a_kill(tmp_path: Path, tiny: Path) -> None:
     """Killed when the first run has a checkpoint, and again later: the same weights as a run that was never killed."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    reproduce("table1", out=whole, seeds=1)
+    reproduce("table1", out=whole, seeds=1, arms=["DFT"])
     code = KILLED.format(path=[str(Path(__file__).parent)], out=str(out))
-    for sign in ("sweep/sft/lr-0.001/checkpoints/*", "runs/dft/seed-0/config.json"):
+    for sign in ("sweep/dft/lr-0.01/checkpoints/*", "runs/dft/seed-0/config.json"):
         process = subprocess.Popen(
             [sys.executable, "-c", code], env={**os.environ, "RECTUNE_CACHE": str(tiny)}
         )
@@ -141,7 +141,7 @@ def test_goes_on_after_a_kill(tmp_path: Path, tiny: Path) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    reproduce("table1", out=out, seeds=1)
+    reproduce("table1", out=out, seeds=1, arms=["DFT"])
     a, b = (json.loads((folder / "reproduction.json").read_text())["models"][0] for folder in (whole, out))
     assert a["beside"] == b["beside"]
     run = "runs/dft/seed-0"

@@ -178,6 +178,8 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
         }
     if arm.method == "train":
         steps = round(steps * own.pop("epochs", 1) * rows / own.get("batch_size", rows))
+    if kept.get("objective.name") == "dpo":
+        shared["batch_size"] = rows // 2
     given = {**shared, "objective.protect": 0, "rows.template": "none", **kept, **own, "steps": steps}
     if arm.method == "offline":
         given |= {
