@@ -1,0 +1,76 @@
+"""Several processes of one command, as torchrun or accelerate start them: shares, waiting, and one that is lost.
+
+A killed process closes its connections, which the others notice in the middle of what they wait for; one that hangs is
+given up after half an hour, since the first process may take that long to write a large checkpoint. `torchrun` then
+ends what is left, and with `--max-restarts` starts all anew. What is exchanged is left to torch.distributed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from rectune.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others within training."""
+
+_FOREVER = timedelta(days=30)  # shares of independent work may differ by hours
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
+
+
+def share() -> tuple[int, int]:
+    """This process's number, from 0, and how many there are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def take_device() -> None:
+    """Let each of several processes on a machine use an accelerator of its own, where there are some."""
+    if share()[1] > 1:
+        import torch
+
+        if torch.accelerator.is_available():
+            number = int(os.environ.get("LOCAL_RANK", "0"))
+            torch.accelerator.set_device_index(number % torch.accelerator.device_count())
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here, however long that takes.
+
+    Raises:
+        UserError: Another process has ended instead.
+    """
+    if share()[1] > 1:
+        with losing_peers():
+            import torch.distributed
+
+            torch.distributed.barrier(_patient_group())
+
+
+@cache
+def _patient_group() -> Any:
+    import torch.distributed
+    from accelerate import PartialState
+
+    PartialState(timeout=TIMEOUT)  # joins the others, and takes this process's GPU
+    return torch.distributed.new_group(backend="gloo", timeout=_FOREVER)
+
+
+@contextmanager
+def losing_peers() -> Iterator[None]:
+    """Turn the failure of an exchange among several processes into a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if share()[1] == 1 or not _LOST.search(f"{type(error).__name__} {error}"):
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"another process of this command has ended or does not answer ({words})",
+            hint="what it said itself is above; start all of them again (train: with --resume)",
+        ) from error
