@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 import rectune
 from rectune.errors import UserError
-from rectune.integrations import dft_loss, objective_loss
+from rectune.integrations import dft_loss, grader_reward, objective_loss
 from rectune.objectives import apply_objective
 from toys import byte_tokenizer, tiny_model
 
@@ -154,3 +154,14 @@ def test_the_example_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_the_example_is_short() -> None:
     text = EXAMPLE.read_text("utf-8")
     assert text.count("\n") <= 20 and "from rectune import dft, load_model, token_logprobs" in text
+
+
+def test_a_grader_rewards_texts_and_conversations() -> None:
+    """As TRL calls it: lists by name, and columns that it does not know. What cannot be judged is None."""
+    reward = grader_reward("exact", timeout=5.0, workers=1)
+    told = reward(prompts=["a"] * 3, completions=["4", "5", ""], answer=["4"] * 3, completion_ids=[[1]] * 3)
+    assert told == [1.0, 0.0, 0.0]
+    assert reward(completions=[[{"role": "assistant", "content": "4"}]], answer=["4"], extra=[None]) == [1.0]
+    assert reward.__name__ == "exact_reward"
+    with pytest.raises(UserError, match="unknown grader 'maths'"):
+        grader_reward("maths")
