@@ -76,7 +76,7 @@ class Gradients:
             try:
                 return self._once(step, phase)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or is_sharded(self.accelerator):  # all would have to repeat it
+                if not is_out_of_memory(error):
                     raise
             self._halve()  # here, because the error keeps the micro-batch's tensors
 
@@ -150,6 +150,10 @@ class Gradients:
             torch.cuda.empty_cache()
         split, rows = self.data.train, self._rows
         tokens = sum(split.lengths(rows))
+        if is_sharded(self.accelerator):  # all processes would have to repeat the step
+            raise UserError(
+                f"out of memory at {tokens} tokens at once", where="micro_batch_tokens", hint="lower it"
+            )
         if len(rows) == 1:
             raise UserError(
                 f"its {tokens} tokens do not fit into memory",

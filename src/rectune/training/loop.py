@@ -223,6 +223,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
             if skipped >= config.give_up_after:
                 if done > skipped and not extra:  # masters and moments still are those of that step
                     save(done - skipped, 0)
+                accelerator.wait_for_everyone()
                 raise _no_gradient(skipped, done, checkpoints)
             if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
                 after = evaluation(done)

@@ -66,7 +66,8 @@ def _check_same(config: TrainConfig, path: Path) -> None:
     except ValueError:
         raise UserError("is no JSON", where=path, hint="give another --out") from None
     check_format(before, path)
-    before = _filled(before, type(config).model_construct().model_dump(mode="json"))
+    defaults: Any = type(config).model_construct  # without the settings that have none
+    before = _filled(before, defaults().model_dump(mode="json"))
     now: dict[str, Any] = json.loads(dump_config(config))
     differing = sorted(
         key for key in before.keys() | now.keys() if key not in FREE and before.get(key) != now.get(key)
