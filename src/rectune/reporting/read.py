@@ -90,7 +90,7 @@ def read_folder(folder: Path, found: Found, notes: Notes) -> None:
             found.comparisons.append((place, content))
         if "diagnosis.json" in names and (content := read_object(place / "diagnosis.json", notes)):
             found.diagnoses.append((place, content))
-        if names & {"evaluation.json", "graded.jsonl"}:
+        if names & {"evaluation.json", "graded.jsonl"} and "offline.json" not in names:
             evaluation = _evaluation(place, notes)
             found.evaluations += [evaluation] if evaluation else []
         elif _is_run(place, names):

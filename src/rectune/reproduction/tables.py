@@ -49,6 +49,7 @@ def sentences(model: dict[str, Any]) -> Iterator[str]:
     if model["order"]["paper"]["in"]:
         yield "order in the paper: " + " > ".join(model["order"]["paper"]["in"])
     yield "model, data and task are not the paper's: only directions can be compared"
+    yield "within noise: the difference is not shown after Holm's correction over all pairs of arms"
 
 
 def page_tables(model: dict[str, Any], against: str) -> Iterator[list[dict[str, Any]]]:
