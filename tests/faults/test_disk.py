@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ import pytest
 from rectune.data.rows import Problem, Turn
 from rectune.disk import hold, writing
 from rectune.errors import UserError
+from rectune.grading.files import grade
 from rectune.sampling.engine import sample
 from rectune.training import checkpoints, loop
 from training_runs import metrics, same_runs
@@ -156,6 +158,15 @@ def test_two_processes_in_one_folder(run: Any, whole: Path, tmp_path: Path) -> N
         finally:
             os.killpg(first.pid, signal.SIGKILL)
     same_runs(whole, out)
+
+
+def test_two_processes_on_one_file_of_answers(tmp_path: Path) -> None:
+    samples, graded = tmp_path / "samples.jsonl", tmp_path / "graded.jsonl"
+    samples.write_text('{"answer": "1", "text": "1", "grader": "exact"}\n')
+    with graded.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"graded.jsonl: another process is writing to this file"):
+            grade(samples, graded, workers=1)
 
 
 def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
