@@ -303,7 +303,7 @@ def test_second_time_is_read_from_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
     first = encode()
     with monkeypatch.context() as patch:
-        patch.setattr("rectune.data.encoding.encode_batch", lambda *a: pytest.fail("was encoded again"))
+        patch.setattr("rectune.data.parts.encode_batch", lambda *a: pytest.fail("was encoded again"))
         assert encode() == first
     assert encode(template="none") != first
     assert encode(max_length=23) != first

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,12 +36,13 @@ class Split:
 
     Attributes:
         encoded: All of them.
-        members: For each row of the split its index in `encoded`; for a pair two, the better answer first.
+        members: (rows, 1) int64, for each row of the split its index in `encoded`; for a pair two, the better answer
+            first.
         rows: Those that were encoded, as text.
     """
 
     encoded: EncodedRows
-    members: list[tuple[int, ...]]
+    members: np.ndarray
     rows: datasets.Dataset
 
     def __len__(self) -> int:
@@ -51,31 +51,27 @@ class Split:
     @property
     def indices(self) -> list[int]:
         """Indices in `encoded`, members of a pair one behind the other."""
-        return [index for together in self.members for index in together]
+        indices: list[int] = self.members.ravel().tolist()
+        return indices
 
     def lengths(self, rows: list[int] | None = None) -> list[int]:
         """Tokens of the given rows of the split, or of all."""
-        chosen = self.members if rows is None else [self.members[row] for row in rows]
-        lengths = self.encoded.lengths
-        return [int(sum(lengths[index] for index in together)) for together in chosen]
+        chosen = self.members if rows is None else self.members[rows]
+        lengths: list[int] = self.encoded.lengths[chosen].sum(1).tolist()
+        return lengths
 
     @cached_property
     def supervised(self) -> np.ndarray:
         """Targets of each row of the split: (rows,)."""
-        column = self.encoded.dataset.with_format("numpy", columns=["supervised"])[:]["supervised"]
-        return np.asarray([column[list(together)].sum() for together in self.members])
+        sums: np.ndarray = self.encoded.supervised[self.members].sum(1)
+        return sums
 
     def where(self, row: int) -> str:
         """Where a row of the split came from: `file:line`."""
-        return str(self.rows[self.encoded.dataset[self.members[row][0]]["row"]]["where"])
+        return str(self.rows[self.encoded.dataset[int(self.members[row][0])]["row"]]["where"])
 
     def batch(self, rows: list[int], device: object = None) -> Batch:
         return collate([self.encoded[i] for row in rows for i in self.members[row]], device)  # type: ignore[arg-type]
-
-    def packed(self, capacity: int, device: object = None) -> Iterator[Batch]:
-        """The whole split, packed."""
-        for rows in pack(self.lengths(), capacity):
-            yield self.batch(rows, device)
 
 
 @dataclass(frozen=True)
@@ -105,11 +101,7 @@ class TrainingData:
     @cached_property
     def fingerprint(self) -> str:
         """What a run that goes on must find again: sizes and a checksum of the rows' ids and labels."""
-        rows = self.train.encoded.dataset.select(self.train.indices).with_format("arrow")
-        checksum = 0
-        for part in rows.iter(batch_size=1000):
-            for name in ("input_ids", "labels"):
-                checksum = zlib.crc32(part[name].combine_chunks().flatten().to_numpy(), checksum)
+        checksum = zlib.crc32(self.train.encoded.checksums[self.train.members.ravel()])
         return f"{len(self.train):,} rows, {sum(self.train.lengths()):,} tokens, checksum {checksum:08x}"
 
 
@@ -138,7 +130,7 @@ def load_data(
         return _together(sides, texts[0])
 
     everything = encoded(config.data)
-    chosen = [everything.members[i] for i in draw(len(everything), config.rows.limit, config.seed)]
+    chosen = everything.members[draw(len(everything), config.rows.limit, config.seed)]
     if config.choose != "last" and config.rows.holdout == 0:
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
     if isinstance(config.rows.holdout, str):
@@ -147,8 +139,8 @@ def load_data(
         train, holdout = replace(everything, members=chosen), encoded(config.rows.holdout)
     else:
         first, second = split_holdout(len(chosen), config.rows.holdout, config.seed)
-        train = replace(everything, members=[chosen[i] for i in first])
-        holdout = replace(everything, members=[chosen[i] for i in second])
+        train = replace(everything, members=chosen[first])
+        holdout = replace(everything, members=chosen[second])
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )
@@ -158,15 +150,12 @@ def load_data(
 def _together(sides: list[EncodedRows], rows: datasets.Dataset) -> Split:
     """One side as it is; of two, the rows that neither lost (to the cut at max_length), as pairs."""
     if len(sides) == 1:
-        return Split(sides[0], [(index,) for index in range(len(sides[0]))], rows)
-    first, second = ([int(row) for row in side.dataset["row"]] for side in sides)
-    where = {row: index for index, row in enumerate(second)}
-    pairs: list[tuple[int, ...]] = [
-        (index, len(first) + where[row]) for index, row in enumerate(first) if row in where
-    ]
-    if lost := len(set(first) ^ set(second)):
+        return Split(sides[0], np.arange(len(sides[0]))[:, None], rows)
+    first, second = (np.asarray(side.dataset.with_format("numpy")["row"][:]) for side in sides)
+    _, here, there = np.intersect1d(first, second, assume_unique=True, return_indices=True)
+    if lost := len(first) + len(second) - 2 * len(here):
         log.warning("%d pairs lost all targets of one answer at max_length; left out", lost)
-    if not pairs:
+    if not len(here):
         raise UserError("no pair has a target in both answers", where="max_length", hint="make it larger")
     joined = datasets.concatenate_datasets([side.dataset for side in sides])
-    return Split(EncodedRows(joined, sides[0].counts), pairs, rows)
+    return Split(EncodedRows(joined, sides[0].counts), np.stack([here, len(first) + there], axis=1), rows)

@@ -24,6 +24,7 @@ from rectune.models.scorer import Scorer
 from rectune.objectives import Objective, effective_weight, sum_by
 from rectune.training.batches import Split, capacity, pair_columns
 from rectune.training.reference import ReferenceLogprobs
+from rectune.training.sharding import turns
 
 QUANTILES = (0.1, 0.5, 0.9)
 PROBABILITY_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -121,10 +122,9 @@ def evaluate_holdout(
     monitor = Monitor()
     training = scorer.model.training
     scorer.model.eval()
-    mine = 0 if accelerator is None else accelerator.process_index
-    of = 1 if accelerator is None else accelerator.num_processes
     device = None if accelerator is None else accelerator.device
-    for rows in pack(holdout.lengths(), capacity(config, paired=ref_logp is not None))[mine::of]:
+    packs = pack(holdout.lengths(), capacity(config, paired=ref_logp is not None))
+    for rows in packs if accelerator is None else turns(packs, accelerator):
         columns = scorer.columns(holdout.batch(rows, device), COLUMNS)
         if ref_logp is not None:
             columns |= {"ref_logp": ref_logp.of(holdout, rows, device), **pair_columns(columns["row"])}

@@ -1,0 +1,178 @@
+"""Rows at scale: read, encode, pack, and start from a cache hit, each in a process of its own.
+
+    python benchmarks/data.py --rows 1000000
+
+Rows are generated sums in words, one JSON object a line. Encoding stands beside its limit: the bare tokenizer's own
+`encode_batch` over the same texts on all cores, without templates, labels or files. Figures are rows per second, and
+the most memory that was resident at once in the stage's process and in the largest process that it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SAMPLE = 20_000  # rows of the limit
+
+
+def generate(path: Path, rows: int) -> None:
+    draw = random.Random(0)
+    names = ("Ada", "Bo", "Chen", "Dina", "Emil", "Farah")
+    with path.open("w") as file:
+        for _ in range(rows):
+            a, b, c = (draw.randrange(2, 999) for _ in range(3))
+            who, other = draw.sample(names, 2)
+            prompt = (
+                f"{who} has {a} marbles and buys {b} bags of {c} marbles each. {who} gives half of them to {other},"
+                " and keeps the odd one if there is one. How many marbles does each have at the end?"
+            )
+            total = a + b * c
+            completion = (
+                f"In the bags there are {b} * {c} = {b * c} marbles. Together {a} + {b * c} = {total}. Half of that is"
+                f" {total // 2}, so {other} has {total // 2} and {who} has {total - total // 2}.\n#### {total // 2}"
+            )
+            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+
+
+def read(config: Any) -> Any:
+    from rectune.data.reading import read_rows
+
+    return read_rows(config.data, options=config.rows)
+
+
+def encode(config: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    from rectune.data.encoding import choose_template, encode_rows
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    rows = read(config)
+    began = time.perf_counter()
+    encoded = encode_rows(rows, tokenizer, choose_template("auto", tokenizer), max_length=config.max_length)
+    return encoded.counts.rows, began
+
+
+def hit(config: Any) -> Any:
+    """What training does about its rows before the first step, all of it cached."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    began = time.perf_counter()
+    from rectune.training.batches import load_data
+
+    data = load_data(config, tokenizer)
+    assert data.fingerprint
+    assert data.train.batch(data.micro_batches(0)[0]).row_lengths
+    return len(data.train) + len(data.holdout), began
+
+
+def pack(config: Any) -> Any:
+    """Every step's rows into micro-batches, and all rows into bins at once."""
+    from transformers import AutoTokenizer
+
+    from rectune.data.packing import pack
+    from rectune.training.batches import load_data
+
+    data = load_data(config, AutoTokenizer.from_pretrained(config.model))
+    began = time.perf_counter()
+    for step in range(len(data.plan)):
+        data.micro_batches(step)
+    pack(data.train.lengths(), config.micro_batch_tokens)
+    return len(data.train), began
+
+
+def limit(config: Any) -> Any:
+    """The tokenizer's own speed on all cores, over the text of the first rows."""
+    from transformers import AutoTokenizer
+
+    from rectune.data.jsonl import read_jsonl
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    texts = []
+    for number, record in read_jsonl(config.data):
+        if number > SAMPLE:
+            break
+        messages = [
+            {"role": "user", "content": record["prompt"]},
+            {"role": "assistant", "content": record["completion"]},
+        ]
+        texts.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
+    began = time.perf_counter()
+    for start in range(0, len(texts), 1000):
+        tokenizer.backend_tokenizer.encode_batch(texts[start : start + 1000], add_special_tokens=False)
+    return len(texts), began
+
+
+STAGES = {"read": read, "encode": encode, "pack": pack, "hit": hit, "limit": limit}
+
+
+def stage(name: str, config: Any) -> dict[str, float]:
+    """One stage, in this process."""
+    from rectune.training.monitors import peak_memory_mib
+
+    began = time.perf_counter()
+    result = STAGES[name](config)
+    end = time.perf_counter()
+    rows, began = (len(result), began) if name == "read" else result
+    return {
+        "rows": rows,
+        "seconds": round(end - began, 2),
+        "rows_per_second": round(rows / (end - began)),
+        "peak_mib": peak_memory_mib(),
+        "largest_child_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, help="for the rows and the cache; else a temporary one")
+    parser.add_argument("--model", help="folder of the tokenizer; else the packaged model")
+    parser.add_argument("--stage", choices=[*STAGES])
+    arguments = parser.parse_args()
+    if arguments.stage:
+        from rectune.config import load_config
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        folder = arguments.folder
+        settings = {"model": arguments.model, "data": folder / "rows.jsonl", "out": folder / "out"}
+        print(json.dumps(stage(arguments.stage, load_config(None, settings))))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        generate(folder / "rows.jsonl", arguments.rows)
+        if arguments.model is None:
+            from rectune.models.loading import find_folder
+
+            arguments.model = str(find_folder("smollm2-135m"))
+        environment = {**os.environ, "RECTUNE_CACHE": str(folder / "cache")}
+        figures = {}
+        for name in STAGES:
+            command = [sys.executable, __file__, "--stage", name, "--folder", str(folder)]
+            command += ["--model", arguments.model]
+            done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            figures[name] = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{name:8}", *(f"{key.replace('_', ' ')} {value:,}" for key, value in figures[name].items())
+            )
+    share = figures["encode"]["rows_per_second"] / figures["limit"]["rows_per_second"]
+    figures["encode"]["share_of_limit"] = round(share, 2)
+    print(f"encoding runs at {share:.2f} of the bare tokenizer's speed on {os.cpu_count()} cores")
+    from common import save
+
+    save("data", figures)
+
+
+if __name__ == "__main__":
+    main()

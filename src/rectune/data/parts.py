@@ -1,0 +1,249 @@
+"""Token ids on disk in parts of 10,000 rows: written once, in any number of processes, gone on with after a kill.
+
+A part appears under its name when it is whole, so what is missing is what has to be done. Further processes are
+started from scratch (nothing is forked, so it is safe beside torch, and scripts need no `__main__` guard); a part that
+one of them could not write is written here, which raises what it failed for. What a row's ids are is in `tokens.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+from datasets.table import MemoryMappedTable, concat_tables
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rectune.data.reading import row_of
+from rectune.data.templates import Template
+from rectune.data.tokens import IGNORED, encode_batch
+from rectune.errors import UserError
+
+log = logging.getLogger("rectune")
+
+FEATURES = datasets.Features(
+    {
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "labels": datasets.List(datasets.Value("int32")),
+        "structural": datasets.List(datasets.Value("bool")),
+        "length": datasets.Value("int32"),
+        "supervised": datasets.Value("int32"),
+        "truncated": datasets.Value("bool"),
+        "row": datasets.Value("int64"),
+        "checksum": datasets.Value("uint32"),
+    }
+)
+"""Columns of the encoded rows on disk; `checksum` is the CRC-32 of ids and labels."""
+
+PART = 10_000  # rows of a part
+_BATCH = 1000  # rows that are encoded, and memory-mapped, together
+_VERSION = 2  # of the cached files; raise it when the same row would encode differently
+_SAY = 10.0  # seconds between two lines about how far it is
+
+_START = (
+    "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]];"
+    "from rectune.data.parts import main; main()"
+)
+
+
+def cache_key(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
+) -> str:
+    """Names the token ids of a dataset of rows: its content, the tokenizer, the template and the cut."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    specials = sorted((i, str(token)) for i, token in tokenizer.added_tokens_decoder.items())
+    parts = (
+        _VERSION, PART, dataset._fingerprint, type(tokenizer).__name__, vocabulary, specials,
+        tokenizer.special_tokens_map, asdict(template), max_length,
+    )  # fmt: skip
+    return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be encoded, and the folder of its parts."""
+
+    here: Path
+    dataset: datasets.Dataset
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    max_length: int
+
+    def path(self, part: int) -> Path:
+        return self.here / f"part-{part:05d}.arrow"
+
+    def missing(self) -> list[int]:
+        return [part for part in range(-(-len(self.dataset) // PART)) if not self.path(part).exists()]
+
+
+def encoded_parts(
+    folder: Path,
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    max_length: int,
+    workers: int | None = None,
+) -> datasets.Dataset:
+    """The encoded rows of a `read_rows` dataset, memory-mapped; writes the parts that are missing.
+
+    Args:
+        folder: Where the cache keeps tokens; a folder named by `cache_key` is made in it.
+        workers: Processes; None takes one for each core, but no more than are worth their start.
+
+    Raises:
+        UserError: The template cannot write a row, or the folder cannot be written.
+    """
+    key = cache_key(dataset, tokenizer, template, max_length)
+    job = _Job(folder / key, dataset, tokenizer, template, max_length)
+    if job.missing():
+        with _writing(job.here):
+            job.here.mkdir(parents=True, exist_ok=True)
+            with _alone(job.here):
+                todo = job.missing()
+                if workers is None:
+                    workers = min(len(os.sched_getaffinity(0)), len(todo) // 2)
+                with _others(job, todo, workers) as others:
+                    _write_parts(job, todo[:: len(others) + 1])
+                    for other in others:
+                        other.wait()
+                    _write_parts(job, job.missing())  # of processes that ended early
+    tables = [MemoryMappedTable.from_file(str(job.path(part))) for part in range(-(-len(dataset) // PART))]
+    filled = [table for table in tables if len(table)] or tables[:1]
+    return datasets.Dataset(concat_tables(filled), fingerprint=key)
+
+
+@contextmanager
+def _writing(here: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot be written ({reason})", where=here, hint="set RECTUNE_CACHE") from None
+
+
+@contextmanager
+def _alone(here: Path) -> Iterator[None]:
+    """One process at a time, of all that read the same rows; the others then find them encoded."""
+    with (here / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process encodes these rows; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_parts(job: _Job, parts: Sequence[int]) -> None:
+    said = time.monotonic()
+    for part in parts:
+        aside = job.here / f".part-{part:05d}.{os.getpid()}"
+        end = min((part + 1) * PART, len(job.dataset))
+        try:
+            with (
+                pyarrow.OSFile(str(aside), "wb") as sink,
+                pyarrow.ipc.new_stream(sink, FEATURES.arrow_schema) as writer,
+            ):
+                for first in range(part * PART, end, _BATCH):
+                    writer.write_table(_table(job, first, min(first + _BATCH, end)))
+            aside.replace(job.path(part))
+        finally:
+            aside.unlink(missing_ok=True)
+        if time.monotonic() - said > _SAY:
+            said, rows = time.monotonic(), len(job.dataset)
+            done = min(rows, PART * len(list(job.here.glob("part-*.arrow"))))
+            log.info("encoding: %s of %s rows", f"{done:,}", f"{rows:,}")
+
+
+def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
+    """Rows `first` to `end` encoded, without those that have no target."""
+    records = job.dataset[first:end]
+    rows = [row_of(dict(zip(records, values, strict=True))) for values in zip(*records.values(), strict=True)]
+    lists: dict[str, list[np.ndarray]] = {name: [] for name in ("input_ids", "labels", "structural")}
+    single: dict[str, list[int]] = {
+        name: [] for name in ("length", "supervised", "truncated", "row", "checksum")
+    }
+    for index, row in enumerate(encode_batch(rows, job.tokenizer, job.template), first):
+        labels = np.array(row.labels[: job.max_length], np.int32)
+        if supervised := int((labels != IGNORED).sum()):
+            ids = np.array(row.input_ids[: job.max_length], np.int32)
+            structural = np.array(row.structural[: job.max_length], np.bool_)
+            checksum = zlib.crc32(labels, zlib.crc32(ids))
+            numbers = (len(ids), supervised, len(row) > job.max_length, index, checksum)
+            for column, values in zip(lists.values(), (ids, labels, structural), strict=True):
+                column.append(values)
+            for column, number in zip(single.values(), numbers, strict=True):
+                column.append(number)
+    offsets = pyarrow.array(np.cumsum([0, *single["length"]]), pyarrow.int32())
+    schema = FEATURES.arrow_schema
+    columns = []
+    for name, parts in lists.items():
+        flat = pyarrow.array(
+            np.concatenate([*parts, np.empty(0, np.int32)]), schema.field(name).type.value_type
+        )
+        columns.append(pyarrow.ListArray.from_arrays(offsets, flat))
+    columns += [pyarrow.array(values, schema.field(name).type) for name, values in single.items()]
+    return pyarrow.Table.from_arrays(columns, schema=schema)
+
+
+@contextmanager
+def _others(job: _Job, todo: Sequence[int], workers: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Further processes, each with its share of the parts; none where the rows are not one file."""
+    files = [file["filename"] for file in job.dataset.cache_files]
+    if workers < 2 or len(files) != 1 or job.dataset._indices is not None:
+        yield []
+        return
+    root = str(Path(__file__).resolve().parents[2])
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    others = []
+    with tempfile.TemporaryDirectory(dir=job.here, prefix=".tokenizer-") as kept:
+        job.tokenizer.save_pretrained(kept)
+        message = {
+            "here": str(job.here), "rows": files[0], "fingerprint": job.dataset._fingerprint, "tokenizer": kept,
+            "template": asdict(job.template), "max_length": job.max_length,
+        }  # fmt: skip
+        try:
+            for worker in range(1, workers):
+                other = subprocess.Popen(
+                    [sys.executable, "-c", _START, root],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    env={**os.environ, **quiet}, text=True,
+                )  # fmt: skip
+                others.append(other)
+                assert other.stdin is not None
+                other.stdin.write(json.dumps({**message, "parts": todo[worker::workers]}))
+                other.stdin.close()
+            yield others
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+
+
+def main() -> None:
+    """A further process: writes the parts that it is told on stdin, if it reads the tokenizer as it was."""
+    message = json.loads(sys.stdin.read())
+    tokenizer = AutoTokenizer.from_pretrained(message["tokenizer"])
+    dataset = datasets.Dataset(
+        MemoryMappedTable.from_file(message["rows"]), fingerprint=message["fingerprint"]
+    )
+    job = _Job(
+        Path(message["here"]), dataset, tokenizer, Template(**message["template"]), message["max_length"]
+    )
+    if cache_key(dataset, tokenizer, job.template, job.max_length) == job.here.name:
+        _write_parts(job, message["parts"])
