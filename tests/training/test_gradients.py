@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from rectune.training import loop
 from rectune.training.batches import TrainingData, load_data
 from rectune.training.weights import Masters, learning_rate, make_optimizer
 from toys import tiny_model
-from training_runs import OVER_ROWS, metrics, weights
+from training_runs import OVER_ROWS, metrics, together, weights
 
 Gradients = dict[str, Tensor]
 
@@ -242,14 +238,6 @@ def test_dropout_is_reproducible(run: Any) -> None:
     assert any(not torch.equal(first[name], none[name]) for name in first)
 
 
-DRIVER = """
-import json, sys
-from rectune.config import load_config
-from rectune.training.loop import train
-for settings in json.load(open(sys.argv[1])):
-    train(load_config(None, settings))
-"""
-
 SPLITS: dict[str, dict[str, Any]] = {
     "odd": {"micro_batch_tokens": 4096, "max_length": 40, "batch_size": 3},
     "one row": {"batch_size": 1},
@@ -257,6 +245,9 @@ SPLITS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "means": {"normalization": "micro-batch", "micro_batch_rows": 3},
     "lora": {"lora.rank": 2, "objective.name": "asft"},
+    "sharded": {"probe": 0, "objective.name": "sequence_dft", "batch_size": 3, "checkpoint_every": 2},
+    "sharded bf16": {"probe": 0, "precision": "bf16", "batch_size": 1},
+    "sharded lora": {"probe": 0, "lora.rank": 2, "objective.name": "asft", "gradient_checkpointing": True},
 }
 
 
@@ -264,15 +255,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None:
     runs = [{**toy, "steps": 3, **settings} for settings in SPLITS.values()]
     many = [{**settings, "out": str(tmp_path / f"two {i}")} for i, settings in enumerate(runs)]
-    (tmp_path / "runs.json").write_text(json.dumps(many))
-    (tmp_path / "driver.py").write_text(DRIVER)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(str(tmp_path / "driver.py"), str(tmp_path / "runs.json")),
-        ],
-        check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
+    together(many, [name.startswith("sharded") for name in SPLITS], tmp_path)
     for i, (name, settings) in enumerate(zip(SPLITS, runs, strict=True)):
         one, two = tmp_path / f"one {i}", tmp_path / f"two {i}"
         loop.train(load_config(None, {**settings, "out": one}))

@@ -26,6 +26,7 @@ from rectune.data.encoding import choose_template, stop_ids
 from rectune.data.templates import Template
 from rectune.errors import UserError, unknown_name
 from rectune.models.loading import fingerprint, load_model
+from rectune.processes import take_device
 from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
 from rectune.sampling.draws import draw, uniforms
@@ -76,6 +77,7 @@ class LocalEngine:
         cls, model: str, *, template: str = "auto", precision: str = "auto", batch_size: int | None = None
     ) -> LocalEngine:
         """The engine of a model by name: hub id, folder, or packaged."""
+        take_device()
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
         weights, tokenizer = load_model(model, dtype=dtype_for(precision, device), device=device)
         return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model)
