@@ -7,6 +7,7 @@ TRL's `GRPOTrainer`; `examples/trl_grpo.py` shows it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -94,4 +95,5 @@ def grader_reward(
         return [known.get(graded.verdict, 0.0) for graded in pool.grade(items)]
 
     reward.__name__ = f"{grader}_reward"  # TRL logs it by its name
+    weakref.finalize(reward, pool.close)
     return reward

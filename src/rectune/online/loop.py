@@ -93,11 +93,12 @@ class _Run:
         kept = load_problems(config.holdout, config.system) if config.holdout else []
         rewards.check([*problems, *kept])
         device = self.accelerator.device
+        self.model: Any
         self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=device)
         template = choose_template(config.template, self.tokenizer)
         self.asked, self.kept = (ask(some, self.tokenizer, template) for some in (problems, kept))
         if config.lora.rank:
-            self.model = add_lora(self.model, config.lora, config.seed)  # type: ignore[assignment]
+            self.model = add_lora(self.model, config.lora, config.seed)
         self.policy = Policy(
             self.model,
             value=config.algorithm == "ppo",
