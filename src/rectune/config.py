@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import (
     BaseModel,
@@ -207,11 +207,13 @@ class TrainConfig(Settings):
 Config = TypeVar("Config", bound=Settings)
 
 
+@overload
+def load_config(recipe: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainConfig: ...
+@overload
+def load_config(recipe: Path | None, overrides: Mapping[str, Any] | None, kind: type[Config]) -> Config: ...
 def load_config(
-    recipe: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    kind: type[Config] = TrainConfig,  # type: ignore[assignment]
-) -> Config:
+    recipe: Path | None = None, overrides: Mapping[str, Any] | None = None, kind: type[Any] = TrainConfig
+) -> Any:
     """The config of a run: the recipe's settings, with `overrides` in place of them.
 
     Args:

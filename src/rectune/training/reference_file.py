@@ -98,4 +98,4 @@ def write(path: Path, values: Tensor, header: Mapping[str, str]) -> None:
 
 
 def _checksum(values: Tensor) -> str:
-    return f"{zlib.crc32(values.numpy()):08x}"
+    return f"{zlib.crc32(values.numpy().data):08x}"
