@@ -76,10 +76,13 @@ import json, logging, os, sys
 from rectune.config import load_config
 from rectune.training.loop import train
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-for settings, sharded in json.load(open(sys.argv[1])):
+runs, until = json.load(open(sys.argv[1]))
+for settings, sharded in runs:
     os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
-    train(load_config(None, settings), resume=True)
+    train(load_config(None, settings), resume=True, until=until)
 """
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+"""Followed by how many processes, and what they run."""
 
 
 def together(
@@ -88,15 +91,14 @@ def together(
     folder: Path,
     *,
     processes: int = 2,
+    until: int | None = None,
     timeout: int = 180,
 ) -> None:
     """Train these runs one after the other in several processes, with weights sharded or not."""
-    (folder / "runs.json").write_text(json.dumps(list(zip(runs, sharded, strict=True)), default=str))
+    both = list(zip(runs, sharded, strict=True))
+    (folder / "runs.json").write_text(json.dumps([both, until], default=str))
     (folder / "driver.py").write_text(_DRIVER)
     subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *(str(folder / "driver.py"), str(folder / "runs.json")),
-        ],
+        [*TORCHRUN, str(processes), str(folder / "driver.py"), str(folder / "runs.json")],
         check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
