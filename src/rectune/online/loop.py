@@ -29,7 +29,7 @@ from rectune.online.problems import ask, load_problems
 from rectune.online.record import OnlineResult, keep_rollout, line, summary
 from rectune.online.reload import ReloadingServer
 from rectune.online.reward import Rewards
-from rectune.online.rollout import credit, measure, roll_out
+from rectune.online.rollout import Rollout, credit, measure, roll_out
 from rectune.online.update import trained, update
 from rectune.sampling.engine import Engine
 from rectune.sampling.local import LocalEngine
@@ -153,12 +153,14 @@ class _Run:
         self.model.train()
         with progress(steps, start, line=line) as advance, finishing() as stopped:
             for step in range(start, steps):
+                began, asked = time.perf_counter(), self.plan.rows(step)
                 try:
-                    figures = self._step(step)
+                    rollout = roll_out(self.engine, self.rewards, self.asked, asked, config, step)
                 except UserError:
                     if step > start:
                         self._checkpoint(step, idle, before)  # so that nothing is lost
                     raise
+                figures = self._learn(rollout, step, began)
                 broken = figures["skipped"] > 0 or figures["unjudged"] == figures["answers"]
                 idle = idle + 1 if broken and not figures["updates"] else 0
                 self._log(figures)
@@ -185,11 +187,9 @@ class _Run:
         write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
         return result
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """One rollout and its updates; the line of metrics."""
+    def _learn(self, rollout: Rollout, step: int, began: float) -> dict[str, Any]:
+        """The updates of a step; its line of metrics."""
         config = self.config
-        began = time.perf_counter()
-        rollout = roll_out(self.engine, self.rewards, self.asked, self.plan.rows(step), config, step)
         credit(rollout, self.policy, self.reference, config, self.capacity)
         factor = learning_rate(config.training, step, config.steps) / config.learning_rate
         for group in self.optimizer.param_groups:

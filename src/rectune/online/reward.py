@@ -95,7 +95,7 @@ class Rewards(ExitStack):
         given = {"prompt": problem.prompt[-1].content, "text": text, "answer": problem.answer, "extra": extra}
         try:
             value = self.function(**given)
-        except Exception as error:  # whatever a user's code raises is theirs to mend
+        except (Exception, SystemExit) as error:  # whatever a user's code raises is theirs to mend
             says = f"raised {type(error).__name__}: {error}"
         else:
             try:
@@ -127,7 +127,7 @@ def load_function(name: str) -> Function:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"cannot be run ({type(error).__name__}: {error})", where=path) from None
     found = getattr(module, function, None)
     if not callable(found):
