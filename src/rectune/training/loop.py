@@ -128,7 +128,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
     found = last_good_checkpoint(checkpoints) if resume else None
     if found:
         state = load_checkpoint(found, masters.masters, optimizer, extra)
-        if state["data"] != data.fingerprint:
+        if not data.is_of(state["data"]):
             was = f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})"
             raise UserError(was, where=config.data, hint="restore them, or give another --out")
         if ref_logp and state.get("reference", ref_logp.identity) != ref_logp.identity:
