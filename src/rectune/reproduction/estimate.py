@@ -130,6 +130,7 @@ def mini_minutes(job: Job, estimates: Mapping[str, Mapping[str, Any]]) -> dict[s
         "sweep": trials if job.rates else 0.0,
         "shared_answers": seeds * mini["task"]["problems"] * 4 * answer if job.sharing else 0.0,
         "training": seeds * training,
+        "overhead": len(estimates) * (seeds + len(job.rates)) * speed["run_seconds"],
         "answers": asked * (1 + seeds * len(estimates)) + points * seeds * asked / 4,
     }
     minutes = {name: seconds / 60 for name, seconds in parts.items()}

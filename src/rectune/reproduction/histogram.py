@@ -45,6 +45,7 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
     """
     import torch
 
+    from rectune.data.packing import pack
     from rectune.models.loading import load_model
     from rectune.models.scorer import Scorer
     from rectune.training.batches import capacity, load_data
@@ -58,7 +59,8 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
     scorer = Scorer(weights, memory_budget=config.memory_budget << 20)
     parts, lowest = [], Counter[str]()
     with torch.no_grad():
-        for batch in data.train.packed(capacity(own), device):
+        for rows in pack(data.train.lengths(), capacity(own)):
+            batch = data.train.batch(rows, device)
             p = scorer.columns(batch, ["logp"])["logp"].exp().cpu()
             parts.append(p)
             targets = batch.labels[batch.labels >= 0].cpu()  # in the order of the columns
