@@ -103,7 +103,9 @@ def test_a_folder_of_the_first_version(run: Any, whole: Path, tmp_path: Path) ->
     state = out / "checkpoints" / "step-000004" / "state.json"
     content = json.loads(state.read_text())
     del content["checksums"]["state.json"], content["limit"], content["reference"]
-    content["data"] = "32 rows, 1,002 tokens, checksum 2bf59702"  # as the version before it wrote it of the toy
+    content["data"] = (
+        "32 rows, 1,002 tokens, checksum 2bf59702"  # as the version before it wrote it of the toy
+    )
     state.write_text(json.dumps(content))
     for name in ("config.json", "environment.json"):
         content = json.loads((out / name).read_text())
