@@ -74,7 +74,7 @@ def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.L
     assert sum(line["supervised"] for line in metrics(out / "train", "train")) > len(rows)
 
 
-@pytest.mark.parametrize("settings", [{}, {"rows__system": "Be brief."}, {"rows__template": "none"}])
+@pytest.mark.parametrize("settings", [{"rows__system": "Be brief."}, {"rows__template": "none"}])
 def test_training_reads_the_prompts_that_were_sampled(
     run: Any, asked: dict[str, Any], tmp_path: Path, settings: dict[str, str]
 ) -> None:
@@ -110,7 +110,7 @@ def test_training_reads_the_prompts_that_were_sampled(
         assert "Be brief." in sample["prompt"]
 
 
-@pytest.mark.parametrize("objective", ["dft", "iw_sft", "dpo"])
+@pytest.mark.parametrize("objective", ["iw_sft", "dpo"])
 def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path, objective: str) -> None:
     samples = whole / "samples.jsonl"
     given = {"sampling__samples": str(samples), "rows__holdout": 0.2, "probe": 0}
@@ -131,7 +131,7 @@ def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path,
         assert result.train.after["margin"] > 0
     else:
         assert (out / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
-    assert len(list(out.glob("*.ref_logp-*.safetensors"))) == (objective != "dft")
+    assert len(list(out.glob("*.ref_logp-*.safetensors"))) == 1
 
 
 def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
@@ -171,7 +171,6 @@ MOMENTS = [
     (SamplesFile, "append", 20),
     (grading_files, "_with_verdict", 30),
     (offline_run, "select", 1),
-    (offline_run, "train", 1),
     (loop, "_log", 3),
 ]
 
