@@ -64,7 +64,7 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
             p = scorer.columns(batch, ["logp"])["logp"].exp().cpu()
             parts.append(p)
             targets = batch.labels[batch.labels >= 0].cpu()  # in the order of the columns
-            lowest.update(tokenizer.decode([int(t)]) for t in targets[p < 0.01])
+            lowest.update(str(tokenizer.decode([int(t)])) for t in targets[p < 0.01])
     every = torch.cat(parts)
     return {
         "tokens": len(every),

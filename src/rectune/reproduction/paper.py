@@ -52,7 +52,8 @@ class PaperTable:
         """The row of a model (its hub id or the end of it; the last model's for another) and an arm."""
         of_arm = [row for row in self.rows if row.arm == arm]
         same = [row for row in of_arm if row.model == model.rpartition("/")[2]]
-        return (same or of_arm or [None])[-1]
+        found = same or of_arm
+        return found[-1] if found else None
 
 
 @cache

@@ -156,7 +156,7 @@ def _sweep(job: Job) -> dict[str, Any] | None:
     clock = Clock("sweep", {arm.slug: len(job.rates) for arm in wanted})
     arms, steps = {}, 0
     for arm in wanted:
-        trials = []
+        trials: list[dict[str, Any]] = []
         for rate in job.rates:
             folder = job.out / "sweep" / arm.slug / f"lr-{rate:g}"
             config = job.config(arm, seed, folder, rate=rate, share=own["share"])
