@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import random
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from importlib.util import find_spec
@@ -27,12 +29,10 @@ ROUND = 50  # examples between looks at the clock
 
 def main() -> int:
     """Share the time out over targets and engines; each engine runs a target in a process of its own."""
-    from fuzz.targets import TARGETS
-
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600.0, help="of each engine, over all targets")
     parser.add_argument("--engine", choices=("hypothesis", "atheris"), help="in this process, one target")
-    parser.add_argument("targets", nargs="*", default=list(TARGETS))
+    parser.add_argument("targets", nargs="*")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("rectune").setLevel(logging.CRITICAL)
@@ -40,6 +40,9 @@ def main() -> int:
         (name,) = options.targets
         (by_hypothesis if options.engine == "hypothesis" else by_atheris)(name, options.seconds)
         return 0
+    from fuzz.targets import TARGETS  # not before atheris, which has to see every import
+
+    options.targets = options.targets or list(TARGETS)
     engines = ["hypothesis", *(["atheris"] if find_spec("atheris") else [])]
     if "atheris" not in engines:
         print("atheris is not installed, so that half is left out (pip install atheris)")
@@ -90,7 +93,17 @@ def by_atheris(name: str, seconds: float) -> None:
     def run(data: st.DataObject) -> None:
         TARGETS[name](data.draw)
 
-    arguments = [sys.argv[0], f"-max_total_time={max(1, int(seconds))}", "-timeout=10", "-rss_limit_mb=4096"]
+    corpus = Path(tempfile.mkdtemp(prefix="corpus-"))  # long enough for hypothesis to draw a whole input from
+    for number in range(20):
+        (corpus / str(number)).write_bytes(random.Random(number).randbytes(2000))
+    arguments = [
+        sys.argv[0],
+        f"-max_total_time={max(1, int(seconds))}",
+        "-timeout=60",
+        "-rss_limit_mb=4096",
+        "-len_control=0",
+    ]
+    arguments.append(str(corpus))
     atheris.Setup(arguments, run.hypothesis.fuzz_one_input)
     atheris.Fuzz()
 
