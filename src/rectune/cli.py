@@ -46,7 +46,9 @@ app.command(
 app.command(
     "rectune.verbs:compare", name="compare", help="Train with several objectives and judge them in pairs."
 )
-app.command("rectune.verbs:reproduce", name="reproduce", help="Carry out a table or figure of the paper again.")
+app.command(
+    "rectune.verbs:reproduce", name="reproduce", help="Carry out a table or figure of the paper again."
+)
 
 
 @app.command(name="list")
