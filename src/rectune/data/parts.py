@@ -183,12 +183,12 @@ def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
         if supervised := int((labels != IGNORED).sum()):
             ids = np.array(row.input_ids[: job.max_length], np.int32)
             structural = np.array(row.structural[: job.max_length], np.bool_)
-            checksum = zlib.crc32(labels, zlib.crc32(ids))
+            checksum = zlib.crc32(labels.tobytes(), zlib.crc32(ids.tobytes()))
             numbers = (len(ids), supervised, len(row) > job.max_length, index, checksum)
-            for column, values in zip(lists.values(), (ids, labels, structural), strict=True):
-                column.append(values)
-            for column, number in zip(single.values(), numbers, strict=True):
-                column.append(number)
+            for name, values in zip(lists, (ids, labels, structural), strict=True):
+                lists[name].append(values)
+            for name, number in zip(single, numbers, strict=True):
+                single[name].append(number)
     offsets = pyarrow.array(np.cumsum([0, *single["length"]]), pyarrow.int32())
     schema = FEATURES.arrow_schema
     columns = []

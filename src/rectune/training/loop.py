@@ -161,7 +161,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
         return figures
 
     def save(step: int, skipped: int) -> None:
-        kept = masters.masters, optimizer, extra
+        kept: tuple[Any, Any, Any] = masters.masters, optimizer, extra
         if sharded:
             kept = gathered_state(*kept, keep=main)
         if not main:
