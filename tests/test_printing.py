@@ -104,3 +104,16 @@ def test_only_one_module_prints() -> None:
                 isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             )
             assert not called, f"{path.relative_to(source)}:{node.lineno} prints; use rectune.printing"
+
+
+def test_a_decision_is_said_once_and_a_warning_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        log = logging.getLogger("rectune")
+        for _ in range(2):
+            log.info("loading a")
+            log.warning("look out")
+        log.info("loading b")
+
+    for _ in range(2):  # each command says it again
+        assert run(command) == 0
+        assert capsys.readouterr().err.splitlines() == ["loading a", "look out", "look out", "loading b"]

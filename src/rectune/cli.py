@@ -299,10 +299,25 @@ class _Visible(logging.Formatter):
         return visible(super().format(record))
 
 
+class _Once(logging.Filter):
+    """Lets a decision be said once: a comparison loads the same model and rows many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        known = record.levelno <= logging.INFO and message in self.said
+        self.said.add(message)
+        return not known
+
+
 def run(command: Callable[[], object]) -> int:
     """Run a command with messages on stderr, and return the exit code that the module's docstring names."""
     handler = _StderrHandler()
     handler.setFormatter(_Visible("%(message)s"))
+    handler.addFilter(_Once())
     log = logging.getLogger("rectune")
     log.addHandler(handler)
     log.setLevel(logging.INFO)

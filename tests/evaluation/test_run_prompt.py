@@ -38,6 +38,15 @@ def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
     assert found.wrapping == "Question: {question}\nCalculation: "
 
 
+def test_the_wrapping_is_told_from_pairs(tmp_path):
+    run = make_run(tmp_path)
+    data = tmp_path / "data.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    pairs = [{"prompt": row["prompt"], "chosen": "1", "rejected": "2"} for row in rows]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert run_prompt(str(run)).wrapping == "Question: {question}\nCalculation: "
+
+
 def test_other_models_have_no_run(tmp_path):
     assert run_prompt("smollm2-135m") is None
     assert run_prompt("owner/name") is None

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rectune.config import DataConfig
+from rectune.data.pairs import read_pairs
 from rectune.data.problems import read_problems
 from rectune.errors import UserError
 
@@ -92,16 +93,26 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def row_wrapping(data: str, rows: DataConfig) -> str | None:
-    """What stands around the question of every training row; None where they cannot be read, or are few."""
+    """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
     from rectune.data.reading import read_rows, row_at  # brings datasets, slow to import
 
     try:
         dataset = read_rows(data, options=rows)
-    except UserError:  # the rows are gone: said by the caller, who knows what it means
-        return None
+    except UserError:  # pairs, or the rows are gone: said by the caller, who knows what it means
+        return _pair_wrapping(data)
     some = [row_at(dataset, i) for i in range(min(_LOOK, len(dataset)))]
     first = [next((t.content for t in row.turns if t.role == "user"), "") for row in some]
     return shared_wrapping(first)
+
+
+def _pair_wrapping(data: str) -> str | None:
+    """What stands around the question of every pair; None where there are no pairs, or few."""
+    if not Path(data).is_file():
+        return None
+    try:
+        return shared_wrapping([pair.prompt[-1].content for pair in read_pairs(data)[:_LOOK]])
+    except UserError:
+        return None
 
 
 def _problem_wrapping(problems: str) -> str | None:
