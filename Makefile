@@ -32,7 +32,7 @@ test: $(STAMP)
 # Kills runs at random moments; the seed that it prints repeats them: make faults RECTUNE_FAULTS_SEED=...
 faults: $(STAMP)
 	$(BIN)/python -m pytest -m 'faults or not faults' -s tests/faults
-	$(BIN)/python -m pytest -m faults tests/reproduction
+	$(BIN)/python -m pytest -m faults tests/comparison tests/reproduction
 
 # Two and four processes on this machine: all objectives, plain and sharded, kills and restarts.
 distributed: $(STAMP)

@@ -49,7 +49,7 @@ def killed_at(command: list[str], file: Path, pause: float) -> None:
         process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_kill_9_at_any_moment(task: Task, tmp_path: Path) -> None:
     whole = compare(config_of(task, tmp_path / "whole"), ["sft", "dft"], **asking(task), **HOW)
     out = tmp_path / "killed"

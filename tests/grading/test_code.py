@@ -235,7 +235,11 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 def _all_correct(rows: list[tuple[str, dict]]) -> None:
     with ThreadPoolExecutor(2) as threads:
         verdicts = list(threads.map(lambda row: grade_code(row[0], row[1], timeout=20).verdict, rows))
-    assert verdicts == ["correct"] * len(rows)
+    late = [
+        row for row, verdict in zip(rows, verdicts, strict=True) if verdict == "timeout"
+    ]  # a busy machine
+    again = [grade_code(code, row, timeout=60).verdict for code, row in late]
+    assert [v for v in verdicts if v != "timeout"] + again == ["correct"] * len(rows)
 
 
 def _humaneval() -> list[tuple[str, dict]]:

@@ -58,7 +58,7 @@ def test_hostile_answers_cost_little_and_are_not_correct(grader: Grader, name: s
     graded = grader.grade([GOOD, ("42", text, "math", None), BAD])
     assert [graded[0].verdict, graded[2].verdict] == ["correct", "wrong"]
     assert graded[1].verdict in ("wrong", "unparsed", "timeout", "error")
-    assert time.monotonic() - started < 7
+    assert time.monotonic() - started < 20  # five seconds of its own, on a machine that may be busy
     assert len(graded[1].extracted) <= 1000
     assert not Path("pwned").exists()
 
