@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,20 @@ def together(
         [*TORCHRUN, str(processes), str(folder / "driver.py"), str(folder / "runs.json")],
         check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
+
+
+class Died(BaseException):
+    """Stands in for kill -9: nothing in the code under test catches it, and nothing is tidied up."""
+
+
+def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    calls = 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Died
+        return function(*args, **kwargs)
+
+    return dying

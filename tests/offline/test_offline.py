@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from rectune.offline.settings import OfflineConfig, is_setting
 from rectune.sampling import engine
 from rectune.sampling.samples_file import SamplesFile
 from rectune.training import loop
-from training_runs import metrics, weights
+from training_runs import Died, dies_at, metrics, weights
 
 OWN = """
 problems sampling.n sampling.temperature sampling.top_p sampling.max_new_tokens sampling.seed sampling.samples
@@ -148,23 +147,6 @@ def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: di
     )
     with pytest.raises(UserError, match=r"drawn with temperature = 1.0, now 0.5"):
         run("hot", sampling__samples=samples, sampling__temperature=0.5)
-
-
-class Died(BaseException):
-    """Stands in for kill -9: nothing in the code under test catches it, and nothing is tidied up."""
-
-
-def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    calls = 0
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Died
-        return function(*args, **kwargs)
-
-    return dying
 
 
 MOMENTS = [

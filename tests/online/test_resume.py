@@ -19,7 +19,7 @@ from rectune.errors import UserError
 from rectune.online import loop
 from rectune.stopping import Stopped
 from rectune.training import checkpoints
-from training_runs import metrics, weights
+from training_runs import Died, metrics, weights
 
 TIMINGS = {
     "seconds", "seconds_sampling", "seconds_grading", "seconds_training", "tokens_per_second", "peak_memory_mib",
@@ -35,10 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "ppo in bf16": {**PPO, "precision": "bf16"},
     "lora": {"lora__rank": 2, "lora__dropout": 0.3, "lora__merge": True, "beta": 0.05},
 }
-
-
-class Died(BaseException):
-    """Stands in for kill -9: nothing catches it, and nothing is tidied up."""
 
 
 def without_timings(out: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from rectune.training.batches import TrainingData, load_data
 from rectune.training.drift import ANSWERS, TARGETS, Probe, choose_rows, cut, make_probe
 from rectune.training.drift_lines import LINES, sentence, warnings
 from toys import tiny_model
-from training_runs import metrics, weights
+from training_runs import Died, metrics, weights
 
 ROOT = Path(__file__).parents[2]
 NAMED = {"step", "kind", "kl", "entropy", "eos_p", "repetition", "length", "stopped", "warnings", "seconds"}
@@ -184,10 +184,6 @@ def test_what_became_of_each_target(run: Any, toy: Any, choose: str) -> None:
         logp, targets, _ = distributions(AutoModelForCausalLM.from_pretrained(folder), data)
         ours = torch.tensor([value for row in content["rows"] for value in row[side]])
         torch.testing.assert_close(ours, logp.gather(1, targets[:, None])[:, 0], rtol=1e-3, atol=1e-3)
-
-
-class Died(BaseException):
-    """Stands in for kill -9."""
 
 
 def test_a_run_that_goes_on_warns_no_second_time(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,7 @@ import torch
 from rectune.config import dump_config, load_config
 from rectune.errors import UserError
 from rectune.training import checkpoints, gradients, loop
-from training_runs import metrics, same_runs
-
-
-class Died(BaseException):
-    """Stands in for kill -9: nothing in the code under test catches it, and nothing is tidied up."""
-
-
-def dies_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    calls = 0
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Died
-        return function(*args, **kwargs)
-
-    return dying
+from training_runs import Died, dies_at, metrics, same_runs
 
 
 @pytest.fixture(scope="module")
