@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rectune.config import DataConfig
@@ -18,7 +18,7 @@ from rectune.data.encoding import choose_template, encode_row, encode_rows, prom
 from rectune.data.packing import collate
 from rectune.data.reading import read_rows
 from rectune.data.rows import Row, Turn
-from rectune.data.tokens import Encoded
+from rectune.data.tokens import Encoded, _Tokens, encode_batch
 from rectune.errors import UserError
 from rectune.models.packaged import converted_folder
 from toys import CHATML, byte_tokenizer
@@ -105,6 +105,53 @@ def test_a_token_that_would_span_the_join_is_split() -> None:
     encoded = assert_join(row("hi", "\nyo"), tokenizer, "auto")
     assert tokenizer.convert_tokens_to_ids("ĊĊ") not in encoded.input_ids
     assert targets(encoded, tokenizer) == ["\nyo<|im_end|>"]
+
+
+SPECIALS = st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im_", "start|>", "<pad>"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.one_of(SPECIALS, st.text("4 8the\n:é", min_size=1, max_size=4)), min_size=1, max_size=4)
+        .map("".join)
+        .filter(str.strip),
+        min_size=2, max_size=6,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_cut_texts_have_the_ids_of_whole_ones(contents: list[str], bos: bool) -> None:
+    """Also where special tokens, and halves of them, stand in the words of either side."""
+    tokenizer = byte_tokenizer(bos=bos)
+    template = choose_template("auto", tokenizer)
+    made = row(*contents[: len(contents) // 2 * 2])
+    try:
+        encoded = encode_batch([made, made], tokenizer, template)
+    except UserError:  # words that the template moves
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Tokens, "cut", lambda *_: "")
+        assert encoded == encode_batch([made, made], tokenizer, template)
+
+
+def test_where_a_text_can_be_cut() -> None:
+    """Only at tokens that are found whatever stands around them."""
+    tokenizer = byte_tokenizer()
+    template = choose_template("auto", tokenizer)
+    assert _Tokens(tokenizer, template).cut("a<|im_end|>\n<|im_start|>b") == "<|im_start|>"
+    assert _Tokens(tokenizer, template).cut("nothing <|im_st") == ""
+    eager = [
+        AddedToken("<l>", lstrip=True), AddedToken("<r>", rstrip=True), AddedToken("<w>", single_word=True),
+        AddedToken("<n>", normalized=True), AddedToken("x<in>y"), AddedToken("<in>"),
+        AddedToken("<a"), AddedToken("ab"), AddedToken("<clean>", normalized=False),
+    ]  # fmt: skip
+    tokenizer.add_tokens(eager)
+    tokens = _Tokens(tokenizer, template)
+    for text in ("<l>", "<r>", "<w>", "<n>", "<in>", "ab"):
+        assert tokens.cut(f"1 {text} 2") == "", text
+    assert tokens.cut("1 <clean> 2 <l>") == "<clean>"
+    tokenizer.split_special_tokens = True
+    assert tokens.cut("1 <clean> 2") == ""
 
 
 def test_only_supervised_turns_are_targets() -> None:

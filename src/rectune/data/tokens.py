@@ -1,12 +1,15 @@
 """One row becomes token ids, with the join between prompt and answer exactly as generation will see it.
 
 A prompt and the answer behind it are tokenized so that the prompt's ids stay what they are alone: where a
-token would span the join, the answer is tokenized by itself. Labels are not shifted (that is done once, in
-`logprobs.py`); the text is made in `templates.py`, and whole datasets are encoded in `encoding.py`.
+token would span the join, the answer is tokenized by itself. Text is cut at the special token before each
+answer and equal parts are tokenized once: what all rows have in common, and what precedes every answer. Labels
+are not shifted (that is done once, in `logprobs.py`); the text is made in `templates.py`, and whole datasets
+are encoded in `encoding.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,7 +60,7 @@ def prompt_ids(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, templa
     """
     found, before = split_prompt(template, turns, tokenizer, "prompt")
     tokens = _Tokens(tokenizer, template)
-    return [*_joined(tokens, [found])[0].input_ids, *tokens.after([before], [bool(found)])[0]]
+    return [*_joined(tokens, [found])[0].input_ids, *tokens.after([(before, bool(found))])[0]]
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
@@ -76,6 +79,24 @@ class _Tokens:
         special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self.special = {*special, *tokenizer.all_special_ids}
 
+    def cut(self, text: str) -> str:
+        """The last token in `text` at which it can be cut: the ids of both sides are the same apart; "" for none.
+
+        Added tokens are taken out of a text before all else, so they separate, unless they look at what stands
+        around them, are found only in normalized text, or might be a part of another one.
+        """
+        if not self.tokenizer.is_fast or getattr(self.tokenizer, "split_special_tokens", False):
+            return ""
+        added = list(self.tokenizer.added_tokens_decoder.values())
+        found = [
+            (text.rfind(token.content), token.content)
+            for token in added
+            if token.content in text
+            and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+            and not any(_overlap(token.content, other.content) for other in added)
+        ]
+        return max(found, default=(0, ""))[1]
+
     def plain(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -89,10 +110,10 @@ class _Tokens:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def after(self, texts: list[str], behind: Sequence[bool]) -> list[list[int]]:
-        """Ids of each text; where `behind`, as it reads behind a turn's end, not at the beginning of all."""
-        ids = self.plain([self.closing * b + text for text, b in zip(texts, behind, strict=True)])
-        return [row[int(b) :] for row, b in zip(ids, behind, strict=True)]
+    def after(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Ids of each text; where its flag is True as it reads behind a turn's end, not at the beginning of all."""
+        ids = self.plain([self.closing * behind + text for text, behind in texts])
+        return [row[int(behind) :] for row, (_, behind) in zip(ids, texts, strict=True)]
 
 
 def encode_batch(
@@ -102,18 +123,41 @@ def encode_batch(
     return _joined(_Tokens(tokenizer, template), [split_row(template, row, tokenizer) for row in rows])
 
 
+def _overlap(token: str, other: str) -> bool:
+    """Whether finding `other` in a text could take characters of a `token` that begins no later."""
+    ends = any(other.endswith(token[:size]) for size in range(1, len(token)))
+    return ends or (token in other and token != other)
+
+
 def _joined(tokens: _Tokens, rows: list[list[Piece]]) -> list[Encoded]:
-    """Token ids of the pieces of each row, all rows in few calls of the tokenizer."""
+    """Token ids of the pieces of each row, all rows in few calls of the tokenizer and each text once."""
     flat = [(piece, i > 0) for row in rows for i, piece in enumerate(row)]
-    behind = [b for _, b in flat]
-    befores = tokens.after([piece.before for piece, _ in flat], behind)
-    wholes = tokens.after([piece.before + piece.target for piece, _ in flat], behind)
-    apart = [i for i, before in enumerate(befores) if wholes[i][: len(before)] != before]
-    alone = tokens.after([flat[i][0].target for i in apart], [True] * len(apart))
+    cut = tokens.cut(flat[0][0].before) if flat else ""
+    parts = [_parts(piece.before, behind, cut) for piece, behind in flat]
+    unique = list(dict.fromkeys(itertools.chain(*parts)))
+    known = dict(zip(unique, tokens.after(unique), strict=True))
+    befores = [[known[part] for part in before] for before in parts]
+    wholes = tokens.after(
+        [
+            (before[-1][0] + piece.target, before[-1][1])
+            for (piece, _), before in zip(flat, parts, strict=True)
+        ]
+    )
+    apart = [i for i, (*_, last) in enumerate(befores) if wholes[i][: len(last)] != last]
+    alone = tokens.after([(flat[i][0].target, True) for i in apart])
     for i, target in zip(apart, alone, strict=True):
-        wholes[i] = befores[i] + target
-    spans = iter(zip(befores, wholes, strict=True))
+        wholes[i] = befores[i][-1] + target
+    spans = iter(
+        (list(itertools.chain(*before)), list(itertools.chain(*before[:-1], whole)))
+        for before, whole in zip(befores, wholes, strict=True)
+    )
     return [_row_encoded(row, [next(spans) for _ in row], tokens.special) for row in rows]
+
+
+def _parts(text: str, behind: bool, cut: str) -> list[tuple[str, bool]]:
+    """`text` cut before each `cut`; with each part, whether it has to be read as behind a turn's end."""
+    first, *others = text.split(cut) if cut else [text]
+    return [(first, behind), *((cut + other, False) for other in others)]
 
 
 def _row_encoded(row: list[Piece], spans: list[tuple[list[int], list[int]]], special: set[int]) -> Encoded:
