@@ -30,6 +30,7 @@ from rectune.online.record import OnlineResult, keep_rollout, line, summary
 from rectune.online.reload import ReloadingServer
 from rectune.online.reward import Rewards
 from rectune.online.rollout import Rollout, credit, measure, roll_out
+from rectune.online.room import Room
 from rectune.online.update import trained, update
 from rectune.sampling.engine import Engine
 from rectune.sampling.local import LocalEngine
@@ -116,7 +117,7 @@ class _Run:
         self.reference = of_base() if config.beta else None
         self.plan = plan_steps(len(problems), config.problems_per_step, steps=config.steps, seed=config.seed)
         longest = max(len(ids) for ids in (*self.asked.prompts, *self.kept.prompts)) + config.max_new_tokens
-        self.capacity = max(config.micro_batch_tokens, longest)
+        self.room = Room(max(config.micro_batch_tokens, longest))
         self.engine = self._engine(template)
         self.metrics = config.out / "metrics.jsonl"
         self.checkpoints = config.out / "checkpoints"
@@ -190,7 +191,7 @@ class _Run:
     def _learn(self, rollout: Rollout, step: int, began: float) -> dict[str, Any]:
         """The updates of a step; its line of metrics."""
         config = self.config
-        credit(rollout, self.policy, self.reference, config, self.capacity)
+        credit(rollout, self.policy, self.reference, config, self.room)
         factor = learning_rate(config.training, step, config.steps) / config.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -206,7 +207,7 @@ class _Run:
                 rollout,
                 config,
                 step,
-                self.capacity,
+                self.room,
             )
         if config.rollouts_every and (step % config.rollouts_every == 0 or step + 1 == config.steps):
             keep_rollout(rollout, self.asked, config.out / "rollouts" / f"step-{step + 1:06d}.jsonl", step)
@@ -243,7 +244,7 @@ class _Run:
             file.write(to_json(figures) + "\n")
 
     def _checkpoint(self, step: int, idle: int, before: dict[str, Any]) -> None:
-        state = {"data": self.asked.fingerprint, "idle": idle, "before": before}
+        state = {"data": self.asked.fingerprint, "idle": idle, "before": before, "room": self.room.tokens}
         keep = self.config.keep_checkpoints
         save_checkpoint(self.checkpoints, step, self.masters.masters, self.optimizer, {}, state, keep)
 
@@ -257,6 +258,7 @@ class _Run:
             was = f"the problems are not those the run began with ({state['data']}, now {self.asked.fingerprint})"
             raise UserError(was, where=self.config.problems, hint="restore them, or give another --out")
         self.masters.publish()
+        self.room.tokens = state.get("room", self.room.tokens)
         log.info("going on from %s, step %d of %d", found, state["step"], self.config.steps)
         return state["step"], state["idle"], state["before"]
 

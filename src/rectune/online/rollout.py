@@ -29,6 +29,7 @@ from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy
 from rectune.online.problems import Asked
 from rectune.online.reward import Earned, Rewards
+from rectune.online.room import Room
 from rectune.sampling.engine import Completion, DrawSettings, Engine, Request
 
 _SEEDS = 1_000_003
@@ -148,7 +149,7 @@ def said_of(rollout: Rollout) -> dict[str, Any]:
 
 
 def credit(
-    rollout: Rollout, policy: Policy, reference: Scorer | None, config: OnlineConfig, capacity: int
+    rollout: Rollout, policy: Policy, reference: Scorer | None, config: OnlineConfig, room: Room
 ) -> None:
     """Fill in `columns` (the advantage of each token, and what the loss refers to) and `figures`."""
     began = time.perf_counter()
@@ -159,7 +160,10 @@ def credit(
     rollout.columns = [{} for _ in rollout.rows]
     if ppo or reference is not None or not once:
         used = rollout.used
-        scored = policy.score([rollout.rows[i] for i in used], capacity, reference=reference)
+        rows = [rollout.rows[i] for i in used]
+        scored = room.fit(
+            lambda capacity: policy.score(rows, capacity, reference=reference), [len(row) for row in rows]
+        )
         for i, columns in zip(used, scored, strict=True):
             rollout.columns[i] = {"old_logp": columns["logp"]}
             if "ref_logp" in columns:

@@ -1,12 +1,14 @@
 """Clipped steps over a rollout: in each epoch its answers are dealt into minibatches, and each makes one update.
 
 A minibatch is packed into micro-batches; the sum of its tokens' losses, weighted as `aggregation` says, does not
-depend on how. Answers that cannot have a gradient (advantage 0, no KL) are not run; they count in the means all the
-same. The losses are in `objectives.py` (policy) and `policy.py` (value).
+depend on how, so it is begun again with smaller ones where memory runs out. Answers that cannot have a gradient
+(advantage 0, no KL) are not run; they count in the means all the same. The losses are in `objectives.py` (policy) and
+`policy.py` (value).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,11 @@ from rectune.online.advantages import token_weights
 from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy, value_loss
 from rectune.online.rollout import Rollout
+from rectune.online.room import Room
+from rectune.training.gradients import named
 from rectune.training.weights import Masters
+
+log = logging.getLogger("rectune")
 
 _ORDER = 7  # stream of the seed, beside those of data/order.py
 
@@ -36,24 +42,32 @@ def update(
     rollout: Rollout,
     config: OnlineConfig,
     step: int,
-    capacity: int,
+    room: Room,
 ) -> dict[str, Any]:
     """All updates of a step; the optimizer's learning rates are already set.
 
     Returns:
-        `updates` made, `skipped` ones (without a finite gradient), `grad_norm` (mean before clipping), `objective`
-        (mean loss), and means over the tokens that were run: `entropy` in nats, `clip_share`, `kl_old` (KL to the
-        policy that drew, k3), `kl` (to the reference, k3; None without one), `value_loss` (ppo).
+        `updates` made, `skipped` ones (the loss or gradient was not finite, the log names the answers), `grad_norm`
+        (mean before clipping), `objective` (mean loss), and means over the tokens that were run: `entropy` in nats,
+        `clip_share`, `kl_old` (KL to the policy that drew, k3), `kl` (to the reference, k3; None without one),
+        `value_loss` (ppo).
+
+    Raises:
+        UserError: A single answer does not fit into memory.
     """
     totals: defaultdict[str, float] = defaultdict(float)
     norms: list[float] = []
     updates = skipped = 0
     for rows in minibatches(rollout.used, config, step):
-        masters.start_step()
-        _backward(policy, rollout, rows, config, capacity, totals)
+        minibatch = _Minibatch(policy, masters, rollout, rows, config)
+        for name, value in minibatch.backward(room).items():
+            totals[name] += value
         norm = masters.finish_step(accelerator).item()
         if not math.isfinite(norm):
             skipped += 1
+            which = named(minibatch.blame()) or "all answers together"
+            say = "step %d: the loss or gradient of an update is not finite, over %s; the weights stay as they are"
+            log.warning(say, step + 1, which)
             continue
         norms.append(norm)
         if config.clip and norm > config.clip:
@@ -96,30 +110,61 @@ def minibatches(used: Sequence[int], config: OnlineConfig, step: int) -> Iterato
                 yield part.tolist()
 
 
-def _backward(
-    policy: Policy,
-    rollout: Rollout,
-    rows: Sequence[int],
-    config: OnlineConfig,
-    capacity: int,
-    totals: defaultdict[str, float],
-) -> None:
-    """Gradients of one minibatch, and its figures added to `totals`."""
-    lengths = rollout.lengths
-    of_rows = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
-    weights = dict(zip(rows, of_rows, strict=True))
-    some = trained(rollout, rows, config)
-    for places in pack([len(rollout.rows[i].input_ids) for i in some], capacity):
-        chosen = [some[place] for place in places]
+class _Minibatch:
+    """The answers of one update, and how much each of their tokens counts."""
+
+    def __init__(
+        self, policy: Policy, masters: Masters, rollout: Rollout, rows: Sequence[int], config: OnlineConfig
+    ) -> None:
+        self.policy, self.masters, self.rollout, self.config = policy, masters, rollout, config
+        lengths = rollout.lengths
+        of_rows = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
+        self.weights = dict(zip(rows, of_rows, strict=True))
+        self.rows = trained(rollout, rows, config)
+        self.lengths = [len(rollout.rows[i]) for i in self.rows]
+
+    def backward(self, room: Room) -> dict[str, float]:
+        """Leaves the gradient in the masters; sums over the tokens that were run."""
+        return room.fit(self._attempt, self.lengths)
+
+    def blame(self) -> list[str]:
+        """The answers that, alone, have a loss or gradient that is not finite; leaves a useless gradient behind."""
+        return [self._name(row) for row in self.rows if not self._is_finite(row)]
+
+    def _attempt(self, capacity: int) -> dict[str, float]:
+        totals: defaultdict[str, float] = defaultdict(float)
+        self.masters.start_step()
+        finite = True
+        for places in pack(self.lengths, capacity):
+            columns, loss = self._loss([self.rows[place] for place in places])
+            loss.backward()
+            _add(totals, columns, loss.item(), self.config)
+            finite = finite and bool(loss.isfinite())
+        if not finite:  # its gradient may be
+            self.masters.scale_gradients(math.nan)
+        return totals
+
+    def _loss(self, chosen: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        rollout, policy, config = self.rollout, self.policy, self.config
         batch = collate([rollout.rows[i] for i in chosen], policy.device)
         columns = policy.columns(batch, entropy_gradient=config.entropy_bonus > 0)
         for name in rollout.columns[chosen[0]]:
             columns[name] = rollout.cat(name, chosen, policy.device)
         columns.setdefault("old_logp", columns["logp"])
-        losses = token_losses(columns, config)
-        loss = (losses * torch.stack([weights[i] for i in chosen]).to(policy.device)[columns["row"]]).sum()
+        weights = torch.stack([self.weights[i] for i in chosen]).to(policy.device)
+        return columns, (token_losses(columns, config) * weights[columns["row"]]).sum()
+
+    def _is_finite(self, row: int) -> bool:
+        self.masters.start_step()
+        _, loss = self._loss([row])
+        if not loss.isfinite():
+            return False
         loss.backward()
-        _add(totals, columns, loss.item(), config)
+        return self.masters.is_finite()
+
+    def _name(self, row: int) -> str:
+        request = self.rollout.answers[row].request
+        return f"answer {request.sample_index} to problem {request.problem_id}"
 
 
 def token_losses(columns: dict[str, Tensor], config: OnlineConfig) -> Tensor:
