@@ -26,8 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m rectune.demo
 
+# A process for each core, each with one thread; a file's tests stay together, as they share what is costly.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 # Kills runs at random moments; the seed that it prints repeats them: make faults RECTUNE_FAULTS_SEED=...
 faults: $(STAMP)

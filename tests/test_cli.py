@@ -98,6 +98,19 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: 
         main(["train", "--data", "d", "--out", "o"])
 
 
+def test_out_of_memory_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, trained: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    def broken(config: TrainConfig, **how: bool) -> None:
+        torch.empty(1 << 48)
+
+    monkeypatch.setattr(sys.modules["rectune.training.loop"], "train", broken)
+    assert main(["train", "--data", "d", "--out", "o"]) == 2
+    assert capsys.readouterr().err.startswith("rectune: out of memory; what is written so far is kept; lower")
+
+
 def test_an_interrupt_is_one_line_and_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, trained: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -330,6 +330,14 @@ def run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt as error:
         print("rectune:", visible(str(error) or "interrupted"), file=sys.stderr)
         return 128 + stopped_by(error)
+    except (MemoryError, RuntimeError) as error:
+        from rectune.training.gradients import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        less = "lower a batch size or length, or take a smaller model"
+        print(f"rectune: out of memory; what is written so far is kept; {less}", file=sys.stderr)
+        return 2
     finally:
         log.removeHandler(handler)
     return 0

@@ -18,7 +18,6 @@ from rectune.sampling.slots import Pool, capacity_for
 
 Layers = Seq[tuple[Tensor, Tensor]]
 
-ROWS = 64  # from this many rows on, CPU matrix products round a row the same however many rows there are
 SHARING = 16  # rows that share a prompt's attention where that has to be exact
 
 
@@ -53,12 +52,13 @@ class Batch:
     """Prompts and completions by length class.
 
     Args:
-        exact: Compute a row in shapes that do not depend on the other rows: every prompt has places for
-            `SHARING` rows, and the batch is padded to a multiple of `ROWS`.
+        sizes: Numbers of rows to pad the batch to (`steady.py`); beyond the largest, multiples of it. With any, a row
+            is computed in shapes that do not depend on the other rows: every prompt has places for `SHARING`
+            rows. None pads nothing.
     """
 
-    def __init__(self, device: torch.device, *, exact: bool) -> None:
-        self.device, self.exact = device, exact
+    def __init__(self, device: torch.device, sizes: tuple[int, ...] | None) -> None:
+        self.device, self.sizes = device, sizes
         self.prompts: dict[int, Pool] = {}
         self.completions: dict[int, Pool] = {}
         self._prompts: dict[tuple[int, ...], Prompt] = {}
@@ -73,12 +73,17 @@ class Batch:
     def find_prompt(self, ids: tuple[int, ...]) -> Prompt | None:
         """A prompt that is stored already, because samples of it are in work."""
         prompt = self._prompts.get(ids)
-        return None if prompt is None or (self.exact and len(prompt.members) == SHARING) else prompt
+        return None if prompt is None or (self.sizes and len(prompt.members) == SHARING) else prompt
 
     def padded(self, tensor: Tensor) -> Tensor:
         """With rows of zeros behind, up to the number that is computed."""
-        missing = -len(tensor) % ROWS if self.exact else 0
+        missing = self._missing(len(tensor))
         return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+
+    def _missing(self, rows: int) -> int:
+        if not self.sizes:
+            return 0
+        return next((size - rows for size in self.sizes if size >= rows), -rows % self.sizes[-1])
 
     def add_prompt(self, ids: tuple[int, ...], logits: Tensor, content: Layers) -> Prompt:
         """Store a prompt's keys and values, H x T x D per layer. It stays until its last sequence leaves."""
@@ -120,14 +125,14 @@ class Batch:
                 own.append(Part(pool, part, starts[part], lengths[part] + 1, positions[part].unsqueeze(1)))
                 row = part.stop
         shared, back = self._prompt_parts(positions, len(rows))
-        return rows, Plan(own, shared, self.padded(back), -len(rows) % ROWS * self.exact), positions
+        return rows, Plan(own, shared, self.padded(back), self._missing(len(rows))), positions
 
     def _prompt_parts(self, positions: Tensor, rows: int) -> tuple[list[Part], Tensor]:
         parts, back, base = [], [0] * rows, 0
         for _, pool in sorted(self.prompts.items()):
             if not pool.owners:
                 continue
-            widest = SHARING if self.exact else max(len(p.members) for p in pool.owners)
+            widest = SHARING if self.sizes else max(len(p.members) for p in pool.owners)
             asking = [[m.row for m in p.members] + [0] * (widest - len(p.members)) for p in pool.owners]
             for slot, prompt in enumerate(pool.owners):
                 for place, member in enumerate(prompt.members):

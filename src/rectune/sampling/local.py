@@ -31,6 +31,7 @@ from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
 from rectune.sampling.draws import draw, uniforms
 from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.steady import steady_sizes
 
 BATCH_SIZE = 128  # sequences in work at once; more gains little on a CPU
 
@@ -87,12 +88,16 @@ class LocalEngine:
         """Names the weights as they were when this was first read."""
         return fingerprint(self.model)
 
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        return steady_sizes(self.model)
+
     def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
         exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
-        batch = Batch(self.model.device, exact=exact)
+        batch = Batch(self.model.device, self._sizes if exact else None)
         training = self.model.training
         self.model.eval()
         try:
