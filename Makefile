@@ -37,7 +37,7 @@ faults: $(STAMP)
 
 # Two and four processes on this machine: all objectives, plain and sharded, kills and restarts.
 distributed: $(STAMP)
-	$(BIN)/python -m pytest -m distributed -s tests/training/test_distributed.py
+	$(BIN)/python -m pytest -m distributed -s tests/training
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
