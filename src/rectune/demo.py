@@ -17,8 +17,8 @@ from pathlib import Path
 from rectune.cli import main as rectune
 
 RECIPE = files("rectune") / "recipes" / "demo.toml"
-SLOW = {"steps": "20", "limit": "60"}
-"""Without bfloat16 products in hardware training is five times slower: 320 of the 1,400 rows, 60 problems of each."""
+SLOW = {"steps": "16", "limit": "40"}
+"""Without bfloat16 products in hardware training is five times slower: 256 of the 1,400 rows, 40 problems of each."""
 IN, OUT = "gsm8k-calculations", "svamp-calculations"
 
 
