@@ -100,7 +100,7 @@ def together(
     (folder / "driver.py").write_text(_DRIVER)
     subprocess.run(
         [*TORCHRUN, str(processes), str(folder / "driver.py"), str(folder / "runs.json")],
-        check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -39,6 +39,15 @@ def take_device() -> None:
             torch.accelerator.set_device_index(number % torch.accelerator.device_count())
 
 
+def on_cpu() -> bool:
+    """Whether this is one of several processes that have to meet on the CPU, which accelerate has to be told."""
+    if share()[1] == 1:
+        return False
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
 def wait_for_all() -> None:
     """Wait until every process has come here, however long that takes.
 
@@ -57,7 +66,7 @@ def _patient_group() -> Any:
     import torch.distributed
     from accelerate import PartialState
 
-    PartialState(timeout=TIMEOUT)  # joins the others, and takes this process's GPU
+    PartialState(cpu=on_cpu(), timeout=TIMEOUT)  # joins the others, and takes this process's GPU
     return torch.distributed.new_group(backend="gloo", timeout=_FOREVER)
 
 

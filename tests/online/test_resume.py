@@ -19,7 +19,7 @@ from rectune.errors import UserError
 from rectune.online import loop
 from rectune.stopping import Stopped
 from rectune.training import checkpoints
-from training_runs import Died, metrics, weights
+from training_runs import Died, dies_at, metrics, weights
 
 TIMINGS = {
     "seconds", "seconds_sampling", "seconds_grading", "seconds_training", "tokens_per_second", "peak_memory_mib",
@@ -60,18 +60,8 @@ def test_death_between_and_inside_steps(
     settings = {"checkpoint_every": 2, "rollouts_every": 1, **KINDS[kind]}
     run("whole", **settings)
     for function, call in (("credit", 2), ("keep_rollout", 4)):
-        calls = 0
-        original = getattr(loop, function)
-
-        def dying(*args: Any, call: int = call, original: Any = original, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise Died
-            return original(*args, **kwargs)
-
         with monkeypatch.context() as patch:
-            patch.setattr(loop, function, dying)
+            patch.setattr(loop, function, dies_at(call, getattr(loop, function)))
             with pytest.raises(Died):
                 run("died", resume=True, **settings)
     run("died", resume=True, **settings)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.distributed
 
 # torchrun of torch 2.13 hands a restarted worker the addresses of the dead one, unless each attempt has its own store.
 ENVIRONMENT = {
-    **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from rectune.online.reward import Rewards
 from rectune.online.rollout import Rollout, credit, measure, roll_out
 from rectune.online.room import Room
 from rectune.online.update import trained, update
+from rectune.processes import on_cpu
 from rectune.sampling.engine import Engine
 from rectune.sampling.local import LocalEngine
 from rectune.sampling.server import ServerEngine
@@ -86,7 +87,7 @@ class _Run:
 
     def __init__(self, config: OnlineConfig, rewards: Rewards) -> None:
         self.config, self.rewards = config, rewards
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(cpu=on_cpu())
         if self.accelerator.num_processes > 1:
             hint = "for several GPUs see examples/trl_grpo.py"
             raise UserError("rectune online runs in one process", hint=hint)

@@ -18,7 +18,7 @@ from rectune.sampling.slots import Pool, capacity_for
 
 Layers = Seq[tuple[Tensor, Tensor]]
 
-SHARING = 16  # rows that share a prompt's attention where that has to be exact
+SHARING = 8  # rows that share a prompt's attention where that has to be exact
 
 
 @dataclass(eq=False)

@@ -24,7 +24,7 @@ from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.scorer import Scorer
-from rectune.processes import TIMEOUT, losing_peers
+from rectune.processes import TIMEOUT, losing_peers, on_cpu
 from rectune.stopping import Stopped, finishing
 from rectune.training.batches import load_data
 from rectune.training.checkpoints import (
@@ -259,7 +259,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
 def _accelerator(config: TrainConfig) -> Accelerator:
     loggers: Any = list(config.trackers) or None
     waiting = InitProcessGroupKwargs(timeout=TIMEOUT)
-    accelerator = Accelerator(log_with=loggers, project_dir=str(config.out), kwargs_handlers=[waiting])
+    accelerator = Accelerator(
+        cpu=on_cpu(), log_with=loggers, project_dir=str(config.out), kwargs_handlers=[waiting]
+    )
     kind = accelerator.distributed_type
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if kind not in plain and not is_sharded(accelerator):
