@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from rectune.errors import UserError
 from rectune.sampling.engine import Completion, DrawSettings, Request
 from rectune.sampling.local import LocalEngine
+from rectune.sampling.prompts import KeptPrompts
 from toys import byte_tokenizer, tiny_model
 
 PROMPTS = ("What is 48?", "Hi", "Hello there, how are you doing on this day? 4848", "A longer prompt " * 6)
@@ -79,6 +82,45 @@ def test_batch_size_and_order_do_not_change_the_tokens() -> None:
         for key, completion in found.items():
             assert completion.token_ids == expected[key].token_ids
             assert completion.logprobs == expected[key].logprobs  # to the bit
+
+
+@pytest.mark.parametrize(("keep", "read"), [(0, 12), (1 << 20, 4)])
+def test_kept_prompts_are_read_once(keep: int, read: int) -> None:
+    """Over two calls and more samples than share a prompt: 8 of 10 at once; the answers are the same."""
+    model = tiny_model()
+    engine = LocalEngine(model, byte_tokenizer(), keep=keep)
+    prefills = 0
+    settings = DrawSettings(max_new_tokens=20, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        original = model.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal prefills
+            prefills += "plan" not in kwargs
+            return original(*args, **kwargs)
+
+        patch.setattr(model, "forward", forward)
+        first = drawn(engine, requests(10), settings)
+        second = drawn(engine, requests(1), settings)
+    assert prefills == read
+    plain = drawn(LocalEngine(model, byte_tokenizer()), requests(10), settings)
+    for found in (first, second):
+        assert all(found[key].logprobs == plain[key].logprobs for key in found)
+
+
+def test_the_prompts_used_last_are_kept() -> None:
+    def computed(size: int) -> Any:
+        return torch.zeros(size), [(torch.zeros(size), torch.zeros(size))]
+
+    kept = KeptPrompts(limit=4 * 9)
+    for name in (1, 2, 3):
+        kept.keep((name,), computed(1))
+    assert kept.get((1,)) is not None
+    kept.keep((4,), computed(1))
+    assert kept.get((2,)) is None
+    assert [kept.get((name,)) is not None for name in (1, 3, 4)] == [True] * 3
+    kept.keep((5,), computed(100))
+    assert (len(kept), kept.size) == (0, 0)
 
 
 def test_bfloat16_and_float64_run() -> None:

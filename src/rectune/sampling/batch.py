@@ -107,7 +107,7 @@ class Batch:
         prompt.members.remove(sequence)
         if not prompt.members:
             prompt.pool.remove(prompt.slot)
-            if self._prompts[prompt.ids] is prompt:
+            if self._prompts.get(prompt.ids) is prompt:
                 del self._prompts[prompt.ids]
 
     def plan(self) -> tuple[list[Sequence], Plan, Tensor]:

@@ -31,9 +31,11 @@ from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
 from rectune.sampling.draws import draw, uniforms
 from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.prompts import KeptPrompts
 from rectune.sampling.steady import steady_sizes
 
 BATCH_SIZE = 128  # sequences in work at once; more gains little on a CPU
+KEPT = 1 << 30  # bytes of prompts that a loaded model keeps for later calls
 
 
 class LocalEngine:
@@ -46,6 +48,7 @@ class LocalEngine:
         batch_size: Most sequences in work at once.
         model_name: For the samples file.
         exact: Pad products as the module says. Without it few rows are faster, and the same only in the same batches.
+        keep: Bytes of computed prompts to keep for later calls; only for weights that stay as they are.
 
     Raises:
         UserError: The model's layers cannot be run here (recurrent layers, shared caches, encoders).
@@ -62,10 +65,12 @@ class LocalEngine:
         batch_size: int | None = None,
         model_name: str = "",
         exact: bool = True,
+        keep: int = 0,
     ) -> None:
         self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.tokenizer, self.model_name, self.exact = tokenizer, model_name, exact
         self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
+        self._kept = KeptPrompts(keep)
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         if self.batch_size < 1:
             raise UserError(f"{batch_size} is out of range", where="batch_size", hint="must be at least 1")
@@ -77,11 +82,11 @@ class LocalEngine:
     def load(
         cls, model: str, *, template: str = "auto", precision: str = "auto", batch_size: int | None = None
     ) -> LocalEngine:
-        """The engine of a model by name: hub id, folder, or packaged."""
+        """The engine of a model by name: hub id, folder, or packaged. Its weights have to stay as they are."""
         take_device()
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
         weights, tokenizer = load_model(model, dtype=dtype_for(precision, device), device=device)
-        return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model)
+        return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model, keep=KEPT)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,11 +132,15 @@ class LocalEngine:
 
     def _prefill(self, batch: Batch, ids: tuple[int, ...]) -> Prompt:
         """Compute a prompt by itself, so that it is the same whatever else is in work."""
-        cache = DynamicCache()
-        tokens = torch.tensor([ids], device=self.model.device)
-        out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        content = [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr,index]
-        return batch.add_prompt(ids, out.logits[:, -1], content)
+        computed = self._kept.get(ids)
+        if computed is None:
+            cache = DynamicCache()
+            tokens = torch.tensor([ids], device=self.model.device)
+            out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            content = [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr,index]
+            computed = out.logits[:, -1], content
+            self._kept.keep(ids, computed)
+        return batch.add_prompt(ids, *computed)
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> tuple[list[Sequence], Tensor]:
