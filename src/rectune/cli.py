@@ -11,13 +11,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 import rectune
 from rectune.errors import UserError
-from rectune.printing import print_lines, print_table
+from rectune.printing import messages, print_lines, print_table
 from rectune.stopping import interruptible, stopped_by
 from rectune.visible import visible
 
@@ -280,44 +280,9 @@ def report(
     print_lines(*data["verdict"]["sentences"], out)
 
 
-class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the moment: a progress bar puts itself in its place, and moves on for a message."""
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: TextIO) -> None:
-        pass
-
-
-class _Visible(logging.Formatter):
-    """Messages name what is in data, which may hold what a terminal would obey."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
-class _Once(logging.Filter):
-    """Lets a decision be said once: a comparison loads the same model and rows many times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        known = record.levelno <= logging.INFO and message in self.said
-        self.said.add(message)
-        return not known
-
-
 def run(command: Callable[[], object]) -> int:
     """Run a command with messages on stderr, and return the exit code that the module's docstring names."""
-    handler = _StderrHandler()
-    handler.setFormatter(_Visible("%(message)s"))
-    handler.addFilter(_Once())
+    handler = messages()
     log = logging.getLogger("rectune")
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -1,13 +1,14 @@
-"""Lines and tables on stdout, for people and for pipes: the one place that prints what came from data.
+"""Lines and tables on stdout and messages on stderr, for people and for pipes: nothing that a terminal would obey.
 
-What goes to stderr is printed where it happens; `cli.py` makes it visible in the same way.
+Progress bars are left to those who make progress; the last line of a command that fails, to `cli.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rectune.processes import share
 from rectune.visible import visible
@@ -43,3 +44,44 @@ def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool = False) -> Non
         table.add_row(*map(visible, row.values()))
     width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets one line a row
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)
+
+
+def messages() -> logging.Handler:
+    """A handler that puts a command's log on stderr, each decision once."""
+    handler = _StderrHandler()
+    handler.setFormatter(_Visible("%(message)s"))
+    handler.addFilter(_Once())
+    return handler
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the moment: a progress bar puts itself in its place, and moves on for a message."""
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
+
+
+class _Visible(logging.Formatter):
+    """Messages name what is in data, which may hold what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+class _Once(logging.Filter):
+    """Lets a decision be said once: a comparison loads the same model and rows many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        known = record.levelno <= logging.INFO and message in self.said
+        self.said.add(message)
+        return not known

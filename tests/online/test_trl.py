@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,10 @@ from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy
 from rectune.online.reward import Earned
 from rectune.online.rollout import Rollout
-from rectune.online.update import _backward
+from rectune.online.room import Room
+from rectune.online.update import _Minibatch
 from rectune.sampling.engine import Completion, Request
+from rectune.training.weights import Masters
 from toys import byte_tokenizer, tiny_model
 
 LONGEST = 9
@@ -101,8 +102,8 @@ def test_loss_and_gradients_are_those_of_trl(
     )
     ours = tiny_model(seed=3)  # TRL's has its own head by now
     policy = Policy(ours, value=False, temperature=config.temperature, memory_budget=1 << 24)
-    totals: defaultdict[str, float] = defaultdict(float)
-    _backward(policy, rollout_of(old, ref), [0, 1, 2, 3], config, 20, totals)  # two micro-batches at least
+    minibatch = _Minibatch(policy, Masters(policy, torch.float32), rollout_of(old, ref), [0, 1, 2, 3], config)
+    totals = minibatch.backward(Room(20))  # two micro-batches at least
     assert totals["objective"] == pytest.approx(theirs.item(), rel=1e-4)
     assert totals["clip_share"] > 0
     found = {name: p.grad for name, p in ours.named_parameters()}
