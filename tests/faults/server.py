@@ -51,7 +51,7 @@ def serve() -> None:
             for stream, target in ((0, nothing), (1, log), (2, log)):
                 os.dup2(target, stream)
             code = main(asked["argv"])
-        except BaseException:
+        except BaseException:  # a forked child: nothing may carry it back into the server's loop
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -23,9 +23,7 @@ from training_runs import OVER_ROWS, TORCHRUN, metrics, together, weights, witho
 pytestmark = pytest.mark.distributed
 
 # torchrun of torch 2.13 hands a restarted worker the addresses of the dead one, unless each attempt has its own store.
-ENVIRONMENT = {
-    **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-}  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-ROWS = (
-    64  # multiples of it are taken unseen, beyond `MOST`, and where products are not those of linear layers
-)
+ROWS = 64
+"""Its multiples are taken untried: beyond `MOST`, and where products are not those of linear layers."""
 MOST = 128
 STEP = 16
 
