@@ -119,7 +119,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"prompt": "a", "completion": "\\ud800"}\n', "a.jsonl:1: a text holds half of a surrogate"),
     ("a.jsonl", b'{"text": "a"}\n', "a.jsonl:1: no known row format has the fields text"),
     ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: is a broken gzip file"),
-    ("a.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99)[:-12], "is a broken gzip file"),
+    ("a.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-12], "is a broken gzip file"),
     ("a.json", b"[]", "a.json: is empty"),
     ("a.json", b'[{"prompt": "a", "completion": "b"},\n{"prompt": }]', "a.json:2: malformed JSON"),
     ("a.json", b'[{"prompt": "a", "completion": "b"},\n', "a.json:2: malformed JSON"),
