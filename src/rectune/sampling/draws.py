@@ -87,7 +87,9 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     In two levels, blocks and then words within one block, so that the running sums are short and in float64.
     """
     rows, words = weights_BV.shape
-    padded = torch.nn.functional.pad(weights_BV, (0, -words % BLOCK)).view(rows, -1, BLOCK)
+    if words % BLOCK:
+        weights_BV = torch.nn.functional.pad(weights_BV, (0, -words % BLOCK))
+    padded = weights_BV.view(rows, -1, BLOCK)
     sums_BK = padded.sum(-1).double().cumsum(-1)
     goal_B1 = uniform_B.to(weights_BV.device)[:, None] * sums_BK[:, -1:]
     block_B1 = torch.searchsorted(sums_BK, goal_B1, right=True).clamp_(max=sums_BK.shape[-1] - 1)

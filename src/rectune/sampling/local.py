@@ -33,6 +33,7 @@ from rectune.sampling.draws import draw, uniforms
 from rectune.sampling.engine import Completion, DrawSettings, Request
 from rectune.sampling.prompts import KeptPrompts
 from rectune.sampling.steady import steady_sizes
+from rectune.sampling.tiles import tiled_head
 
 BATCH_SIZE = 128  # sequences in work at once; more gains little on a CPU
 KEPT = 1 << 30  # bytes of prompts that a loaded model keeps for later calls
@@ -150,13 +151,14 @@ class LocalEngine:
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation(IMPLEMENTATION)
         try:
-            out = self.model(
-                batch.padded(tokens),
-                position_ids=batch.padded(positions)[:, None],
-                use_cache=False,
-                logits_to_keep=1,
-                plan=plan,
-            )
+            with tiled_head(self.model):
+                out = self.model(
+                    batch.padded(tokens),
+                    position_ids=batch.padded(positions)[:, None],
+                    use_cache=False,
+                    logits_to_keep=1,
+                    plan=plan,
+                )
         finally:
             self.model.set_attn_implementation(usual)
         for sequence in rows:

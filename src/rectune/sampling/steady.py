@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rectune.sampling.tiles import tiled_linear
+
 ROWS = 64
 """Its multiples are taken untried: beyond `MOST`, and where products are not those of linear layers."""
 MOST = 128
@@ -36,10 +38,10 @@ def _same_at(sizes: set[int], weight_OI: Tensor) -> set[int]:
     """Those of the sizes at which products with `weight_OI` have the bits that they have at `MOST` rows."""
     generator = torch.Generator().manual_seed(0)
     rows_RI = torch.randn(MOST, weight_OI.shape[1], generator=generator)
-    whole_RO = nn.functional.linear(rows_RI, weight_OI)
+    whole_RO = tiled_linear(rows_RI, weight_OI)
     return {
         size
         for size in sizes
-        if torch.equal(nn.functional.linear(rows_RI[:size], weight_OI), whole_RO[:size])
-        and torch.equal(nn.functional.linear(rows_RI[-size:], weight_OI), whole_RO[-size:])
+        if torch.equal(tiled_linear(rows_RI[:size], weight_OI), whole_RO[:size])
+        and torch.equal(tiled_linear(rows_RI[-size:], weight_OI), whole_RO[-size:])
     }
