@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rectune.comparison.answers import Draws, Respondent
 from rectune.comparison.arms import Arm
 from rectune.disk import check_format
-from rectune.evaluation.sharpness import entropy_of_answers, match
+from rectune.evaluation.compare import read_evaluation
+from rectune.evaluation.sharpness import FEWEST_ANSWERS, entropy_of_answers, match
 from rectune.training.checkpoints import to_json, write_text
 
 log = logging.getLogger("rectune")
 
 NEAR = 0.1
-"""Share of the target entropy by which matched answers may miss it without a warning."""
+"""Share of the target entropy by which matched answers may miss it without a correction or a warning."""
+MOST = 3.0
+"""By which a correction multiplies its aim at most: a few answers may all be certain."""
+SAME = 0.02
+"""Distance from T = 1 at which other states are not to be feared."""
 
 
 def entropy(respondent: Respondent, folder: Path) -> float:
@@ -55,8 +62,7 @@ def answer_matched(
     matched = folder / f"matched-{slug}"
     path = matched / "match.json"
     if not path.is_file():
-        found = match(respondent.model, folder / "evaluation", target)
-        log.info("%s", found["sentence"])
+        found = _temperature(respondent, folder, slug, target, files, draws)
         matched.mkdir(parents=True, exist_ok=True)
         write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
     record = json.loads(path.read_text())
@@ -66,7 +72,7 @@ def answer_matched(
     if "drawn" not in record:
         drawn = entropy_of_answers(respondent.model, matched, temperature=temperature)
         write_text(path, to_json({**record, "drawn": drawn}, indent=2) + "\n")
-        say = log.warning if abs(drawn - target) > NEAR * target else log.info
+        say = log.warning if _misses(drawn, target) else log.info
         say(
             "answers drawn at T = %.3f have %.3f nats a token, for a target of %.3f",
             temperature,
@@ -74,3 +80,34 @@ def answer_matched(
             target,
         )
     return matched
+
+
+def _temperature(
+    respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
+) -> dict[str, Any]:
+    """What `match` finds at the states of T = 1, corrected once by a few answers drawn there, which visit others."""
+    found = match(respondent.model, folder / "evaluation", target)
+    log.info("%s", found["sentence"])
+    if not found["reached"] or math.isclose(found["temperature"], 1, abs_tol=SAME):
+        return {**found, "pilot": None}
+    problems = sum(
+        len(one["problem_ids"]) for one in read_evaluation(folder / "evaluation")["benchmarks"].values()
+    )
+    few = replace(
+        draws, n=math.ceil(FEWEST_ANSWERS / problems), temperature=found["temperature"], seed=draws.seed + 1
+    )
+    respondent.answer(folder / f"validation-matched-{slug}", files, few)
+    drawn = entropy_of_answers(
+        respondent.model, folder / f"validation-matched-{slug}", temperature=found["temperature"]
+    )
+    pilot = {"temperature": found["temperature"], "answers": few.n * problems, "drawn": drawn}
+    if _misses(drawn, target):
+        aim = target * min(found["entropy"] / max(drawn, 1e-9), MOST)
+        log.info("%d answers drawn there have %.3f, so the aim becomes %.3f", pilot["answers"], drawn, aim)
+        found = {**match(respondent.model, folder / "evaluation", aim), "target": target}
+        log.info("%s", found["sentence"])
+    return {**found, "pilot": pilot}
+
+
+def _misses(drawn: float, target: float) -> bool:
+    return abs(drawn - target) > NEAR * target
