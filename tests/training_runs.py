@@ -93,15 +93,22 @@ def together(
     processes: int = 2,
     until: int | None = None,
     timeout: int = 180,
-) -> None:
-    """Train these runs one after the other in several processes, with weights sharded or not."""
+    first: str = "",
+) -> str:
+    """Train these runs one after the other in several processes, with weights sharded or not; returns their log.
+
+    `first` is Python that each process runs before.
+    """
     both = list(zip(runs, sharded, strict=True))
     (folder / "runs.json").write_text(json.dumps([both, until], default=str))
-    (folder / "driver.py").write_text(_DRIVER)
-    subprocess.run(
+    (folder / "driver.py").write_text(first + _DRIVER)
+    done = subprocess.run(
         [*TORCHRUN, str(processes), str(folder / "driver.py"), str(folder / "runs.json")],
-        check=True, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
+    sys.stderr.write(done.stderr)
+    done.check_returncode()
+    return done.stderr
 
 
 class Died(BaseException):

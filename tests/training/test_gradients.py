@@ -245,9 +245,9 @@ SPLITS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "means": {"normalization": "micro-batch", "micro_batch_rows": 3},
     "lora": {"lora.rank": 2, "objective.name": "asft"},
-    "sharded": {"probe": 0, "objective.name": "sequence_dft", "batch_size": 3, "checkpoint_every": 2},
-    "sharded bf16": {"probe": 0, "precision": "bf16", "batch_size": 1},
-    "sharded lora": {"probe": 0, "lora.rank": 2, "objective.name": "asft", "gradient_checkpointing": True},
+    "sharded": {"objective.name": "sequence_dft", "batch_size": 3, "checkpoint_every": 2},
+    "sharded bf16": {"precision": "bf16", "batch_size": 1},
+    "sharded lora": {"lora.rank": 2, "objective.name": "asft", "gradient_checkpointing": True},
 }
 
 
@@ -262,10 +262,33 @@ def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None
         lines = metrics(one), metrics(two)
         assert len(lines[0]) == len(lines[1])
         for ours, theirs in zip(*lines, strict=True):
-            for key in {"objective", "nll", "mean_p", "grad_norm", "supervised", "eos_p"} & ours.keys():
+            for key in {"objective", "nll", "mean_p", "grad_norm", "supervised", "eos_p", "kl"} & ours.keys():
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), (name, key)
         file = "adapter/adapter_model.safetensors" if "lora" in name else "model/model.safetensors"
         # The update as a whole: AdamW turns the rounding of a gradient near zero into a step of visible size.
         start = {} if "lora" in name else weights(Path(toy["model"]), "model.safetensors")
         updates = [{k: w - start.get(k, 0) for k, w in weights(out, file).items()} for out in (one, two)]
         close(*updates, tolerance=0.05 if name == "bf16" else 1e-3)
+
+
+_POISONED = """
+from rectune.training.gradients import Gradients
+losses = Gradients._losses
+def poisoned(self, rows, phase):
+    columns, found = losses(self, rows, phase)
+    return columns, (found * 0).sqrt() + found if 3 in rows else found
+Gradients._losses = poisoned
+"""
+
+
+@pytest.mark.slow
+def test_a_row_whose_gradient_is_not_finite_is_named_by_its_process(
+    toy: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its loss is finite, so that only the backward pass can tell; plain and sharded, once each."""
+    settings = {**toy, "steps": None, "epochs": 1, "probe": 0, "checkpoint_every": 0, "rows.holdout": 0}
+    runs = [{**settings, "out": str(tmp_path / name)} for name in ("plain", "sharded")]
+    said = together(runs, [False, True], tmp_path, first=_POISONED)
+    named = [line for line in said.splitlines() if "not finite" in line]
+    assert len(named) == 2, named
+    assert all(f"not finite, in {toy['data']}:4; the weights" in line for line in named)

@@ -141,6 +141,18 @@ class Scorer:
         """`hidden` of the batch, and the head that reads it."""
         return self._with_weights(lambda: (self.hidden(batch), self.head()))
 
+    def kept_head(self) -> Head:
+        """The head as it is now, copied where training would change it or where it is whole for a pass only."""
+
+        def copied() -> Head:
+            head = self.head()
+            if not head.weight.requires_grad and not hasattr(self.causal, "with_weights"):
+                return head
+            bias = None if head.bias is None else head.bias.data.clone()
+            return head._replace(weight=head.weight.data.clone(), bias=bias)
+
+        return self._with_weights(copied)
+
     def _with_weights(self, function: Callable[[], T]) -> T:
         """Call it while the weights are whole: they may be sharded (`training/sharding.py`)."""
         sharded: Callable[[Callable[[], T]], T] | None = getattr(self.causal, "with_weights", None)

@@ -68,6 +68,8 @@ class Probe:
         tokenizer, config: Of the run; `config.probe` rows are watched.
         holdout: Where the rows are taken from, at least one.
         device: Of the model.
+        answers: Whether the model also answers some of the rows' prompts.
+        speaks: Whether warnings are said.
     """
 
     @torch.no_grad()
@@ -78,6 +80,9 @@ class Probe:
         config: TrainConfig,
         holdout: Split,
         device: torch.device | None = None,
+        *,
+        answers: bool = True,
+        speaks: bool = True,
     ) -> None:
         rows = choose_rows(holdout, config)
         encoded = [cut(holdout.encoded[holdout.members[row][0]]) for row in rows]
@@ -85,7 +90,7 @@ class Probe:
         self.scorer = Scorer(
             scorer.model, memory_budget=scorer.memory_budget, implementation="plain", check=False
         )
-        self.tokenizer, self.seed = tokenizer, config.seed
+        self.tokenizer, self.seed, self.speaks = tokenizer, config.seed, speaks
         # Batch by batch, which of the rows it holds.
         self.packed = pack([len(row) for row in encoded], capacity(config))
         self.batches = [collate([encoded[i] for i in batch], device) for batch in self.packed]
@@ -94,11 +99,8 @@ class Probe:
         self.said: set[str] = set()  # warnings given
         training = scorer.model.training
         scorer.model.eval()
-        head = scorer.head()
-        if head.weight.requires_grad:
-            bias = None if head.bias is None else head.bias.data.clone()
-            head = head._replace(weight=head.weight.data.clone(), bias=bias)
-        self.bases = [_Base(scorer.hidden(batch), head) for batch in self.batches]
+        head = scorer.kept_head()
+        self.bases = [_Base(scorer.states(batch)[0], head) for batch in self.batches]
         self.before = self.now = self._columns(("logp",))["logp"].cpu()
         scorer.model.train(training)
         references = [_first_answer(row) for row in encoded]
@@ -108,7 +110,7 @@ class Probe:
         self.requests = [
             Request(str(i), 0, tuple(row.input_ids[: _first_target(row)])) for i, row in enumerate(encoded)
         ][:ANSWERS]
-        self.engine = self._engine(config)
+        self.engine = self._engine(config) if answers else None
         log.info(
             "drift: watched on %d hold-out rows with %d targets%s",
             len(rows), len(self.before),
@@ -151,7 +153,7 @@ class Probe:
             self.start = figures
         crossed = warnings(figures, self.start, reference_length=self.reference_length, last=last)
         for name in crossed:
-            if name not in self.said:
+            if self.speaks and name not in self.said:
                 log.warning("drift at step %d: %s", step, sentence(name, figures, self.start))
         self.said |= set(crossed)
         seconds = round(time.perf_counter() - began, 3)
@@ -215,16 +217,21 @@ def make_probe(
     holdout: Split,
     accelerator: Accelerator,
 ) -> Probe | None:
-    """The run's probe; None where nothing is watched, or another process does."""
-    if not config.probe or not accelerator.is_main_process:
-        return None
-    if is_sharded(accelerator):
-        log.info("drift: not watched, since the weights are sharded over processes")
+    """The run's probe; None where nothing is watched, or another process does.
+
+    Sharded weights are watched by all processes, the same rows at once, and the first one speaks. They write no answers:
+    the processes would have to write the same ones to the bit, or wait for each other for ever.
+    """
+    sharded = is_sharded(accelerator)
+    if not config.probe or not (sharded or accelerator.is_main_process):
         return None
     if not len(holdout):
         log.info("drift: not watched, since there are no hold-out rows")
         return None
-    return Probe(scorer, tokenizer, config, holdout, accelerator.device)
+    if sharded:
+        log.info("drift: no sampled answers, since the weights are sharded over processes")
+    speaks = accelerator.is_main_process
+    return Probe(scorer, tokenizer, config, holdout, accelerator.device, answers=not sharded, speaks=speaks)
 
 
 def choose_rows(holdout: Split, config: TrainConfig) -> list[int]:

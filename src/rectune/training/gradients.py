@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from rectune.config import TrainConfig
@@ -81,17 +82,21 @@ class Gradients:
             self._halve()  # here, because the error keeps the micro-batch's tensors
 
     def blame(self, step: int, phase: Phase) -> list[str]:
-        """Which rows of `step` (those of this process) have, alone, a loss or gradient that is not finite: `file:line`.
+        """Which rows of `step`, in any process, have alone a loss or gradient that is not finite: `file:line`.
 
-        Leaves a gradient behind that is of no use. None where weights are sharded: each row would be a pass for all.
+        Leaves a gradient behind that is of no use. All processes have to call it: where weights are sharded every pass
+        is one of all, and one of them at a time has rows in it.
         """
-        if is_sharded(self.accelerator):
-            return []
+        sharded, processes = is_sharded(self.accelerator), self.accelerator.num_processes
         guilty = []
-        for together, divisor in self._micro_batches(step):
+        for turn, (together, divisor) in enumerate(self._micro_batches(step, all_of_them=sharded)):
+            mine = not sharded or turn % processes == self.accelerator.process_index
             for rows in self._parts(together):
-                if not self._is_finite(rows, phase, divisor):
-                    guilty += [row for row in rows if not self._is_finite([row], phase, divisor)] or rows
+                if not self._is_finite(rows, phase, divisor, mine=mine):
+                    alone = [row for row in rows if not self._is_finite([row], phase, divisor, mine=mine)]
+                    guilty += alone or rows
+        if not sharded and processes > 1:
+            guilty = sorted(gather_object(guilty))
         return [self.data.train.where(row) for row in guilty]
 
     def _once(self, step: int, phase: Phase) -> Monitor:
@@ -110,11 +115,12 @@ class Gradients:
             self.masters.scale_gradients(math.nan)
         return monitor
 
-    def _micro_batches(self, step: int) -> Iterator[tuple[list[int], int]]:
+    def _micro_batches(self, step: int, *, all_of_them: bool = False) -> Iterator[tuple[list[int], int]]:
         """This process's share of the step: rows that go together, and what their losses are divided by."""
-        data, accelerator = self.data, self.accelerator
+        data = self.data
         units = max(1, data.units(data.plan.rows(step)))
-        for rows in turns(data.micro_batches(step), accelerator):
+        every = data.micro_batches(step)
+        for rows in every if all_of_them else turns(every, self.accelerator):
             yield rows, units if self.config.normalization == "tokens" else max(1, data.units(rows))
 
     def _parts(self, rows: list[int]) -> list[list[int]]:
@@ -137,13 +143,18 @@ class Gradients:
                 columns["old_logp"] = self.old.columns(batch)["logp"]
         return columns, apply_objective(phase.objective, columns, protect=phase.protect, **phase.settings)
 
-    def _is_finite(self, rows: list[int], phase: Phase, divisor: int) -> bool:
+    def _is_finite(self, rows: list[int], phase: Phase, divisor: int, *, mine: bool) -> bool:
+        """Of the gradient of these rows, or of no rows where they are not `mine`."""
         self.masters.start_step()
-        _, losses = self._losses(rows, phase)
-        if not torch.isfinite(losses).all():
-            return False
+        _, losses = self._losses(rows if mine else [], phase)
+        finite = bool(losses.isfinite().all())
+        if not is_sharded(self.accelerator):
+            if finite:
+                (losses.sum() / divisor).backward()
+            return finite and self.masters.is_finite()
         (losses.sum() / divisor).backward()
-        return self.masters.is_finite()
+        finite = self.masters.is_finite() and finite
+        return bool(gather(torch.tensor([finite], device=self.accelerator.device)).all())
 
     def _halve(self) -> None:
         if torch.cuda.is_available():

@@ -144,7 +144,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
     if main:
         open_run(config)
         take_back_metrics(metrics, start if found else -1)
-    if probe and found:
+    if probe and found and main:
         probe.recall(metrics)
     if config.trackers:
         accelerator.init_trackers("rectune", {k: str(v) for k, v in config.model_dump().items()})
@@ -157,7 +157,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
             _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
         if probe:
             _log(accelerator, metrics, probe.measure(step, last=step == steps))
-        accelerator.wait_for_everyone()  # only the first process watches
+        accelerator.wait_for_everyone()  # often only the first process watches
         return figures
 
     def save(step: int, skipped: int) -> None:
@@ -200,8 +200,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
             else:
                 skipped += 1
                 rows = gradients.blame(step, phase)
-                which = f"in {named(rows)}" if rows else "over all rows together" if main else ""
-                if which:
+                which = f"in {named(rows)}" if rows else "over all rows together"
+                if main:
                     say = "step %d: the loss or gradient is not finite, %s; the weights stay as they are"
                     log.warning(say, done, which)
             tokens = sum(data.train.lengths(data.plan.rows(step)))

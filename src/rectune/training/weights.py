@@ -97,7 +97,7 @@ class Masters:
     def is_finite(self) -> bool:
         """Whether the norm of what this process has added up since `start_step` is."""
         added = [m.grad for n, m in self.masters.items() if m.grad is not None and n not in self._fresh]
-        return not added or bool(torch.nn.utils.get_total_norm(added).isfinite())
+        return not added or bool(whole(torch.nn.utils.get_total_norm(added)).isfinite())
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> None:
