@@ -124,6 +124,7 @@ def facts(count: int, rng: random.Random) -> tuple[list[dict[str, Any]], list[di
 SHARED = {
     "model": "smollm2-135m",
     "learning_rate": 1e-4,
+    "batch_size": 8,
     "rows.template": "none",
     "rows.holdout": 0.05,
     "checkpoint_every": 0,
@@ -141,8 +142,8 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 def make_pairs(out: Path) -> dict[str, dict[str, Any]]:
     """Data, model and problems of every pair; makes the files."""
     rng, files = random.Random(0), out / "data"
-    write(files / "clean.jsonl", list(word_problems(200, rng)))
-    noisy = write(files / "own.jsonl", list(word_problems(200, rng, noise=0.25)))
+    write(files / "clean.jsonl", list(word_problems(128, rng)))
+    noisy = write(files / "own.jsonl", list(word_problems(96, rng, noise=0.25)))
     stories = write(files / "stories.jsonl", list(word_problems(100, rng)))
     fact_rows, fact_problems = facts(32, rng)
     learnt = write(files / "facts.jsonl", fact_rows)
@@ -150,10 +151,10 @@ def make_pairs(out: Path) -> dict[str, dict[str, Any]]:
     svamp = "svamp-calculations"
     return {
         "own": {"model": str(out / "tuned/model"), "data": str(noisy), "in": str(stories), "out": svamp,
-                "limit": 60},
+                "limit": 40},
         "gsm8k": {"data": "gsm8k-calculations", "in": "gsm8k-calculations", "out": svamp,
-                  "rows.limit": 160, "limit": 40},
-        "facts": {"data": str(learnt), "in": str(recall), "out": None, "epochs": 4,
+                  "rows.limit": 96, "limit": 32},
+        "facts": {"data": str(learnt), "in": str(recall), "out": None, "epochs": 3,
                   "limit": None},
     }  # fmt: skip
 
