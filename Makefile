@@ -47,7 +47,7 @@ lint: $(STAMP)
 	$(BIN)/python scripts/make_scaling_docs.py --check
 	$(BIN)/python scripts/audit.py
 
-# Hostile input for an hour: half by hypothesis, half by atheris where it is installed.
+# Hostile input: for an hour by hypothesis, and for another by atheris where it is installed.
 FUZZ_SECONDS ?= 3600
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/long.py --seconds $(FUZZ_SECONDS)

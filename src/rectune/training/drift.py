@@ -219,8 +219,8 @@ def make_probe(
 ) -> Probe | None:
     """The run's probe; None where nothing is watched, or another process does.
 
-    Sharded weights are watched by all processes, the same rows at once, and the first one speaks. They write no answers:
-    the processes would have to write the same ones to the bit, or wait for each other for ever.
+    Sharded weights are watched by all processes, the same rows at once, and the first one speaks. They write no
+    answers: the processes would have to write the same ones to the bit, or wait for each other for ever.
     """
     sharded = is_sharded(accelerator)
     if not config.probe or not (sharded or accelerator.is_main_process):
