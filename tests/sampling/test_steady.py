@@ -27,7 +27,7 @@ def test_sizes_give_the_same_bits() -> None:
 def test_a_size_with_other_bits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     original = nn.functional.linear
 
-    def rounding(rows: torch.Tensor, weight: torch.Tensor, bias: None = None) -> torch.Tensor:
+    def rounding(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         made = original(rows, weight)
         return made.nextafter(made + 1) if len(rows) in (32, 80) and weight.shape[0] == 96 else made
 
@@ -53,3 +53,17 @@ def test_a_batch_is_padded_to_the_next_size(rows: int, computed: int) -> None:
     assert padded[:rows].all()
     assert not padded[rows:].any()
     assert len(Batch(torch.device("cpu"), None).padded(torch.ones(rows, 2))) == rows
+
+
+def test_a_head_is_tried_as_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def tiled(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        tried.append(tuple(weight.shape))  # type: ignore[arg-type]
+        return rows @ weight.T
+
+    monkeypatch.setattr(steady, "tiled_linear", tiled)
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 48))
+    model.get_output_embeddings = lambda: model[1]  # type: ignore[assignment]
+    steady_sizes(model)
+    assert set(tried) == {(48, 96)}

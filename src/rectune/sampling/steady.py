@@ -6,10 +6,12 @@ the processor, the library, the threads and the shape. So it is tried, once for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from rectune.sampling.tiles import tiled_linear
+from rectune.sampling.tiles import tiled_layer, tiled_linear
 
 ROWS = 64
 """Its multiples are taken untried: beyond `MOST`, and where products are not those of linear layers."""
@@ -24,24 +26,26 @@ def steady_sizes(model: nn.Module) -> tuple[int, ...]:
     A row has them in any place and at any of these sizes. Multiples of `ROWS` are always among them.
     """
     always = range(ROWS, MOST + 1, ROWS)
-    weights = {layer.weight.shape: layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
+    head = tiled_layer(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    weights = {(layer.weight.shape, layer is head): layer.weight for layer in layers}
     known = {id(layer.weight) for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Embedding))}
     if any(weight.dim() > 1 and id(weight) not in known for weight in model.parameters()):
         return tuple(always)
     tried = set(range(STEP, MOST, STEP)) - set(always)
-    for weight in weights.values():
-        tried = _same_at(tried, weight)
+    for (_, tiled), weight in weights.items():
+        tried = _same_at(tried, weight, tiled_linear if tiled else nn.functional.linear)
     return tuple(sorted({*tried, *always}))
 
 
-def _same_at(sizes: set[int], weight_OI: Tensor) -> set[int]:
+def _same_at(sizes: set[int], weight_OI: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> set[int]:
     """Those of the sizes at which products with `weight_OI` have the bits that they have at `MOST` rows."""
     generator = torch.Generator().manual_seed(0)
     rows_RI = torch.randn(MOST, weight_OI.shape[1], generator=generator)
-    whole_RO = tiled_linear(rows_RI, weight_OI)
+    whole_RO = product(rows_RI, weight_OI)
     return {
         size
         for size in sizes
-        if torch.equal(tiled_linear(rows_RI[:size], weight_OI), whole_RO[:size])
-        and torch.equal(tiled_linear(rows_RI[-size:], weight_OI), whole_RO[-size:])
+        if torch.equal(product(rows_RI[:size], weight_OI), whole_RO[:size])
+        and torch.equal(product(rows_RI[-size:], weight_OI), whole_RO[-size:])
     }

@@ -17,16 +17,23 @@ TILE = 1024  # words
 
 @contextmanager
 def tiled_head(model: nn.Module) -> Iterator[None]:
-    """Within it the model's own forward computes its logits by `tiled_linear`, if they are a plain linear layer's."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    plain = type(head) is nn.Linear and "forward" not in vars(head) and head.weight.device.type == "cpu"
-    if plain:
-        head.forward = partial(tiled_linear, weight=head.weight, bias=head.bias)
+    """Within it the model's own forward computes its logits by `tiled_linear`, if its head is one for it."""
+    head = tiled_layer(model)
+    if head is not None:
+        head.forward = partial(tiled_linear, weight=head.weight, bias=head.bias)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        if plain:
+        if head is not None:
             del head.forward
+
+
+def tiled_layer(model: nn.Module) -> nn.Linear | None:
+    """The model's head, if it is a plain linear layer on a CPU."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if type(head) is not nn.Linear or "forward" in vars(head) or head.weight.device.type != "cpu":
+        return None
+    return head
 
 
 def tiled_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
