@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
@@ -26,6 +27,35 @@ FORMAT = 1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _held: set[str] = set()
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: It is no JSON or no text, or nested beyond reason.
+        OSError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_record(path: Path, *names: str) -> dict[str, Any]:
+    """A JSON object that a run wrote and makes again where it is missing, with at least the fields `names`.
+
+    Raises:
+        UserError: It is something else, or of another version.
+    """
+    try:
+        content = load_json(path)
+    except (ValueError, OSError):
+        content = None
+    if not isinstance(content, dict) or not set(names) <= set(content):
+        raise UserError("is damaged", where=path, hint="remove it and run again: it is made anew")
+    check_format(content, path)
+    return content
 
 
 def check_format(content: Mapping[str, Any], path: Path | str, reads: int = FORMAT) -> None:

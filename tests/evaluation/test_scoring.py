@@ -86,6 +86,10 @@ def test_read_graded_takes_the_first_n_in_order(tmp_path):
         ([line("a", 0, "wrong"), line("a", 1, "wrong", fingerprint="g")], "g.jsonl:2: holds samples of two"),
         ([{"problem_id": "a", "sample_index": 0, "text": "4"}], "g.jsonl:1: is not a graded sample"),
         ([line("a", 0, "maybe")], "g.jsonl:1: unknown verdict 'maybe'"),
+        ([line("a", 0, "wrong", grader=["math"])], "g.jsonl:1: is not a graded sample"),
+        ([line("a", 0, "wrong", token_ids=[1, [2]])], "g.jsonl:1: is not a graded sample"),
+        ([line("a", 0, "wrong", extracted=4)], "g.jsonl:1: is not a graded sample"),
+        ([line("a", -1, "wrong"), line("a", 0, "wrong")], "g.jsonl: 1 of 2 samples of problem a are missing"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_named(tmp_path, lines, said):

@@ -39,6 +39,15 @@ def test_every_flipped_bit_of_the_state_is_noticed(good: Path, tmp_path: Path, e
             )
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"checksums": {}, "a": ' + b"[" * 100_000]
+)
+def test_whatever_stands_in_the_state_is_damage(good: Path, tmp_path: Path, content: bytes) -> None:
+    copy = Path(shutil.copytree(good, tmp_path / "checkpoints" / good.name))
+    (copy / "state.json").write_bytes(content)
+    assert checkpoints._damage(copy) == "state.json cannot be read"
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "moments.safetensors"])
 def test_flipped_bits_of_tensors_are_noticed(good: Path, tmp_path: Path, file: str) -> None:
     copy = Path(shutil.copytree(good, tmp_path / "checkpoints" / good.name))

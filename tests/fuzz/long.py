@@ -98,6 +98,7 @@ def by_atheris(name: str, seconds: float) -> None:
         (corpus / str(number)).write_bytes(random.Random(number).randbytes(2000))
     arguments = [
         sys.argv[0],
+        f"-artifact_prefix={corpus}/",
         f"-max_total_time={max(1, int(seconds))}",
         "-timeout=60",
         "-rss_limit_mb=4096",

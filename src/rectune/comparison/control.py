@@ -7,7 +7,6 @@ comes of it in `evaluation/arms.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from rectune.comparison.answers import Draws, Respondent
 from rectune.comparison.arms import Arm
-from rectune.disk import check_format
+from rectune.disk import read_record
 from rectune.evaluation.compare import read_evaluation
 from rectune.evaluation.sharpness import FEWEST_ANSWERS, entropy_of_answers, match
 from rectune.training.checkpoints import to_json, write_text
@@ -38,7 +37,7 @@ def entropy(respondent: Respondent, folder: Path) -> float:
     if not path.is_file():
         found = entropy_of_answers(respondent.model, folder / "evaluation")
         write_text(path, to_json({"format": 1, "entropy": found}) + "\n")
-    return float(json.loads(path.read_text())["entropy"])
+    return float(read_record(path, "entropy")["entropy"])
 
 
 def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, float]]) -> Arm:
@@ -65,8 +64,7 @@ def answer_matched(
         found = _temperature(respondent, folder, slug, target, files, draws)
         matched.mkdir(parents=True, exist_ok=True)
         write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
-    record = json.loads(path.read_text())
-    check_format(record, path)
+    record = read_record(path, "temperature")
     temperature = float(record["temperature"])
     respondent.answer(matched, files, replace(draws, temperature=temperature))
     if "drawn" not in record:

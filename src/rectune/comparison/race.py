@@ -11,7 +11,6 @@ of the whole run, so an arm that goes on is bit for bit the arm that was never i
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -29,7 +28,7 @@ from rectune.comparison.choices import decide
 from rectune.comparison.clock import Clock
 from rectune.comparison.matrix import Matrix
 from rectune.comparison.runs import is_trained, train_run
-from rectune.disk import check_format
+from rectune.disk import read_record
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
 
@@ -71,9 +70,7 @@ def race(matrix: Matrix, arms: Sequence[Arm], validation: Sequence[Path]) -> dic
     budget, path = parse_budget(text), matrix.out / "race.json"
     done: list[dict[str, Any]] = []
     if path.is_file():
-        kept = json.loads(path.read_text())
-        check_format(kept, path)
-        done = kept["rungs"]
+        done = read_record(path, "rungs")["rungs"]
     stages = rungs(len(arms), matrix.steps)
     clock = Clock("race", {"rung": len(arms) * len(matrix.seeds) * len(stages)})
     alive, dropped, ended = list(arms), dict[str, dict[str, Any]](), "all rungs"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectune.comparison.arms import BASE, Arm, run_folder
-from rectune.disk import FORMAT, check_format
+from rectune.disk import FORMAT, check_format, load_json
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
 
@@ -33,7 +33,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = load_json(path)
     except (ValueError, OSError):
         found = None
     if not isinstance(found, dict) or not {"format", "settings", "arms", "seeds"} <= set(found):

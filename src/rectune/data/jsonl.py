@@ -142,7 +142,7 @@ def _mend_end(file: IO[bytes]) -> None:
         return
     try:
         json.loads(last)
-    except ValueError:
+    except (ValueError, RecursionError):
         file.truncate(end - len(last))
     else:
         file.write(b"\n")

@@ -6,14 +6,13 @@ are put together by `comparison.py`, which stacks `verdict_matrix` of each.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rectune.disk import check_format
+from rectune.disk import check_format, load_json
 from rectune.errors import UserError
 from rectune.evaluation.scoring import correct_matrix, read_graded
 from rectune.evaluation.statistics import holm, mean_interval, paired_difference
@@ -90,7 +89,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("no evaluation.json in this folder", where=folder, hint="run rectune eval first")
     try:
-        evaluation = json.loads(path.read_text("utf-8"))
+        evaluation = load_json(path)
     except ValueError as error:
         raise UserError(f"is not JSON ({error})", where=path) from None
     if not isinstance(evaluation, dict) or not {"benchmarks", "protocol"} <= set(evaluation):

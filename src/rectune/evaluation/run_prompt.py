@@ -7,7 +7,6 @@ themselves. Using it, or warning that it is not used, is left to `evaluate.py`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from rectune.config import DataConfig
 from rectune.data.pairs import read_pairs
 from rectune.data.problems import read_problems
+from rectune.disk import load_json
 from rectune.errors import UserError
 
 _LOOK = 200  # rows that the wrapping is told from
@@ -125,7 +125,7 @@ def _problem_wrapping(problems: str) -> str | None:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = load_json(path)
     except (ValueError, OSError) as error:
         raise UserError(f"cannot be read ({error})", where=path) from None
     return config if isinstance(config, dict) else {}

@@ -44,7 +44,7 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> dict[str, lis
     for number, line in read_jsonl(path):
         where = f"{path}:{number}"
         kinds = {"problem_id": str, "sample_index": int, "verdict": str, "text": str}
-        if not all(isinstance(line.get(name), kind) for name, kind in kinds.items()):
+        if not all(isinstance(line.get(name), kind) for name, kind in kinds.items()) or not _usable(line):
             raise UserError("is not a graded sample", where=where, hint="run rectune grade first")
         if line["verdict"] not in VERDICTS:
             raise unknown_name("verdict", str(line["verdict"]), VERDICTS, where=where)
@@ -55,7 +55,7 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> dict[str, lis
                 where=where,
                 hint="evaluate each model in a folder of its own",
             )
-        if line["problem_id"] in found and line["sample_index"] < n:
+        if line["problem_id"] in found and 0 <= line["sample_index"] < n:
             found[line["problem_id"]][line["sample_index"]] = line
     for problem_id, lines in found.items():
         if len(lines) < n:
@@ -65,6 +65,18 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> dict[str, lis
                 hint="run the evaluation again, it goes on where it stopped",
             )
     return {problem_id: [lines[i] for i in range(n)] for problem_id, lines in found.items()}
+
+
+def _usable(line: Line) -> bool:
+    """Whether the fields that a line may lack are, if there, what the numbers are made of."""
+    texts = all(isinstance(line.get(name, ""), str) for name in ("grader", "finish_reason"))
+    ids, extracted = line.get("token_ids", []), line.get("extracted")
+    return (
+        texts
+        and isinstance(ids, list)
+        and all(isinstance(i, int) for i in ids)
+        and (extracted is None or isinstance(extracted, str))
+    )
 
 
 def correct_matrix(samples: Mapping[str, Sequence[Line]]) -> np.ndarray:
@@ -104,7 +116,8 @@ def score(samples: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         numbers["repeating"] = float(np.mean([repetition(line["token_ids"]) >= REPEATED for line in every]))
     if graders == {"expression"}:
         shape = Counter(
-            "none" if line["verdict"] == "unparsed" else str(operations(line["extracted"])) for line in every
+            "none" if line["verdict"] == "unparsed" else str(operations(line.get("extracted") or ""))
+            for line in every
         )
         numbers["operations"] = dict(sorted(shape.items()))
     return numbers

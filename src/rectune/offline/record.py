@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.data.rows import Problem
-from rectune.disk import FORMAT, check_format
+from rectune.disk import FORMAT, check_format, load_json
 from rectune.errors import UserError
 from rectune.offline.settings import OfflineConfig
 from rectune.training.checkpoints import to_json, write_text
@@ -70,7 +70,7 @@ class Record:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads(self.path.read_bytes())
+            content: dict[str, Any] = load_json(self.path)
             check_format(content, self.path)
             if isinstance(content["settings"], dict) and isinstance(content["stages"], dict):
                 return content

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rectune.disk import check_format
+from rectune.disk import check_format, load_json
 from rectune.errors import UserError
 from rectune.training.sharding import like
 
@@ -160,7 +160,7 @@ def load_checkpoint(
     Raises:
         UserError: From another format version, or of another model.
     """
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    state: dict[str, Any] = load_json(folder / "state.json")
     check_format(state, folder, FORMAT)
     if state["updates"]:
         for master in masters.values():
@@ -189,7 +189,7 @@ def _damage(checkpoint: Path) -> str:
     if not path.is_file():
         return "state.json is missing"
     try:
-        state: dict[str, Any] = json.loads(path.read_bytes())
+        state: dict[str, Any] = load_json(path)
         expected: dict[str, int] = state["checksums"]
         own = expected.pop("state.json", None)  # format 1 had none at first
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -242,7 +242,7 @@ def take_back_metrics(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             log.warning("%s: a line was cut off; it is left out", path)
     write_text(path, "".join(kept))
 

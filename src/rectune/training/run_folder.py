@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rectune.config import TrainConfig, dump_config
-from rectune.disk import FORMAT, check_format
+from rectune.disk import FORMAT, check_format, load_json
 from rectune.errors import UserError
 from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
@@ -62,7 +62,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _check_same(config: TrainConfig, path: Path) -> None:
     try:
-        before: dict[str, Any] = json.loads(path.read_bytes())
+        before: dict[str, Any] = load_json(path)
     except ValueError:
         raise UserError("is no JSON", where=path, hint="give another --out") from None
     check_format(before, path)

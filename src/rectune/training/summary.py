@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rectune.disk import FORMAT, check_format
+from rectune.disk import FORMAT, check_format, load_json
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
 
@@ -67,7 +67,7 @@ def read_result(out: Path) -> TrainResult | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path)
         check_format(content, path)
         return TrainResult(**{name: content[name] for name in TrainResult.__dataclass_fields__})
     except (ValueError, KeyError, TypeError, AttributeError):
