@@ -332,3 +332,10 @@ def test_the_page_leaves_its_data_alone_and_is_the_same_again() -> None:
     before = copy.deepcopy(found)
     assert render_page(found) == render_page(found)
     assert found == before
+
+
+def test_null_in_place_of_an_object_is_left_out() -> None:
+    found = diagnosis(rows=2)
+    for key in ("objectives", "examples", "risks", "by_class", "by_position"):
+        found[key] = [None, *found[key]]
+    assert render_page(found) == render_page(diagnosis(rows=2))

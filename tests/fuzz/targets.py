@@ -344,6 +344,8 @@ def programs(draw: Draw) -> None:
 
 def diagnosis_page(draw: Draw) -> None:
     """A diagnosis with parts missing, null or hostile: its page, and what the terminal shows."""
+    import matplotlib.font_manager  # noqa: F401  # makes its own folders when it is first used, which no input does
+
     from diagnosed import diagnosis
     from rectune.diagnosis.page import render_page
 

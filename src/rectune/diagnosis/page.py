@@ -24,6 +24,8 @@ from rectune.visible import visible
 
 BINS = len(PROBABILITY_BINS) - 1
 _GROUPS = (("Token class", "by_class"), ("Place in the answer", "by_position"), ("Source", "by_source"))
+_OF_OBJECTS = {"objectives", "examples", "reasons", "risks", "rows", *(key for _, key in _GROUPS)}
+"""Fields that hold lists of objects."""
 _VISIBLE = str.maketrans({"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u2028": "↵\n", "\u2029": "↵\n"})
 
 
@@ -87,10 +89,13 @@ class _Partial(dict[str, Any]):
         return None
 
 
-def _lenient(value: Any) -> Any:
+def _lenient(value: Any, key: str = "") -> Any:
+    """The same, with None for what is missing in objects, and nothing but objects in lists of them."""
     if isinstance(value, Mapping):
-        return _Partial((str(key), _lenient(one)) for key, one in value.items())
-    return [_lenient(one) for one in value] if isinstance(value, list | tuple) else value
+        return _Partial((str(name), _lenient(one, str(name))) for name, one in value.items())
+    if not isinstance(value, list | tuple):
+        return value
+    return [_lenient(one) for one in value if key not in _OF_OBJECTS or isinstance(one, Mapping)]
 
 
 def _number(value: Any) -> float | None:

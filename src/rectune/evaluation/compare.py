@@ -95,7 +95,19 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     if not isinstance(evaluation, dict) or not {"benchmarks", "protocol"} <= set(evaluation):
         raise UserError("is not an evaluation", where=path)
     check_format(evaluation, path)
+    if not _usable(evaluation["protocol"], evaluation["benchmarks"]):
+        raise UserError("is damaged", where=path, hint="remove it and run the evaluation again, it goes on")
     return evaluation
+
+
+def _usable(protocol: Any, benchmarks: Any) -> bool:
+    """Whether they say how often at which temperature which problems were asked."""
+    if not isinstance(protocol, dict) or not isinstance(benchmarks, dict):
+        return False
+    n, temperature = protocol.get("n"), protocol.get("temperature")
+    drawn = isinstance(n, int) and n > 0 and isinstance(temperature, (int, float))
+    ids = [one.get("problem_ids") if isinstance(one, dict) else None for one in benchmarks.values()]
+    return drawn and all(isinstance(some, list) and all(isinstance(i, str) for i in some) for some in ids)
 
 
 def protocol_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
