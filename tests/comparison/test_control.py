@@ -22,7 +22,9 @@ class Model:
         monkeypatch.setattr(control, "match", self.match)
         monkeypatch.setattr(control, "entropy_of_answers", self.entropy)
         monkeypatch.setattr(
-            control, "read_evaluation", lambda _: {"benchmarks": {"one": {"problem_ids": [*"abcdefghij"]}}}
+            control,
+            "read_evaluation",
+            lambda _: {"benchmarks": {"one": {"problem_ids": [str(i) for i in range(40)]}}},
         )
 
     def match(self, model: str, own: Path, target: float) -> dict[str, Any]:
@@ -50,11 +52,11 @@ def test_a_miss_is_corrected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model = Model(0.5, monkeypatch)
     record = model.matched(tmp_path, 0.4)
     assert record["target"] == 0.4
-    assert record["pilot"] == {"temperature": 0.4, "answers": 70, "drawn": 0.2}
+    assert record["pilot"] == {"temperature": 0.4, "answers": 80, "drawn": 0.2}
     assert record["temperature"] == pytest.approx(0.8)
     assert record["drawn"] == pytest.approx(0.4)
     (first, few), (second, all_) = model.asked
-    assert (first, few.n, few.temperature, few.seed) == ("validation-matched-dft", 7, 0.4, 4)
+    assert (first, few.n, few.temperature, few.seed) == ("validation-matched-dft", 2, 0.4, 4)
     assert (second, all_.n, all_.temperature, all_.seed) == ("matched-dft", 16, record["temperature"], 3)
 
 
@@ -75,3 +77,9 @@ def test_out_of_reach_or_at_one_no_pilot_is_drawn(
 
 def test_certain_answers_do_not_send_the_aim_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Model(0.0, monkeypatch).matched(tmp_path, 0.4)["temperature"] == pytest.approx(1.2)
+
+
+def test_few_answers_are_not_worth_a_pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(0.5, monkeypatch)
+    control.answer_matched(model, tmp_path, "dft", 0.4, [], Draws(n=8))  # type: ignore[arg-type]
+    assert [name for name, _ in model.asked] == ["matched-dft"]

@@ -22,7 +22,6 @@ from rectune.config import flag
 MOMENTS = (
     "runs/base/evaluation/samples.jsonl",
     "runs/dft/seed-0/validation-3/samples.jsonl",
-    "runs/base/validation-matched-dft/samples.jsonl",
     "runs/base/matched-dft/match.json",
 )
 HOW = {"limit": 4, "race": "50steps"}

@@ -27,6 +27,8 @@ NEAR = 0.1
 """Share of the target entropy by which matched answers may miss it without a correction or a warning."""
 MOST = 3.0
 """By which a correction multiplies its aim at most: a few answers may all be certain."""
+SHARE = 0.2
+"""Of the answers to be drawn that a correction may draw besides; where that is too few, a miss is warned of only."""
 SAME = 0.02
 """Distance from T = 1 at which other states are not to be feared."""
 
@@ -86,14 +88,15 @@ def _temperature(
     """What `match` finds at the states of T = 1, corrected once by a few answers drawn there, which visit others."""
     found = match(respondent.model, folder / "evaluation", target)
     log.info("%s", found["sentence"])
-    if not found["reached"] or math.isclose(found["temperature"], 1, abs_tol=SAME):
-        return {**found, "pilot": None}
     problems = sum(
         len(one["problem_ids"]) for one in read_evaluation(folder / "evaluation")["benchmarks"].values()
     )
     few = replace(
         draws, n=math.ceil(FEWEST_ANSWERS / problems), temperature=found["temperature"], seed=draws.seed + 1
     )
+    same = math.isclose(found["temperature"], 1, abs_tol=SAME)
+    if not found["reached"] or same or few.n > SHARE * draws.n:
+        return {**found, "pilot": None}
     respondent.answer(folder / f"validation-matched-{slug}", files, few)
     drawn = entropy_of_answers(
         respondent.model, folder / f"validation-matched-{slug}", temperature=found["temperature"]
