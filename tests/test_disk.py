@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rectune.disk import load_json, read_record
+from rectune.disk import load_json, load_record
 from rectune.errors import UserError
 
 BROKEN = [b"", b"{", b"\xff\xfe", b"[" * 100_000]
@@ -23,7 +23,7 @@ def test_what_is_no_json_is_a_value_error(content: bytes, tmp_path: Path) -> Non
 def test_a_damaged_record_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError) as error:
-        read_record(tmp_path / "a.json", "one", "two")
+        load_record(tmp_path / "a.json", "one", "two")
     assert str(error.value).splitlines() == [
         f"{tmp_path / 'a.json'}: is damaged; remove it and run again: it is made anew"
     ]
@@ -32,9 +32,9 @@ def test_a_damaged_record_is_one_line(content: bytes, tmp_path: Path) -> None:
 def test_a_record_of_another_version_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"one": 1, "format": 9}')
     with pytest.raises(UserError, match="is of format 9, this version reads 1"):
-        read_record(tmp_path / "a.json", "one")
+        load_record(tmp_path / "a.json", "one")
 
 
 def test_a_record(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"one": 1, "two": [2]}')
-    assert read_record(tmp_path / "a.json", "two") == {"one": 1, "two": [2]}
+    assert load_record(tmp_path / "a.json", "two") == {"one": 1, "two": [2]}

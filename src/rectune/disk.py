@@ -42,7 +42,7 @@ def load_json(path: Path) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def read_record(path: Path, *names: str) -> dict[str, Any]:
+def load_record(path: Path, *names: str) -> dict[str, Any]:
     """A JSON object that a run wrote and makes again where it is missing, with at least the fields `names`.
 
     Raises:

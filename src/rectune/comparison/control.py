@@ -16,7 +16,7 @@ from typing import Any
 
 from rectune.comparison.answers import Draws, Respondent
 from rectune.comparison.arms import Arm
-from rectune.disk import read_record
+from rectune.disk import load_record
 from rectune.evaluation.compare import read_evaluation
 from rectune.evaluation.sharpness import FEWEST_ANSWERS, entropy_of_answers, match
 from rectune.training.checkpoints import to_json, write_text
@@ -39,7 +39,7 @@ def entropy(respondent: Respondent, folder: Path) -> float:
     if not path.is_file():
         found = entropy_of_answers(respondent.model, folder / "evaluation")
         write_text(path, to_json({"format": 1, "entropy": found}) + "\n")
-    return float(read_record(path, "entropy")["entropy"])
+    return float(load_record(path, "entropy")["entropy"])
 
 
 def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, float]]) -> Arm:
@@ -66,7 +66,7 @@ def answer_matched(
         found = _temperature(respondent, folder, slug, target, files, draws)
         matched.mkdir(parents=True, exist_ok=True)
         write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
-    record = read_record(path, "temperature")
+    record = load_record(path, "temperature")
     temperature = float(record["temperature"])
     respondent.answer(matched, files, replace(draws, temperature=temperature))
     if "drawn" not in record:
@@ -86,22 +86,20 @@ def _temperature(
     respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
 ) -> dict[str, Any]:
     """What `match` finds at the states of T = 1, corrected once by a few answers drawn there, which visit others."""
-    found = match(respondent.model, folder / "evaluation", target)
+    found, own = (
+        match(respondent.model, folder / "evaluation", target),
+        read_evaluation(folder / "evaluation"),
+    )
     log.info("%s", found["sentence"])
-    problems = sum(
-        len(one["problem_ids"]) for one in read_evaluation(folder / "evaluation")["benchmarks"].values()
-    )
-    few = replace(
-        draws, n=math.ceil(FEWEST_ANSWERS / problems), temperature=found["temperature"], seed=draws.seed + 1
-    )
-    same = math.isclose(found["temperature"], 1, abs_tol=SAME)
-    if not found["reached"] or same or few.n > SHARE * draws.n:
+    problems = sum(len(one["problem_ids"]) for one in own["benchmarks"].values())
+    n, temperature = math.ceil(FEWEST_ANSWERS / problems), found["temperature"]
+    same = math.isclose(temperature, 1, abs_tol=SAME)
+    if not found["reached"] or same or n > SHARE * draws.n:
         return {**found, "pilot": None}
-    respondent.answer(folder / f"validation-matched-{slug}", files, few)
-    drawn = entropy_of_answers(
-        respondent.model, folder / f"validation-matched-{slug}", temperature=found["temperature"]
-    )
-    pilot = {"temperature": found["temperature"], "answers": few.n * problems, "drawn": drawn}
+    answers = folder / f"validation-matched-{slug}"
+    respondent.answer(answers, files, replace(draws, n=n, temperature=temperature, seed=draws.seed + 1))
+    drawn = entropy_of_answers(respondent.model, answers, temperature=temperature)
+    pilot = {"temperature": temperature, "answers": n * problems, "drawn": drawn}
     if _misses(drawn, target):
         aim = target * min(found["entropy"] / max(drawn, 1e-9), MOST)
         log.info("%d answers drawn there have %.3f, so the aim becomes %.3f", pilot["answers"], drawn, aim)

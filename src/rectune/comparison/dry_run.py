@@ -8,7 +8,7 @@ from rectune.comparison.arms import run_folder
 from rectune.comparison.matrix import Matrix
 from rectune.comparison.race import rungs
 from rectune.comparison.sweep import trial_steps
-from rectune.disk import read_record
+from rectune.disk import load_record
 
 
 def planned(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _run(matrix: Matrix, arm_number: int, seed: int) -> dict[str, Any]:
     folder = run_folder(matrix.out, arm, seed)
     summary = folder / "summary.json"
     begun = "begun" if (folder / "config.json").is_file() else "to do"
-    speed = read_record(summary, "tokens_per_second")["tokens_per_second"] if summary.is_file() else None
+    speed = load_record(summary, "tokens_per_second")["tokens_per_second"] if summary.is_file() else None
     return {
         "objective": arm.label,
         "seed": seed,

@@ -28,7 +28,7 @@ from rectune.comparison.choices import decide
 from rectune.comparison.clock import Clock
 from rectune.comparison.matrix import Matrix
 from rectune.comparison.runs import is_trained, train_run
-from rectune.disk import read_record
+from rectune.disk import load_record
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
 
@@ -70,7 +70,7 @@ def race(matrix: Matrix, arms: Sequence[Arm], validation: Sequence[Path]) -> dic
     budget, path = parse_budget(text), matrix.out / "race.json"
     done: list[dict[str, Any]] = []
     if path.is_file():
-        done = read_record(path, "rungs")["rungs"]
+        done = load_record(path, "rungs")["rungs"]
     stages = rungs(len(arms), matrix.steps)
     clock = Clock("race", {"rung": len(arms) * len(matrix.seeds) * len(stages)})
     alive, dropped, ended = list(arms), dict[str, dict[str, Any]](), "all rungs"

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from rectune.data.encoding import choose_template
 from rectune.data.order import plan_steps
-from rectune.disk import hold, read_record, writing
+from rectune.disk import hold, load_record, writing
 from rectune.errors import UserError
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, merge_lora
@@ -75,7 +75,7 @@ def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
     if resume and (config.out / "summary.json").exists():
         log.info("%s: the run is finished", config.out)
         fields = tuple(OnlineResult.__dataclass_fields__)
-        finished = read_record(config.out / "summary.json", *fields)
+        finished = load_record(config.out / "summary.json", *fields)
         return OnlineResult(**{name: finished[name] for name in fields})
     with hold(config.out, "training"), writing(config.out, "go on with --resume"):
         check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import TrainConfig
-from rectune.disk import read_record
+from rectune.disk import load_record
 from rectune.reproduction.job import BASE, Job, trained_folder
 from rectune.training.checkpoints import to_json, write_text
 
@@ -23,7 +23,7 @@ LOWEST = 20
 def measure_targets(job: Job) -> dict[str, Any]:
     """Measure the models of the first seed that are not in OUT/histograms.json yet; label to counts and tokens."""
     path = job.out / "histograms.json"
-    found: dict[str, Any] = read_record(path, "models")["models"] if path.is_file() else {}
+    found: dict[str, Any] = load_record(path, "models")["models"] if path.is_file() else {}
     arm = next(arm for arm in job.arms if arm.method == "train")
     config = job.config(arm, job.seeds[0], job.out)
     assert isinstance(config, TrainConfig)

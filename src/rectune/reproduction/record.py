@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.comparison.answers import correct
-from rectune.disk import read_record
+from rectune.disk import load_record
 from rectune.evaluation.arms import judge
 from rectune.reproduction.beside import beside_full, beside_mini, order
 from rectune.reproduction.job import BASE, Job, trained_folder
@@ -110,4 +110,4 @@ def _curves(job: Job) -> list[dict[str, Any]]:
 
 def _histograms(job: Job) -> dict[str, Any]:
     path = job.out / "histograms.json"
-    return read_record(path) if path.is_file() else {}
+    return load_record(path) if path.is_file() else {}

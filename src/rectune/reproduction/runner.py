@@ -20,7 +20,7 @@ from typing import Any
 from rectune.comparison.answers import Draws, correct, is_answered
 from rectune.comparison.choices import accuracy, best_rate
 from rectune.comparison.clock import Clock
-from rectune.disk import read_record
+from rectune.disk import load_record
 from rectune.errors import UserError, unknown_name
 from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
 from rectune.reproduction.paper import paper_table
@@ -139,7 +139,7 @@ def _with_earlier(job: Job) -> Job:
     path = job.out / "comparison.json"
     if not path.is_file():
         return job
-    found = read_record(path, "arms", "seeds")
+    found = load_record(path, "arms", "seeds")
     had = {one["label"] for one in found["arms"]} | {arm.label for arm in job.arms}
     seeds = tuple(range(max(len(job.seeds), len(found["seeds"]))))
     return replace(job, arms=tuple(arm for arm in job.recipe.arms if arm.label in had), seeds=seeds)

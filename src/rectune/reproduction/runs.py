@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectune.comparison.answers import Draws, is_answered
 from rectune.config import Settings, TrainConfig
-from rectune.disk import read_record
+from rectune.disk import load_record
 from rectune.evaluation.evaluate import evaluate
 from rectune.offline.settings import OfflineConfig
 from rectune.reproduction.job import Asking, Job, trained_folder
@@ -160,7 +160,7 @@ def run_cost(job: Job, arm: Arm, seed: int) -> dict[str, Any]:
         pairs = config["objective"]["name"] == "dpo"
         rows = steps * config["batch_size"] * (1 + pairs)
     if arm.method == "offline":
-        drawn = read_record(job.samples(seed).with_suffix(".json"), "answers", "tokens", "seconds")
+        drawn = load_record(job.samples(seed).with_suffix(".json"), "answers", "tokens", "seconds")
     return {
         "steps": steps,
         "answers_trained": rows,
