@@ -47,12 +47,12 @@ def test_other_products_than_linear_layers_are_not_tried() -> None:
     ("rows", "computed"), [(1, 16), (16, 16), (17, 64), (64, 64), (65, 128), (129, 256), (300, 384)]
 )
 def test_a_batch_is_padded_to_the_next_size(rows: int, computed: int) -> None:
-    batch = Batch(torch.device("cpu"), (16, 64, 128))
+    batch = Batch(torch.device("cpu"), (16, 64, 128), 8)
     padded = batch.padded(torch.ones(rows, 2))
     assert len(padded) == computed
     assert padded[:rows].all()
     assert not padded[rows:].any()
-    assert len(Batch(torch.device("cpu"), None).padded(torch.ones(rows, 2))) == rows
+    assert len(Batch(torch.device("cpu"), None, 8).padded(torch.ones(rows, 2))) == rows
 
 
 def test_a_head_is_tried_as_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,11 @@ class Batch:
         sizes: Numbers of rows to pad the batch to (`steady.py`); beyond the largest, multiples of it. With any, a row
             is computed in shapes that do not depend on the other rows: every prompt has places for `SHARING`
             rows. None pads nothing.
+        most: Sequences that are in work at once.
     """
 
-    def __init__(self, device: torch.device, sizes: tuple[int, ...] | None) -> None:
-        self.device, self.sizes = device, sizes
+    def __init__(self, device: torch.device, sizes: tuple[int, ...] | None, most: int) -> None:
+        self.device, self.sizes, self.most = device, sizes, most
         self.prompts: dict[int, Pool] = {}
         self.completions: dict[int, Pool] = {}
         self._prompts: dict[tuple[int, ...], Prompt] = {}
@@ -158,7 +159,7 @@ class Batch:
     def _pool(self, pools: dict[int, Pool], length: int, like: Layers) -> Pool:
         capacity = capacity_for(length)
         if capacity not in pools:
-            pools[capacity] = Pool(capacity, like)
+            pools[capacity] = Pool(capacity, like, self.most)
         return pools[capacity]
 
     def _ints(self, values: list[int]) -> Tensor:

@@ -103,7 +103,7 @@ class LocalEngine:
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
         exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
-        batch = Batch(self.model.device, self._sizes if exact else None)
+        batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
         training = self.model.training
         self.model.eval()
         try:

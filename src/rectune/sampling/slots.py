@@ -24,18 +24,25 @@ class Owner(Protocol):
 
 
 class Pool:
-    """Slots of one capacity: per layer, keys and values of shape S x H x C x D."""
+    """Slots of one capacity, at most `most`: per layer, keys and values of shape S x H x C x D.
 
-    def __init__(self, capacity: int, like: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.capacity, self.owners = capacity, list[Any]()
+    There are at most four times as many as are in use, and at most eight where a few are.
+    """
+
+    def __init__(self, capacity: int, like: Sequence[tuple[Tensor, Tensor]], most: int) -> None:
+        self.capacity, self.owners, self.most = capacity, list[Any](), most
         self.layers = [tuple(t.new_zeros((0, t.shape[0], capacity, t.shape[2])) for t in kv) for kv in like]
+
+    @property
+    def slots(self) -> int:
+        return self.layers[0][0].shape[0]
 
     def add(self, owner: Owner, content: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
         """Give the next free slot to `owner` and fill it with `content` (H x T x D per layer)."""
         owner.slot = len(self.owners)
         self.owners.append(owner)
-        if len(self.owners) > self.layers[0][0].shape[0]:
-            self._grow(max(8, 2 * len(self.owners)))
+        if len(self.owners) > self.slots:
+            self._resize(min(max(8, 2 * len(self.owners)), self.most))
         if content is not None:
             for stored, new in zip(self.layers, content, strict=True):
                 for old, part in zip(stored, new, strict=True):
@@ -53,15 +60,20 @@ class Pool:
                 for old, new in zip(stored, part, strict=True):
                     old[slot, :, : last.length] = new
             self.owners[slot], last.slot = last, slot
+        if not self.owners:
+            self._resize(0)
+        elif self.slots > max(8, 4 * len(self.owners)):
+            self._resize(self.slots // 2)
 
-    def _grow(self, slots: int) -> None:
-        grown = []
-        for kv in self.layers:
-            bigger = tuple(t.new_zeros((slots, *t.shape[1:])) for t in kv)
-            for new, old in zip(bigger, kv, strict=True):
-                new[: old.shape[0]] = old
-            grown.append(bigger)
-        self.layers = grown
+    def _resize(self, slots: int) -> None:
+        """Other storage with the content of the slots in use, layer by layer, so that there never are two of all."""
+        used = min(len(self.owners), slots, self.slots)
+        for layer, kv in enumerate(self.layers):
+            resized = tuple(t.new_empty((slots, *t.shape[1:])) for t in kv)
+            for new, old in zip(resized, kv, strict=True):
+                new[:used] = old[:used]
+                new[used:] = 0  # masked, but 0 * nan would not be 0
+            self.layers[layer] = resized
 
 
 def capacity_for(length: int) -> int:
