@@ -45,7 +45,7 @@ def test_no_more_slots_than_can_be_in_use_and_none_when_all_left() -> None:
     assert pool.slots == MOST
     for owner in owners[:-1]:
         pool.remove(owner.slot)
-        assert pool.slots <= max(8, 4 * len(pool.owners))
+        assert pool.slots <= 4 * len(pool.owners)
     pool.remove(owners[-1].slot)
     assert pool.slots == 0
     pool.add(owners[0], content(1))

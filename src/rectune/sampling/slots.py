@@ -26,7 +26,7 @@ class Owner(Protocol):
 class Pool:
     """Slots of one capacity, at most `most`: per layer, keys and values of shape S x H x C x D.
 
-    There are at most four times as many as are in use, and at most eight where a few are.
+    There are at most four times as many as are in use.
     """
 
     def __init__(self, capacity: int, like: Sequence[tuple[Tensor, Tensor]], most: int) -> None:
@@ -42,7 +42,7 @@ class Pool:
         owner.slot = len(self.owners)
         self.owners.append(owner)
         if len(self.owners) > self.slots:
-            self._resize(min(max(8, 2 * len(self.owners)), self.most))
+            self._resize(min(2 * len(self.owners), self.most))
         if content is not None:
             for stored, new in zip(self.layers, content, strict=True):
                 for old, part in zip(stored, new, strict=True):
@@ -60,10 +60,8 @@ class Pool:
                 for old, new in zip(stored, part, strict=True):
                     old[slot, :, : last.length] = new
             self.owners[slot], last.slot = last, slot
-        if not self.owners:
-            self._resize(0)
-        elif self.slots > max(8, 4 * len(self.owners)):
-            self._resize(self.slots // 2)
+        if self.slots > 4 * len(self.owners):
+            self._resize(self.slots // 2 if self.owners else 0)
 
     def _resize(self, slots: int) -> None:
         """Other storage with the content of the slots in use, layer by layer, so that there never are two of all."""
