@@ -8,6 +8,7 @@ one of them could not write is written here, which raises what it failed for. Wh
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import json
 import logging
@@ -160,7 +161,8 @@ def _write_parts(job: _Job, parts: Sequence[int]) -> None:
                 pyarrow.ipc.new_stream(sink, FEATURES.arrow_schema) as writer,
             ):
                 for first in range(part * PART, end, _BATCH):
-                    writer.write_table(_table(job, first, min(first + _BATCH, end)))
+                    with _uncollected():
+                        writer.write_table(_table(job, first, min(first + _BATCH, end)))
             aside.replace(job.path(part))
         finally:
             aside.unlink(missing_ok=True)
@@ -168,6 +170,18 @@ def _write_parts(job: _Job, parts: Sequence[int]) -> None:
             said, rows = time.monotonic(), len(job.dataset)
             done = min(rows, PART * len(list(job.here.glob("part-*.arrow"))))
             log.info("encoding: %s of %s rows", f"{done:,}", f"{rows:,}")
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, which would go through every list of token ids while they become more."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
