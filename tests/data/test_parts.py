@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import threading
@@ -54,6 +55,19 @@ def test_missing_parts_alone_are_written(
     assert encode().dataset[:] == before
     assert seen == [(10, 14), (14, 18), (18, 20)]
     assert not list((tmp_path / "cache").rglob(".part*"))
+
+
+def test_garbage_collection_comes_back_whatever_happens(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        assert not gc.isenabled()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "_table", fails)
+    with pytest.raises(KeyboardInterrupt):
+        encode()
+    assert gc.isenabled()
 
 
 def test_a_part_without_targets_and_a_file_without_any(encode: Encode) -> None:
