@@ -162,6 +162,14 @@ def test_a_gain_that_was_only_sharpness(tmp_path):
     assert "none is (-" in sentence and "left when sft is sampled as sharply as dft (T = 0.50)" in sentence
 
 
+def test_sharpness_over_fewer_seeds_says_so(three_seeds):
+    arms, _, matched = three_seeds
+    few = {"sft": {0: matched["sft"][0]}}
+    for given, said in ((matched, False), (few, True)):
+        sentence = pair_of(judge(arms, {}, matched=given), "s", "dft", "sft")["sharpening"]["sentence"]
+        assert (", 1 of 3 seeds)" in sentence) == said
+
+
 def test_arms_that_were_both_sampled_as_sharply_are_compared(three_seeds, tmp_path):
     arms, _, matched = three_seeds
     rng = np.random.default_rng(3)

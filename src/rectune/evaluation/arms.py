@@ -250,7 +250,7 @@ def _sharpening(
             which = both[labels.index(of)]
             block["matched"] = {
                 "of": " and ".join(sampled), "as": target, "temperature": at[of], "temperatures": at,
-                "mean": float(_by_seed(which).mean()),
+                "seeds": len(which), "mean": float(_by_seed(which).mean()),
                 **_numbers(_difference(*both, level)),
             }  # fmt: skip
             block["left"] = block["matched"]["difference"]

@@ -82,6 +82,8 @@ def sharpening_sentence(pair: Mapping[str, Any], block: Mapping[str, Any]) -> st
     if matched is not None:
         low, high = sorted((sign * matched["low"], sign * matched["high"]))
         left, interval = sign * matched["difference"], f"interval {points(low)} to {points(high)}"
+        if matched["seeds"] < pair["seeds"]:  # a comparison that is not finished
+            interval += f", {matched['seeds']} of {pair['seeds']} seeds"
         verb = "are" if len(matched["temperatures"]) > 1 else "is"
         at = " and ".join(f"{temperature:.2f}" for temperature in matched["temperatures"].values())
         how = f"when {matched['of']} {verb} sampled as sharply as {matched['as']} (T = {at})"
