@@ -86,12 +86,10 @@ def _temperature(
     respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
 ) -> dict[str, Any]:
     """What `match` finds at the states of T = 1, corrected once by a few answers drawn there, which visit others."""
-    found, own = (
-        match(respondent.model, folder / "evaluation", target),
-        read_evaluation(folder / "evaluation"),
-    )
+    own = folder / "evaluation"
+    found = match(respondent.model, own, target)
     log.info("%s", found["sentence"])
-    problems = sum(len(one["problem_ids"]) for one in own["benchmarks"].values())
+    problems = sum(len(one["problem_ids"]) for one in read_evaluation(own)["benchmarks"].values())
     n, temperature = math.ceil(FEWEST_ANSWERS / problems), found["temperature"]
     same = math.isclose(temperature, 1, abs_tol=SAME)
     if not found["reached"] or same or n > SHARE * draws.n:
@@ -103,7 +101,7 @@ def _temperature(
     if _misses(drawn, target):
         aim = target * min(found["entropy"] / max(drawn, 1e-9), MOST)
         log.info("%d answers drawn there have %.3f, so the aim becomes %.3f", pilot["answers"], drawn, aim)
-        found = {**match(respondent.model, folder / "evaluation", aim), "target": target}
+        found = {**match(respondent.model, own, aim), "target": target}
         log.info("%s", found["sentence"])
     return {**found, "pilot": pilot}
 

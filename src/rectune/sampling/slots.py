@@ -65,7 +65,7 @@ class Pool:
 
     def _resize(self, slots: int) -> None:
         """Other storage with the content of the slots in use, layer by layer, so that there never are two of all."""
-        used = min(len(self.owners), slots, self.slots)
+        used = min(len(self.owners), self.slots)  # a new owner has nothing in the old one
         for layer, kv in enumerate(self.layers):
             resized = tuple(t.new_empty((slots, *t.shape[1:])) for t in kv)
             for new, old in zip(resized, kv, strict=True):
