@@ -2,35 +2,41 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from rectune.sampling.slots import Pool
 
-HEADS, CAPACITY, WIDTH, MOST = 2, 6, 3, 20
+HEADS, CAPACITY, FILLED, WIDTH, MOST = 2, 192, 128, 3, 20
 LIKE = [(torch.zeros(HEADS, 1, WIDTH), torch.zeros(HEADS, 1, WIDTH))] * 2
 
 
 @dataclass(eq=False)
 class Owner:
     name: int
-    length: int = 4
+    length: int = FILLED
     slot: int = -1
 
 
 def content(name: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(torch.full((HEADS, 4, WIDTH), name + 0.25 * i), torch.full((HEADS, 4, WIDTH), -name - 0.5 * i))
-            for i in range(2)]  # fmt: skip
+    numbers = torch.arange(1.0, HEADS * FILLED * WIDTH + 1).view(HEADS, FILLED, WIDTH)
+    return [(name * numbers + 0.25 * layer, -name * numbers - 0.5 * layer) for layer in range(2)]
 
 
-def filled(names: range) -> tuple[Pool, list[Owner]]:
-    pool, owners = Pool(CAPACITY, LIKE, MOST), [Owner(name) for name in names]
+@pytest.fixture(params=[False, True], ids=["plain", "blocks"])
+def blocks(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def filled(names: range, blocks: bool) -> tuple[Pool, list[Owner]]:
+    pool, owners = Pool(CAPACITY, LIKE, MOST, blocks=blocks), [Owner(name) for name in names]
     for owner in owners:
         pool.add(owner, content(owner.name))
     return pool, owners
 
 
-def test_everyone_keeps_their_content_in_any_order_of_leaving() -> None:
-    pool, owners = filled(range(1, MOST + 1))
+def test_everyone_keeps_their_content_in_any_order_of_leaving(blocks: bool) -> None:
+    pool, owners = filled(range(1, MOST + 1), blocks)
     leaving = torch.randperm(MOST, generator=torch.Generator().manual_seed(0)).tolist()
     for number, leaves in enumerate(leaving, 1):
         pool.remove(owners[leaves].slot)
@@ -40,8 +46,8 @@ def test_everyone_keeps_their_content_in_any_order_of_leaving() -> None:
                 assert torch.equal(values, content(stays.name)[layer][1])
 
 
-def test_no_more_slots_than_can_be_in_use_and_none_when_all_left() -> None:
-    pool, owners = filled(range(1, MOST + 1))
+def test_no_more_slots_than_can_be_in_use_and_none_when_all_left(blocks: bool) -> None:
+    pool, owners = filled(range(1, MOST + 1), blocks)
     assert pool.slots == MOST
     for owner in owners[:-1]:
         pool.remove(owner.slot)
@@ -52,8 +58,8 @@ def test_no_more_slots_than_can_be_in_use_and_none_when_all_left() -> None:
     assert torch.equal(pool.content(owners[0])[0][0], content(1)[0][0])
 
 
-def test_what_is_not_filled_is_finite() -> None:
+def test_what_is_not_filled_is_finite(blocks: bool) -> None:
     dirty = [torch.full((8 * HEADS * CAPACITY * WIDTH,), torch.nan) for _ in range(8)]
     del dirty  # memory that the next tensors of this size get
-    pool, _ = filled(range(1, 10))
+    pool, _ = filled(range(1, 10), blocks)
     assert all(stored.isfinite().all() for kv in pool.layers for stored in kv)

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from rectune.errors import UserError
+from rectune.sampling import bags
+from rectune.sampling.bags import BLOCK
 from rectune.sampling.slots import Pool
 
 IMPLEMENTATION = "rectune_slots"
@@ -60,15 +62,23 @@ class Part:
             self.masks[window, dtype] = additive.repeat_interleave(groups, 1)[:, None]
         return self.masks[window, dtype]
 
-    def store(self, stored: Tensor, new: Tensor) -> None:
-        """Write the newest key or value of each slot (slots x H x 1 x D) behind its older ones."""
-        heads = new.shape[1]
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write the newest key and value of each slot (slots x H x 1 x D) behind its older ones."""
+        keys, values = self.pool.layers[layer]
+        places = self._places(key.shape[1])
+        values.view(-1, values.shape[-1]).index_copy_(0, places, value.reshape(-1, value.shape[-1]))
+        if not self.pool.blocks:
+            keys.view(-1, keys.shape[-1]).index_copy_(0, places, key.reshape(-1, key.shape[-1]))
+            return
+        column = places // BLOCK * BLOCK * key.shape[-1] + places % BLOCK  # a key is a column of its block
+        keys.put_(column[:, None] + BLOCK * torch.arange(key.shape[-1]), key)
+
+    def _places(self, heads: int) -> Tensor:
+        """Which row of all slots' and heads' positions is the newest, slots*H."""
         if heads not in self.places:
-            slot = torch.arange(len(new), device=new.device)[:, None] * heads + torch.arange(
-                heads, device=new.device
-            )
-            self.places[heads] = (slot * self.pool.capacity + self.filled[:, None] - 1).view(-1)
-        stored.view(-1, stored.shape[-1]).index_copy_(0, self.places[heads], new.reshape(-1, new.shape[-1]))
+            count = torch.arange(len(self.filled) * heads, device=self.filled.device).view(-1, heads)
+            self.places[heads] = (count * self.pool.capacity + self.filled[:, None] - 1).view(-1)
+        return self.places[heads]
 
 
 @dataclass
@@ -136,9 +146,7 @@ def _completions(
     """Store the new keys and values and attend to the rows' own completions; rows x H x G x D, and lse."""
     outs, lses = [], []
     for part in plan.completions:
-        keys, values = part.pool.layers[layer]
-        part.store(keys, key[part.rows])
-        part.store(values, value[part.rows])
+        part.store(layer, key[part.rows], value[part.rows])
         out, lse = attention(part, query[part.rows])
         outs.append(out)
         lses.append(lse)
@@ -170,7 +178,10 @@ def _part(
 ) -> tuple[Tensor, Tensor]:
     """Attention of q (slots x H x R*G x D) over one part, and its log-sum-exp (slots x H x R*G)."""
     keys, values = (stored[: len(part.filled)] for stored in part.pool.layers[layer])
-    mask = part.mask(window, q.dtype, q.shape[2] // part.query.shape[1])
+    groups = q.shape[2] // part.query.shape[1]
+    mask = part.mask(window, q.dtype, groups)
+    if part.pool.blocks:
+        return bags.attend(q, keys, values, mask, part.pool.bags(layer, groups), scale=scale, softcap=softcap)
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == values.shape[-1]:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return op(q, keys, values, attn_mask=mask, scale=scale)

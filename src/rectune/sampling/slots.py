@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rectune.sampling.bags import BLOCK, Bags, from_blocks, to_blocks
+
 
 class Owner(Protocol):
     """Whoever uses a slot: `length` positions of it are filled."""
@@ -26,39 +28,60 @@ class Owner(Protocol):
 class Pool:
     """Slots of one capacity, at most `most`: per layer, keys and values of shape S x H x C x D.
 
-    There are at most four times as many as are in use.
+    There are at most four times as many as are in use. With `blocks` the keys are stored as `bags.py` reads them.
     """
 
-    def __init__(self, capacity: int, like: Sequence[tuple[Tensor, Tensor]], most: int) -> None:
-        self.capacity, self.owners, self.most = capacity, list[Any](), most
-        self.layers = [tuple(t.new_zeros((0, t.shape[0], capacity, t.shape[2])) for t in kv) for kv in like]
+    def __init__(
+        self, capacity: int, like: Sequence[tuple[Tensor, Tensor]], most: int, *, blocks: bool = False
+    ) -> None:
+        self.capacity, self.owners, self.most, self.blocks = capacity, list[Any](), most, blocks
+        self.layers = [self._empty(*kv) for kv in like]
+        self._bags: dict[tuple[int, int, int], Bags] = {}
+
+    def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        heads, width = keys.shape[0], keys.shape[2]
+        shape = (
+            (heads, self.capacity // BLOCK, width, BLOCK) if self.blocks else (heads, self.capacity, width)
+        )
+        return keys.new_zeros((0, *shape)), values.new_zeros((0, heads, self.capacity, values.shape[2]))
 
     @property
     def slots(self) -> int:
         return self.layers[0][0].shape[0]
 
     def add(self, owner: Owner, content: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
-        """Give the next free slot to `owner` and fill it with `content` (H x T x D per layer)."""
+        """Give the next free slot to `owner` and fill it: `content` is H x T x D per layer (with `blocks` whole ones)."""
         owner.slot = len(self.owners)
         self.owners.append(owner)
         if len(self.owners) > self.slots:
             self._resize(min(2 * len(self.owners), self.most))
         if content is not None:
-            for stored, new in zip(self.layers, content, strict=True):
-                for old, part in zip(stored, new, strict=True):
-                    old[owner.slot, :, : part.shape[1]] = part
+            for (keys, values), (key, value) in zip(self.layers, content, strict=True):
+                values[owner.slot, :, : value.shape[1]] = value
+                new = to_blocks(key) if self.blocks else key
+                keys[owner.slot, :, : new.shape[1]] = new
 
     def content(self, owner: Owner) -> list[tuple[Tensor, Tensor]]:
-        """Views of the filled part of a slot, H x T x D per layer."""
-        return [(k[owner.slot, :, : owner.length], v[owner.slot, :, : owner.length]) for k, v in self.layers]
+        """The filled part of a slot, H x T x D per layer."""
+        stored = [(keys[owner.slot], values[owner.slot]) for keys, values in self.layers]
+        if self.blocks:
+            stored = [(from_blocks(keys), values) for keys, values in stored]
+        return [(keys[:, : owner.length], values[:, : owner.length]) for keys, values in stored]
+
+    def bags(self, layer: int, groups: int) -> Bags:
+        """The rows that `groups` query heads to each key head sum in a layer of this pool."""
+        heads, blocks, width = self.layers[layer][0].shape[1:4]
+        if (heads, groups, width) not in self._bags:
+            self._bags[heads, groups, width] = Bags.over(self.slots, heads, groups, blocks, width)
+        return self._bags[heads, groups, width]
 
     def remove(self, slot: int) -> None:
         """Free a slot; the last slot in use moves into the hole."""
         last = self.owners.pop()
         if slot < len(self.owners):
-            for stored, part in zip(self.layers, self.content(last), strict=True):
-                for old, new in zip(stored, part, strict=True):
-                    old[slot, :, : last.length] = new
+            for stored in self.layers:
+                for kept in stored:
+                    kept[slot] = kept[last.slot]
             self.owners[slot], last.slot = last, slot
         if self.slots > 4 * len(self.owners):
             self._resize(self.slots // 2 if self.owners else 0)
@@ -66,6 +89,7 @@ class Pool:
     def _resize(self, slots: int) -> None:
         """Other storage with the content of the slots in use, layer by layer, so that there never are two of all."""
         used = min(len(self.owners), self.slots)  # a new owner has nothing in the old one
+        self._bags.clear()
         for layer, kv in enumerate(self.layers):
             resized = tuple(t.new_empty((slots, *t.shape[1:])) for t in kv)
             for new, old in zip(resized, kv, strict=True):
