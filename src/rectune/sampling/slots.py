@@ -38,7 +38,7 @@ class Pool:
         self.layers = [self._empty(*kv) for kv in like]
         self._bags: dict[tuple[int, int, int], Bags] = {}
 
-    def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         heads, width = keys.shape[0], keys.shape[2]
         shape = (
             (heads, self.capacity // BLOCK, width, BLOCK) if self.blocks else (heads, self.capacity, width)
@@ -50,7 +50,7 @@ class Pool:
         return self.layers[0][0].shape[0]
 
     def add(self, owner: Owner, content: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
-        """Give the next free slot to `owner` and fill it: `content` is H x T x D per layer (with `blocks` whole ones)."""
+        """Give the next free slot to `owner`, filled with `content` (H x T x D per layer; with `blocks` whole ones)."""
         owner.slot = len(self.owners)
         self.owners.append(owner)
         if len(self.owners) > self.slots:
