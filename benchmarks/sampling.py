@@ -81,10 +81,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64, 128],
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128],
                         help="of generate; one is taken without trial")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=None, help="of the embedded engine")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
