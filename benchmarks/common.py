@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def side_by_side(
-    contestants: dict[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 2
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Seconds of each contestant in each round; all run once per round, so that drift hits them alike."""
     for _ in range(warmup):

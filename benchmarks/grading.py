@@ -97,8 +97,8 @@ def main() -> None:
     print(f"agreement with math-verify: {same / len(pairs):.1%}")
     differing = [(*pair, one) for pair, one, right in zip(pairs, ours, theirs, strict=True)
                  if (one.verdict == "correct") != right]  # fmt: skip
-    for gold, _, one in list(dict.fromkeys(differing))[:20]:
-        print(f"  gold {gold!r}, answer {one.extracted!r}: {one.verdict} here")
+    for gold, _, graded in list(dict.fromkeys(differing))[:20]:
+        print(f"  gold {gold!r}, answer {graded.extracted!r}: {graded.verdict} here")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from common import entry, ratios, save, show, side_by_side
 
-from rectune.logprobs import MEMORY_BUDGET, token_logprobs
+from rectune.logprobs import MEMORY_BUDGET, Implementation, token_logprobs
 from rectune.training.weights import choose_precision
 
 TRL_CHUNK = 32768  # the vocabulary tile that TRL 1.16 uses
@@ -34,7 +35,9 @@ def inputs(N: int, D: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return hidden, weight, torch.randint(V, (N,)), torch.rand(N)
 
 
-def head(implementation: str, hidden, weight, targets, upstream, memory_budget: int = MEMORY_BUDGET) -> None:
+def head(
+    implementation: Implementation, hidden, weight, targets, upstream, memory_budget: int = MEMORY_BUDGET
+) -> None:
     logp = token_logprobs(hidden, weight, targets, implementation=implementation, memory_budget=memory_budget)
     torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
 
@@ -59,15 +62,18 @@ def speed() -> None:
         def allocating(h=h, w=w, G=G) -> None:
             h @ w.T, G @ w, G.T @ h
 
-        contestants = {"products": products, "products, allocating": allocating}
+        contestants: dict[str, Callable[[], object]] = {
+            "products": products,
+            "products, allocating": allocating,
+        }
         for implementation in ("fused", "plain", "dense"):
             contestants[implementation] = partial(head, implementation, *arguments)
         if V > 100_000:
             contestants["fused, 512 MiB"] = partial(head, "fused", *arguments, memory_budget=512 << 20)
         if V < 100_000 and trl_available():
             contestants["TRL's head"] = partial(trl_head, *arguments)
-        seconds = side_by_side(contestants, rounds=5, warmup=1)
-        table, usual = ratios(seconds, "products"), ratios(seconds, "products, allocating")
+        times = side_by_side(contestants, rounds=5, warmup=1)
+        table, usual = ratios(times, "products"), ratios(times, "products, allocating")
         for name, row in table.items():
             row["ratio_allocating"] = usual[name]["ratio"]
         show(f"N {N}, D {D}, V {V}, {DTYPE}, forward + backward; unit: products".replace("torch.", ""), table)
@@ -91,7 +97,7 @@ def trl_available() -> bool:
     return True
 
 
-def measure_memory(implementation: str, N: int, D: int, V: int) -> None:
+def measure_memory(implementation: Implementation, N: int, D: int, V: int) -> None:
     """Run in a process of its own: peak resident memory beyond inputs, gradients and what imports take."""
     head(implementation, *inputs(64, D, V))  # compilation and libraries are not what is measured
     arguments = inputs(N, D, V)

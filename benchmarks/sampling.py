@@ -47,7 +47,7 @@ def generate(engine: LocalEngine, requests: list[Request], batch_size: int, limi
         ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
-        out = engine.model.generate(
+        out = engine.model.generate(  # type: ignore[operator]
             ids, attention_mask=mask, eos_token_id=sorted(engine.stop_ids), pad_token_id=pad, **settings
         )
         tokens += sum(useful(row, engine.stop_ids) for row in out[:, width:].tolist())
@@ -62,7 +62,8 @@ def generate_batch(engine: LocalEngine, requests: list[Request], limit: int) -> 
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
         eos_token_id=sorted(engine.stop_ids), pad_token_id=engine.tokenizer.pad_token_id,
     )  # fmt: skip
-    out = engine.model.generate_batch([list(r.prompt_ids) for r in requests], generation_config=config)
+    prompts = [list(r.prompt_ids) for r in requests]
+    out = engine.model.generate_batch(prompts, generation_config=config)  # type: ignore[operator]
     return sum(useful(o.generated_tokens, engine.stop_ids) for o in out.values())
 
 

@@ -23,8 +23,10 @@ from pathlib import Path
 
 import torch
 from common import entry, ratios, save, show, side_by_side
+from transformers import PreTrainedModel
 
-from rectune.config import load_config
+from rectune.config import TrainConfig, load_config
+from rectune.data.packing import Batch
 from rectune.models.loading import load_model
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective, dft
@@ -37,7 +39,7 @@ DTYPE = choose_precision("auto", torch.device("cpu"))[0]
 Runs = dict[str, Callable[[], object]]
 
 
-def rectune_step(config) -> tuple[Callable[[], None], Runs, int]:
+def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
     """One step as the training loop does it, the bare bodies on the same rows, and the rows' tokens."""
     from accelerate import Accelerator
 
@@ -46,6 +48,7 @@ def rectune_step(config) -> tuple[Callable[[], None], Runs, int]:
     masters = Masters(model, DTYPE)
     optimizer, scorer, accelerator = make_optimizer(masters, config), Scorer(model), Accelerator()
     model.train()
+    targets = data.units(data.plan.rows(0))
 
     def step() -> None:
         monitor = Monitor(dft, {}, 1.0)
@@ -53,7 +56,7 @@ def rectune_step(config) -> tuple[Callable[[], None], Runs, int]:
         for rows in data.micro_batches(0):
             columns = scorer.columns(data.train.batch(rows), COLUMNS)
             losses = apply_objective(dft, columns, protect=1.0)
-            (losses.sum() / data.supervised(0)).backward()
+            (losses.sum() / targets).backward()
             monitor.add(columns, losses)
         norm = masters.finish_step(accelerator).item()
         masters.scale_gradients(min(1.0, config.clip / norm))
@@ -65,7 +68,7 @@ def rectune_step(config) -> tuple[Callable[[], None], Runs, int]:
     return step, bodies(model, batches, scorer), sum(data.train.lengths(data.plan.rows(0)))
 
 
-def bodies(model, batches, scorer) -> Runs:
+def bodies(model: PreTrainedModel, batches: list[Batch], scorer: Scorer) -> Runs:
     def packed() -> None:
         for batch in batches:
             scorer.hidden(batch).sum().backward()
@@ -146,7 +149,7 @@ def main() -> None:
         step, bare, tokens = rectune_step(load_config(overrides=settings))
         rows = [json.loads(line) for line in source.read_text().splitlines()]
     pairs = [{"prompt": row["question"] + "\n", "completion": row["answer"]} for row in rows]
-    figures = {}
+    figures: dict[str, object] = {}
     unit = "body, rows attended one by one"
     table = ratios(side_by_side({**bare, "rectune step": step}, rounds=options.rounds), unit)
     for row in table.values():
