@@ -3,7 +3,8 @@
 It is registered under `IMPLEMENTATION` and gets the step's `Plan` through the model's keyword arguments, so
 that a model's own forward does everything else: positions, projections, norms, experts, head. A row attends
 to its prompt (together with the prompt's other rows) and to its completion; the two results are joined by
-their log-sum-exp, which is exact. Where keys and values lie is in `slots.py`.
+their log-sum-exp, which is exact. Where keys and values lie is in `slots.py`; completions in float32 on a CPU are
+attended to as `bags.py` does it.
 
 Shapes: S slots, H key heads, G query heads per key head, D head width, R rows that share a prompt,
 C positions of a slot.
