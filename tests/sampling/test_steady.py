@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from rectune.sampling import steady
 from rectune.sampling.batch import Batch
 from rectune.sampling.steady import ROWS, steady_sizes
 from toys import tiny_model
@@ -25,13 +24,13 @@ def test_sizes_give_the_same_bits() -> None:
 
 
 def test_a_size_with_other_bits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = nn.functional.linear
+    original = nn.Linear.forward
 
-    def rounding(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        made = original(rows, weight)
-        return made.nextafter(made + 1) if len(rows) in (32, 80) and weight.shape[0] == 96 else made
+    def rounding(self: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+        made = original(self, rows)
+        return made.nextafter(made + 1) if len(rows) in (32, 80) and self.out_features == 96 else made
 
-    monkeypatch.setattr(steady.nn.functional, "linear", rounding)
+    monkeypatch.setattr(nn.Linear, "forward", rounding)
     sizes = steady_sizes(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 96)))
     assert not {32, 80} & set(sizes)
     assert {64, 128} <= set(sizes)
@@ -55,15 +54,14 @@ def test_a_batch_is_padded_to_the_next_size(rows: int, computed: int) -> None:
     assert len(Batch(torch.device("cpu"), None, 8).padded(torch.ones(rows, 2))) == rows
 
 
-def test_a_head_is_tried_as_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[tuple[int, int]] = []
+def test_a_layer_is_tried_as_it_is_computed() -> None:
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(64, 96))
+    tried = list[int]()
 
-    def tiled(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        tried.append(tuple(weight.shape))  # type: ignore[arg-type]
-        return rows @ weight.T
+    def rounding(rows: torch.Tensor) -> torch.Tensor:
+        tried.append(len(rows))
+        return torch.full((len(rows), 96), float(len(rows) == 48))
 
-    monkeypatch.setattr(steady, "tiled_linear", tiled)
-    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 48))
-    model.get_output_embeddings = lambda: model[1]  # type: ignore[assignment]
-    steady_sizes(model)
-    assert set(tried) == {(48, 96)}
+    model[1].forward = rounding  # type: ignore[method-assign]
+    assert 48 not in steady_sizes(model)
+    assert {16, 48, 128} <= set(tried)

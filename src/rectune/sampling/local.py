@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -31,9 +31,9 @@ from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
 from rectune.sampling.draws import draw, uniforms
 from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.prepacked import prepack, prepacked
 from rectune.sampling.prompts import KeptPrompts
 from rectune.sampling.steady import steady_sizes
-from rectune.sampling.tiles import tiled_head
 
 BATCH_SIZE = 128  # sequences in work at once; more gains little on a CPU
 KEPT = 1 << 30  # bytes of prompts that a loaded model keeps for later calls
@@ -49,7 +49,8 @@ class LocalEngine:
         batch_size: Most sequences in work at once.
         model_name: For the samples file.
         exact: Pad products as the module says. Without it few rows are faster, and the same only in the same batches.
-        keep: Bytes of computed prompts to keep for later calls; only for weights that stay as they are.
+        keep: Bytes of computed prompts to keep for later calls, beside the weights as they are laid out for this
+            processor (`prepacked.py`); only for weights that stay as they are.
 
     Raises:
         UserError: The model's layers cannot be run here (recurrent layers, shared caches, encoders).
@@ -72,6 +73,7 @@ class LocalEngine:
         self.tokenizer, self.model_name, self.exact = tokenizer, model_name, exact
         self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
         self._kept = KeptPrompts(keep)
+        self._packed: dict[nn.Linear, Tensor] | None = None
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         if self.batch_size < 1:
             raise UserError(f"{batch_size} is out of range", where="batch_size", hint="must be at least 1")
@@ -96,12 +98,15 @@ class LocalEngine:
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
-        return steady_sizes(self.model)
+        with prepacked(self._packed or {}):
+            return steady_sizes(self.model)
 
     def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
+        if self._packed is None or not self._kept.limit:
+            self._packed = prepack(self.model)
         exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
         batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
         training = self.model.training
@@ -137,7 +142,8 @@ class LocalEngine:
         if computed is None:
             cache = DynamicCache()
             tokens = torch.tensor([ids], device=self.model.device)
-            out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            with prepacked(self._packed or {}):
+                out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
             content = [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr,index]
             computed = out.logits[:, -1], content
             self._kept.keep(ids, computed)
@@ -151,7 +157,7 @@ class LocalEngine:
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation(IMPLEMENTATION)
         try:
-            with tiled_head(self.model):
+            with prepacked(self._packed or {}):
                 out = self.model(
                     batch.padded(tokens),
                     position_ids=batch.padded(positions)[:, None],
