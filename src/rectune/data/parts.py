@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -188,31 +189,35 @@ def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
     """Rows `first` to `end` encoded, without those that have no target."""
     records = job.dataset[first:end]
     rows = [row_of(dict(zip(records, values, strict=True))) for values in zip(*records.values(), strict=True)]
-    lists: dict[str, list[np.ndarray]] = {name: [] for name in ("input_ids", "labels", "structural")}
-    single: dict[str, list[int]] = {
-        name: [] for name in ("length", "supervised", "truncated", "row", "checksum")
+    batch = encode_batch(rows, job.tokenizer, job.template)
+    whole = np.diff(batch.ends, prepend=0)
+    lengths = np.minimum(whole, job.max_length)
+    place = np.arange(batch.ends[-1]) - (batch.ends - whole).repeat(whole)
+    targets = np.cumsum((batch.labels != IGNORED) & (place < job.max_length))[batch.ends - 1]
+    supervised = np.diff(targets, prepend=0)
+    kept = supervised > 0
+    inside = (place < job.max_length) & kept.repeat(whole)
+    ids, labels = batch.input_ids[inside], batch.labels[inside]
+    offsets = np.concatenate([[0], lengths[kept].cumsum()])
+    spans = [slice(start, end) for start, end in itertools.pairwise(offsets.tolist())]
+    columns = {
+        "input_ids": ids,
+        "labels": labels,
+        "structural": batch.structural[inside],
+        "length": lengths[kept],
+        "supervised": supervised[kept],
+        "truncated": (whole > job.max_length)[kept],
+        "row": first + np.flatnonzero(kept),
+        "checksum": [zlib.crc32(labels[span], zlib.crc32(ids[span])) for span in spans],
     }
-    for index, row in enumerate(encode_batch(rows, job.tokenizer, job.template), first):
-        labels = np.array(row.labels[: job.max_length], np.int32)
-        if supervised := int((labels != IGNORED).sum()):
-            ids = np.array(row.input_ids[: job.max_length], np.int32)
-            structural = np.array(row.structural[: job.max_length], np.bool_)
-            checksum = zlib.crc32(labels.tobytes(), zlib.crc32(ids.tobytes()))
-            numbers = (len(ids), supervised, len(row) > job.max_length, index, checksum)
-            for name, values in zip(lists, (ids, labels, structural), strict=True):
-                lists[name].append(values)
-            for name, number in zip(single, numbers, strict=True):
-                single[name].append(number)
-    offsets = pyarrow.array(np.cumsum([0, *single["length"]]), pyarrow.int32())
-    schema = FEATURES.arrow_schema
-    columns = []
-    for name, parts in lists.items():
-        flat = pyarrow.array(
-            np.concatenate([*parts, np.empty(0, np.int32)]), schema.field(name).type.value_type
-        )
-        columns.append(pyarrow.ListArray.from_arrays(offsets, flat))
-    columns += [pyarrow.array(values, schema.field(name).type) for name, values in single.items()]
-    return pyarrow.Table.from_arrays(columns, schema=schema)
+    made = []
+    for field in FEATURES.arrow_schema:
+        if pyarrow.types.is_list(field.type):
+            values = pyarrow.array(columns[field.name], field.type.value_type)
+            made.append(pyarrow.ListArray.from_arrays(pyarrow.array(offsets, pyarrow.int32()), values))
+        else:
+            made.append(pyarrow.array(columns[field.name], field.type))
+    return pyarrow.Table.from_arrays(made, schema=FEATURES.arrow_schema)
 
 
 @contextmanager

@@ -52,6 +52,29 @@ def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template)
     return encode_batch([row], tokenizer, template)[0]
 
 
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Several rows as token ids, one behind the other; its items are `Encoded`.
+
+    Attributes:
+        input_ids, labels: int32, one entry per token.
+        structural: bool, one entry per token.
+        ends: int64, one entry per row: where it ends in the other three.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    structural: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> Encoded:
+        part = slice(self.ends[row - 1] if row else 0, self.ends[row])
+        return Encoded(*(column[part].tolist() for column in (self.input_ids, self.labels, self.structural)))
+
+
 def prompt_ids(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
     """What a model reads before it writes the next assistant turn of a conversation.
 
@@ -60,7 +83,8 @@ def prompt_ids(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, templa
     """
     found, before = split_prompt(template, turns, tokenizer, "prompt")
     tokens = _Tokens(tokenizer, template)
-    return [*_joined(tokens, [found])[0].input_ids, *tokens.after([(before, bool(found))])[0]]
+    turns_before = _joined(tokens, [found]).input_ids.tolist() if found else []
+    return [*turns_before, *tokens.after([(before, bool(found))])[0]]
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
@@ -77,7 +101,7 @@ class _Tokens:
         self.closing_id: int = self.plain([template.closing])[0][-1]
         self.closing = str(tokenizer.convert_ids_to_tokens(self.closing_id))
         special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self.special = {*special, *tokenizer.all_special_ids}
+        self.special = [*{*special, *tokenizer.all_special_ids}]
 
     def cut(self, text: str) -> str:
         """The last token in `text` at which it can be cut: the ids of both sides are the same apart; "" for none.
@@ -116,9 +140,7 @@ class _Tokens:
         return [row[int(behind) :] for row, (_, behind) in zip(ids, texts, strict=True)]
 
 
-def encode_batch(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template
-) -> list[Encoded]:
+def encode_batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template) -> EncodedBatch:
     """`encode_row` of several rows at once, which is several times faster."""
     return _joined(_Tokens(tokenizer, template), [split_row(template, row, tokenizer) for row in rows])
 
@@ -129,7 +151,7 @@ def _overlap(token: str, other: str) -> bool:
     return ends or (token in other and token != other)
 
 
-def _joined(tokens: _Tokens, rows: list[list[Piece]]) -> list[Encoded]:
+def _joined(tokens: _Tokens, rows: list[list[Piece]]) -> EncodedBatch:
     """Token ids of the pieces of each row, all rows in few calls of the tokenizer and each text once."""
     flat = [(piece, i > 0) for row in rows for i, piece in enumerate(row)]
     cut = tokens.cut(flat[0][0].before) if flat else ""
@@ -147,11 +169,7 @@ def _joined(tokens: _Tokens, rows: list[list[Piece]]) -> list[Encoded]:
     alone = tokens.after([(flat[i][0].target, True) for i in apart])
     for i, target in zip(apart, alone, strict=True):
         wholes[i] = befores[i][-1] + target
-    spans = iter(
-        (list(itertools.chain(*before)), list(itertools.chain(*before[:-1], whole)))
-        for before, whole in zip(befores, wholes, strict=True)
-    )
-    return [_row_encoded(row, [next(spans) for _ in row], tokens.special) for row in rows]
+    return _columns(rows, befores, wholes, tokens.special)
 
 
 def _parts(text: str, behind: bool, cut: str) -> list[tuple[str, bool]]:
@@ -160,20 +178,27 @@ def _parts(text: str, behind: bool, cut: str) -> list[tuple[str, bool]]:
     return [(first, behind), *((cut + other, False) for other in others)]
 
 
-def _row_encoded(row: list[Piece], spans: list[tuple[list[int], list[int]]], special: set[int]) -> Encoded:
-    ids: list[int] = []
-    labels: list[int] = []
-    structural: list[bool] = []
-    for piece, (before, whole) in zip(row, spans, strict=True):
-        target = whole[len(before) :]
-        ids += whole
-        labels += [IGNORED] * len(before)
-        structural += [False] * len(before)
-        labels += target if piece.supervised else [IGNORED] * len(target)
-        structural += [piece.supervised and i in special for i in target[:-1]] + [piece.supervised]
-    if labels and labels[0] != IGNORED:  # nothing stands before the first token, so it cannot be predicted
-        labels[0], structural[0] = IGNORED, False
-    return Encoded(ids, labels, structural)
+def _columns(
+    rows: list[list[Piece]], befores: list[list[list[int]]], wholes: list[list[int]], special: list[int]
+) -> EncodedBatch:
+    """The columns of `rows`, from each piece's ids: those of the parts before it, and of the last part and it."""
+    lists = [ids for before, whole in zip(befores, wholes, strict=True) for ids in (*before[:-1], whole)]
+    ids = np.fromiter(itertools.chain.from_iterable(lists), np.int32, sum(map(len, lists)))
+    ahead = np.array([sum(map(len, before)) for before in befores], np.int64)
+    targets = np.array([len(w) - len(b[-1]) for b, w in zip(befores, wholes, strict=True)], np.int64)
+    supervised = np.array([piece.supervised for row in rows for piece in row], np.bool_)
+    target = _by_turns(np.zeros_like(supervised), supervised).repeat(_by_turns(ahead, targets))
+    structural = target & np.isin(ids, special)
+    piece_ends = np.cumsum(ahead + targets)
+    structural[piece_ends[supervised] - 1] = True
+    ends = piece_ends[np.cumsum([len(row) for row in rows], dtype=np.int64) - 1]
+    first = ends - np.diff(ends, prepend=0)
+    target[first] = structural[first] = False  # nothing stands before it, so it cannot be predicted
+    return EncodedBatch(ids, np.where(target, ids, np.int32(IGNORED)), structural, ends)
+
+
+def _by_turns(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.stack([one, other], axis=1).reshape(-1)
 
 
 def token_texts(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
