@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rectune.config import DataConfig
 from rectune.data.encoding import choose_template, encode_row, encode_rows, prompt_ids, stop_ids
 from rectune.data.packing import collate
+from rectune.data.parts import _claimed
 from rectune.data.reading import read_rows
 from rectune.data.rows import Row, Turn
 from rectune.data.tokens import Encoded, _Tokens, encode_batch
@@ -365,6 +367,25 @@ def test_several_processes_encode_the_same(tmp_path: Path) -> None:
     two = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "two", num_proc=2)
     assert one.dataset[:] == two.dataset[:]
     assert one.counts == two.counts
+
+
+def test_a_part_is_claimed_once(tmp_path: Path) -> None:
+    one, other = _claimed(range(5), tmp_path), _claimed(range(5), tmp_path)
+    taken = [next(one), next(other), next(other), next(one)]
+    assert taken == [0, 1, 2, 3]
+    assert [*one, *other] == [4]
+    assert [*_claimed([3, 4], None)] == [3, 4]
+
+
+def test_parts_that_a_process_claimed_and_did_not_write_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_tokenizer()
+    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
+    assert [*_claimed([0], tmp_path)] == [0]
+    monkeypatch.setattr("rectune.data.parts._others", lambda *_: nullcontext(([], tmp_path)))
+    template = choose_template("auto", tokenizer)
+    assert len(encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path)) == 30
 
 
 def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:

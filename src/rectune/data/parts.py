@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ FEATURES = datasets.Features(
 PART = 10_000  # rows of a part
 _BATCH = 1000  # rows that are encoded, and memory-mapped, together
 _VERSION = 2  # of the cached files; raise it when the same row would encode differently
+_WORTH = 4  # parts that a further process has to find before its start pays
 _SAY = 10.0  # seconds between two lines about how far it is
 
 _START = (
@@ -119,9 +120,9 @@ def encoded_parts(
             with _alone(job.here):
                 todo = job.missing()
                 if workers is None:
-                    workers = min(len(os.sched_getaffinity(0)), len(todo) // 2)
-                with _others(job, todo, workers) as others:
-                    _write_parts(job, todo[:: len(others) + 1])
+                    workers = min(len(os.sched_getaffinity(0)), len(todo) // _WORTH)
+                with _others(job, todo, workers) as (others, claims):
+                    _write_parts(job, _claimed(todo, claims))
                     for other in others:
                         other.wait()
                     _write_parts(job, job.missing())  # of processes that ended early
@@ -151,7 +152,18 @@ def _alone(here: Path) -> Iterator[None]:
         yield
 
 
-def _write_parts(job: _Job, parts: Sequence[int]) -> None:
+def _claimed(parts: Sequence[int], claims: Path | None) -> Iterator[int]:
+    """Those of the parts that no other process has taken before; each of them is taken when it comes."""
+    for part in parts:
+        if claims is not None:
+            try:
+                (claims / f"part-{part:05d}.taken").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+        yield part
+
+
+def _write_parts(job: _Job, parts: Iterable[int]) -> None:
     said = time.monotonic()
     for part in parts:
         aside = job.here / f".part-{part:05d}.{os.getpid()}"
@@ -221,11 +233,13 @@ def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
 
 
 @contextmanager
-def _others(job: _Job, todo: Sequence[int], workers: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Further processes, each with its share of the parts; none where the rows are not one file."""
+def _others(
+    job: _Job, todo: Sequence[int], workers: int
+) -> Iterator[tuple[list[subprocess.Popen[str]], Path | None]]:
+    """Further processes, and where all claim their parts; none where the rows are not one file."""
     files = [file["filename"] for file in job.dataset.cache_files]
     if workers < 2 or len(files) != 1 or job.dataset._indices is not None:
-        yield []
+        yield [], None
         return
     root = str(Path(__file__).resolve().parents[2])
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -234,10 +248,10 @@ def _others(job: _Job, todo: Sequence[int], workers: int) -> Iterator[list[subpr
         job.tokenizer.save_pretrained(kept)
         message = {
             "here": str(job.here), "rows": files[0], "fingerprint": job.dataset._fingerprint, "tokenizer": kept,
-            "template": asdict(job.template), "max_length": job.max_length,
+            "template": asdict(job.template), "max_length": job.max_length, "parts": todo,
         }  # fmt: skip
         try:
-            for worker in range(1, workers):
+            for _ in range(1, workers):
                 other = subprocess.Popen(
                     [sys.executable, "-c", _START, root],
                     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -245,9 +259,9 @@ def _others(job: _Job, todo: Sequence[int], workers: int) -> Iterator[list[subpr
                 )  # fmt: skip
                 others.append(other)
                 assert other.stdin is not None
-                other.stdin.write(json.dumps({**message, "parts": todo[worker::workers]}))
+                other.stdin.write(json.dumps(message))
                 other.stdin.close()
-            yield others
+            yield others, Path(kept)
         finally:
             for other in others:
                 other.kill()
@@ -255,7 +269,7 @@ def _others(job: _Job, todo: Sequence[int], workers: int) -> Iterator[list[subpr
 
 
 def main() -> None:
-    """A further process: writes the parts that it is told on stdin, if it reads the tokenizer as it was."""
+    """A further process: writes parts that are still to be had, if it reads the tokenizer as it was."""
     message = json.loads(sys.stdin.read())
     tokenizer = AutoTokenizer.from_pretrained(message["tokenizer"])
     dataset = datasets.Dataset(
@@ -265,4 +279,4 @@ def main() -> None:
         Path(message["here"]), dataset, tokenizer, Template(**message["template"]), message["max_length"]
     )
     if cache_key(dataset, tokenizer, job.template, job.max_length) == job.here.name:
-        _write_parts(job, message["parts"])
+        _write_parts(job, _claimed(message["parts"], Path(message["tokenizer"])))
