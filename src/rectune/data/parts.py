@@ -270,6 +270,7 @@ def _others(
 
 def main() -> None:
     """A further process: writes parts that are still to be had, if it reads the tokenizer as it was."""
+    parent = os.getppid()  # if it is killed, so is its lock: end with the part in work
     message = json.loads(sys.stdin.read())
     tokenizer = AutoTokenizer.from_pretrained(message["tokenizer"])
     dataset = datasets.Dataset(
@@ -279,4 +280,5 @@ def main() -> None:
         Path(message["here"]), dataset, tokenizer, Template(**message["template"]), message["max_length"]
     )
     if cache_key(dataset, tokenizer, job.template, job.max_length) == job.here.name:
-        _write_parts(job, _claimed(message["parts"], Path(message["tokenizer"])))
+        parts = _claimed(message["parts"], Path(message["tokenizer"]))
+        _write_parts(job, itertools.takewhile(lambda _: os.getppid() == parent, parts))
