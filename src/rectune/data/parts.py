@@ -204,11 +204,11 @@ def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
     batch = encode_batch(rows, job.tokenizer, job.template)
     whole = np.diff(batch.ends, prepend=0)
     lengths = np.minimum(whole, job.max_length)
-    place = np.arange(batch.ends[-1]) - (batch.ends - whole).repeat(whole)
-    targets = np.cumsum((batch.labels != IGNORED) & (place < job.max_length))[batch.ends - 1]
+    fits = np.arange(batch.ends[-1]) - (batch.ends - whole).repeat(whole) < job.max_length
+    targets = np.cumsum((batch.labels != IGNORED) & fits)[batch.ends - 1]
     supervised = np.diff(targets, prepend=0)
     kept = supervised > 0
-    inside = (place < job.max_length) & kept.repeat(whole)
+    inside = fits & kept.repeat(whole)
     ids, labels = batch.input_ids[inside], batch.labels[inside]
     offsets = np.concatenate([[0], lengths[kept].cumsum()])
     spans = [slice(start, end) for start, end in itertools.pairwise(offsets.tolist())]

@@ -105,7 +105,7 @@ class LocalEngine:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
-        if self._packed is None or not self._kept.limit:
+        if self._packed is None:
             self._packed = prepack(self.model)
         exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
         batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
@@ -120,6 +120,8 @@ class LocalEngine:
                     yield from self._extend(batch, rows, logits, settings)
         finally:
             self.model.train(training)
+            if not self._kept.limit:
+                self._packed = None  # the weights may change, and training needs the room
 
     @torch.inference_mode()
     def _admit(
