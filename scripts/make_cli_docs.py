@@ -1,4 +1,4 @@
-"""Write docs/cli.md from what `--help` prints; with --check only say whether it is up to date.
+"""Write docs/cli.md and the kept first page from what `--help` prints; with --check only say whether they are true.
 
 python scripts/make_cli_docs.py [--check]
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rectune.__main__ import PAGE as FIRST_PAGE
+from rectune.__main__ import WIDTH
 from rectune.cli import app
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
@@ -34,16 +36,25 @@ def sections() -> Iterator[str]:
         yield f"## {' '.join(['rectune', *tokens])}\n\n```\n{text}\n```\n"
 
 
+def first_page() -> str:
+    """What `rectune --help` prints in a terminal with colours."""
+    page = io.StringIO()
+    app.help_print([], console=Console(file=page, width=WIDTH, color_system="standard", force_terminal=True))
+    return page.getvalue()
+
+
 def main() -> int:
-    page = "\n".join(sections())
+    pages = {PAGE: "\n".join(sections()), FIRST_PAGE: first_page()}
     if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page, "utf-8")
-    elif not PAGE.is_file() or PAGE.read_text("utf-8") != page:
-        print(
-            f"docs/{PAGE.name} is not what --help prints; run python scripts/make_cli_docs.py",
-            file=sys.stderr,
-        )
-        return 1
+        for path, text in pages.items():
+            path.write_text(text, "utf-8")
+        return 0
+    for path, text in pages.items():
+        if not path.is_file() or path.read_text("utf-8") != text:
+            print(
+                f"{path.name} is not what --help prints; run python scripts/make_cli_docs.py", file=sys.stderr
+            )
+            return 1
     return 0
 
 

@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "rectune"
 
 FLOORS = (
-    ("demo",),
+    ("demo", "__main__"),
     ("cli",),
     ("verbs", "listing"),
     ("flags", "printing"),
@@ -51,6 +51,7 @@ HEAVY = {
 
 LIGHT = (
     "__init__.py",
+    "__main__.py",
     "cli.py",
     "verbs.py",
     "listing.py",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import types
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import rectune.__main__ as first_page
 from rectune.cli import main
 from rectune.config import TrainConfig
 
@@ -166,3 +169,36 @@ def test_the_documented_command_line_is_what_help_prints() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == "\n".join(script.sections())
+    assert first_page.PAGE.read_text("utf-8") == script.first_page()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_kept_first_page_is_plain_in_a_pipe(arguments: list[str]) -> None:
+    page = subprocess.run(
+        [sys.executable, "-m", "rectune", *arguments],
+        check=True, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1", "COLUMNS": "80"},
+    ).stdout  # fmt: skip
+    assert "\x1b" not in page
+    assert page.startswith("Usage: rectune COMMAND")
+    assert "│ train        Fine-tune a model on demonstrations." in page
+
+
+@pytest.mark.parametrize(
+    ("environment", "kept", "line"),
+    [
+        ({"COLUMNS": "80"}, True, "╭─ Commands ─"),
+        ({"COLUMNS": "60"}, False, "╭─ Commands ─"),
+        ({"COLUMNS": "80", "PYTHONIOENCODING": "ascii"}, False, "+- Commands -"),
+    ],
+)
+def test_a_terminal_that_the_kept_page_does_not_suit_gets_the_built_one(
+    environment: dict[str, str], kept: bool, line: str
+) -> None:
+    code = "import sys; from rectune.__main__ import main; main(); print('rectune.cli' not in sys.modules)"
+    lines = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"} | environment,
+    ).stdout.splitlines()  # fmt: skip
+    assert max(map(len, lines)) == int(environment["COLUMNS"])
+    assert any(text.startswith(line) for text in lines)
+    assert lines[-1] == str(kept)

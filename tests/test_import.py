@@ -30,6 +30,10 @@ def test_the_top_level_help_loads_no_model_library_and_no_settings() -> None:
     assert loaded("from rectune.cli import app; app.assemble_argument_collection") == {"cyclopts"}
 
 
+def test_the_first_page_of_help_loads_nothing_heavy() -> None:
+    assert loaded("import rectune.__main__") == set()
+
+
 def test_the_settings_and_the_loader_do_without_torch() -> None:
     assert loaded("from rectune import TrainConfig, load_model") == {"pydantic"}
 
