@@ -134,8 +134,8 @@ def trl_seconds(rows: list[dict[str, str]], batch_size: int, steps: int) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--trl-batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trl-batch-sizes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("rectune").setLevel(logging.ERROR)
@@ -151,7 +151,7 @@ def main() -> None:
     pairs = [{"prompt": row["question"] + "\n", "completion": row["answer"]} for row in rows]
     figures: dict[str, object] = {}
     unit = "body, rows attended one by one"
-    table = ratios(side_by_side({**bare, "rectune step": step}, rounds=options.rounds), unit)
+    table = ratios(side_by_side({**bare, "rectune step": step}, rounds=options.rounds, warmup=1), unit)
     for row in table.values():
         row["tokens_per_second"] = tokens / row["seconds"]
     show(f"{tokens} tokens in {ROWS} rows; unit: {unit}", table)

@@ -388,6 +388,22 @@ def test_parts_that_a_process_claimed_and_did_not_write_are_written(
     assert len(encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path)) == 30
 
 
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    template = choose_template("auto", tokenizer)
+    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
+    encoded = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "tokens")
+    [part] = (tmp_path / "tokens").rglob("part-*.arrow")
+    part.unlink()
+    left = part.parent / ".tokenizer-x"
+    left.mkdir()
+    (left / "tokenizer.json").write_text("{}")
+    (part.parent / ".part-00000.1").write_bytes(b"half")
+    again = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "tokens")
+    assert sorted(path.name for path in part.parent.iterdir()) == ["lock", part.name]
+    assert again.dataset[:] == encoded.dataset[:]
+
+
 def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n')

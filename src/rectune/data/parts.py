@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,7 @@ def encoded_parts(
         with _writing(job.here):
             job.here.mkdir(parents=True, exist_ok=True)
             with _alone(job.here):
+                _clear(job.here)
                 todo = job.missing()
                 if workers is None:
                     workers = min(len(os.sched_getaffinity(0)), len(todo) // _WORTH)
@@ -150,6 +152,14 @@ def _alone(here: Path) -> Iterator[None]:
             log.info("another process encodes these rows; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _clear(here: Path) -> None:
+    """Removes what a killed run was writing."""
+    for left in here.glob(".tokenizer-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in here.glob(".part-*"):
+        left.unlink(missing_ok=True)
 
 
 def _claimed(parts: Sequence[int], claims: Path | None) -> Iterator[int]:
