@@ -150,6 +150,44 @@ def test_torchrun_starts_again_and_the_run_goes_on(toy: dict[str, Any], tmp_path
     assert difference(update(settings, out), update(settings, whole)) < 1e-2
 
 
+SMALL = """
+import torch
+from rectune.models.scorer import Scorer
+from rectune.training.sharding import is_sharded
+
+hidden = Scorer.hidden
+
+def limited(self, batch):
+    states = hidden(self, batch)
+    if torch.is_grad_enabled() and sum(batch.row_lengths) > 40 and torch.distributed.get_rank() == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return states
+
+Scorer.hidden = limited
+"""
+"""The second process has less memory."""
+
+
+def test_where_weights_are_sharded_memory_that_ran_out_is_remembered(
+    toy: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**toy, "steps": 6, "probe": 0, "checkpoint_every": 2, "out": str(tmp_path / "little")}
+    said = ""
+    for _ in range(8):  # halved at each start, until it fits
+        try:
+            together([settings], [True], tmp_path, first=SMALL)
+        except subprocess.CalledProcessError as error:
+            said += error.stderr
+        else:
+            break
+    whole = tmp_path / "whole"
+    loop.train(load_config(None, {**settings, "out": whole}))
+    assert "out of memory at" in said and "start again with --resume" in said
+    assert json.loads((tmp_path / "little" / "memory-1.json").read_text())["micro_batch_tokens"] <= 48
+    assert [line["step"] for line in metrics(tmp_path / "little", "train")] == [1, 2, 3, 4, 5, 6]
+    assert difference(update(settings, tmp_path / "little"), update(settings, whole)) < 1e-2
+
+
 def test_sampling_and_evaluation_share_the_problems(toy: dict[str, Any], tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text(

@@ -24,6 +24,7 @@ from rectune.training.batches import TrainingData, pair_columns
 from rectune.training.monitors import COLUMNS, Monitor
 from rectune.training.phases import Phase
 from rectune.training.reference import ReferenceLogprobs
+from rectune.training.run_folder import keep_limit
 from rectune.training.sharding import is_sharded, turns
 from rectune.training.weights import Masters
 
@@ -68,10 +69,12 @@ class Gradients:
     def accumulate(self, step: int, phase: Phase) -> Monitor:
         """Add up the gradient of `step` in the masters; returns what was seen on the way.
 
-        Where memory runs out the step is repeated with smaller micro-batches, and so are all that follow.
+        Where memory runs out the step is repeated with smaller micro-batches, and so are all that follow. Where weights
+        are sharded all processes would have to repeat it, and those that had room wait for those that had not: the run
+        ends then, and does so once it is started again.
 
         Raises:
-            UserError: A single row does not fit into memory.
+            UserError: A single row does not fit into memory, or weights are sharded.
         """
         while True:
             try:
@@ -89,12 +92,11 @@ class Gradients:
         """
         sharded, processes = is_sharded(self.accelerator), self.accelerator.num_processes
         guilty = []
-        for turn, (together, divisor) in enumerate(self._micro_batches(step, all_of_them=sharded)):
+        for turn, (rows, divisor) in enumerate(self._micro_batches(step, all_of_them=sharded)):
             mine = not sharded or turn % processes == self.accelerator.process_index
-            for rows in self._parts(together):
-                if not self._is_finite(rows, phase, divisor, mine=mine):
-                    alone = [row for row in rows if not self._is_finite([row], phase, divisor, mine=mine)]
-                    guilty += alone or rows
+            if not self._is_finite(rows, phase, divisor, mine=mine):
+                alone = [row for row in rows if not self._is_finite([row], phase, divisor, mine=mine)]
+                guilty += alone or rows
         if not sharded and processes > 1:
             guilty = sorted(gather_object(guilty))
         return [self.data.train.where(row) for row in guilty]
@@ -104,13 +106,12 @@ class Gradients:
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # so that dropout can be resumed
         self.masters.start_step()
         finite = True
-        for together, divisor in self._micro_batches(step):
-            for rows in self._parts(together):
-                self._rows = rows
-                columns, losses = self._losses(rows, phase)
-                (losses.sum() / divisor).backward()
-                monitor.add(columns, losses)
-                finite = finite and bool(losses.isfinite().all())
+        for rows, divisor in self._micro_batches(step):
+            self._rows = rows
+            columns, losses = self._losses(rows, phase)
+            (losses.sum() / divisor).backward()
+            monitor.add(columns, losses)
+            finite = finite and bool(losses.isfinite().all())
         if not finite:  # its gradient may be: the step is to be skipped, by all processes
             self.masters.scale_gradients(math.nan)
         return monitor
@@ -119,17 +120,27 @@ class Gradients:
         """This process's share of the step: rows that go together, and what their losses are divided by."""
         data = self.data
         units = max(1, data.units(data.plan.rows(step)))
-        every = data.micro_batches(step)
-        for rows in every if all_of_them else turns(every, self.accelerator):
-            yield rows, units if self.config.normalization == "tokens" else max(1, data.units(rows))
+        every = [
+            (rows, units if self.config.normalization == "tokens" else max(1, data.units(rows)))
+            for rows in data.micro_batches(step)
+        ]
+        if is_sharded(
+            self.accelerator
+        ):  # each needs as many passes as any other, and all have the same limit
+            every = self._parts(every)
+            return iter(every if all_of_them else turns(every, self.accelerator, ([], 1)))
+        return iter(self._parts(turns(every, self.accelerator, ([], 1))))
 
-    def _parts(self, rows: list[int]) -> list[list[int]]:
-        """Rows in parts of at most `limit` tokens; a longer row is a part by itself."""
-        lengths = self.data.train.lengths(rows)
-        if self.limit is None or sum(lengths) <= self.limit:
-            return [rows]
-        parts = pack([min(length, self.limit) for length in lengths], self.limit)
-        return [[rows[place] for place in places] for places in parts]
+    def _parts(self, micro_batches: list[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
+        """Micro-batches in parts of at most `limit` tokens; a longer row is a part by itself."""
+        if self.limit is None:
+            return micro_batches
+        made = []
+        for rows, divisor in micro_batches:
+            lengths = [min(length, self.limit) for length in self.data.train.lengths(rows)]
+            parts = pack(lengths, self.limit) if sum(lengths) > self.limit else [range(len(rows))]
+            made += [([rows[place] for place in places], divisor) for places in parts]
+        return made
 
     def _losses(self, rows: list[int], phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
         batch = self.data.train.batch(rows, self.accelerator.device)
@@ -161,17 +172,21 @@ class Gradients:
             torch.cuda.empty_cache()
         split, rows = self.data.train, self._rows
         tokens = sum(split.lengths(rows))
-        if is_sharded(self.accelerator):  # all processes would have to repeat the step
+        if len(rows) < 2:
             raise UserError(
-                f"out of memory at {tokens} tokens at once", where="micro_batch_tokens", hint="lower it"
-            )
-        if len(rows) == 1:
-            raise UserError(
-                f"its {tokens} tokens do not fit into memory",
-                where=split.where(rows[0]),
+                f"its {tokens} tokens do not fit into memory" if rows else "does not fit into memory",
+                where=split.where(rows[0]) if rows else "model",
                 hint="lower max_length or memory_budget, or turn on gradient_checkpointing or lora",
             )
         self.limit = tokens // 2
+        if is_sharded(self.accelerator):
+            keep_limit(self.config.out, self.accelerator.process_index, self.limit)
+            raise UserError(
+                f"out of memory at {tokens} tokens at once",
+                where=self.config.out,
+                hint=f"start again with --resume: it goes on with micro-batches of at most {self.limit}, as torchrun"
+                " --max-restarts does by itself",
+            )
         log.warning(
             "out of memory at %d tokens at once: the step is repeated, with the same gradient, in micro-batches of"
             " at most %d, and so are all that follow",

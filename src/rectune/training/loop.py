@@ -41,7 +41,7 @@ from rectune.training.monitors import evaluate_holdout, peak_memory_mib, reset_p
 from rectune.training.phases import make_phases, phase_at
 from rectune.training.progress import progress, say_decisions
 from rectune.training.reference import frozen_reference, reference_logprobs
-from rectune.training.run_folder import check_run, open_run, save_model
+from rectune.training.run_folder import check_run, kept_limit, open_run, save_model
 from rectune.training.sharding import gathered_state, is_sharded, shard_all
 from rectune.training.summary import TrainResult as TrainResult
 from rectune.training.summary import read_result, summarise, write_result
@@ -140,6 +140,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
         log.info("going on from %s, step %d of %d", found, start, steps)
         if start > last:
             raise UserError(f"is at step {start} already, beyond step {last}", where=config.out)
+    if resume:
+        gradients.limit = min(filter(None, (gradients.limit, kept_limit(config.out))), default=None)
     accelerator.wait_for_everyone()  # all have checked the folder
     if main:
         open_run(config)

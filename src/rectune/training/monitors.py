@@ -124,7 +124,7 @@ def evaluate_holdout(
     scorer.model.eval()
     device = None if accelerator is None else accelerator.device
     packs = pack(holdout.lengths(), capacity(config, paired=ref_logp is not None))
-    for rows in packs if accelerator is None else turns(packs, accelerator):
+    for rows in packs if accelerator is None else turns(packs, accelerator, []):
         columns = scorer.columns(holdout.batch(rows, device), COLUMNS)
         if ref_logp is not None:
             columns |= {"ref_logp": ref_logp.of(holdout, rows, device), **pair_columns(columns["row"])}

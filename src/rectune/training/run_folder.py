@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rectune.config import TrainConfig, dump_config
-from rectune.disk import FORMAT, check_format, load_json
+from rectune.disk import FORMAT, check_format, load_json, load_record
 from rectune.errors import UserError
 from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
@@ -50,6 +50,30 @@ def open_run(config: TrainConfig) -> None:
         for name, content in (("environment", environment()), ("config", json.loads(dump_config(config)))):
             text = json.dumps({"format": FORMAT, **content}, indent=2)
             write_text(config.out / f"{name}.json", text + "\n")
+
+
+def keep_limit(out: Path, process: int, tokens: int) -> None:
+    """Remember for when the run goes on that more tokens at once did not fit into this process's memory."""
+    with _writing(out):
+        text = json.dumps({"format": FORMAT, "micro_batch_tokens": tokens})
+        write_text(
+            out / f"memory-{process}.json", text + "\n"
+        )  # one each: memory runs out in all of them at once
+
+
+def kept_limit(out: Path) -> int | None:
+    """The least of all `keep_limit`; None where there is none.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    limits = []
+    for path in out.glob("memory-*.json"):
+        limit = load_record(path, "micro_batch_tokens")["micro_batch_tokens"]
+        if not isinstance(limit, int) or limit < 1:
+            raise UserError("is damaged", where=path, hint="remove it: what fits is then found out anew")
+        limits.append(limit)
+    return min(limits, default=None)
 
 
 @contextmanager

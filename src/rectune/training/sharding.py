@@ -104,12 +104,12 @@ def _mesh(accelerator: Accelerator) -> DeviceMesh:
     return init_device_mesh(kind, (replicas, processes // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def turns(micro_batches: Sequence[list[int]], accelerator: Accelerator) -> list[list[int]]:
+def turns(micro_batches: Sequence[T], accelerator: Accelerator, empty: T) -> list[T]:
     """This process's share of the micro-batches; where weights are sharded as many as any other's, empty ones last."""
     of = accelerator.num_processes
     mine = list(micro_batches[accelerator.process_index :: of])
     if is_sharded(accelerator):
-        mine += [[]] * (-(-len(micro_batches) // of) - len(mine))
+        mine += [empty] * (-(-len(micro_batches) // of) - len(mine))
     return mine
 
 
