@@ -154,6 +154,22 @@ def test_stopped_early_the_iterator_restores_the_model() -> None:
     assert model.training
 
 
+def test_two_calls_at_once_draw_what_each_draws_alone() -> None:
+    model = tiny_model("llama").train()
+    engine = LocalEngine(model, byte_tokenizer(), batch_size=3)
+    settings = DrawSettings(max_new_tokens=40, seed=1)
+    short, long = requests(1)[:1], requests(2)
+    alone = drawn(engine, short, settings), drawn(engine, long, settings)
+    first, second = engine.complete(short, settings), engine.complete(long, settings)
+    done, rest = [next(first)], [next(second)]
+    done += first
+    assert not model.training, "the other call is still under way"
+    rest += second
+    assert model.training
+    for found, expected in zip((done, rest), alone, strict=True):
+        assert {(c.request.problem_id, c.request.sample_index): c for c in found} == expected
+
+
 @pytest.mark.parametrize(("setting", "words"), [
     ({"max_new_tokens": 600}, "positions"),
 ])  # fmt: skip

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -74,6 +75,7 @@ class LocalEngine:
         self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
         self._kept = KeptPrompts(keep)
         self._packed: dict[nn.Linear, Tensor] | None = None
+        self._calls, self._training = 0, False  # calls under way, and the model's mode before the first
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         if self.batch_size < 1:
             raise UserError(f"{batch_size} is out of range", where="batch_size", hint="must be at least 1")
@@ -105,23 +107,33 @@ class LocalEngine:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check_lengths(waiting, settings)
-        if self._packed is None:
-            self._packed = prepack(self.model)
-        exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
-        batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
-        training = self.model.training
-        self.model.eval()
-        try:
+        with self._at_work():
+            exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
+            batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
             while waiting or len(batch):
                 entering, logits = self._admit(waiting, batch, settings)
                 yield from self._extend(batch, entering, logits, settings)
                 if len(batch):
                     rows, logits = self._forward(batch)
                     yield from self._extend(batch, rows, logits, settings)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Evaluation mode and weights laid out, as long as any call is under way."""
+        if self._packed is None:
+            self._packed = prepack(self.model)
+        if not self._calls:
+            self._training = self.model.training
+            self.model.eval()
+        self._calls += 1
+        try:
+            yield
         finally:
-            self.model.train(training)
-            if not self._kept.limit:
-                self._packed = None  # the weights may change, and training needs the room
+            self._calls -= 1
+            if not self._calls:
+                self.model.train(self._training)
+                if not self._kept.limit:
+                    self._packed = None  # the weights may change, and training needs the room
 
     @torch.inference_mode()
     def _admit(
