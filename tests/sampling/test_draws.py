@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rectune.sampling.draws import draw, uniforms
+from rectune.sampling.draws import CANDIDATES, _nucleus_floor, draw, uniforms
 
 
 def test_streams_are_stable_across_versions_and_processes():
@@ -78,6 +78,20 @@ def test_flat_distribution_needs_more_than_the_candidates_for_top_p():
     ids, _ = draw(logits, uniform, temperature=1.0, top_p=0.75)
     assert ids.min() >= 498  # the most probable three quarters are the last 1500 words
     assert len(ids.unique()) > 1200
+
+
+def test_the_nucleus_of_sharp_and_flat_rows_together_is_that_of_sorted_rows():
+    logits = torch.randn(12, 20_000, generator=torch.Generator().manual_seed(2))
+    weights = (
+        logits * torch.tensor([0.3, 3.0, 8.0]).repeat(4)[:, None]
+    ).exp()  # in turn all, some and few words
+    ordered = weights.sort(-1, descending=True).values
+    reached = ordered.cumsum(-1, dtype=torch.float64)
+    needed = (reached - ordered < 0.95 * weights.sum(-1, keepdim=True, dtype=torch.float64)).sum(-1)
+    assert needed[:3].tolist() == sorted(needed[:3].tolist(), reverse=True)
+    assert needed[0] > CANDIDATES[1] > needed[1] > CANDIDATES[0] > needed[2]
+    floor = _nucleus_floor(weights, 0.95)
+    assert torch.equal(floor, ordered.gather(-1, needed[:, None] - 1))
 
 
 def test_greedy_takes_the_most_probable_in_bfloat16_too():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 BLOCK = 256  # words per block of the two-level search
 ROWS = 32  # rows at a time, so that their weights stay in the processor's cache
-CANDIDATES = 512  # most probable words looked at before a row is sorted in full for top_p
+CANDIDATES = (512, 8192)  # most probable words looked at for top_p, before a row is sorted in full
 
 
 def sample_key(seed: int, problem_id: str, sample_index: int) -> int:
@@ -74,11 +74,18 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float
 def _nucleus_floor(weights_BV: Tensor, top_p: float) -> Tensor:
     """Weight of the last token that the nucleus needs, B x 1."""
     goal_B1 = top_p * weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
-    best = weights_BV.topk(min(CANDIDATES, weights_BV.shape[-1])).values
-    if (best.sum(-1, keepdim=True, dtype=torch.float64) < goal_B1).any():
-        best = weights_BV.sort(-1, descending=True).values
-    before = best.cumsum(-1, dtype=torch.float64) - best
-    return torch.where(before < goal_B1, best, torch.inf).amin(-1, keepdim=True)
+    floor_B1 = torch.empty_like(weights_BV[:, :1])
+    words = weights_BV.shape[-1]
+    rows = torch.arange(len(weights_BV), device=weights_BV.device)  # whose floor is not known yet
+    for candidates in (*CANDIDATES, words):
+        best = weights_BV[rows].topk(min(candidates, words)).values
+        reached = best.cumsum(-1, dtype=torch.float64)
+        goal = goal_B1[rows]
+        floor_B1[rows] = torch.where(reached - best < goal, best, torch.inf).amin(-1, keepdim=True)
+        rows = rows[reached[:, -1] < goal[:, 0]]
+        if not len(rows):
+            break
+    return floor_B1
 
 
 def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
