@@ -25,23 +25,27 @@ from typing import Any
 SAMPLE = 20_000  # rows of the limit
 
 
-def generate(path: Path, rows: int) -> None:
+def generate(path: Path, rows: int, stories: int) -> None:
     draw = random.Random(0)
-    names = ("Ada", "Bo", "Chen", "Dina", "Emil", "Farah")
     with path.open("w") as file:
         for _ in range(rows):
-            a, b, c = (draw.randrange(2, 999) for _ in range(3))
-            who, other = draw.sample(names, 2)
-            prompt = (
-                f"{who} has {a} marbles and buys {b} bags of {c} marbles each. {who} gives half of them to {other},"
-                " and keeps the odd one if there is one. How many marbles does each have at the end?"
-            )
-            total = a + b * c
-            completion = (
-                f"In the bags there are {b} * {c} = {b * c} marbles. Together {a} + {b * c} = {total}. Half of that is"
-                f" {total // 2}, so {other} has {total // 2} and {who} has {total - total // 2}.\n#### {total // 2}"
-            )
-            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+            prompts, completions = zip(*(story(draw) for _ in range(stories)), strict=True)
+            file.write(json.dumps({"prompt": " ".join(prompts), "completion": "\n".join(completions)}) + "\n")
+
+
+def story(draw: random.Random) -> tuple[str, str]:
+    a, b, c = (draw.randrange(2, 999) for _ in range(3))
+    who, other = draw.sample(("Ada", "Bo", "Chen", "Dina", "Emil", "Farah"), 2)
+    prompt = (
+        f"{who} has {a} marbles and buys {b} bags of {c} marbles each. {who} gives half of them to {other},"
+        " and keeps the odd one if there is one. How many marbles does each have at the end?"
+    )
+    total = a + b * c
+    completion = (
+        f"In the bags there are {b} * {c} = {b * c} marbles. Together {a} + {b * c} = {total}. Half of that is"
+        f" {total // 2}, so {other} has {total // 2} and {who} has {total - total // 2}.\n#### {total // 2}"
+    )
+    return prompt, completion
 
 
 def read(config: Any) -> Any:
@@ -136,6 +140,7 @@ def stage(name: str, config: Any) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--stories", type=int, default=1, help="told and solved in each row, 140 tokens each")
     parser.add_argument("--folder", type=Path, help="for the rows and the cache; else a temporary one")
     parser.add_argument("--model", help="folder of the tokenizer; else the packaged model")
     parser.add_argument("--stage", choices=[*STAGES])
@@ -151,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        generate(folder / "rows.jsonl", arguments.rows)
+        generate(folder / "rows.jsonl", arguments.rows, arguments.stories)
         if arguments.model is None:
             from rectune.models.loading import find_folder
 
@@ -172,7 +177,8 @@ def main() -> None:
     from common import entry, save
 
     speeds = {name: figures[name]["rows_per_second"] for name in ("encode", "limit")}
-    line = entry("encoding, rows/s", speeds["encode"], limit=speeds["limit"], ratio=share, to="limit")
+    what = "encoding" if arguments.stories == 1 else f"encoding {arguments.stories} stories a row"
+    line = entry(f"{what}, rows/s", speeds["encode"], limit=speeds["limit"], ratio=share, to="limit")
     save("data", figures, [line])
 
 
