@@ -17,6 +17,7 @@ from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.training.checkpoints import last_good_checkpoint
 from rectune.training.gradients import Gradients, is_out_of_memory
+from rectune.training.run_folder import keep_limit
 from training_runs import metrics, same_runs, weights
 
 Losses = Callable[..., tuple[dict[str, Tensor], Tensor]]
@@ -152,6 +153,24 @@ def test_out_of_memory_halves_the_micro_batch(
     close = {"rel": 2e-2 if "precision" in settings else 1e-4}
     for name in ("nll", "objective", "grad_norm"):
         assert [a[name] for a in plenty] == pytest.approx([b[name] for b in little], **close)
+
+
+def test_what_did_not_fit_where_weights_were_sharded_is_not_tried_again(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rectune")
+    run("run", until=2)
+    kept = tmp_path / "run" / "memory-1.json"
+    kept.write_text('{"format": 1, "micro_batch_tokens": "few"}\n')
+    with pytest.raises(UserError, match=r"memory-1.json: is damaged; remove it"):
+        run("run", resume=True)
+    kept.unlink()
+    keep_limit(tmp_path / "run", 1, 40)
+    keep_limit(tmp_path / "run", 0, 48)
+    monkeypatch.setattr(Scorer, "hidden", fits(40, cuda_error, backward=False))
+    run("run", resume=True)
+    said = [record.message for record in caplog.records if "memory" in record.message]
+    assert said == ["micro-batches of at most 40 tokens: more did not fit into memory"]
 
 
 def test_a_row_that_does_not_fit_is_named(

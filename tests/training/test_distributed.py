@@ -172,10 +172,10 @@ def test_where_weights_are_sharded_memory_that_ran_out_is_remembered(
     toy: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {**toy, "steps": 6, "probe": 0, "checkpoint_every": 2, "out": str(tmp_path / "little")}
-    said = ""
+    said = last = ""
     for _ in range(8):  # halved at each start, until it fits
         try:
-            together([settings], [True], tmp_path, first=SMALL)
+            last = together([settings], [True], tmp_path, first=SMALL)
         except subprocess.CalledProcessError as error:
             said += error.stderr
         else:
@@ -183,6 +183,7 @@ def test_where_weights_are_sharded_memory_that_ran_out_is_remembered(
     whole = tmp_path / "whole"
     loop.train(load_config(None, {**settings, "out": whole}))
     assert "out of memory at" in said and "start again with --resume" in said
+    assert "more did not fit into memory" in last
     assert json.loads((tmp_path / "little" / "memory-1.json").read_text())["micro_batch_tokens"] <= 48
     assert [line["step"] for line in metrics(tmp_path / "little", "train")] == [1, 2, 3, 4, 5, 6]
     assert difference(update(settings, tmp_path / "little"), update(settings, whole)) < 1e-2

@@ -71,7 +71,7 @@ class Gradients:
 
         Where memory runs out the step is repeated with smaller micro-batches, and so are all that follow. Where weights
         are sharded all processes would have to repeat it, and those that had room wait for those that had not: the run
-        ends then, and does so once it is started again.
+        ends, and takes smaller ones when it is started again.
 
         Raises:
             UserError: A single row does not fit into memory, or weights are sharded.
@@ -124,9 +124,7 @@ class Gradients:
             (rows, units if self.config.normalization == "tokens" else max(1, data.units(rows)))
             for rows in data.micro_batches(step)
         ]
-        if is_sharded(
-            self.accelerator
-        ):  # each needs as many passes as any other, and all have the same limit
+        if is_sharded(self.accelerator):  # all have the same limit, and need as many passes
             every = self._parts(every)
             return iter(every if all_of_them else turns(every, self.accelerator, ([], 1)))
         return iter(self._parts(turns(every, self.accelerator, ([], 1))))

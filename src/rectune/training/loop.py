@@ -142,6 +142,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until
             raise UserError(f"is at step {start} already, beyond step {last}", where=config.out)
     if resume:
         gradients.limit = min(filter(None, (gradients.limit, kept_limit(config.out))), default=None)
+    if gradients.limit:
+        log.info("micro-batches of at most %d tokens: more did not fit into memory", gradients.limit)
     accelerator.wait_for_everyone()  # all have checked the folder
     if main:
         open_run(config)

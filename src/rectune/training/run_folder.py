@@ -54,11 +54,9 @@ def open_run(config: TrainConfig) -> None:
 
 def keep_limit(out: Path, process: int, tokens: int) -> None:
     """Remember for when the run goes on that more tokens at once did not fit into this process's memory."""
+    path = out / f"memory-{process}.json"  # one each, since it may run out in several at once
     with _writing(out):
-        text = json.dumps({"format": FORMAT, "micro_batch_tokens": tokens})
-        write_text(
-            out / f"memory-{process}.json", text + "\n"
-        )  # one each: memory runs out in all of them at once
+        write_text(path, json.dumps({"format": FORMAT, "micro_batch_tokens": tokens}) + "\n")
 
 
 def kept_limit(out: Path) -> int | None:
