@@ -23,7 +23,7 @@ def main() -> int:
         if not _coloured():
             for style in (_BOLD, _CYAN, _PLAIN):
                 page = page.replace(style, "")
-        print(page, end="")
+        sys.stdout.write(page)  # its colours are meant: nothing in it comes from data
         return 0
     from rectune.cli import main as run
 

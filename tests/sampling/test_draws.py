@@ -82,9 +82,8 @@ def test_flat_distribution_needs_more_than_the_candidates_for_top_p():
 
 def test_the_nucleus_of_sharp_and_flat_rows_together_is_that_of_sorted_rows():
     logits = torch.randn(12, 20_000, generator=torch.Generator().manual_seed(2))
-    weights = (
-        logits * torch.tensor([0.3, 3.0, 8.0]).repeat(4)[:, None]
-    ).exp()  # in turn all, some and few words
+    sharpness = torch.tensor([0.3, 3.0, 8.0]).repeat(4)  # in turn all, some and few words
+    weights = (logits * sharpness[:, None]).exp()
     ordered = weights.sort(-1, descending=True).values
     reached = ordered.cumsum(-1, dtype=torch.float64)
     needed = (reached - ordered < 0.95 * weights.sum(-1, keepdim=True, dtype=torch.float64)).sum(-1)

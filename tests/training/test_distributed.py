@@ -153,7 +153,6 @@ def test_torchrun_starts_again_and_the_run_goes_on(toy: dict[str, Any], tmp_path
 SMALL = """
 import torch
 from rectune.models.scorer import Scorer
-from rectune.training.sharding import is_sharded
 
 hidden = Scorer.hidden
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
@@ -116,7 +115,7 @@ class Gradients:
             self.masters.scale_gradients(math.nan)
         return monitor
 
-    def _micro_batches(self, step: int, *, all_of_them: bool = False) -> Iterator[tuple[list[int], int]]:
+    def _micro_batches(self, step: int, *, all_of_them: bool = False) -> list[tuple[list[int], int]]:
         """This process's share of the step: rows that go together, and what their losses are divided by."""
         data = self.data
         units = max(1, data.units(data.plan.rows(step)))
@@ -124,10 +123,11 @@ class Gradients:
             (rows, units if self.config.normalization == "tokens" else max(1, data.units(rows)))
             for rows in data.micro_batches(step)
         ]
-        if is_sharded(self.accelerator):  # all have the same limit, and need as many passes
+        sharded = is_sharded(self.accelerator)
+        if sharded:  # all have the same limit, and need as many passes
             every = self._parts(every)
-            return iter(every if all_of_them else turns(every, self.accelerator, ([], 1)))
-        return iter(self._parts(turns(every, self.accelerator, ([], 1))))
+        mine = every if all_of_them else turns(every, self.accelerator, ([], 1))
+        return mine if sharded else self._parts(mine)
 
     def _parts(self, micro_batches: list[tuple[list[int], int]]) -> list[tuple[list[int], int]]:
         """Micro-batches in parts of at most `limit` tokens; a longer row is a part by itself."""
