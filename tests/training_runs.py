@@ -102,9 +102,12 @@ def together(
     both = list(zip(runs, sharded, strict=True))
     (folder / "runs.json").write_text(json.dumps([both, until], default=str))
     (folder / "driver.py").write_text(first + _DRIVER)
+    settings = {"OMP_NUM_THREADS": "1"}
+    if torch.cuda.device_count() < processes:
+        settings["CUDA_VISIBLE_DEVICES"] = ""  # on the CPU, then
     done = subprocess.run(
         [*TORCHRUN, str(processes), str(folder / "driver.py"), str(folder / "runs.json")],
-        timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, check=False,
+        timeout=timeout, env={**os.environ, **settings}, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     sys.stderr.write(done.stderr)
     done.check_returncode()

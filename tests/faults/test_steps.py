@@ -42,7 +42,9 @@ def poisoned(poison: Callable[[Tensor, Tensor], Tensor], guilty: set[int], steps
         columns, losses = losses_of(self, rows, phase)
         if torch.initial_seed() % 1_000_003 not in steps:
             return columns, losses
-        mask = torch.tensor([rows[place] in guilty for place in columns["row"].tolist()])
+        mask = torch.tensor(
+            [rows[place] in guilty for place in columns["row"].tolist()], device=losses.device
+        )
         return columns, poison(losses, mask)
 
     return broken

@@ -147,7 +147,7 @@ def test_other_architectures_are_left_as_they_were(run: Any, toy: Any, tmp_path:
 
 def test_random_state_and_modes_stay(toy: Any) -> None:
     config = settings(toy)
-    model = tiny_model().train()
+    model = tiny_model().to(Accelerator().device).train()
     scorer = Scorer(model)
     usual = model.config._attn_implementation
     torch.manual_seed(3)

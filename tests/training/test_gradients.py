@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
 from rectune.objectives import dft, sft
+from rectune.processes import default_device
 from rectune.training import loop
 from rectune.training.batches import TrainingData, load_data
 from rectune.training.weights import Masters, learning_rate, make_optimizer
@@ -88,7 +89,7 @@ def by_hand(
             logp = model(ids).logits[0, :-1].log_softmax(-1)
             losses.append(objective(logp[labels >= 0].gather(1, labels[labels >= 0, None])[:, 0]))
         (torch.stack([loss.sum() for loss in losses]).sum() / divisor(losses)).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: p.grad.to(default_device()) for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("objective", [sft, dft])
@@ -179,7 +180,7 @@ def test_bf16_masters_are_adamw_in_float32(toy: Any, parts: int) -> None:
         for _ in range(parts):
             ids = torch.randint(3, 250, (2, 9), generator=generator)
             (model(input_ids=ids, labels=ids).loss / parts).backward()
-        masters.finish_step(Accelerator(cpu=True))
+        masters.finish_step(Accelerator())
         for name, parameter in reference.items():
             assert torch.equal(masters.masters[name].grad, sums[name])
             parameter.grad = sums[name].clone()
@@ -252,6 +253,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="needs two GPUs, or none")
 def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None:
     runs = [{**toy, "steps": 3, **settings} for settings in SPLITS.values()]
     many = [{**settings, "out": str(tmp_path / f"two {i}")} for i, settings in enumerate(runs)]

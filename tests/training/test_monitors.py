@@ -39,6 +39,8 @@ def test_evaluations_log_the_histogram(run: Any) -> None:
 
 
 def test_a_second_run_does_not_show_the_first_ones_peak() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the peak is the GPU's")
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

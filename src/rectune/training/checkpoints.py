@@ -165,7 +165,9 @@ def load_checkpoint(
     if state["updates"]:
         for master in masters.values():
             optimizer.state[master] = {
-                "step": torch.tensor(float(state["updates"])),
+                "step": torch.tensor(
+                    float(state["updates"]), device=master.device
+                ),  # the fused step is a kernel
                 **{kind: torch.zeros_like(master) for kind in _MOMENTS},
             }
     moments, _ = _moments(masters, optimizer)

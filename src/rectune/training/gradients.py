@@ -23,6 +23,7 @@ from rectune.training.batches import TrainingData, pair_columns
 from rectune.training.monitors import COLUMNS, Monitor
 from rectune.training.phases import Phase
 from rectune.training.reference import ReferenceLogprobs
+from rectune.training.repeatable import repeatable
 from rectune.training.run_folder import keep_limit
 from rectune.training.sharding import is_sharded, turns
 from rectune.training.weights import Masters
@@ -77,7 +78,8 @@ class Gradients:
         """
         while True:
             try:
-                return self._once(step, phase)
+                with repeatable(self.accelerator.device):
+                    return self._once(step, phase)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -104,13 +106,15 @@ class Gradients:
         monitor = Monitor(phase.objective, phase.settings, phase.protect)
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # so that dropout can be resumed
         self.masters.start_step()
-        finite = True
+        finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         for rows, divisor in self._micro_batches(step):
             self._rows = rows
             columns, losses = self._losses(rows, phase)
             (losses.sum() / divisor).backward()
             monitor.add(columns, losses)
-            finite = finite and bool(losses.isfinite().all())
+            finite &= (
+                losses.isfinite().all()
+            )  # asked for behind the last, so that a GPU is not waited for
         if not finite:  # its gradient may be: the step is to be skipped, by all processes
             self.masters.scale_gradients(math.nan)
         return monitor

@@ -64,7 +64,7 @@ class Monitor:
                 seen["loss"] = sum_by(columns["pair"], loss)
                 seen["weight"] = seen["weight"] * columns["sign"]
         for name, column in seen.items():
-            self._columns.setdefault(name, []).append(column.to("cpu", torch.float32, copy=True))
+            self._columns.setdefault(name, []).append(column.to(torch.float32, copy=True))
 
     def figures(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
         """Means over all tokens seen, in all processes.
@@ -77,7 +77,7 @@ class Monitor:
         the better answers, `objective` is per pair, and there are `margin` (mean over pairs, in nats: by how much
         log p / p_ref of the better answer exceeds the worse one's) and `preferred` (share of pairs where it does).
         """
-        parts = [self._columns]
+        parts = [{name: [torch.cat(seen).cpu()] for name, seen in self._columns.items()}]
         if accelerator is not None and accelerator.num_processes > 1:
             parts = gather_object(parts)
         names = {name for part in parts for name in part}

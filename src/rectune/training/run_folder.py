@@ -122,8 +122,8 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": {
-            name: version(name)
-            for name in ("rectune", "torch", "transformers", "accelerate", "datasets", "safetensors")
+            "torch": torch.__version__,  # with the build, which the installed package's version does not have
+            **{n: version(n) for n in ("rectune", "transformers", "accelerate", "datasets", "safetensors")},
         },
     }
 
