@@ -65,10 +65,10 @@ def is_slow() -> bool:
     """Whether training would be in float32, on a CPU."""
     import torch
 
+    from rectune.processes import default_device
     from rectune.training.weights import choose_precision
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    return choose_precision("auto", device)[0] == torch.float32
+    return choose_precision("auto", default_device())[0] == torch.float32
 
 
 def step(command: list[str]) -> int:

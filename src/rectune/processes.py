@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rectune.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others within training."""
@@ -37,6 +40,13 @@ def take_device() -> None:
         if torch.accelerator.is_available():
             number = int(os.environ.get("LOCAL_RANK", "0"))
             torch.accelerator.set_device_index(number % torch.accelerator.device_count())
+
+
+def default_device() -> torch.device:
+    """The machine's accelerator where there is one, which torch built for one does not say; else the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def on_cpu() -> bool:

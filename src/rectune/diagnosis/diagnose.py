@@ -46,6 +46,7 @@ from rectune.models.loading import fingerprint, load_model
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
 from rectune.pages.render import write_page
+from rectune.processes import default_device
 from rectune.sampling.progress import reporter
 from rectune.training.checkpoints import to_json, write_text
 from rectune.training.monitors import PROBABILITY_BINS
@@ -106,7 +107,7 @@ def diagnose(
     run = Path(model).expanduser()
     if (run / "config.json").is_file() and (run / "model").is_dir():
         model = str(run / "model")
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = default_device()
     dtype, why = choose_precision(precision, device)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     template = choose_template(options.template, tokenizer)

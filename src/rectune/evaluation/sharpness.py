@@ -35,6 +35,7 @@ from rectune.evaluation.scoring import Line, read_graded
 from rectune.logprobs import supervised_positions, token_columns
 from rectune.models.loading import fingerprint, load_model
 from rectune.models.scorer import Scorer
+from rectune.processes import default_device
 from rectune.sampling.local import dtype_for
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _entropies(
     groups = read_graded(Path(own) / "graded.jsonl", ids, protocol["n"]).values()
     lines = _some([line for group in groups for line in group], tokens, seed)
     name = model if not (Path(model) / "model").is_dir() else Path(model) / "model"
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = default_device()
     loaded, tokenizer = load_model(
         name, dtype=dtype_for(protocol.get("precision", "auto"), device), device=device
     )

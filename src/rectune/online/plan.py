@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 from rectune.config import dump_config
 from rectune.data.encoding import choose_template
 from rectune.models.loading import load_model
@@ -14,6 +12,7 @@ from rectune.models.lora import add_lora
 from rectune.online.config import OnlineConfig
 from rectune.online.problems import ask, load_problems
 from rectune.online.reward import Rewards
+from rectune.processes import default_device
 from rectune.training.plan import memory_estimate
 from rectune.training.weights import choose_precision
 
@@ -28,7 +27,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     kept = load_problems(config.holdout, config.system) if config.holdout else []
     with Rewards(config.reward, config.grading_timeout) as rewards:
         rewards.check([*problems, *kept])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     template = choose_template(config.template, tokenizer)

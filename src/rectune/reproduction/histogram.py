@@ -11,6 +11,7 @@ from typing import Any
 
 from rectune.config import TrainConfig
 from rectune.disk import load_record
+from rectune.processes import default_device
 from rectune.reproduction.job import BASE, Job, trained_folder
 from rectune.training.checkpoints import to_json, write_text
 
@@ -51,7 +52,7 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
     from rectune.training.batches import capacity, load_data
     from rectune.training.monitors import histogram
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = default_device()
     weights, tokenizer = load_model(str(model), dtype=torch.float32, device=device)
     limit = min(ROWS, config.rows.limit or ROWS)
     own = config.model_copy(update={"rows": config.rows.model_copy(update={"limit": limit, "holdout": 0.0})})

@@ -27,7 +27,7 @@ from rectune.data.encoding import choose_template, stop_ids
 from rectune.data.templates import Template
 from rectune.errors import UserError, unknown_name
 from rectune.models.loading import fingerprint, load_model
-from rectune.processes import take_device
+from rectune.processes import default_device, take_device
 from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
 from rectune.sampling.draws import draw, uniforms
@@ -89,7 +89,7 @@ class LocalEngine:
     ) -> LocalEngine:
         """The engine of a model by name: hub id, folder, or packaged. Its weights have to stay as they are."""
         take_device()
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        device = default_device()
         weights, tokenizer = load_model(model, dtype=dtype_for(precision, device), device=device)
         return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model, keep=KEPT)
 

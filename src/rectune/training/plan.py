@@ -10,6 +10,7 @@ import torch
 from rectune.config import TrainConfig, dump_config
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora
+from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
 from rectune.training.phases import make_phases
 from rectune.training.weights import choose_precision
@@ -22,7 +23,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         UserError: Whatever `train` would refuse about model, data and settings.
     """
     phases = make_phases(config.objective)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     data = load_data(config, tokenizer, paired="pair" in phases[0].columns)
