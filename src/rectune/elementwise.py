@@ -17,9 +17,8 @@ from torch import Tensor
 
 _LOG2E = 1 / math.log(2)
 BLOCK = 1 << 20  # elements of a tile of the vocabulary where sums go over tiles
-_PLAIN_BLOCK = (
-    1 << 18
-)  # elements that plain torch handles at a time, so that its temporaries stay in the cache
+_PLAIN_BLOCK = 1 << 18  # elements that plain torch handles at a time: its temporaries stay in a CPU's cache
+_PLAIN_BLOCK_OF_GPU = 1 << 20  # fewer keep it waiting for the next launch
 _COMPILE_FROM = 1 << 22  # elements from which a compiled kernel earns its compilation
 
 log = logging.getLogger("rectune")
@@ -108,11 +107,6 @@ def differences_(
     return lse
 
 
-def entropy20_of(raw: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
-    logits, _ = shaped_logits(raw, bias, shape)
-    return entropy_of(logits.topk(min(20, logits.shape[1])).values)
-
-
 @lru_cache
 def _can_compile(device: str) -> bool:
     """Whether torch.compile works here, found out once by trying; the answer is said in the log."""
@@ -135,8 +129,24 @@ def run_pass(
     logits = per_row[0]
     if compiled and logits.numel() >= _COMPILE_FROM and _can_compile(logits.device.type):
         return _compiled(function)(*per_row, *settings)
-    step = max(1, _PLAIN_BLOCK // logits.shape[1])
+    block = _PLAIN_BLOCK if logits.device.type == "cpu" else _PLAIN_BLOCK_OF_GPU
+    step = max(1, block // logits.shape[1])
     results = [function(*block, *settings) for block in zip(*(t.split(step) for t in per_row), strict=True)]
     if isinstance(results[0], tuple):
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
     return torch.cat(results)
+
+
+def entropy20(raw: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    """Entropy over the twenty likeliest tokens of each row."""
+    if bias is None and shape.scale > 0:  # the shape keeps their order, so that no others have to be shaped
+        return entropy_of(shaped_logits(_largest(raw), None, shape)[0])
+    return run_pass(_entropy20, (raw,), bias, shape, compiled=False)  # type: ignore[no-any-return]
+
+
+def _entropy20(raw: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
+    return entropy_of(_largest(shaped_logits(raw, bias, shape)[0]))
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.topk(min(20, logits.shape[1])).values

@@ -23,7 +23,7 @@ from rectune.elementwise import (
     Shape,
     differences_,
     divergence,
-    entropy20_of,
+    entropy20,
     run_pass,
     shaped_logits,
     softmax_,
@@ -71,7 +71,7 @@ class LogProbability:
         shifted = logit.squeeze(1) - maximum
         extras = {"entropy": total.log() - weighted / total, "top1": shifted >= 0}
         if "entropy20" in self.names:
-            extras["entropy20"] = run_pass(entropy20_of, (raw,), bias, self.shape, compiled=False)
+            extras["entropy20"] = entropy20(raw, bias, self.shape)
         logp = shifted - total.log()
         step = logp.expm1().neg()  # d logp / d logit at the target
         step = step if slope is None else step * slope.squeeze(1)
@@ -93,9 +93,11 @@ class LogProbability:
         bias = None if bias is None else bias[columns]
         run_pass(softmax_, (raw, lse, -factor), bias, self.shape, compiled=self.compiled)
         place = self.targets[rows] - (columns.start or 0)
-        here = ((place >= 0) & (place < raw.shape[1])).nonzero().squeeze(1)
-        # not scatter_, which on a CPU makes a float32 copy of all bfloat16 logits
-        raw[here, place[here]] = (step * factor)[here].to(raw.dtype)
+        inside = place.clamp(0, raw.shape[1] - 1)
+        every = torch.arange(len(place), device=place.device)
+        value = (step * factor).to(raw.dtype)
+        # not scatter_, which on a CPU makes a float32 copy of all bfloat16 logits; no mask, which a GPU would wait for
+        raw[every, inside] = torch.where(place == inside, value, raw[every, inside])
 
 
 @dataclass
@@ -321,6 +323,8 @@ class _Gradients:
             torch.mm(gradient.T, hidden, out=total)
         elif total.dtype == hidden.dtype:
             total.addmm_(gradient.T, hidden)
+        elif total.device.type != "cpu":
+            torch.addmm(total, gradient.T, hidden, out_dtype=total.dtype, out=total)
         else:
             for tile in _chunks(gradient.shape[1], max(1, 2 * BLOCK // rows)):
                 _add_product(total[tile], gradient[:, tile].T, hidden)
@@ -331,13 +335,10 @@ class _Gradients:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b for bfloat16 a and b without rounding the product to bfloat16.
+    """total += a @ b for bfloat16 a and b without rounding the product to bfloat16, on a CPU.
 
-    The CPU has no such product by name, but its float32 product may compute in bfloat16, which is exact here.
+    It has no such product by name, but its float32 product may compute in bfloat16, which is exact here.
     """
-    if total.device.type != "cpu":
-        total += torch.mm(a, b, out_dtype=torch.float32)
-        return
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
