@@ -40,6 +40,15 @@ class Case:
         other.reference = {name: value.to(dtype) for name, value in self.reference.items()}
         return other
 
+    def cuda(self) -> Case:
+        """The same, on the GPU."""
+        other = self.to(self.hidden.dtype)
+        for name in ("hidden", "weight", "bias", "targets", "upstream"):
+            value = getattr(self, name)
+            setattr(other, name, None if value is None else value.cuda())
+        other.reference = {name: value.cuda() for name, value in self.reference.items()}
+        return other
+
     def run(self, column: str = "logp", **settings: Any) -> dict[str, Tensor]:
         """The column and the gradients of its product with the upstream gradient."""
         leaves = {"hidden": self.hidden, "weight": self.weight, "bias": self.bias}
