@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+from rectune.processes import default_device
+from rectune.training.weights import choose_precision
+
+DEVICE = default_device()
+DTYPE = choose_precision("auto", DEVICE)[0]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -26,10 +31,25 @@ def side_by_side(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(run))
     return seconds
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of a call; of one of ten on a GPU, which takes milliseconds where a CPU takes seconds."""
+    calls = 1 if DEVICE.type == "cpu" else 10
+    wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    wait()
+    return (time.perf_counter() - start) / calls
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def ratios(seconds: dict[str, list[float]], unit: str) -> dict[str, dict[str, float]]:
@@ -97,9 +117,12 @@ def worse(history: list[dict[str, Any]], tolerance: float = 0.1) -> list[str]:
 
 
 def save(name: str, figures: object, lines: list[dict[str, object]] | None = None) -> None:
-    """Keeps the newest figures, and of every run the lines of the table, in results/NAME.json; says what got worse."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Keeps the newest figures, and of every run the lines of the table; says what got worse.
+
+    In results/NAME.json; what a GPU gave is in results/cuda.
+    """
+    path = RESULTS / f"{name}.json" if DEVICE.type == "cpu" else RESULTS / DEVICE.type / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     history = json.loads(path.read_text()).get("history", []) if path.exists() else []
     machine = {
         "cpu": processor(),
@@ -116,7 +139,9 @@ def save(name: str, figures: object, lines: list[dict[str, object]] | None = Non
 
 
 def processor() -> str:
-    """The kind of processor, and whether it multiplies bfloat16."""
+    """The kind of GPU, or of processor and whether it multiplies bfloat16."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
     kind = platform.processor() or platform.machine()
     with suppress(OSError):
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]

@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 import torch
-from common import entry, ratios, save, show, side_by_side
+from common import DEVICE, DTYPE, entry, ratios, save, show, side_by_side
 
 from rectune.config import load_config
 from rectune.diagnosis.measure import _keep
@@ -23,31 +23,34 @@ from rectune.logprobs import supervised_positions
 from rectune.models.loading import load_model
 from rectune.models.scorer import Scorer
 from rectune.training.batches import load_data
-from rectune.training.weights import choose_precision
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     options = parser.parse_args()
     logging.getLogger("rectune").setLevel(logging.ERROR)
     if not options.data.exists():
         print(f"{options.data} is not there: give GSM8K's train.jsonl with --data")
         return
     settings = {
+        "model": options.model,
         "data": str(options.data),
         "out": "unused",
-        "rows.limit": 20,
+        "rows.limit": options.rows,
         "rows.holdout": 0,
-        "batch_size": 16,
+        "batch_size": options.rows,
+        "micro_batch_tokens": options.micro_batch_tokens,
     }
     config = load_config(None, settings)
-    dtype, _ = choose_precision("auto", torch.device("cpu"))
-    model, tokenizer = load_model(config.model, dtype=dtype)
+    model, tokenizer = load_model(config.model, dtype=DTYPE, device=DEVICE)
     model.eval()
     scorer, data = Scorer(model), load_data(config, tokenizer)
-    batches = [data.train.batch(rows) for rows in data.micro_batches(0)]
+    batches = [data.train.batch(rows, DEVICE) for rows in data.micro_batches(0)]
     tokens = sum(data.train.lengths(data.plan.rows(0)))
     head = scorer.head()
 
@@ -67,8 +70,8 @@ def main() -> None:
         lengths = sorted(length for batch in batches for length in batch.row_lengths)
         model.set_attn_implementation("sdpa")
         for four in (lengths[i : i + 4] for i in range(0, len(lengths), 4)):
-            ids = torch.zeros(len(four), max(four), dtype=torch.long)
-            mask = torch.arange(max(four)) < torch.tensor(four)[:, None]
+            ids = torch.zeros(len(four), max(four), dtype=torch.long, device=DEVICE)
+            mask = (torch.arange(max(four)) < torch.tensor(four)[:, None]).to(DEVICE)
             logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
             logits.log_softmax(-1).gather(-1, ids[..., None])
         model.set_attn_implementation("rectune_rows")
@@ -81,7 +84,7 @@ def main() -> None:
     table = ratios(side_by_side(runs, rounds=options.rounds, warmup=1), "body and head product")
     for row in table.values():
         row["tokens_per_second"] = tokens / row["seconds"]
-    show(f"16 rows, {tokens} tokens, {str(dtype).removeprefix('torch.')}", table)
+    show(f"{options.rows} rows, {tokens} tokens, {str(DTYPE).removeprefix('torch.')}", table)
     speeds = {name: row["tokens_per_second"] for name, row in table.items()}
     save(
         "diagnosis",

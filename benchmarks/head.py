@@ -2,6 +2,7 @@
 
     python benchmarks/head.py            speed, about three minutes
     python benchmarks/head.py --memory   peak memory at N 16384, V 151936, about three minutes and 14 GiB
+    python benchmarks/head.py --rows 16384   other shapes: so many rows; on a GPU few take no time
 
 Speed: bfloat16 (float32 where the processor has no bfloat16 products), forward and backward. The unit is the time
 of the bare products h @ w.T, G @ w and G.T @ h into memory that is already there ("products"), the strictest reading;
@@ -15,24 +16,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from common import entry, ratios, save, show, side_by_side
+from common import DEVICE, DTYPE, entry, ratios, save, show, side_by_side
 
 from rectune.logprobs import MEMORY_BUDGET, Implementation, token_logprobs
-from rectune.training.weights import choose_precision
 
 TRL_CHUNK = 32768  # the vocabulary tile that TRL 1.16 uses
-DTYPE = choose_precision("auto", torch.device("cpu"))[0]
 SHAPES = ((2048, 576, 49152), (1024, 1536, 151936))
 
 
 def inputs(N: int, D: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    hidden = torch.randn(N, D, dtype=DTYPE, requires_grad=True)
-    weight = torch.empty(V, D, dtype=DTYPE).normal_(std=D**-0.5).requires_grad_()
-    return hidden, weight, torch.randint(V, (N,)), torch.rand(N)
+    hidden = torch.randn(N, D, dtype=DTYPE, device=DEVICE, requires_grad=True)
+    weight = torch.empty(V, D, dtype=DTYPE, device=DEVICE).normal_(std=D**-0.5).requires_grad_()
+    return hidden, weight, torch.randint(V, (N,), device=DEVICE), torch.rand(N, device=DEVICE)
 
 
 def head(
@@ -49,12 +49,20 @@ def trl_head(hidden, weight, targets, upstream) -> None:
     torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
 
 
-def speed() -> None:
+def liger_head(hidden, weight, targets, upstream) -> None:
+    """Liger's loss, whose token scaling is DFT's; it has no log-probabilities, so that upstream is one for all."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(use_token_scaling=True, accum_dtype=torch.float32)
+    torch.autograd.grad(loss(weight, hidden, targets), (hidden, weight))
+
+
+def speed(rows: int | None) -> None:
     figures, lines = {}, []
-    for N, D, V in SHAPES:
+    for N, D, V in [(rows or n, d, v) for n, d, v in SHAPES]:
         arguments = inputs(N, D, V)
         h, w = (t.detach() for t in arguments[:2])
-        G, dh, dw = torch.zeros(N, V, dtype=h.dtype), torch.empty_like(h), torch.empty_like(w)
+        G, dh, dw = torch.zeros(N, V, dtype=h.dtype, device=DEVICE), torch.empty_like(h), torch.empty_like(w)
 
         def products(h=h, w=w, G=G, dh=dh, dw=dw) -> None:
             torch.mm(h, w.T, out=G), torch.mm(G, w, out=dh), torch.mm(G.T, h, out=dw)
@@ -70,13 +78,17 @@ def speed() -> None:
             contestants[implementation] = partial(head, implementation, *arguments)
         if V > 100_000:
             contestants["fused, 512 MiB"] = partial(head, "fused", *arguments, memory_budget=512 << 20)
-        if V < 100_000 and trl_available():
+        if (V < 100_000 or DEVICE.type != "cpu") and trl_available():
             contestants["TRL's head"] = partial(trl_head, *arguments)
+        if DEVICE.type != "cpu" and find_spec("liger_kernel"):
+            contestants["Liger's loss"] = partial(liger_head, *arguments)
         times = side_by_side(contestants, rounds=5, warmup=1)
         table, usual = ratios(times, "products"), ratios(times, "products, allocating")
         for name, row in table.items():
             row["ratio_allocating"] = usual[name]["ratio"]
         show(f"N {N}, D {D}, V {V}, {DTYPE}, forward + backward; unit: products".replace("torch.", ""), table)
+        if DEVICE.type == "cuda":
+            print_peaks(contestants, sum(t.numel() * t.element_size() for t in (h, w)))
         figures[f"N{N}-D{D}-V{V}"] = table
         seconds = {name: row["seconds"] for name, row in table.items()}
         lines.append(
@@ -87,6 +99,16 @@ def speed() -> None:
             )
         )  # fmt: skip
     save("head", figures, lines)
+
+
+def print_peaks(contestants: dict[str, Callable[[], object]], gradients: int) -> None:
+    """What each takes on the GPU at most beyond its inputs and the gradients that it gives back."""
+    for name, run in contestants.items():
+        run()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        print(f"{name:34}{(torch.cuda.max_memory_allocated() - before - gradients) / 2**20:9.0f} MiB")
 
 
 def trl_available() -> bool:
@@ -130,6 +152,7 @@ def memory() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--rows", type=int)
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -137,4 +160,4 @@ if __name__ == "__main__":
     elif options.memory:
         memory()
     else:
-        speed()
+        speed(options.rows)

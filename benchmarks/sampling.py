@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import entry, save
+from common import DEVICE, entry, save
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Turn
@@ -44,8 +44,8 @@ def generate(engine: LocalEngine, requests: list[Request], batch_size: int, limi
     for start in range(0, len(requests), batch_size):
         prompts = [r.prompt_ids for r in requests[start : start + batch_size]]
         width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=DEVICE)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
         settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": limit}
         out = engine.model.generate(  # type: ignore[operator]
             ids, attention_mask=mask, eos_token_id=sorted(engine.stop_ids), pad_token_id=pad, **settings
@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
@@ -97,7 +98,7 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     if options.cpu_time:
         torch.set_num_threads(1)
-    engine = LocalEngine.load("smollm2-135m", precision=options.precision, batch_size=options.batch_size)
+    engine = LocalEngine.load(options.model, precision=options.precision, batch_size=options.batch_size)
     questions = [json.loads(line)["question"] for line in QUESTIONS.open()][: options.problems]
     requests = [
         Request(str(i), k, tuple(prompt_ids((Turn("user", text),), engine.tokenizer, engine.template)))

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import entry, ratios, save, show, side_by_side
+from common import DEVICE, DTYPE, entry, ratios, save, show, side_by_side, wait
 from transformers import PreTrainedModel
 
 from rectune.config import TrainConfig, load_config
@@ -32,10 +32,11 @@ from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective, dft
 from rectune.training.batches import load_data
 from rectune.training.monitors import COLUMNS, Monitor
-from rectune.training.weights import Masters, choose_precision, make_optimizer
+from rectune.training.repeatable import repeatable
+from rectune.training.weights import Masters, make_optimizer
 
-ROWS = 16
-DTYPE = choose_precision("auto", torch.device("cpu"))[0]
+PADDED = 4 if DEVICE.type == "cpu" else 16
+"""Rows of a padded batch."""
 Runs = dict[str, Callable[[], object]]
 
 
@@ -43,7 +44,7 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
     """One step as the training loop does it, the bare bodies on the same rows, and the rows' tokens."""
     from accelerate import Accelerator
 
-    model, tokenizer = load_model(config.model, dtype=torch.float32)
+    model, tokenizer = load_model(config.model, dtype=torch.float32, device=DEVICE)
     data = load_data(config, tokenizer)
     masters = Masters(model, DTYPE)
     optimizer, scorer, accelerator = make_optimizer(masters, config), Scorer(model), Accelerator()
@@ -53,18 +54,19 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
     def step() -> None:
         monitor = Monitor(dft, {}, 1.0)
         masters.start_step()
-        for rows in data.micro_batches(0):
-            columns = scorer.columns(data.train.batch(rows), COLUMNS)
-            losses = apply_objective(dft, columns, protect=1.0)
-            (losses.sum() / targets).backward()
-            monitor.add(columns, losses)
+        with repeatable(DEVICE):
+            for rows in data.micro_batches(0):
+                columns = scorer.columns(data.train.batch(rows, DEVICE), COLUMNS)
+                losses = apply_objective(dft, columns, protect=1.0)
+                (losses.sum() / targets).backward()
+                monitor.add(columns, losses)
         norm = masters.finish_step(accelerator).item()
         masters.scale_gradients(min(1.0, config.clip / norm))
         optimizer.step()
         masters.publish()
         monitor.figures()
 
-    batches = [data.train.batch(rows) for rows in data.micro_batches(0)]
+    batches = [data.train.batch(rows, DEVICE) for rows in data.micro_batches(0)]
     return step, bodies(model, batches, scorer), sum(data.train.lengths(data.plan.rows(0)))
 
 
@@ -88,9 +90,9 @@ def bodies(model: PreTrainedModel, batches: list[Batch], scorer: Scorer) -> Runs
 
     def padded() -> None:
         for batch in batches:
-            for four in (batch.row_lengths[i : i + 4] for i in range(0, len(batch.row_lengths), 4)):
-                ids = torch.zeros(len(four), max(four), dtype=torch.long)
-                mask = torch.arange(max(four)) < torch.tensor(four)[:, None]
+            for four in (batch.row_lengths[i : i + PADDED] for i in range(0, len(batch.row_lengths), PADDED)):
+                ids = torch.zeros(len(four), max(four), dtype=torch.long, device=DEVICE)
+                mask = (torch.arange(max(four)) < torch.tensor(four)[:, None]).to(DEVICE)
                 body = model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
                 body.last_hidden_state.sum().backward()
 
@@ -101,7 +103,7 @@ def bodies(model: PreTrainedModel, batches: list[Batch], scorer: Scorer) -> Runs
     }
 
 
-def trl_seconds(rows: list[dict[str, str]], batch_size: int, steps: int) -> list[float]:
+def trl_seconds(name: str, rows: list[dict[str, str]], batch_size: int, steps: int) -> list[float]:
     """Seconds of TRL's optimizer steps over the same rows; the first one warms up and is left out."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -111,20 +113,23 @@ def trl_seconds(rows: list[dict[str, str]], batch_size: int, steps: int) -> list
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
+            wait()
             self.start = time.perf_counter()
 
         def on_step_end(self, *_, **__):
+            wait()
             seconds.append(time.perf_counter() - self.start)
 
-    model, tokenizer = load_model("smollm2-135m", dtype=torch.float32)
+    model, tokenizer = load_model(name, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(
-            folder, loss_type="dft", bf16=DTYPE is torch.bfloat16, use_cpu=True, max_length=2048, max_steps=steps + 1,
-            per_device_train_batch_size=batch_size, gradient_accumulation_steps=ROWS // batch_size,
+            folder, loss_type="dft", bf16=DTYPE is torch.bfloat16, use_cpu=DEVICE.type == "cpu",
+            max_length=2048, max_steps=steps + 1,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=len(rows) // batch_size,
             gradient_checkpointing=False, report_to=[], save_strategy="no", logging_steps=1000, disable_tqdm=True,
             optim="adamw_torch_fused", shuffle_dataset=False, dataloader_pin_memory=False,
         )  # fmt: skip
-        dataset = Dataset.from_list(rows[:ROWS] * (steps + 1))
+        dataset = Dataset.from_list(rows * (steps + 1))
         SFTTrainer(
             model, settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
         ).train()
@@ -135,6 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/gsm8k/train.jsonl"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rows", type=int, default=16, help="of a step")
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--trl-batch-sizes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -144,8 +152,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "rows.jsonl")
-        source.write_text("".join(options.data.read_text().splitlines(keepends=True)[:ROWS]))
-        settings = {"data": str(source), "out": folder, "rows.holdout": 0, "rows.template": "none"}
+        source.write_text("".join(options.data.read_text().splitlines(keepends=True)[: options.rows]))
+        settings = {
+            "model": options.model, "data": str(source), "out": folder, "rows.holdout": 0, "rows.template": "none",
+            "batch_size": options.rows, "micro_batch_tokens": options.micro_batch_tokens,
+        }  # fmt: skip
         step, bare, tokens = rectune_step(load_config(overrides=settings))
         rows = [json.loads(line) for line in source.read_text().splitlines()]
     pairs = [{"prompt": row["question"] + "\n", "completion": row["answer"]} for row in rows]
@@ -154,16 +165,19 @@ def main() -> None:
     table = ratios(side_by_side({**bare, "rectune step": step}, rounds=options.rounds, warmup=1), unit)
     for row in table.values():
         row["tokens_per_second"] = tokens / row["seconds"]
-    show(f"{tokens} tokens in {ROWS} rows; unit: {unit}", table)
+    show(f"{tokens} tokens in {options.rows} rows; unit: {unit}", table)
     for name, row in table.items():
         print(f"{name:34}{row['tokens_per_second']:9.0f} tokens/s")
     figures["step"] = table
-    found = {size: statistics.median(trl_seconds(pairs, size, 1)) for size in options.trl_batch_sizes}
+    found = {
+        size: statistics.median(trl_seconds(options.model, pairs, size, 1))
+        for size in options.trl_batch_sizes
+    }
     best = min(found, key=found.__getitem__)
     print("\nTRL, tokens/s by batch size:", {size: round(tokens / s) for size, s in found.items()})
     turns = (
         side_by_side({"rectune step": step}, rounds=1, warmup=1)["rectune step"],
-        trl_seconds(pairs, best, 2),
+        trl_seconds(options.model, pairs, best, 2),
     )
     ours = [*turns[0], *side_by_side({"rectune step": step}, rounds=2, warmup=0)["rectune step"]]
     ratio = statistics.median(turns[1]) / statistics.median(ours)

@@ -2,14 +2,15 @@
 
     python benchmarks/table.py
 
-Reads results/*.json. A figure is compared with the last one of the same processor, threads and torch.
+Reads results/*.json, or results/cuda/*.json where there is a GPU.
+A figure is compared with the last one of the same processor, threads and torch.
 """
 
 from __future__ import annotations
 
 import json
 
-from common import RESULTS, worse
+from common import DEVICE, RESULTS, worse
 
 COLUMNS = ("ours", "trl", "transformers", "other", "limit")
 
@@ -17,7 +18,7 @@ COLUMNS = ("ours", "trl", "transformers", "other", "limit")
 def main() -> None:
     print(f"{'':38}" + "".join(f"{name:>13}" for name in COLUMNS) + f"{'ratio':>8}  to{'':13}target  date")
     found = []
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted((RESULTS if DEVICE.type == "cpu" else RESULTS / DEVICE.type).glob("*.json")):
         history = json.loads(path.read_text()).get("history", [])
         if not history:
             continue
