@@ -112,9 +112,7 @@ class Gradients:
             columns, losses = self._losses(rows, phase)
             (losses.sum() / divisor).backward()
             monitor.add(columns, losses)
-            finite &= (
-                losses.isfinite().all()
-            )  # asked for behind the last, so that a GPU is not waited for
+            finite &= losses.isfinite().all()  # asked for at the end: a GPU would be waited for
         if not finite:  # its gradient may be: the step is to be skipped, by all processes
             self.masters.scale_gradients(math.nan)
         return monitor
