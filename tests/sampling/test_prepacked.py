@@ -10,17 +10,22 @@ from rectune.sampling import prepacked as module
 from rectune.sampling.prepacked import available, prepack, prepacked
 from toys import tiny_model
 
-needed = pytest.mark.skipif(not available(), reason="this torch has no products with weights laid out before")
+WHY = "this torch has no products with weights laid out before"
+needed = pytest.mark.skipif(not available(torch.float32), reason=WHY)
 
 
-@needed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [(0,), (1,), (3, 2), (130,), (5, 1)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("width", "out"), [(64, 1), (5, 7), (96, 200)])
 @torch.inference_mode()
-def test_a_product_is_the_product(rows: tuple[int, ...], bias: bool, width: int, out: int) -> None:
-    layer = nn.Linear(width, out, bias=bias)
-    asked = torch.randn(*rows, width)
+def test_a_product_is_the_product(
+    rows: tuple[int, ...], bias: bool, width: int, out: int, dtype: torch.dtype
+) -> None:
+    if not available(dtype):
+        pytest.skip(WHY)
+    layer = nn.Linear(width, out, bias=bias, dtype=dtype)
+    asked = torch.randn(*rows, width, dtype=dtype)
     usual = layer(asked)
     with prepacked(prepack(layer)):
         assert "forward" in vars(layer)
@@ -58,7 +63,7 @@ def test_other_layers_are_left_alone() -> None:
 
     replaced = nn.Linear(8, 8)
     replaced.forward = lambda rows: rows  # type: ignore[method-assign]
-    halves = nn.Linear(8, 8, dtype=torch.bfloat16)
+    halves = nn.Linear(8, 8, dtype=torch.float16)
     assert prepack(nn.Sequential(Scaled(8, 8), replaced, halves, nn.LayerNorm(8))) == {}
 
 
@@ -69,7 +74,7 @@ def test_without_such_products_nothing_is_replaced(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_product", absent)
     available.cache_clear()
     try:
-        assert not available()
+        assert not available(torch.float32)
         assert prepack(nn.Linear(8, 8)) == {}
     finally:
         available.cache_clear()

@@ -3,8 +3,8 @@
 It is registered under `IMPLEMENTATION` and gets the step's `Plan` through the model's keyword arguments, so
 that a model's own forward does everything else: positions, projections, norms, experts, head. A row attends
 to its prompt (together with the prompt's other rows) and to its completion; the two results are joined by
-their log-sum-exp, which is exact. Where keys and values lie is in `slots.py`; completions in float32 on a CPU are
-attended to as `bags.py` does it.
+their log-sum-exp, which is exact. Where keys and values lie is in `slots.py`; completions on a CPU are attended to as
+`bags.py` does it, in float32.
 
 Shapes: S slots, H key heads, G query heads per key head, D head width, R rows that share a prompt,
 C positions of a slot.
@@ -66,6 +66,7 @@ class Part:
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Write the newest key and value of each slot (slots x H x 1 x D) behind its older ones."""
         keys, values = self.pool.layers[layer]
+        key, value = key.to(keys.dtype), value.to(values.dtype)
         places = self._places(key.shape[1])
         values.view(-1, values.shape[-1]).index_copy_(0, places, value.reshape(-1, value.shape[-1]))
         if not self.pool.blocks:
@@ -180,9 +181,10 @@ def _part(
     """Attention of q (slots x H x R*G x D) over one part, and its log-sum-exp (slots x H x R*G)."""
     keys, values = (stored[: len(part.filled)] for stored in part.pool.layers[layer])
     groups = q.shape[2] // part.query.shape[1]
-    mask = part.mask(window, q.dtype, groups)
     if part.pool.blocks:
-        return bags.attend(q, keys, values, mask, part.pool.bags(layer, groups), scale=scale, softcap=softcap)
+        mask, rows = part.mask(window, torch.float32, groups), part.pool.bags(layer, groups)
+        return bags.attend(q.float(), keys, values, mask, rows, scale=scale, softcap=softcap)
+    mask = part.mask(window, q.dtype, groups)
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == values.shape[-1]:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return op(q, keys, values, attn_mask=mask, scale=scale)

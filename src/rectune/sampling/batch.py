@@ -159,8 +159,8 @@ class Batch:
     def _pool(self, pools: dict[int, Pool], length: int, like: Layers) -> Pool:
         capacity = capacity_for(length)
         if capacity not in pools:
-            full = self.device.type == "cpu" and like[0][0].dtype == torch.float32
-            blocks = full and pools is self.completions  # prompts are asked by many rows at once
+            known = self.device.type == "cpu" and like[0][0].dtype in (torch.float32, torch.bfloat16)
+            blocks = known and pools is self.completions  # prompts are asked by many rows at once
             pools[capacity] = Pool(capacity, like, self.most, blocks=blocks)
         return pools[capacity]
 

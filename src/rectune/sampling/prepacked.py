@@ -1,8 +1,9 @@
-"""Linear layers whose weights are laid out once for the processor, for a model that decodes in float32 on a CPU.
+"""Linear layers whose weights are laid out once for the processor, for a model that decodes on a CPU.
 
-A product of few rows spends up to half its time on laying out the weight. oneDNN takes a weight that is laid out
-already, as `torch.compile` has it do for frozen models, and then also rounds a row the same for any number of rows
-(docs/decisions.md). torch has no public function for it: where the private ones are absent, layers stay as they are.
+A product of few rows spends up to half its time on laying out the weight (in bfloat16 less). oneDNN takes one that is
+laid out already, as `torch.compile` has it do for frozen models, and in float32 then also rounds a row the same for any
+number of rows (docs/decisions.md). torch has no public function for it: where the private ones are absent, layers
+stay as they are.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ ROWS = 128  # for which the layout is chosen; it serves any number
 def prepack(model: nn.Module, limit: int = LIMIT) -> dict[nn.Linear, Tensor]:
     """Weights of the model's plain linear layers, laid out; from its end (the head) on, as far as `limit` bytes go."""
     made = dict[nn.Linear, Tensor]()
-    if available():
-        for layer in reversed([layer for layer in model.modules() if _plain(layer)]):
-            limit -= layer.weight.nbytes
-            if limit < 0:
-                break
-            made[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight, ROWS)
+    for layer in reversed([layer for layer in model.modules() if _plain(layer)]):
+        limit -= layer.weight.nbytes
+        if limit < 0:
+            break
+        made[layer] = torch.ops.mkldnn._reorder_linear_weight(layer.weight, ROWS)
     return made
 
 
@@ -45,23 +45,25 @@ def prepacked(layers: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
 
 
 @cache
-def available() -> bool:
+def available(dtype: torch.dtype) -> bool:
     """Whether this torch and processor multiply by such weights, found by trying."""
-    rows, layer = torch.ones(2, 3), nn.Linear(3, 5)
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    rows, layer = torch.ones(2, 3, dtype=dtype), nn.Linear(3, 5, dtype=dtype)
     with torch.inference_mode():
         try:
             weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight, ROWS)
             made = _product(rows, weight, layer.bias)
         except (AttributeError, NotImplementedError, RuntimeError, TypeError):
             return False  # not in this torch, not for this processor, or with other arguments by now
-        return torch.allclose(made, layer(rows), atol=1e-5)
+        return torch.allclose(made, layer(rows), atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
 def _plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
     weight = layer.weight.data
-    return type(weight) is Tensor and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return type(weight) is Tensor and weight.device.type == "cpu" and available(weight.dtype)
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from rectune.sampling.bags import BLOCK, Bags, from_blocks, to_blocks
@@ -28,7 +29,8 @@ class Owner(Protocol):
 class Pool:
     """Slots of one capacity, at most `most`: per layer, keys and values of shape S x H x C x D.
 
-    There are at most four times as many as are in use. With `blocks` the keys are stored as `bags.py` reads them.
+    There are at most four times as many as are in use. With `blocks` the keys are stored as `bags.py` reads them,
+    and all is float32.
     """
 
     def __init__(
@@ -40,10 +42,9 @@ class Pool:
 
     def _empty(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         heads, width = keys.shape[0], keys.shape[2]
-        shape = (
-            (heads, self.capacity // BLOCK, width, BLOCK) if self.blocks else (heads, self.capacity, width)
-        )
-        return keys.new_zeros((0, *shape)), values.new_zeros((0, heads, self.capacity, values.shape[2]))
+        of_key = (self.capacity // BLOCK, width, BLOCK) if self.blocks else (self.capacity, width)
+        of_value, dtype = (self.capacity, values.shape[2]), torch.float32 if self.blocks else keys.dtype
+        return tuple(keys.new_zeros((0, heads, *shape), dtype=dtype) for shape in (of_key, of_value))
 
     @property
     def slots(self) -> int:
