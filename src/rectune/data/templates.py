@@ -11,11 +11,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.rows import Row, Turn
+from rectune.data.skeletons import Skeletons
 from rectune.errors import UserError
 
 PLAIN = """\
@@ -29,6 +32,7 @@ PLAIN = """\
 """For tokenizers without a chat template: `User: ...`, a blank line, `Assistant: ...` and the eos token."""
 
 _PROBE = "probe"
+_skeletons: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Skeletons]] = WeakKeyDictionary()
 _WRONG = (
     TypeError,
     ValueError,
@@ -153,13 +157,21 @@ def _rendered(
     generation: bool,
     where: str,
 ) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
+    def run(messages: list[dict[str, str]]) -> str:
         return str(
             tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generation, chat_template=template.text
             )
         )
+
+    assert template.text is not None
+    known = _skeletons.setdefault(tokenizer, {})
+    way = (template.text, generation, *tokenizer.special_tokens_map.values())
+    if way not in known:
+        known[way] = Skeletons(template.text)
+    try:
+        written = known[way].written(turns, run)
+        return run([{"role": t.role, "content": t.content} for t in turns]) if written is None else written
     except (jinja2.TemplateError, *_WRONG) as error:
         raise UserError(
             f"{template.name} refuses this conversation ({error})",
