@@ -32,7 +32,7 @@ from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective, dft
 from rectune.training.batches import load_data
 from rectune.training.monitors import COLUMNS, Monitor
-from rectune.training.repeatable import repeatable
+from rectune.training.repeatable import repeatably
 from rectune.training.weights import Masters, make_optimizer
 
 PADDED = 4 if DEVICE.type == "cpu" else 16
@@ -51,15 +51,17 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
     model.train()
     targets = data.units(data.plan.rows(0))
 
+    def accumulate(monitor: Monitor) -> None:
+        for rows in data.micro_batches(0):
+            columns = scorer.columns(data.train.batch(rows, DEVICE), COLUMNS)
+            losses = apply_objective(dft, columns, protect=1.0)
+            (losses.sum() / targets).backward()
+            monitor.add(columns, losses)
+
     def step() -> None:
         monitor = Monitor(dft, {}, 1.0)
         masters.start_step()
-        with repeatable(DEVICE):
-            for rows in data.micro_batches(0):
-                columns = scorer.columns(data.train.batch(rows, DEVICE), COLUMNS)
-                losses = apply_objective(dft, columns, protect=1.0)
-                (losses.sum() / targets).backward()
-                monitor.add(columns, losses)
+        repeatably(DEVICE, lambda: accumulate(monitor))
         norm = masters.finish_step(accelerator).item()
         masters.scale_gradients(min(1.0, config.clip / norm))
         optimizer.step()

@@ -27,7 +27,7 @@ from rectune.online.policy import Policy, value_loss
 from rectune.online.rollout import Rollout
 from rectune.online.room import Room
 from rectune.training.gradients import named
-from rectune.training.repeatable import repeatable
+from rectune.training.repeatable import repeatably
 from rectune.training.weights import Masters
 
 log = logging.getLogger("rectune")
@@ -126,8 +126,7 @@ class _Minibatch:
 
     def backward(self, room: Room) -> dict[str, float]:
         """Leaves the gradient in the masters; sums over the tokens that were run."""
-        with repeatable(self.policy.device):
-            return room.fit(self._attempt, self.lengths)
+        return repeatably(self.policy.device, lambda: room.fit(self._attempt, self.lengths))
 
     def blame(self) -> list[str]:
         """The answers that, alone, have a loss or gradient that is not finite; leaves a useless gradient behind."""

@@ -23,7 +23,7 @@ from rectune.training.batches import TrainingData, pair_columns
 from rectune.training.monitors import COLUMNS, Monitor
 from rectune.training.phases import Phase
 from rectune.training.reference import ReferenceLogprobs
-from rectune.training.repeatable import repeatable
+from rectune.training.repeatable import repeatably
 from rectune.training.run_folder import keep_limit
 from rectune.training.sharding import is_sharded, turns
 from rectune.training.weights import Masters
@@ -78,8 +78,7 @@ class Gradients:
         """
         while True:
             try:
-                with repeatable(self.accelerator.device):
-                    return self._once(step, phase)
+                return repeatably(self.accelerator.device, lambda: self._once(step, phase))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
