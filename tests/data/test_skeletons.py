@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rectune.data.rows import Turn
 from rectune.data.skeletons import Skeletons, only_writes_contents
@@ -117,6 +118,74 @@ def test_what_is_filled_in_is_what_the_template_writes(
     runs = 0
     others = [Turn(t.role, t.content and f" {t.content}{i} ") for i, t in enumerate(turns)]
     assert skeletons.written(others, run) is not None and runs == 0
+
+
+NAMES = [
+    "m.content",
+    "m['content']",
+    "m.role",
+    "messages[0].content",
+    "messages[-1].role",
+    "loop.index",
+    "'x'",
+    "' '",
+]
+NAMES += ["n", "messages", "m", "loop.previtem.content", "messages[1:]", "ns.a", "none", "''"]
+ONE = (
+    "{0} | trim",
+    "{0} | length",
+    "{0} | upper",
+    "{0}[0]",
+    "not {0}",
+    "{0} == ''",
+    "{0} is string",
+    "[{0}]",
+    "{0}.strip()",
+)
+TWO = "{0} ~ {1}", "{0} + {1}", "{0} and {1}", "{0} or {1}", "{0} == {1}", "{0} in {1}", "{0} if {1} else {0}"
+EXPRESSIONS = st.recursive(
+    st.sampled_from(NAMES),
+    lambda inner: st.builds(
+        lambda form, a, b: f"({form.format(a, b)})", st.sampled_from(ONE + TWO), inner, inner
+    ),
+    max_leaves=4,
+)
+BLOCKS = "{{% if {0} %}}{1}{{% else %}}{2}{{% endif %}}", "{{% for m in messages %}}{1}{{% endfor %}}{2}"
+BLOCKS += "{{% for k in [1, 2] %}}{1}{{% endfor %}}{2}", "{{% set n %}}{1}{{% endset %}}{2}"
+PROGRAMS = st.recursive(
+    st.builds(
+        str.format,
+        st.sampled_from(["{{{{ {0} }}}}", "a ", "{{% set n = {0} %}}", "{{% set ns.a = {0} %}}"]),
+        EXPRESSIONS,
+    ),
+    lambda inner: st.one_of(
+        st.builds(str.format, st.sampled_from(BLOCKS), EXPRESSIONS, inner, inner),
+        st.builds(str.__add__, inner, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(PROGRAMS, CONVERSATIONS)
+def test_no_program_that_counts_as_simple_looks_into_contents(
+    program: str, conversation: list[tuple[str, str]]
+) -> None:
+    run = compiled("{% set ns = namespace() %}{% for m in messages %}" + program + "{% endfor %}")
+    turns = [Turn(role, content) for role, content in conversation]
+    skeletons = Skeletons("{% set ns = namespace() %}{% for m in messages %}" + program + "{% endfor %}")
+    filled = skeletons.written(turns, run)
+    event("filled in" if filled is not None else "run")
+    if filled is not None:
+        assert (
+            outcome(lambda: run([{"role": t.role, "content": t.content} for t in turns]))
+            == "written: " + filled
+        )
+
+
+def compiled(template: str) -> Any:
+    ready = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return lambda messages: ready.render(messages=messages)
 
 
 LOOKS = [
