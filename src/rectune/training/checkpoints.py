@@ -164,10 +164,9 @@ def load_checkpoint(
     check_format(state, folder, FORMAT)
     if state["updates"]:
         for master in masters.values():
+            updates = torch.tensor(float(state["updates"]), device=master.device)  # read by the fused kernel
             optimizer.state[master] = {
-                "step": torch.tensor(
-                    float(state["updates"]), device=master.device
-                ),  # the fused step is a kernel
+                "step": updates,
                 **{kind: torch.zeros_like(master) for kind in _MOMENTS},
             }
     moments, _ = _moments(masters, optimizer)
