@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 import rectune
 from rectune.errors import UserError
 from rectune.printing import messages, print_lines, print_table
+from rectune.processes import leave
 from rectune.stopping import interruptible, stopped_by
 from rectune.visible import visible
 
@@ -289,6 +290,7 @@ def run(command: Callable[[], object]) -> int:
     try:
         with interruptible():
             command()
+            leave()
     except (UserError, CycloptsError) as error:
         print("rectune:", visible(" ".join(str(error).split())), file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -69,6 +70,13 @@ def wait_for_all() -> None:
             import torch.distributed
 
             torch.distributed.barrier(_patient_group())
+
+
+def leave() -> None:
+    """Take leave of the other processes when all is done: left to the end of the process, threads may abort it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @cache
