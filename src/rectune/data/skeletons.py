@@ -16,15 +16,16 @@ from jinja2 import Environment, TemplateError, nodes
 
 from rectune.data.rows import Turn
 
-_EDGE, _MARK = (
-    "\u2003",
-    "\ue000{}\ue001",
-)  # a space, gone where the template trims, and what stands for a content
+_EDGE = "\u2003"  # a space: gone where the template trims
+_MARK = "\ue000{}\ue001"  # stands for a content
 _FOUND = re.compile(f"({_EDGE}?){_MARK.format('([0-9]+)')}({_EDGE}?)")
-_GENERATION = re.compile(
-    r"{%[-+]?\s*(end)?generation\s*[-+]?%}"
-)  # transformers' own tags, which write nothing
+_GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")  # transformers' own, which write nothing
 _MANY = 10_000  # kinds of conversation that are kept
+
+REFUSALS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What a template raises over a conversation that it does not take; the last six by an expression."""
 
 Write = Callable[[list[dict[str, str]]], str]
 Fill = Callable[[Sequence[Turn]], str]
@@ -59,7 +60,7 @@ def _learn(turns: Sequence[Turn], write: Write) -> Fill | None:
     marks = [f"{_EDGE}{_MARK.format(i)}{_EDGE}" if turn.content else "" for i, turn in enumerate(turns)]
     try:
         text = write([{"role": t.role, "content": mark} for t, mark in zip(turns, marks, strict=True)])
-    except Exception:  # run for the conversation itself it says why
+    except REFUSALS:  # run for the conversation itself it says why
         return None
     around, holes, end = [], [], 0
     for found in _FOUND.finditer(text):
@@ -158,8 +159,6 @@ class _Look:
         if isinstance(node, (nodes.And, nodes.Or)):
             self.condition(node.left)
             self.condition(node.right)
-        elif isinstance(node, nodes.Not):
-            self.condition(node.node)
         else:
             self.kind(node)
 

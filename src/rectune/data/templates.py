@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.rows import Row, Turn
-from rectune.data.skeletons import Skeletons
+from rectune.data.skeletons import REFUSALS, Skeletons
 from rectune.errors import UserError
 
 PLAIN = """\
@@ -33,14 +32,6 @@ PLAIN = """\
 
 _PROBE = "probe"
 _skeletons: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Skeletons]] = WeakKeyDictionary()
-_WRONG = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)  # of an expression
 
 
 @dataclass(frozen=True)
@@ -172,7 +163,7 @@ def _rendered(
     try:
         written = known[way].written(turns, run)
         return run([{"role": t.role, "content": t.content} for t in turns]) if written is None else written
-    except (jinja2.TemplateError, *_WRONG) as error:
+    except REFUSALS as error:
         raise UserError(
             f"{template.name} refuses this conversation ({error})",
             where=where,
