@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ def timed(run: Callable[[], object]) -> float:
         run()
     wait()
     return (time.perf_counter() - start) / calls
+
+
+def padded_batch(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of rows of these lengths as transformers' users batch them, all 0, and the mask of what is not padding."""
+    longest = max(lengths)
+    ids = torch.zeros(len(lengths), longest, dtype=torch.long, device=DEVICE)
+    return ids, (torch.arange(longest) < torch.tensor(lengths)[:, None]).to(DEVICE)
 
 
 def wait() -> None:

@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 import torch
-from common import DEVICE, DTYPE, entry, ratios, save, show, side_by_side
+from common import DEVICE, DTYPE, entry, padded_batch, ratios, save, show, side_by_side
 
 from rectune.config import load_config
 from rectune.diagnosis.measure import _keep
@@ -70,8 +70,7 @@ def main() -> None:
         lengths = sorted(length for batch in batches for length in batch.row_lengths)
         model.set_attn_implementation("sdpa")
         for four in (lengths[i : i + 4] for i in range(0, len(lengths), 4)):
-            ids = torch.zeros(len(four), max(four), dtype=torch.long, device=DEVICE)
-            mask = (torch.arange(max(four)) < torch.tensor(four)[:, None]).to(DEVICE)
+            ids, mask = padded_batch(four)
             logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
             logits.log_softmax(-1).gather(-1, ids[..., None])
         model.set_attn_implementation("rectune_rows")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import DEVICE, DTYPE, entry, ratios, save, show, side_by_side, wait
+from common import DEVICE, DTYPE, entry, padded_batch, ratios, save, show, side_by_side, wait
 from transformers import PreTrainedModel
 
 from rectune.config import TrainConfig, load_config
@@ -93,8 +93,7 @@ def bodies(model: PreTrainedModel, batches: list[Batch], scorer: Scorer) -> Runs
     def padded() -> None:
         for batch in batches:
             for four in (batch.row_lengths[i : i + PADDED] for i in range(0, len(batch.row_lengths), PADDED)):
-                ids = torch.zeros(len(four), max(four), dtype=torch.long, device=DEVICE)
-                mask = (torch.arange(max(four)) < torch.tensor(four)[:, None]).to(DEVICE)
+                ids, mask = padded_batch(four)
                 body = model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
                 body.last_hidden_state.sum().backward()
 
