@@ -81,7 +81,7 @@ runs, until = json.load(open(sys.argv[1]))
 for settings, sharded in runs:
     os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
     train(load_config(None, settings), resume=True, until=until)
-leave()
+leave(0)
 """
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 """Followed by how many processes, and what they run."""

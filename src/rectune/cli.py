@@ -290,7 +290,6 @@ def run(command: Callable[[], object]) -> int:
     try:
         with interruptible():
             command()
-            leave()
     except (UserError, CycloptsError) as error:
         print("rectune:", visible(" ".join(str(error).split())), file=sys.stderr)
         return 2
@@ -312,11 +311,14 @@ def run(command: Callable[[], object]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own) and return its exit code."""
-    return run(
+    code = run(
         lambda: app(
             arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value"
         )
     )
+    if arguments is None:
+        leave(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ ends what is left, and with `--max-restarts` starts all anew. What is exchanged 
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
@@ -72,11 +73,21 @@ def wait_for_all() -> None:
             torch.distributed.barrier(_patient_group())
 
 
-def leave() -> None:
-    """Take leave of the other processes when all is done: left to the end of the process, threads may abort it."""
+def leave(code: int) -> None:
+    """End this process at once where it is one of several that have met; return where it is not.
+
+    A thread of torch's gloo may still free the last thing exchanged. Were the interpreter closed meanwhile, that thread
+    would abort the process (Python before 3.14), and torchrun would take a finished run for a failed one.
+    """
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    if code == 0:
         distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @cache

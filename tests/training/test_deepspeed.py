@@ -26,6 +26,7 @@ DRIVER = """
 import os, sys
 from transformers import Trainer, TrainingArguments
 from rectune.integrations import dft_loss
+from rectune.processes import leave
 from toys import tiny_model
 
 out, config = sys.argv[1:]
@@ -40,6 +41,7 @@ settings = TrainingArguments(
 trainer = Trainer(model=model, args=settings, train_dataset=rows, compute_loss_func=dft_loss)
 trainer.train()
 trainer.save_model(out)
+leave(0)
 """
 
 
