@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast
 
 from rectune.config import DataConfig
 from rectune.data.encoding import choose_template, encode_row, encode_rows, prompt_ids, stop_ids
@@ -258,6 +258,27 @@ def test_stop_ids() -> None:
     assert stop_ids(tokenizer, choose_template("auto", tokenizer)) == [0, EOS]
 
 
+@given(st.lists(st.one_of(SPECIALS, st.text(max_size=8)), max_size=4))
+def test_ids_are_those_of_the_tokenizer_called_as_usual(texts: list[str]) -> None:
+    """Which are not asked for by its library's own call, however that was left; a class of its own is called."""
+
+    class Shouting(PreTrainedTokenizerFast):
+        def _encode_plus(self, text: list[str], **settings: object) -> BatchEncoding:
+            return super()._encode_plus(text=[t.upper() for t in text], **settings)
+
+    tokenizer = byte_tokenizer(bos=True)
+    own = Shouting(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
+    own.chat_template = tokenizer.chat_template
+    for one, direct in ((tokenizer, True), (own, False)):
+        template = choose_template("auto", one)
+        whole = one(texts, add_special_tokens=False).input_ids if texts else []
+        one.backend_tokenizer.enable_truncation(3)
+        one.backend_tokenizer.enable_padding(length=5)
+        tokens = _Tokens(one, template)
+        assert tokens.direct is direct
+        assert tokens.plain(texts) == whole
+
+
 @pytest.mark.parametrize("scheme", ["first", "always", "never", "legacy"])
 def test_sentencepiece_like_tokenizers(scheme: str) -> None:
     """Tokenizers that put a space in front of a text, as Llama 2 does, do so at most where a text begins."""
@@ -359,12 +380,16 @@ def test_second_time_is_read_from_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert encode(chat_template=None) != first
 
 
-def test_several_processes_encode_the_same(tmp_path: Path) -> None:
+def test_several_processes_encode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part is left to the further process, which has no torch."""
     tokenizer = byte_tokenizer()
     template = choose_template("auto", tokenizer)
     dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
     one = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "one")
+    left: list[list[int]] = []
+    monkeypatch.setattr("rectune.data.parts._write_parts", lambda job, _: left.append(job.missing()))
     two = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "two", num_proc=2)
+    assert left == [[0], []]
     assert one.dataset[:] == two.dataset[:]
     assert one.counts == two.counts
 

@@ -103,7 +103,7 @@ def test_attention_code_from_elsewhere_is_refused(folder: Path) -> None:
 
 def test_a_template_reaches_nothing(folder: Path, tmp_path: Path) -> None:
     from rectune.data.rows import Turn
-    from rectune.data.templates import choose_template, render
+    from rectune.data.templates import Writer, choose_template
 
     tokenizer = byte_tokenizer()
     for attack in (
@@ -121,7 +121,7 @@ def test_a_template_reaches_nothing(folder: Path, tmp_path: Path) -> None:
         path = tmp_path / "t.jinja"
         path.write_text(attack + "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
         with pytest.raises(UserError):
-            render(choose_template(str(path), tokenizer), (Turn("user", "x"),), tokenizer, where="here")
+            Writer(choose_template(str(path), tokenizer), tokenizer).text((Turn("user", "x"),), "here")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Token ids on disk in parts of 10,000 rows: written once, in any number of processes, gone on with after a kill.
+"""Token ids on disk in parts of 5,000 rows: written once, in any number of processes, gone on with after a kill.
 
 A part appears under its name when it is whole, so what is missing is what has to be done. Further processes are
 started from scratch (nothing is forked, so it is safe beside torch, and scripts need no `__main__` guard); a part that
@@ -52,7 +52,7 @@ FEATURES = datasets.Features(
 )
 """Columns of the encoded rows on disk; `checksum` is the CRC-32 of ids and labels."""
 
-PART = 10_000  # rows of a part
+PART = 5_000  # rows of a part
 _BATCH = 1000  # rows that are encoded, and memory-mapped, together
 _VERSION = 2  # of the cached files; raise it when the same row would encode differently
 _WORTH = 4  # parts that a further process has to find before its start pays
@@ -60,6 +60,7 @@ _SAY = 10.0  # seconds between two lines about how far it is
 
 _START = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [sys.argv[1]];"
+    "sys.modules['torch'] = None;"  # takes longer to import than all else, and no tokenizer needs it
     "from rectune.data.parts import main; main()"
 )
 

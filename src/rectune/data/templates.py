@@ -101,7 +101,7 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
 def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     """`template` with its closing and trailer, found out by example."""
     turns = (Turn("user", _PROBE), Turn("assistant", _PROBE))
-    tail = render(template, turns, tokenizer, where="rows.template").rpartition(_PROBE)[2]
+    tail = Writer(template, tokenizer).text(turns, "rows.template").rpartition(_PROBE)[2]
     tokens = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     found = re.search("|".join(map(re.escape, tokens)) or r"(?!)", tail)
     if found is None:
@@ -113,115 +113,110 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     return replace(template, closing=tail[: found.end()], trailer=tail[found.end() :])
 
 
-def render(
-    template: Template,
-    turns: Sequence[Turn],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    generation: bool = False,
-    where: str,
-) -> str:
-    """The conversation as one text; with `generation`, ready for the assistant to write.
+class Writer:
+    """Writes the conversations of one template for one tokenizer, whose special tokens stay as they are meanwhile."""
 
-    Raises:
-        UserError: The template refuses the conversation, for example a system message.
-    """
-    if not turns:
-        raise UserError("begins with the assistant's turn", where=where, hint="put a user turn before it")
-    if template.text is None:
-        if [turn.role for turn in turns] != ["user", "assistant"][: 1 if generation else 2]:
+    def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.template, self.tokenizer = template, tokenizer
+        known = _skeletons.setdefault(tokenizer, {})
+        specials = tokenizer.special_tokens_map.values()
+        self._skeletons = [
+            known.setdefault((template.text, g, *specials), Skeletons(template.text or ""))
+            for g in (False, True)
+        ]
+
+    def text(self, turns: Sequence[Turn], where: str, *, generation: bool = False) -> str:
+        """The conversation as one text; with `generation`, ready for the assistant to write.
+
+        Raises:
+            UserError: The template refuses the conversation, for example a system message.
+        """
+        if not turns:
+            raise UserError("begins with the assistant's turn", where=where, hint="put a user turn before it")
+        template = self.template
+        if template.text is None:
+            if [turn.role for turn in turns] != ["user", "assistant"][: 1 if generation else 2]:
+                raise UserError(
+                    "template none takes one prompt and one completion, not a conversation",
+                    where=where,
+                    hint="leave rows.system unset, or use another template",
+                )
+            text = turns[0].content + ("" if generation else turns[1].content + template.closing)
+        else:
+            text = self._rendered(turns, where, generation)
+        return text if text.startswith(template.bos) else template.bos + text
+
+    def _rendered(self, turns: Sequence[Turn], where: str, generation: bool) -> str:
+        def run(messages: list[dict[str, str]]) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    chat_template=self.template.text,
+                )
+            )
+
+        try:
+            written = self._skeletons[generation].written(turns, run)
+            return (
+                run([{"role": t.role, "content": t.content} for t in turns]) if written is None else written
+            )
+        except REFUSALS as error:
             raise UserError(
-                "template none takes one prompt and one completion, not a conversation",
+                f"{self.template.name} refuses this conversation ({error})",
                 where=where,
-                hint="leave rows.system unset, or use another template",
-            )
-        text = turns[0].content + ("" if generation else turns[1].content + template.closing)
-    else:
-        text = _rendered(template, turns, tokenizer, generation, where)
-    return text if text.startswith(template.bos) else template.bos + text
+                hint="change the row, or give a template of your own with --rows.template FILE",
+            ) from None
 
+    def prompt(self, turns: Sequence[Turn], where: str) -> tuple[list[Piece], str]:
+        """The assistant's turns in a prompt, and the text behind them up to where the next one begins.
 
-def _rendered(
-    template: Template,
-    turns: Sequence[Turn],
-    tokenizer: PreTrainedTokenizerBase,
-    generation: bool,
-    where: str,
-) -> str:
-    def run(messages: list[dict[str, str]]) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, chat_template=template.text
-            )
-        )
+        A turn that is not supervised and that the template rewrites (earlier thinking is often dropped) is no
+        piece: it is part of the text.
 
-    assert template.text is not None
-    known = _skeletons.setdefault(tokenizer, {})
-    way = (template.text, generation, *tokenizer.special_tokens_map.values())
-    if way not in known:
-        known[way] = Skeletons(template.text)
-    try:
-        written = known[way].written(turns, run)
-        return run([{"role": t.role, "content": t.content} for t in turns]) if written is None else written
-    except REFUSALS as error:
-        raise UserError(
-            f"{template.name} refuses this conversation ({error})",
-            where=where,
-            hint="change the row, or give a template of your own with --rows.template FILE",
-        ) from None
+        Raises:
+            UserError: The template refuses the conversation, or rewrites a supervised turn.
+        """
+        text = self.text(turns, where, generation=True)
+        found, done = [], 0
+        for i, turn in enumerate(turns):
+            if turn.role != "assistant" or (i == 0 and not turn.supervised):
+                continue
+            before = self.text(turns[:i], where, generation=True)
+            end = _turn_end(text, before, turn.content, self.template.closing)
+            if end is not None:
+                found.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
+                done = end
+            elif turn.supervised:
+                raise UserError(
+                    f"{self.template.name} rewrites turn {i} once later turns follow (often it drops the thinking)",
+                    where=where,
+                    hint='mark that turn "train": false, or make one row of each turn',
+                )
+        return found, text[done:]
 
+    def row(self, row: Row) -> list[Piece]:
+        """The assistant's turns of a row up to its last supervised one.
 
-def split_prompt(
-    template: Template, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[Piece], str]:
-    """The assistant's turns in a prompt, and the text behind them up to where the next one begins.
-
-    A turn that is not supervised and that the template rewrites (earlier thinking is often dropped) is no
-    piece: it is part of the text.
-
-    Raises:
-        UserError: The template refuses the conversation, or rewrites a supervised turn.
-    """
-    text = render(template, turns, tokenizer, generation=True, where=where)
-    found, done = [], 0
-    for i, turn in enumerate(turns):
-        if turn.role != "assistant" or (i == 0 and not turn.supervised):
-            continue
-        before = render(template, turns[:i], tokenizer, generation=True, where=where)
-        end = _turn_end(text, before, turn.content, template.closing)
-        if end is not None:
-            found.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
-            done = end
-        elif turn.supervised:
+        Raises:
+            UserError: The template refuses the conversation, or writes a supervised turn otherwise than
+                generation would: not behind its generation prompt, or without some of its content.
+        """
+        last = max(i for i, turn in enumerate(row.turns) if turn.supervised)
+        found, before = self.prompt(row.turns[:last], row.where)
+        full = self.text(row.turns[: last + 1], row.where)
+        prompt = "".join(piece.before + piece.target for piece in found) + before
+        end = len(full) - len(self.template.trailer)
+        if not (full.startswith(prompt) and full.endswith(self.template.closing, 0, end)) or not _holds(
+            full, row.turns[last].content
+        ):
             raise UserError(
-                f"{template.name} rewrites turn {i} once later turns follow (often it drops the thinking)",
-                where=where,
-                hint='mark that turn "train": false, or make one row of each turn',
+                f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
+                where=row.where,
+                hint="often the thinking; give a template of your own with --rows.template FILE",
             )
-    return found, text[done:]
-
-
-def split_row(template: Template, row: Row, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """The assistant's turns of a row up to its last supervised one.
-
-    Raises:
-        UserError: The template refuses the conversation, or writes a supervised turn otherwise than
-            generation would: not behind its generation prompt, or without some of its content.
-    """
-    last = max(i for i, turn in enumerate(row.turns) if turn.supervised)
-    found, before = split_prompt(template, row.turns[:last], tokenizer, row.where)
-    full = render(template, row.turns[: last + 1], tokenizer, where=row.where)
-    prompt = "".join(piece.before + piece.target for piece in found) + before
-    end = len(full) - len(template.trailer)
-    if not (full.startswith(prompt) and full[:end].endswith(template.closing)) or not _holds(
-        full, row.turns[last].content
-    ):
-        raise UserError(
-            f"{template.name} does not write the answer as generation would: it drops or moves a part of it",
-            where=row.where,
-            hint="often the thinking; give a template of your own with --rows.template FILE",
-        )
-    return [*found, Piece(before, full[len(prompt) : end], True)]
+        return [*found, Piece(before, full[len(prompt) : end], True)]
 
 
 def _turn_end(text: str, before: str, content: str, closing: str) -> int | None:

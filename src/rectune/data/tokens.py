@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rectune.data.rows import Row, Turn
-from rectune.data.templates import Piece, Template, split_prompt, split_row
+from rectune.data.templates import Piece, Template, Writer
 
 IGNORED = -100
 """Label of a position that is not a target."""
@@ -81,7 +81,7 @@ def prompt_ids(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, templa
     Raises:
         UserError: The template refuses the conversation.
     """
-    found, before = split_prompt(template, turns, tokenizer, "prompt")
+    found, before = Writer(template, tokenizer).prompt(turns, "prompt")
     tokens = _Tokens(tokenizer, template)
     turns_before = _joined(tokens, [found]).input_ids.tolist() if found else []
     return [*turns_before, *tokens.after([(before, bool(found))])[0]]
@@ -98,10 +98,16 @@ class _Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
         self.tokenizer = tokenizer
+        self.direct = False  # until the first call has told the library's own tokenizer how to work
         self.closing_id: int = self.plain([template.closing])[0][-1]
         self.closing = str(tokenizer.convert_ids_to_tokens(self.closing_id))
         special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
         self.special = [*{*special, *tokenizer.all_special_ids}]
+        kind = type(tokenizer)
+        self.direct = isinstance(tokenizer, PreTrainedTokenizerFast) and (
+            (kind.__call__, kind._encode_plus)
+            == (PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus)
+        )
 
     def cut(self, text: str) -> str:
         """The last token in `text` at which it can be cut: the ids of both sides are the same apart; "" for none.
@@ -124,6 +130,9 @@ class _Tokens:
     def plain(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        if self.direct:  # the same ids, without what else the call finds out about each token
+            found = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in found]
         encoded = self.tokenizer(
             texts,
             add_special_tokens=False,
@@ -142,7 +151,8 @@ class _Tokens:
 
 def encode_batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template) -> EncodedBatch:
     """`encode_row` of several rows at once, which is several times faster."""
-    return _joined(_Tokens(tokenizer, template), [split_row(template, row, tokenizer) for row in rows])
+    writer = Writer(template, tokenizer)
+    return _joined(_Tokens(tokenizer, template), [writer.row(row) for row in rows])
 
 
 def _overlap(token: str, other: str) -> bool:
