@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -173,14 +174,27 @@ def test_the_documented_command_line_is_what_help_prints() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_the_kept_first_page_is_plain_in_a_pipe(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": ""}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_the_kept_first_page_in_a_pipe(
+    arguments: list[str], environment: dict[str, str], coloured: bool
+) -> None:
+    usual = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR")}
     page = subprocess.run(
-        [sys.executable, "-m", "rectune", *arguments],
-        check=True, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1", "COLUMNS": "80"},
+        [sys.executable, "-m", "rectune", *arguments], check=True, capture_output=True, encoding="utf-8",
+        env=usual | {"PYTHONUTF8": "1", "COLUMNS": "80"} | environment,
     ).stdout  # fmt: skip
-    assert "\x1b" not in page
-    assert page.startswith("Usage: rectune COMMAND")
-    assert "│ train        Fine-tune a model on demonstrations." in page
+    assert ("\x1b" in page) is coloured
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", page)
+    assert plain.startswith("Usage: rectune COMMAND")
+    assert "│ train        Fine-tune a model on demonstrations." in plain
 
 
 @pytest.mark.parametrize(

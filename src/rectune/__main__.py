@@ -37,9 +37,11 @@ def _suits() -> bool:
 
 
 def _coloured() -> bool:
-    """Whether stdout is a terminal that shows colours and was not asked to show none (no-color.org)."""
-    terminal = os.environ.get("TERM", "").lower()
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and terminal not in ("", "dumb", "unknown")
+    """Whether colours are shown: on a terminal that knows them or by FORCE_COLOR, and never with NO_COLOR."""
+    forced = os.environ.get("FORCE_COLOR")
+    terminal = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+    shown = sys.stdout.isatty() and terminal if forced is None else forced != ""
+    return shown and not os.environ.get("NO_COLOR")
 
 
 if __name__ == "__main__":
