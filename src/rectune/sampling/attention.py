@@ -49,7 +49,7 @@ class Part:
     filled: Tensor
     query: Tensor
     masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
-    places: dict[int, Tensor] = field(default_factory=dict)
+    places: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype, groups: int) -> Tensor:
         """Additive mask, slots x 1 x R*G x C; the lowest finite number for -inf, so that no row is NaN."""
@@ -67,20 +67,22 @@ class Part:
         """Write the newest key and value of each slot (slots x H x 1 x D) behind its older ones."""
         keys, values = self.pool.layers[layer]
         key, value = key.to(keys.dtype), value.to(values.dtype)
-        places = self._places(key.shape[1])
+        places, columns = self._places(*key.shape[1::2])
         values.view(-1, values.shape[-1]).index_copy_(0, places, value.reshape(-1, value.shape[-1]))
-        if not self.pool.blocks:
+        if self.pool.blocks:
+            keys.put_(columns, key)
+        else:
             keys.view(-1, keys.shape[-1]).index_copy_(0, places, key.reshape(-1, key.shape[-1]))
-            return
-        column = places // BLOCK * BLOCK * key.shape[-1] + places % BLOCK  # a key is a column of its block
-        keys.put_(column[:, None] + BLOCK * torch.arange(key.shape[-1]), key)
 
-    def _places(self, heads: int) -> Tensor:
-        """Which row of all slots' and heads' positions is the newest, slots*H."""
-        if heads not in self.places:
+    def _places(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
+        """Of all slots' and heads' positions the newest ones, slots*H, and where in blocks the numbers of their keys are."""
+        if (heads, width) not in self.places:
             count = torch.arange(len(self.filled) * heads, device=self.filled.device).view(-1, heads)
-            self.places[heads] = (count * self.pool.capacity + self.filled[:, None] - 1).view(-1)
-        return self.places[heads]
+            places = (count * self.pool.capacity + self.filled[:, None] - 1).view(-1)
+            column = places // BLOCK * BLOCK * width + places % BLOCK  # a key is a column of its block
+            columns = column[:, None] + BLOCK * torch.arange(width, device=column.device)
+            self.places[heads, width] = places, columns
+        return self.places[heads, width]
 
 
 @dataclass
