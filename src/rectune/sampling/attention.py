@@ -75,7 +75,7 @@ class Part:
             keys.view(-1, keys.shape[-1]).index_copy_(0, places, key.reshape(-1, key.shape[-1]))
 
     def _places(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
-        """Of all slots' and heads' positions the newest ones, slots*H, and where in blocks the numbers of their keys are."""
+        """The newest of all slots' and heads' positions, slots*H, and where in blocks its key's numbers are."""
         if (heads, width) not in self.places:
             count = torch.arange(len(self.filled) * heads, device=self.filled.device).view(-1, heads)
             places = (count * self.pool.capacity + self.filled[:, None] - 1).view(-1)
