@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 
@@ -21,18 +20,11 @@ for _ in range(500):
 """
 
 
-def ended(last: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", _MET + last], capture_output=True, text=True, timeout=60, check=False
-    )
-    return done.returncode, done.stdout
-
-
 @pytest.mark.parametrize("code", [0, 2])
 def test_a_process_that_met_others_ends_with_its_own_code(code: int) -> None:
-    assert ended(f"leave({code}); print('not reached')") == (code, "tidied up\n")
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="an interpreter that closes leaves its threads alone")
-def test_without_it_a_thread_of_gloo_aborts_the_process() -> None:
-    assert ended("")[0] == -signal.SIGABRT
+    """Without `leave` most of them are aborted, by the thread that frees what was exchanged."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{_MET}leave({code}); print('not reached')"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "tidied up\n")
