@@ -28,6 +28,7 @@ WHOLE: dict[str, Any] = {
         {"benchmarks": {"b": None}},
         {"benchmarks": {"b": {}}},
         {"benchmarks": {"b": {"problem_ids": [["p"]]}}},
+        {"benchmarks": {"b": {"problem_ids": ["p", "p"]}}},
     ],
 )
 def test_a_damaged_evaluation_is_one_line(changed: dict[str, Any], tmp_path: Path) -> None:

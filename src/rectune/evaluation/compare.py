@@ -101,13 +101,14 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _usable(protocol: Any, benchmarks: Any) -> bool:
-    """Whether they say how often at which temperature which problems were asked."""
+    """Whether they say how often at which temperature which problems were asked, each named once."""
     if not isinstance(protocol, dict) or not isinstance(benchmarks, dict):
         return False
     n, temperature = protocol.get("n"), protocol.get("temperature")
     drawn = isinstance(n, int) and n > 0 and isinstance(temperature, (int, float))
     ids = [one.get("problem_ids") if isinstance(one, dict) else None for one in benchmarks.values()]
-    return drawn and all(isinstance(some, list) and all(isinstance(i, str) for i in some) for some in ids)
+    named = all(isinstance(some, list) and all(isinstance(i, str) for i in some) for some in ids)
+    return drawn and named and all(len(some) == len(set(some)) for some in ids)
 
 
 def protocol_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
