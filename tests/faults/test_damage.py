@@ -48,6 +48,13 @@ def test_whatever_stands_in_the_state_is_damage(good: Path, tmp_path: Path, cont
     assert checkpoints._damage(copy) == "state.json cannot be read"
 
 
+@pytest.mark.parametrize("name", ["gone", "x" * 5000, "a\0b"])
+def test_files_that_cannot_be_there_are_missing(good: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(good, tmp_path / "checkpoints" / good.name))
+    (copy / "state.json").write_text(json.dumps({"checksums": {name: 1}}))
+    assert checkpoints._damage(copy) == f"{name[:100]} is missing"
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "moments.safetensors"])
 def test_flipped_bits_of_tensors_are_noticed(good: Path, tmp_path: Path, file: str) -> None:
     copy = Path(shutil.copytree(good, tmp_path / "checkpoints" / good.name))

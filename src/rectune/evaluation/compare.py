@@ -107,8 +107,10 @@ def _usable(protocol: Any, benchmarks: Any) -> bool:
     n, temperature = protocol.get("n"), protocol.get("temperature")
     drawn = isinstance(n, int) and n > 0 and isinstance(temperature, (int, float))
     ids = [one.get("problem_ids") if isinstance(one, dict) else None for one in benchmarks.values()]
-    named = all(isinstance(some, list) and all(isinstance(i, str) for i in some) for some in ids)
-    return drawn and named and all(len(some) == len(set(some)) for some in ids)
+    return drawn and all(
+        isinstance(some, list) and all(isinstance(i, str) for i in some) and len(some) == len(set(some))
+        for some in ids
+    )
 
 
 def protocol_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -199,8 +199,8 @@ def _damage(checkpoint: Path) -> str:
         return "state.json has another checksum than when it was written"
     for name, checksum in expected.items():
         path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
+        if not os.path.isfile(path):  # unlike Path's, also where the name is too long for one
+            return f"{name[:100]} is missing"
         if _checksum(path) != checksum:
             return f"{name} has another checksum than when it was written"
     return ""
