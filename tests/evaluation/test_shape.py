@@ -73,3 +73,9 @@ def test_foreign_samples_need_no_tokens():
     assert np.isnan(answers.numbers["tokens"]).all()
     assert sampled_entropy(answers) is None
     assert not {"tokens", "stopped", "repeating"} & set(describe(answers))
+
+
+def test_log_probs_without_their_tokens_are_no_entropy():
+    known = line("1 + 1", token_ids=[1, 2], logprobs=[-1.0, -2.0])
+    answers = answers_of({"a": [line("1 + 1", logprobs=[-9.0]), known]})
+    assert sampled_entropy(answers) == 1.5

@@ -128,6 +128,6 @@ def sampled_entropy(answers: Answers) -> float | None:
 
     None where the samples have no log-probs.
     """
-    known = ~np.isnan(answers.numbers["surprisal"])
+    known = ~np.isnan(answers.numbers["surprisal"] + answers.numbers["tokens"])
     tokens = float(answers.numbers["tokens"][known].sum())
     return float(answers.numbers["surprisal"][known].sum()) / tokens if tokens else None
