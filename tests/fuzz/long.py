@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=("hypothesis", "atheris"), help="in this process, one target")
     parser.add_argument("targets", nargs="*")
     options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a name of the hub is fair input, but nobody is to be asked for it
     warnings.simplefilter("ignore")
     logging.getLogger("rectune").setLevel(logging.CRITICAL)
     if options.engine:

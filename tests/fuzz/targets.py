@@ -325,6 +325,7 @@ def grader() -> Any:
 def programs(draw: Draw) -> None:
     """A model's words as a program: found in the text; and, one time in ten, run in the sandbox."""
     from rectune.grading.code import extract_code, grade_code
+    from rectune.grading.pool import check_item
     from rectune.grading.verdicts import VERDICTS
 
     written = st.lists(
@@ -338,6 +339,7 @@ def programs(draw: Draw) -> None:
     if isinstance(extra, dict) and draw(st.integers(0, 9)) == 0:
         verdict = "error"
         with suppress(UserError):
+            check_item("code", extra)  # as whoever grades does first
             verdict = grade_code(text, extra, timeout=2.0).verdict
         assert verdict in VERDICTS
 

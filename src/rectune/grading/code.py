@@ -56,6 +56,7 @@ def grade_code(
     """Run the code in `text` against the tests in `extra`, for at most `timeout` seconds.
 
     Args:
+        extra: As the module says; it has passed `pool.check_item`.
         started: Called with the sandbox's process, so that another thread can kill it.
 
     Raises:
