@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from rectune.models.precision import choose_precision
 from rectune.processes import default_device
-from rectune.training.weights import choose_precision
 
 DEVICE = default_device()
 DTYPE = choose_precision("auto", DEVICE)[0]

@@ -65,8 +65,8 @@ def is_slow() -> bool:
     """Whether training would be in float32, on a CPU."""
     import torch
 
+    from rectune.models.precision import choose_precision
     from rectune.processes import default_device
-    from rectune.training.weights import choose_precision
 
     return choose_precision("auto", default_device())[0] == torch.float32
 

@@ -43,6 +43,7 @@ from rectune.diagnosis.weights import (
 )
 from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
+from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
 from rectune.pages.render import write_page
@@ -50,7 +51,6 @@ from rectune.processes import default_device
 from rectune.sampling.progress import reporter
 from rectune.training.checkpoints import to_json, write_text
 from rectune.training.monitors import PROBABILITY_BINS
-from rectune.training.weights import choose_precision
 
 log = logging.getLogger("rectune")
 

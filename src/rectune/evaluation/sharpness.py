@@ -34,9 +34,9 @@ from rectune.evaluation.compare import read_evaluation
 from rectune.evaluation.scoring import Line, read_graded
 from rectune.logprobs import supervised_positions, token_columns
 from rectune.models.loading import fingerprint, load_model
+from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.processes import default_device
-from rectune.sampling.local import dtype_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -210,9 +210,8 @@ def _entropies(
     lines = _some([line for group in groups for line in group], tokens, seed)
     name = model if not (Path(model) / "model").is_dir() else Path(model) / "model"
     device = default_device()
-    loaded, tokenizer = load_model(
-        name, dtype=dtype_for(protocol.get("precision", "auto"), device), device=device
-    )
+    dtype, _ = choose_precision(protocol.get("precision", "auto"), device)
+    loaded, tokenizer = load_model(name, dtype=dtype, device=device)
     if protocol["engine"] == "local" and fingerprint(loaded) != evaluation["fingerprint"]:
         raise UserError("is not the model of this evaluation", where=model, hint=f"see {own}")
     rows = encoded_answers(lines, tokenizer, protocol["template"])

@@ -22,6 +22,7 @@ from rectune.disk import hold, load_record, writing
 from rectune.errors import UserError
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, merge_lora
+from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy
 from rectune.online.problems import ask, load_problems
@@ -47,7 +48,7 @@ from rectune.training.checkpoints import (
 from rectune.training.monitors import peak_memory_mib, reset_peak_memory
 from rectune.training.progress import progress
 from rectune.training.run_folder import check_run, open_run, save_model
-from rectune.training.weights import Masters, choose_precision, learning_rate, make_optimizer
+from rectune.training.weights import Masters, learning_rate, make_optimizer
 
 log = logging.getLogger("rectune")
 

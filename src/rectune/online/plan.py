@@ -9,12 +9,12 @@ from rectune.config import dump_config
 from rectune.data.encoding import choose_template
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora
+from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
 from rectune.online.problems import ask, load_problems
 from rectune.online.reward import Rewards
 from rectune.processes import default_device
 from rectune.training.plan import memory_estimate
-from rectune.training.weights import choose_precision
 
 
 def plan(config: OnlineConfig) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from rectune.data.encoding import choose_template, stop_ids
 from rectune.data.templates import Template
-from rectune.errors import UserError, unknown_name
+from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
+from rectune.models.precision import choose_precision
 from rectune.processes import default_device, take_device
 from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
@@ -90,7 +91,7 @@ class LocalEngine:
         """The engine of a model by name: hub id, folder, or packaged. Its weights have to stay as they are."""
         take_device()
         device = default_device()
-        weights, tokenizer = load_model(model, dtype=dtype_for(precision, device), device=device)
+        weights, tokenizer = load_model(model, dtype=choose_precision(precision, device)[0], device=device)
         return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model, keep=KEPT)
 
     @cached_property
@@ -224,19 +225,6 @@ class LocalEngine:
                     where="max_new_tokens",
                     hint=f"at most {longest - len(request.prompt_ids)} fit",
                 )
-
-
-def dtype_for(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 or float32; "auto" takes bf16 unless the device is a CPU that has no instructions for it."""
-    known = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if precision == "auto":
-        slow = device.type == "cpu" and not (
-            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        )
-        return known["fp32" if slow else "bf16"]
-    if precision not in known:
-        raise unknown_name("precision", precision, ("auto", *known))
-    return known[precision]
 
 
 def refuse(model: PreTrainedModel) -> None:

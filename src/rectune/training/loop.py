@@ -23,6 +23,7 @@ from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
+from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.processes import TIMEOUT, losing_peers, on_cpu
 from rectune.stopping import Stopped, finishing
@@ -45,7 +46,7 @@ from rectune.training.run_folder import check_run, kept_limit, open_run, save_mo
 from rectune.training.sharding import gathered_state, is_sharded, shard_all
 from rectune.training.summary import TrainResult as TrainResult
 from rectune.training.summary import read_result, summarise, write_result
-from rectune.training.weights import Masters, choose_precision, learning_rate, make_optimizer
+from rectune.training.weights import Masters, learning_rate, make_optimizer
 
 log = logging.getLogger("rectune")
 

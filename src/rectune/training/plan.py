@@ -10,10 +10,10 @@ import torch
 from rectune.config import TrainConfig, dump_config
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora
+from rectune.models.precision import choose_precision
 from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
 from rectune.training.phases import make_phases
-from rectune.training.weights import choose_precision
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:

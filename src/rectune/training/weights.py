@@ -20,19 +20,6 @@ from rectune.errors import UserError
 from rectune.training.sharding import whole
 
 
-def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of the working weights, and why; `auto` takes bfloat16 where the device multiplies it in hardware."""
-    if precision != "auto":
-        return (torch.bfloat16 if precision == "bf16" else torch.float32), "as configured"
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    if fast:
-        return torch.bfloat16, f"the {device.type} multiplies bfloat16 in hardware"
-    return torch.float32, f"the {device.type} has no bfloat16 products in hardware"
-
-
 class Masters:
     """Trainable parameters by name, with float32 masters and gradients.
 
