@@ -300,8 +300,11 @@ def _nulls(value: Any) -> Any:
         {"risks": [{}], "verdict": {"reasons": [{}]}, "by_class": [{}], "objectives": [{}], "examples": [{}]},
         _nulls(diagnosis(rows=2)),
         {**diagnosis(rows=1), "overall": {"mean_p": float("nan"), "histogram": [0] * 13}},
+        {"by_source": [{"name": "web", "targets": 10**400}]},
+        {"verdict": {"next": [None, "rectune train"]}},
     ],
-    ids=["empty", "null", "no rows", "no verdict", "empty lists", "empty things", "no numbers", "not a number"],
+    ids=["empty", "null", "no rows", "no verdict", "empty lists", "empty things", "no numbers", "not a number",
+         "beyond a number", "no command"],
 )  # fmt: skip
 def test_what_is_missing_is_left_out(show: Open, found: dict[str, Any]) -> None:
     tab = show(found)

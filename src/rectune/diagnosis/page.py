@@ -24,8 +24,9 @@ from rectune.visible import visible
 
 BINS = len(PROBABILITY_BINS) - 1
 _GROUPS = (("Token class", "by_class"), ("Place in the answer", "by_position"), ("Source", "by_source"))
-_OF_OBJECTS = {"objectives", "examples", "reasons", "risks", "rows", *(key for _, key in _GROUPS)}
-"""Fields that hold lists of objects."""
+_OBJECTS = ("objectives", "examples", "reasons", "risks", "rows", *(key for _, key in _GROUPS))
+_KINDS: dict[str, type] = {"next": str, **dict.fromkeys(_OBJECTS, Mapping)}
+"""Fields that hold lists of one kind."""
 _VISIBLE = str.maketrans({"\n": "↵\n", "\r": "␍", "\t": "⇥\t", "\u2028": "↵\n", "\u2029": "↵\n"})
 
 
@@ -90,12 +91,12 @@ class _Partial(dict[str, Any]):
 
 
 def _lenient(value: Any, key: str = "") -> Any:
-    """The same, with None for what is missing in objects, and nothing but objects in lists of them."""
+    """The same, with None for what is missing in objects and for what is no finite number, and lists of one kind."""
     if isinstance(value, Mapping):
         return _Partial((str(name), _lenient(one, str(name))) for name, one in value.items())
     if not isinstance(value, list | tuple):
-        return value
-    return [_lenient(one) for one in value if key not in _OF_OBJECTS or isinstance(one, Mapping)]
+        return None if isinstance(value, int | float) and _number(value) is None else value
+    return [_lenient(one) for one in value if isinstance(one, _KINDS.get(key, object))]
 
 
 def _number(value: Any) -> float | None:
