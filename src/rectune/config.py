@@ -6,6 +6,7 @@ What the settings do is in `training/loop.py`; which objectives exist is in `obj
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -235,6 +236,11 @@ def load_config(
     for key in given:
         if key not in known and not (free and key.startswith("objective.")):
             raise unknown_name("setting", key, [*known, *free], where=origin[key])
+    for key, value in given.items():
+        try:
+            json.dumps([key, value], ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:  # a file's name of other bytes, for one: no config.json could hold it
+            raise UserError("is not Unicode", where=origin[key], hint="use another name") from None
     try:
         return kind.model_validate(_nest(given))
     except ValidationError as error:
