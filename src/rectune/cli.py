@@ -208,7 +208,7 @@ def eval_(
 
     Args:
         model: Hub id, local folder, packaged model, or the folder of a training run, whose prompt is then used.
-        benchmarks: Names separated by commas, see `rectune list benchmarks`.
+        benchmarks: Names separated by commas, see `rectune list benchmarks`, or JSONL files of your own problems.
         out: Folder of the evaluation; run again, it goes on.
         n: Answers to each problem.
         temperature: 0 takes the most probable token.

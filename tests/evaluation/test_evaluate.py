@@ -236,6 +236,13 @@ def test_two_evaluations_are_compared_problem_by_problem(tmp_path, sums):
     assert len(partly["warnings"]) == 2
 
 
+def test_a_file_of_problems_stands_among_the_benchmarks(tmp_path, sums):
+    found = evaluate("m", [str(sums)], out=tmp_path / "o", engine=Script(often), n=1)
+    assert list(found["benchmarks"]) == [sums.stem]
+    with pytest.raises(UserError, match="two benchmarks named"):
+        evaluate("m", [str(sums)], benchmark_files=[sums], out=tmp_path / "p", engine=Script(often), n=1)
+
+
 def test_mistakes_are_one_clear_line(tmp_path, sums):
     with pytest.raises(UserError, match="nothing to evaluate on"):
         evaluate("m", out=tmp_path / "o")

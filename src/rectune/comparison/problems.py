@@ -17,6 +17,7 @@ from rectune.config import TrainConfig
 from rectune.data.rows import Problem
 from rectune.errors import UserError
 from rectune.evaluation.asking import Wanted, ask
+from rectune.evaluation.benchmarks import benchmark_name
 from rectune.evaluation.run_prompt import RunPrompt, row_wrapping
 from rectune.training.checkpoints import write_text
 
@@ -47,11 +48,6 @@ def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return domains
 
 
-def benchmark_name(wanted: str) -> str:
-    """A benchmark's own name, or the stem of a file of problems."""
-    return Path(wanted).stem if _is_file(wanted) else wanted
-
-
 def load_problems(
     wanted: Sequence[str], config: TrainConfig, *, benchmark_dir: Path | None = None, limit: int | None = None
 ) -> Problems:
@@ -66,9 +62,7 @@ def load_problems(
         UserError: An unknown benchmark, or problems that cannot be read.
     """
     run = RunPrompt(Path(), config.data, config.rows, row_wrapping(config.data, config.rows))
-    names = [name for name in wanted if not _is_file(name)]
-    files = [Path(name) for name in wanted if _is_file(name)]
-    asked = ask(Wanted(names, files, benchmark_dir, limit, config.seed), run, None, config.rows.system)
+    asked = ask(Wanted(wanted, (), benchmark_dir, limit, config.seed), run, None, config.rows.system)
     return {benchmark_name(name): asked[benchmark_name(name)].problems for name in wanted}
 
 
@@ -145,7 +139,3 @@ def _record(name: str, problem: Problem) -> dict[str, Any]:
         "grader": problem.grader,
         **({"extra": problem.extra} if problem.extra else {}),
     }
-
-
-def _is_file(wanted: str) -> bool:
-    return Path(wanted).suffix == ".jsonl" or Path(wanted).is_file()

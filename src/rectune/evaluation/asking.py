@@ -15,7 +15,13 @@ from rectune.config import DataConfig
 from rectune.data.overlap import find_overlap, row_turns
 from rectune.data.rows import Problem
 from rectune.errors import UserError
-from rectune.evaluation.benchmarks import AS_IS, BENCHMARKS, load_benchmark, load_benchmark_file
+from rectune.evaluation.benchmarks import (
+    AS_IS,
+    BENCHMARKS,
+    is_problem_file,
+    load_benchmark,
+    load_benchmark_file,
+)
 from rectune.evaluation.run_prompt import RunPrompt, shared_wrapping
 
 log = logging.getLogger("rectune")
@@ -23,7 +29,7 @@ log = logging.getLogger("rectune")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which problems: benchmarks by name, files of one's own, a folder of benchmarks, a limit for each."""
+    """Which problems: benchmarks (names, or JSONL files), files, a folder of benchmarks, a limit for each."""
 
     benchmarks: Sequence[str]
     files: Sequence[Path]
@@ -50,6 +56,8 @@ def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str |
     """
     asked: dict[str, Asked] = {}
     for name in wanted.benchmarks:
+        if is_problem_file(name):
+            continue
         declared = BENCHMARKS[name].prompt if name in BENCHMARKS else AS_IS
         chosen = prompt or (run.wrapping if run and declared != AS_IS else None) or declared
         problems = load_benchmark(
@@ -61,7 +69,7 @@ def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str |
             system=system,
         )
         asked[name] = Asked(chosen, problems)
-    for path in map(Path, wanted.files):
+    for path in [*map(Path, filter(is_problem_file, wanted.benchmarks)), *map(Path, wanted.files)]:
         if path.stem in asked:
             raise UserError(
                 f"there are two benchmarks named '{path.stem}'", where=path, hint="rename the file"

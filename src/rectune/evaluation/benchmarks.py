@@ -141,6 +141,16 @@ def load_benchmark(
     return _chosen(found, limit, seed)
 
 
+def is_problem_file(wanted: str) -> bool:
+    """Whether a file of problems is meant, and not a benchmark's name."""
+    return Path(wanted).suffix == ".jsonl" or (wanted not in BENCHMARKS and Path(wanted).is_file())
+
+
+def benchmark_name(wanted: str) -> str:
+    """A benchmark's own name, or the stem of a file of problems."""
+    return Path(wanted).stem if is_problem_file(wanted) else wanted
+
+
 def load_benchmark_file(
     path: Path | str,
     *,

@@ -66,7 +66,7 @@ def evaluate(
     Args:
         model: Hub id, folder, packaged name, or the folder of a training run; for a server what has its
             tokenizer.
-        benchmarks: Names, see `BENCHMARKS`.
+        benchmarks: Names, see `BENCHMARKS`, or JSONL files as in `benchmark_files`.
         out: Folder of this evaluation; one model and one protocol each.
         benchmark_files: JSONL files of one's own with `prompt` and `answer`; named by the file's stem.
         benchmark_dir: A folder that has the benchmarks' files; else they are packaged or loaded from the hub.
