@@ -25,6 +25,7 @@ from typing import Any
 
 from rectune.config import load_config
 from rectune.data.reading import default_cache
+from rectune.models.loading import quiet_bars
 from rectune.reproduction.stories import Story, answered, spoil, stories, vocabulary
 from rectune.training.checkpoints import write_text
 from rectune.training.loop import train
@@ -183,7 +184,8 @@ def _write_untrained(folder: Path, shape: dict[str, int]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(BASE_SEED)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    with quiet_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
