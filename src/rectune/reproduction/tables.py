@@ -133,10 +133,15 @@ def plan_parts(plan: dict[str, Any]) -> Iterator[Part]:
         lines = [run["launch"] for run in model["runs"] if run.get("launch")]
         yield from (["on several GPUs, each run by itself:", *lines] if lines else [])
     if plan["scale"] == "mini":
-        yield f"by the speeds of _mini.toml: {plan['speed']}; rates tried: {plan['rates_tried'] or 'none'}"
+        rates = ", ".join(f"{rate:g}" for rate in plan["rates_tried"]) or "none"
+        yield f"by the speeds of _mini.toml: {_figures(plan['speed'])}; rates tried: {rates}"
     else:
-        yield f"\nin all {plan['gpu_hours']:.0f} GPU hours. {plan['formula']}. Assumed: {plan['assumed']}"
+        yield f"\nin all {plan['gpu_hours']:.0f} GPU hours. {plan['formula']}. Assumed: {_figures(plan['assumed'])}"
     yield from _notes(plan)
+
+
+def _figures(named: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in named.items())
 
 
 def _planned(run: dict[str, Any]) -> dict[str, Any]:
