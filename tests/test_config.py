@@ -125,6 +125,8 @@ def test_a_bad_recipe_is_one_line(tmp_path: Path, text: str, line: str) -> None:
         ({"rows.columns": "prompt"}, "--rows.columns: 'prompt' is not of the form prompt=FIELD"),
         ({"trackers": "tensorbord"}, "--trackers: input should be 'tensorboard', 'wandb' or 'trackio'"),
         ({"max_length": 1}, "--max-length: input should be greater than 1, got 1"),
+        ({"seed": -1}, "--seed: input should be greater than or equal to 0, got -1"),
+        ({"seed": 2**63}, "--seed: input should be less than 4294967296"),
         ({"out": "runs/\udcff"}, "--out: is not Unicode"),
         ({"rows.columns": {"prompt": "\udcff"}}, "--rows.columns: is not Unicode"),
     ],

@@ -34,6 +34,10 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy and torch take, also times what makes each step's own of it."""
+
+
 class Settings(BaseModel):
     """A frozen table of settings; an unknown key is an error."""
 
@@ -134,7 +138,7 @@ class TrainConfig(Settings):
     """Rows to train on: JSONL, JSON, CSV or Parquet, a folder of them, a hub id, or gsm8k-calculations (packaged)."""
     out: Path
     """Run folder; made if it is missing."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of row order, hold-out split, initial adapters and dropout."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the rows; ignored where steps is given."""

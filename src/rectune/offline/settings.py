@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from rectune.config import DataConfig, PathOrName, Settings, TrainConfig
+from rectune.config import DataConfig, PathOrName, Seed, Settings, TrainConfig
 
 
 class SamplingConfig(Settings):
@@ -24,7 +24,7 @@ class SamplingConfig(Settings):
     """Draw from the most probable tokens that make up this share."""
     max_new_tokens: int = Field(1024, gt=0)
     """Longest answer; together with the problem it should fit into max_length."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the draws and of the choice among answers; seed is for training alone, so that runs can share answers."""
     samples: PathOrName | None = None
     """samples.jsonl of an earlier run to begin with; what it lacks is drawn."""

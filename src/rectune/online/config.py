@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rectune.config import LoraConfig, PathOrName, Settings, TrainConfig
+from rectune.config import LoraConfig, PathOrName, Seed, Settings, TrainConfig
 
 
 class OnlineConfig(Settings):
@@ -22,7 +22,7 @@ class OnlineConfig(Settings):
     """Problems to learn on: a JSONL file with prompt and answer, or the name of a benchmark."""
     out: Path
     """Run folder; made if it is missing."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of problem order, draws, minibatches and initial adapters."""
     algorithm: Literal["grpo", "ppo"] = "grpo"
     """grpo: advantages within the group of answers to a problem. ppo: a value head and GAE."""
