@@ -348,10 +348,8 @@ def diagnosis_page(draw: Draw) -> None:
     """A diagnosis with parts missing, null or hostile: its page, and what the terminal shows."""
     import matplotlib.font_manager  # noqa: F401  # makes its own folders when it is first used, which no input does
 
-    from diagnosed import diagnosis
-    from rectune.diagnosis.page import render_page
-
-    whole = diagnosis(rows=2)
+    page, written = page_drawing_once()
+    whole = json.loads(written)
     for _ in range(draw(st.integers(0, 4))):
         part: Any = whole
         while True:
@@ -369,7 +367,18 @@ def diagnosis_page(draw: Draw) -> None:
             part[key] = draw(st.none() | other)
             break
     with bounded():
-        check_inert(render_page(whole), scripts=2 if whole.get("examples") else 1)
+        check_inert(page.render_page(whole), scripts=2 if whole.get("examples") else 1)
+
+
+@lru_cache(maxsize=1)
+def page_drawing_once() -> tuple[Any, str]:
+    """The page's module, which draws a figure once (most of the work of a page), and a whole diagnosis as JSON."""
+    from diagnosed import diagnosis
+    from rectune.diagnosis import page
+
+    draw = lru_cache(maxsize=64)(page._histogram)
+    page._histogram = lambda counts: draw(tuple(counts))  # type: ignore[assignment]
+    return page, json.dumps(diagnosis(rows=2))
 
 
 @lru_cache(maxsize=1)
