@@ -132,6 +132,22 @@ def test_seeds_that_differ_widen_the_interval(tmp_path):
     assert looks["high"] - looks["low"] > 0.6  # over problems alone it would be 0.08
 
 
+def test_two_seeds_hide_what_problems_show_and_the_sentence_says_so(tmp_path):
+    rng = np.random.default_rng(3)
+    arms = {
+        label: {
+            seed: write_evaluation(tmp_path / f"{label}{seed}", {"b": random_answers(rng, rate)})
+            for seed, rate in enumerate(rates)
+        }
+        for label, rates in {"sft": (0.2, 0.2), "dft": (0.5, 0.35)}.items()
+    }
+    pair = pair_of(judge(arms, {}), "b", "dft", "sft")
+    assert not pair["shown"] and pair["needed"]["enough"]
+    assert pair["sentence"].endswith(
+        "; 2 seeds say little about how far seeds differ: one more would narrow this most"
+    )
+
+
 def test_what_is_left_of_a_gain_that_sharpness_gave(three_seeds):
     arms, greedy, matched = three_seeds
     verdict = judge(arms, {"s": "out", "t": "in"}, greedy=greedy, matched=matched)

@@ -67,7 +67,10 @@ def _needed(pair: Mapping[str, Any]) -> str:
     if not needed["enough"]:
         return f"; about {needed['problems']:,} problems would be needed to see {gap}"
     if abs(pair["difference"]) >= needed["difference"]:  # it is the one that was not seen
-        return ""
+        few = (
+            f"; {pair['seeds']} seeds say little about how far seeds differ: one more would narrow this most"
+        )
+        return few if pair["seeds"] > 1 else ""
     return f"; a difference of {gap} would have been seen (with a chance of 80 %)"
 
 
