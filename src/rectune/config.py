@@ -35,7 +35,7 @@ else:  # pragma: no cover
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What numpy and torch take, also times what makes each step's own of it."""
+"""numpy takes none below 0; times 1,000,003, for a step's own seed, it is still an int64, which torch asks for."""
 
 
 class Settings(BaseModel):
