@@ -11,11 +11,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation. `supervised` turns are the targets of training."""
+    """One message of a conversation. `supervised` turns are the targets of training.
+
+    Attributes:
+        fields: JSON object of what else the chat template may read of the message (`reasoning_content`,
+            `tool_calls`, `name`, `tool_call_id`); "" for none.
+    """
 
     role: str
     content: str
     supervised: bool = False
+    fields: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +32,13 @@ class Row:
         turns: In order; a plain prompt/completion row is a user turn and a supervised assistant turn.
         where: `file:line` (or `dataset[index]`) that the row came from, for messages to the user.
         source: The row's own `source` field where it has one (NuminaMath, OpenR1), else "".
+        tools: JSON list of the tools that the chat template is given; "" for none.
     """
 
     turns: tuple[Turn, ...]
     where: str
     source: str = ""
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
