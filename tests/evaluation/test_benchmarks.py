@@ -120,10 +120,22 @@ def test_a_file_named_after_the_benchmark_serves(tmp_path):
     assert (problem.problem_id, problem.answer) == ("aime24/7", "2")
 
 
-def test_minerva_takes_the_last_box_of_the_solution(tmp_path):
-    solution = "first \\boxed{1}, then $\\boxed{\\frac{a_{0}}{\\sqrt{2}}}$."
-    write(tmp_path / "minerva_math" / "test.jsonl", {"problem": "x?", "solution": solution})
-    assert load_benchmark("minerva", benchmark_dir=tmp_path)[0].answer == "\\frac{a_{0}}{\\sqrt{2}}"
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "1.6",
+        r"\frac{a_{0}}{\sqrt{2}}",
+        # row 113 of the published minerva_math/test.jsonl: braces four deep
+        r"-\frac{\zeta \omega_{n}^{2}}{\sqrt{1-\zeta^{2}}} \sin \left(\omega_{n} \sqrt{1-\zeta^{2^{a_{b}}}} t\right)",
+        r"\left\{x : x > \frac{1}{2}\right\}",
+    ],
+)
+@pytest.mark.parametrize("name", ["minerva", "math500", "aime24"])
+def test_a_record_without_an_answer_has_it_in_the_last_box_of_its_solution(tmp_path, name, gold):
+    solution = f"first \\boxed{{1}}, so that $\\boxed{{{gold}}}$."
+    folder = {"minerva": "minerva_math"}.get(name, name)
+    write(tmp_path / folder / "test.jsonl", {"problem": "x?", "solution": solution, "idx": 0})
+    assert load_benchmark(name, benchmark_dir=tmp_path)[0].answer == gold
 
 
 def test_several_gold_answers_stay_a_list(tmp_path):

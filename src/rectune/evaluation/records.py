@@ -6,17 +6,16 @@ records come from is in `benchmarks.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rectune.errors import UserError
+from rectune.grading.answers import extract_answer
 
 QUESTION = ("question", "problem", "input", "prompt")
 ANSWER = ("answer", "target", "final_ans", "gold", "solution_number")
 ID = ("problem_id", "unique_id", "task_id", "ID", "id")
-BOX = r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"  # braces up to three deep
 Record = Mapping[str, Any]
 
 
@@ -31,7 +30,7 @@ class Asked:
 
 
 def plain(record: Record, where: str) -> Asked:
-    """A question and its answer, under any of the usual names."""
+    """A question and its answer, under any of the usual names; without one, the last box of its solution."""
     return Asked(_text(record, QUESTION, where), _answer(record, where), _id(record))
 
 
@@ -48,17 +47,6 @@ def svamp(record: Record, where: str) -> Asked:
     """Body and question are two fields."""
     question = f"{_text(record, ('Body',), where).strip()} {_text(record, ('Question',), where).strip()}"
     return Asked(question, _written(_first(record, ("Answer",), where), "Answer", where), _id(record))
-
-
-def minerva(record: Record, where: str) -> Asked:
-    """`answer` on the hub; the original has only a solution, whose last box is the answer."""
-    question = _text(record, QUESTION, where)
-    if record.get("answer") not in (None, ""):
-        return Asked(question, _answer(record, where), _id(record))
-    boxes = re.findall(BOX, _text(record, ("solution",), where))
-    if not boxes:
-        raise UserError("neither an answer nor a box in its solution", where=where)
-    return Asked(question, boxes[-1], _id(record))
 
 
 def olympiadbench(record: Record, where: str) -> Asked:
@@ -121,6 +109,11 @@ def _text(record: Record, names: tuple[str, ...], where: str) -> str:
 
 
 def _answer(record: Record, where: str) -> str | list[str]:
+    solution = record.get("solution")
+    if isinstance(solution, str) and not any(record.get(name) not in (None, "") for name in ANSWER):
+        if boxed := extract_answer(solution, ["boxed"]):  # MATH's and Minerva's own files
+            return boxed
+        raise UserError("neither an answer nor a box in its solution", where=where)
     value = _first(record, ANSWER, where)
     if isinstance(value, list) and value:
         return [_written(one, "answer", where) for one in value]
