@@ -244,7 +244,10 @@ def test_several_benchmarks_of_a_domain_are_pooled(three_seeds):
     (pooled,) = [p for p in whole["pairs"] if (p["a"], p["b"]) == ("dft", "sft")]
     assert pooled["difference"] == pytest.approx(np.mean(single))
     assert verdict["comparisons"] == 9
-    assert verdict["sentences"][0].startswith("Out of domain (s, t): base ")
+    headline = [line["sentence"] for line in verdict["headline"]]
+    assert verdict["sentences"][: len(headline)] == headline
+    assert all(sentence.endswith(" out of domain") for sentence in headline)
+    assert verdict["sentences"][len(headline)].startswith("Out of domain (s, t): base ")
 
 
 def test_runs_with_nothing_in_common_are_not_pooled(tmp_path):
@@ -260,17 +263,76 @@ def test_runs_with_nothing_in_common_are_not_pooled(tmp_path):
     assert [s[:13] for s in verdict["sentences"]] == ["In domain (s)", "In domain (t)"]
 
 
-def test_several_arms_and_no_gain_over_the_base(tmp_path):
+def judged_beside_base(tmp_path, rates):
+    """One seed of each arm on gsm8k (in domain) and svamp (out of it), with shares of right answers."""
     rng = np.random.default_rng(5)
-    rates = {"base": 0.3, "sft": 0.7, "dft": 0.3, "power": 0.7}
-    arms = {
-        name: {0: write_evaluation(tmp_path / name, {"b": random_answers(rng, r)})}
-        for name, r in rates.items()
-    }
-    (sentence,) = judge(arms, {"b": "in"})["sentences"]
-    assert "sft beats dft by" in sentence and "power beats dft by" in sentence
-    assert "no difference can be shown for 1 of 3 pairs" in sentence
-    assert sentence.endswith("no gain over the base model can be shown for dft")
+    folders = {
+        name: {0: write_evaluation(
+            tmp_path / name, {b: random_answers(rng, r) for b, r in zip(DOMAINS, both, strict=True)}
+        )}
+        for name, both in rates.items()
+    }  # fmt: skip
+    return judge(folders, DOMAINS)
+
+
+@pytest.mark.parametrize("inside", [-1, 0, 1])
+@pytest.mark.parametrize("outside", [-1, 0, 1])
+def test_worse_no_difference_and_better_are_three_sentences(tmp_path, inside, outside):
+    rates = {"base": (0.5, 0.5), "sft": (0.5 + 0.3 * inside, 0.5 + 0.3 * outside)}
+    verdict = judged_beside_base(tmp_path, rates)
+    words = {-1: "worse", 0: "no difference", 1: "better"}
+    found = {place: one["verdict"] for place, one in verdict["against_base"]["sft"].items()}
+    assert found == {"in domain": words[inside], "out of domain": words[outside]}
+    assert [
+        p["verdict"] for one in verdict["benchmarks"].values() for p in one["pairs"] if p["b"] == "base"
+    ] == list(found.values())
+    figure = r"[+-]\d+\.\d points \[[+-]\d+\.\d, [+-]\d+\.\d\]"
+    both, inner, outer = (
+        f"{figure} in domain, {figure} out of domain",
+        f"{figure} in domain",
+        f"{figure} out of domain",
+    )
+    unseen = "; no difference can be shown: "
+    expected = {
+        (-1, -1): f"sft made the model worse: {both}",
+        (-1, 0): f"sft made the model worse in domain: {inner}{unseen}{outer}",
+        (0, -1): f"sft made the model worse out of domain: {outer}{unseen}{inner}",
+        (-1, 1): f"sft made the model worse in domain and better out of domain: {both}",
+        (1, -1): f"sft made the model worse out of domain and better in domain: {outer}, {inner}",
+        (0, 0): f"no difference between sft and the base model can be shown: {both}",
+        (1, 0): f"sft made the model better in domain: {inner}{unseen}{outer}",
+        (0, 1): f"sft made the model better out of domain: {outer}{unseen}{inner}",
+        (1, 1): f"sft made the model better: {both}",
+    }  # fmt: skip
+    harm = -1 in (inside, outside) and 1 not in (inside, outside)
+    partly = "" if inside == outside else " somewhere, and better nowhere"
+    keep = [f"Keep the base model: sft is worse{partly}"] if harm else []
+    sentences = verdict["sentences"]
+    assert sentences[: len(keep)] == keep and ("Keep the base" in " ".join(sentences)) == harm
+    assert re.fullmatch(expected[inside, outside], sentences[len(keep)])
+    assert [line["sentence"] for line in verdict["headline"]] == sentences[: len(keep) + 1]
+
+
+def test_the_headline_names_harm_first_and_keeps_the_base_model_where_all_are_worse(tmp_path):
+    rates = {"base": (0.5, 0.5), "dft": (0.8, 0.5), "iw": (0.5, 0.5), "sft": (0.2, 0.2)}
+    verdict = judged_beside_base(tmp_path / "one", rates)
+    assert [line["verdict"] for line in verdict["headline"]] == ["worse", "better", "no difference"]
+    assert verdict["sentences"][0].startswith("sft made the model worse: -")
+    assert "Keep the base model" not in " ".join(verdict["sentences"])
+    inside = verdict["sentences"][3]
+    assert inside.startswith("In domain (gsm8k): base 5") and "no difference can be shown for 0" not in inside
+    verdict = judged_beside_base(tmp_path / "all", {"base": (0.7, 0.7), "sft": (0.2, 0.2), "dft": (0.4, 0.7)})
+    assert verdict["sentences"][0] == "Keep the base model: every arm is worse somewhere, and better nowhere"
+    assert verdict["sentences"][2].startswith("dft made the model worse in domain: -")
+
+
+def test_harm_is_seen_wherever_the_base_model_stands(tmp_path):
+    rates = {"sft": (0.2, 0.2), "dft": (0.8, 0.8), "base": (0.5, 0.5)}
+    verdict = judged_beside_base(tmp_path, rates)
+    places = verdict["against_base"]
+    assert [places[label]["in domain"]["verdict"] for label in ("sft", "dft")] == ["worse", "better"]
+    one = places["sft"]["in domain"]
+    assert one["low"] < one["difference"] < one["high"] < 0
 
 
 def test_planning_for_problems_or_for_seeds():

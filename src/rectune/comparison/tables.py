@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rectune.evaluation.wording import against_base
+
 Table = list[dict[str, str]]
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
@@ -20,13 +22,15 @@ def tables(comparison: dict[str, Any]) -> Iterator[tuple[str, Table]]:
     for name, numbers in comparison["verdict"]["benchmarks"].items():
         domain = DOMAINS.get(numbers["domain"])
         title = f"{name}{f' ({domain})' if domain else ''}, {numbers['problems']} problems"
-        yield title, [_row(label, arm, n) for label, arm in numbers["arms"].items()]
+        beside = against_base([("", numbers)])
+        yield title, [_row(label, arm, n, beside.get(label, {})) for label, arm in numbers["arms"].items()]
 
 
-def _row(label: str, arm: dict[str, Any], n: int) -> dict[str, str]:
+def _row(label: str, arm: dict[str, Any], n: int, beside: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {
         "arm": label,
         f"avg@{n}": interval(arm),
+        "than base": beside[""]["verdict"] if beside else "-",
         "greedy": percent(arm["greedy"]),
         f"pass@{n}": percent(arm["pass_at"].get(str(n))),
         "stopped": percent(arm["stopped"], 0),

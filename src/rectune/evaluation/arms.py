@@ -10,7 +10,7 @@ Shapes: P problems, N samples, S seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -42,8 +42,11 @@ from rectune.evaluation.statistics import (
 )
 from rectune.evaluation.wording import (
     DOMAINS,
+    against_base,
     contrasts,
+    direction,
     domain_sentences,
+    headline,
     pair_sentence,
     sharpening_sentence,
 )
@@ -76,7 +79,8 @@ def judge(
     Returns:
         JSON-ready; fractions, not points. `benchmarks`: name to `domain`, `arms`, `pairs`; `domains`: the same over
         all problems of a domain with two benchmarks or more; `comparisons`: tests that Holm's correction is over;
-        `sentences`; `warnings`: what was left out or was not alike. docs/evaluation.md describes every field.
+        `against_base` and `headline`: what training did to the model (see `wording.py`); `sentences`, the headline's
+        first; `warnings`: what was left out or was not alike. docs/evaluation.md describes every field.
 
     Raises:
         UserError: Nothing can be read.
@@ -101,6 +105,8 @@ def judge(
                 whole = _view(DOMAINS[where], views, target, level, warnings)
                 result["domains"][where] = {"benchmarks": names, **whole}
     _finish(result)
+    result["against_base"] = against_base(list(_places(result)))
+    result["headline"] = headline(result["against_base"])
     return {**result, "sentences": _sentences(result), "warnings": list(dict.fromkeys(warnings))}
 
 
@@ -279,20 +285,37 @@ def _finish(result: dict[str, Any]) -> None:
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
         pair["shown"] = bool(adjusted < 1 - level and pair["low"] * pair["high"] > 0)
+        pair["verdict"] = direction(pair)
         pair["sentence"] = pair_sentence(pair, len(pairs), level)
         if pair["sharpening"] is not None:
             pair["sharpening"]["sentence"] = sharpening_sentence(pair, pair["sharpening"])
 
 
+def _views_of(result: dict[str, Any], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """The benchmarks of a domain with their names: all together where they were pooled, else each."""
+    names = [name for name, one in result["benchmarks"].items() if one["domain"] == where]
+    whole = result["domains"].get(where)
+    return [(", ".join(names), whole)] if whole else [(name, result["benchmarks"][name]) for name in names]
+
+
+def _others(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, one) for name, one in result["benchmarks"].items() if one["domain"] not in DOMAINS]
+
+
+def _places(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, words in DOMAINS.items():
+        views = _views_of(result, where)
+        for title, view in views:
+            yield words + (f" ({title})" if len(views) > 1 else ""), view
+    for name, one in _others(result):
+        yield f"on {name}", one
+
+
 def _sentences(result: dict[str, Any]) -> list[str]:
-    found: list[str] = []
+    found: list[str] = [line["sentence"] for line in result["headline"]]
     heads: dict[str, dict[str, Any]] = {}
     for where, words in DOMAINS.items():
-        names = [name for name, one in result["benchmarks"].items() if one["domain"] == where]
-        whole = result["domains"].get(where)
-        views = (
-            [(", ".join(names), whole)] if whole else [(name, result["benchmarks"][name]) for name in names]
-        )
+        views = _views_of(result, where)
         for title, view in views:
             found += domain_sentences(
                 f"{words.capitalize()} ({title})", view["arms"], view["pairs"], result["level"]
@@ -301,7 +324,6 @@ def _sentences(result: dict[str, Any]) -> list[str]:
             heads[where] = views[0][1]
     if len(heads) == 2:
         found += contrasts(heads["in"]["pairs"], heads["out"]["pairs"])
-    for name, one in result["benchmarks"].items():
-        if one["domain"] not in DOMAINS:
-            found += domain_sentences(name, one["arms"], one["pairs"], result["level"])
+    for name, one in _others(result):
+        found += domain_sentences(name, one["arms"], one["pairs"], result["level"])
     return found

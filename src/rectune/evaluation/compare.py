@@ -16,6 +16,7 @@ from rectune.disk import check_format, load_json
 from rectune.errors import UserError
 from rectune.evaluation.scoring import correct_matrix, read_graded
 from rectune.evaluation.statistics import holm, mean_interval, paired_difference
+from rectune.evaluation.wording import direction
 
 log = logging.getLogger("rectune")
 
@@ -27,7 +28,8 @@ def compare_evaluations(a: Path, b: Path) -> dict[str, Any]:
     """a minus b for every benchmark that both have.
 
     Returns, JSON-ready: per benchmark `problems` (in both), `a` and `b` (mean, low, high), `difference`
-    (mean, low, high, p_value), `p_holm` (p-value adjusted for the number of benchmarks); and `warnings` about
+    (mean, low, high, p_value), `p_holm` (p-value adjusted for the number of benchmarks), `verdict` (a is "worse",
+    "better", or "no difference" is shown, as in `judge`); and `warnings` about
     all that is not the same in the two protocols.
 
     Raises:
@@ -59,7 +61,10 @@ def compare_evaluations(a: Path, b: Path) -> dict[str, Any]:
         raise UserError("no problem is in both evaluations", where=f"{a} and {b}")
     adjusted = holm([numbers["difference"]["p_value"] for numbers in compared.values()])
     for numbers, p_value in zip(compared.values(), adjusted, strict=True):
+        found = numbers["difference"]
         numbers["p_holm"] = p_value
+        shown = p_value < 0.05 and found["low"] * found["high"] > 0
+        numbers["verdict"] = direction({"difference": found["mean"], "shown": shown})
     for warning in warnings:
         log.warning("%s", warning)
     return {"a": str(a), "b": str(b), "benchmarks": compared, "warnings": warnings}

@@ -22,6 +22,70 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
 
 
+def direction(pair: Mapping[str, Any]) -> str:
+    """What a is beside b: "worse", "no difference" (none is shown) or "better"."""
+    if not pair["shown"]:
+        return "no difference"
+    return "better" if pair["difference"] > 0 else "worse"
+
+
+def against_base(
+    views: Sequence[tuple[str, Mapping[str, Any]]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of every trained arm by place ("in domain"): `verdict` as in `direction`, arm minus base, and its interval."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for place, view in views:
+        for pair in view["pairs"]:
+            if BASE not in (pair["a"], pair["b"]):
+                continue
+            label, sign = (pair["a"], 1) if pair["b"] == BASE else (pair["b"], -1)
+            low, high = sorted((sign * pair["low"], sign * pair["high"]))
+            one = {"difference": sign * pair["difference"], "low": low, "high": high}
+            verdict = direction({**one, "shown": pair["shown"]})
+            found.setdefault(label, {})[place] = {"verdict": verdict, **one}
+    return found
+
+
+def headline(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """What training did to the model, the harm first: `verdict` and `sentence`; nothing without the base model."""
+    verdicts = {label: {one["verdict"] for one in places.values()} for label, places in against.items()}
+    lines = [
+        {"verdict": next(v for v in _ORDER if v in verdicts[label]), "sentence": _beside_base(label, places)}
+        for label, places in against.items()
+    ]
+    lines.sort(key=lambda line: _ORDER.index(line["verdict"]))
+    if verdicts and all("worse" in found and "better" not in found for found in verdicts.values()):
+        arms = "every arm" if len(verdicts) > 1 else next(iter(verdicts))
+        partly = any(found != {"worse"} for found in verdicts.values())
+        rest = " somewhere, and better nowhere" if partly else ""
+        lines.insert(0, {"verdict": "worse", "sentence": f"Keep the base model: {arms} is worse{rest}"})
+    return lines
+
+
+_ORDER = ("worse", "better", "no difference")
+
+
+def _beside_base(label: str, places: Mapping[str, Mapping[str, Any]]) -> str:
+    by_verdict = {v: [p for p, one in places.items() if one["verdict"] == v] for v in _ORDER}
+    changes = [(v, where) for v in ("worse", "better") if (where := by_verdict[v])]
+    figures = {
+        place: f"{_signed(one['difference'])} points [{_signed(one['low'])}, {_signed(one['high'])}] {place}"
+        for place, one in places.items()
+    }
+    unseen = ", ".join(figures[place] for place in by_verdict["no difference"])
+    if not changes:
+        return f"no difference between {label} and the base model can be shown: {unseen}"
+    everywhere = len(changes[0][1]) == len(places)
+    made = " and ".join(v if everywhere else f"{v} {' and '.join(where)}" for v, where in changes)
+    seen = ", ".join(figures[place] for _, where in changes for place in where)
+    rest = f"; no difference can be shown: {unseen}" if unseen else ""
+    return f"{label} made the model {made}: {seen}{rest}"
+
+
+def _signed(fraction: float) -> str:
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
+
+
 def pair_sentence(pair: Mapping[str, Any], comparisons: int, level: float) -> str:
     """One pair on one benchmark: direction, difference, interval, problems and seeds, and p where it matters."""
     evidence = f"{pair['problems']} problems" + (f", {pair['seeds']} seeds" if pair["seeds"] > 1 else "")
@@ -108,7 +172,6 @@ def domain_sentences(
     title: str, arms: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], level: float
 ) -> list[str]:
     """The verdict on one domain: all accuracies, what is shown among the trained arms, what goes with it."""
-    trained = [label for label in arms if label != BASE]
     among = [pair for pair in pairs if BASE not in (pair["a"], pair["b"])] or list(pairs)
     accuracies = ", ".join(f"{label} {points(arms[label]['mean'])} %" for label in arms)
     if len(among) == 1:
@@ -121,10 +184,7 @@ def domain_sentences(
         if rest:
             said += ("; " if said else "") + f"no difference can be shown for {rest} of {len(among)} pairs"
         said += alone if among else ""
-    against = {p["a"]: p for p in pairs if p["b"] == BASE} if len(trained) > 1 else {}
-    flat = [label for label, pair in against.items() if not (pair["shown"] and pair["difference"] > 0)]
-    flat_words = f"; no gain over the base model can be shown for {' or '.join(flat)}" if flat else ""
-    found = [f"{title}: {accuracies}" + (f"; {said}" if said else "") + flat_words]
+    found = [f"{title}: {accuracies}" + (f"; {said}" if said else "")]
     for pair in among:
         if not pair["shown"]:
             continue

@@ -75,7 +75,19 @@ def page(data: dict[str, Any]) -> str:
         parts=[section for section in (_with_figures(one, data) for one in sections(data)) if section],
         closing=[section for section in closing(data) if section],
         legend=looks,
+        tones=_tones(data["verdict"]["judged"]),
     )
+
+
+def _tones(judged: dict[str, Any] | None) -> dict[str, str]:
+    """The look of sentences that say that training did harm, or good."""
+    looks = {"worse": "bad", "better": "good"}
+    headline = (judged or {}).get("headline", [])
+    return {
+        one["sentence"].rstrip(".") + ".": looks[one["verdict"]]
+        for one in headline
+        if one["verdict"] in looks
+    }
 
 
 def markdown(data: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ the page is in `closing.py`.
 
 from __future__ import annotations
 
+from rectune.evaluation.wording import direction
 from rectune.reporting import paper
 from rectune.reporting.parts import Data, Section, Table, number, percent
 from rectune.training.drift_lines import LINES
@@ -62,14 +63,24 @@ def _accuracy(data: Data) -> Section:
                 bold.add(len(pairs))
             left = (pair.get("sharpening") or {}).get("matched") or {}
             pairs.append([
-                named[name], f"{pair['a']} - {pair['b']}", _interval(pair, "difference"), _p(pair.get("p_value")),
+                named[name], f"{pair['a']} - {pair['b']}", _verdict(pair), _interval(pair, "difference"),
+                _p(pair.get("p_value")),
                 _p(pair.get("p_holm")), _interval(left, "difference") if left else "-",
                 f"{pair.get('problems', '-')} × {pair.get('seeds', '-')}",
             ])  # fmt: skip
     section.tables = [Table(["accuracy in %", *named.values()], matrix)]
     if pairs:
-        head = ["problems", "difference", "points", "p", "p (Holm)", "equally sharp", "problems × seeds"]
-        section.tables.append(Table(head, pairs, text=2, bold=bold))
+        head = [
+            "problems",
+            "difference",
+            "verdict",
+            "points",
+            "p",
+            "p (Holm)",
+            "equally sharp",
+            "problems × seeds",
+        ]
+        section.tables.append(Table(head, pairs, text=3, bold=bold))
     head = ["problems", "model", "most frequent shape", "greedy", "pass@k", "stopped", "tokens", "repeating"]
     section.tables.append(
         Table(head, looks, text=3, folded="What the answers look like: shape, length, stopping")
@@ -80,6 +91,11 @@ def _accuracy(data: Data) -> Section:
         "are sampled at the same entropy."
     ]
     return section
+
+
+def _verdict(pair: Data) -> str:
+    found = direction({"shown": pair.get("shown"), "difference": pair["difference"]})
+    return found if found == "no difference" else f"{pair['a']} is {found}"
 
 
 def _best(arm: Data) -> str:

@@ -6,11 +6,12 @@ nor NLL says which model solves more problems.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
+from rectune.evaluation.wording import headline
 from rectune.reporting.grouping import BASE, Arm
 from rectune.reporting.read import Found, Notes, Record, number
 
@@ -26,10 +27,12 @@ ALONE = "The verdict is open: only {label} was evaluated, so there is nothing to
 def make_verdict(found: Found, arms: list[Arm], domains: Mapping[str, str], notes: Notes) -> dict[str, Any]:
     """`sentences`; `open` (nothing is compared); `judged`: what `judge` gives, None without evaluations."""
     kept = [record["verdict"] for _, record in found.comparisons if _whole(record.get("verdict"))]
-    if len(kept) == 1 and len(found.comparisons) == 1 and not domains and _only_its_own(found, arms):
-        judged = kept[0]
-    else:
+    own = len(kept) == 1 and len(found.comparisons) == 1 and not domains and _only_its_own(found, arms)
+    judged = kept[0] if own and "headline" in kept[0] else None
+    if judged is None:  # an older comparison does not say what training did to the model
         judged = _judge_all(arms, {**_domains_of(found, arms), **domains}, found, notes)
+    if judged is None and own:
+        judged = kept[0]
     if judged is None:
         return {"open": True, "sentences": [OPEN], "judged": None}
     labels = list(dict.fromkeys(label for one in judged["benchmarks"].values() for label in one["arms"]))
@@ -46,7 +49,9 @@ def _whole(verdict: object) -> bool:
     """Whether a comparison's verdict has all that the page reads, each of its kind."""
     try:
         every = list(verdict["benchmarks"].values())  # type: ignore[index]
+        lines = verdict.get("headline", [])  # type: ignore[attr-defined]
         texts = [*verdict["sentences"], *verdict.get("warnings", [])]  # type: ignore[index, attr-defined]
+        texts += [line[name] for line in lines for name in ("verdict", "sentence")]
         return (
             all(isinstance(text, str) for text in [*texts, *(one["domain"] for one in every)])
             and all(_whole_arm(arm) for one in every for arm in one["arms"].values())
@@ -132,9 +137,19 @@ def _judge_all(arms: list[Arm], domains: Mapping[str, str], found: Found, notes:
         )
         for name in ("benchmarks", "domains"):
             whole[name] |= judged[name]
-        for name in ("sentences", "warnings"):
-            whole[name] += judged[name]
+        whole["warnings"] += judged["warnings"]
+        _join_headlines(whole, judged, names)
     return whole
+
+
+def _join_headlines(whole: Record, judged: Record, names: Sequence[str]) -> None:
+    """Add what was judged apart: whether to keep the base model is said over both."""
+    for label, places in judged["against_base"].items():
+        mine = whole["against_base"].setdefault(label, {})
+        mine |= {f"{at} ({', '.join(names)})" if at in mine else at: one for at, one in places.items()}
+    rest = [text for one in (whole, judged) for text in one["sentences"][len(one["headline"]) :]]
+    whole["headline"] = headline(whole["against_base"])
+    whole["sentences"] = [line["sentence"] for line in whole["headline"]] + rest
 
 
 def _matched_to(found: Found) -> str | None:
