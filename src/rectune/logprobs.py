@@ -81,6 +81,11 @@ def token_logprobs(
 
     Raises:
         UserError: Shapes or dtypes that do not fit, or a budget below one row of logits.
+
+    Example:
+        >>> hidden, weight = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> token_logprobs(hidden, weight, torch.tensor([0, 2]), implementation="plain").exp()
+        tensor([0.5761, 0.2119])
     """
     columns = token_columns(
         hidden_ND,

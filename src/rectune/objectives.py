@@ -47,79 +47,321 @@ def mean_by(row: Tensor, values: Tensor) -> Tensor:
 
 
 def sft(logp: Tensor) -> Tensor:
-    """Supervised fine-tuning, the paper's Eq. 1: -log p. Weight 1."""
+    """Supervised fine-tuning, the paper's Eq. 1: -log p. Weight 1.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2508.05629, Eq. 1.
+
+    Example:
+        >>> sft(torch.tensor([0.9, 0.5, 0.1]).log())
+        tensor([0.1054, 0.6931, 2.3026])
+    """
     return -logp
 
 
 def dft(logp: Tensor) -> Tensor:
-    """Dynamic Fine-Tuning, the paper's Eq. 9: -sg(p) log p. Weight p, gradient -grad p."""
+    """Dynamic Fine-Tuning, the paper's Eq. 9: -sg(p) log p. Weight p, gradient -grad p.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2508.05629, Eq. 9.
+
+    Example:
+        >>> logp = torch.tensor([0.9, 0.5, 0.1]).log()
+        >>> dft(logp)
+        tensor([0.0948, 0.3466, 0.2303])
+        >>> effective_weight("dft", {"logp": logp})  # p
+        tensor([0.9000, 0.5000, 0.1000])
+    """
     return -sg(logp.exp()) * logp
 
 
 def power(logp: Tensor, *, alpha: float = 0.5) -> Tensor:
-    """Between SFT (alpha 0) and DFT (alpha 1), arXiv:2510.00526. Weight p^alpha."""
+    """Between SFT (alpha 0) and DFT (alpha 1), arXiv:2510.00526. Weight p^alpha.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        alpha: Exponent of the weight; 0 is SFT, 1 is DFT.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2510.00526: the gradient is that of (1 - p^alpha) / alpha.
+
+    Example:
+        >>> logp = torch.tensor([0.9, 0.5, 0.1]).log()
+        >>> effective_weight("power", {"logp": logp}, alpha=0.5)
+        tensor([0.9487, 0.7071, 0.3162])
+    """
     return -sg((alpha * logp).exp()) * logp
 
 
 def threshold(logp: Tensor, *, q: float = 0.2) -> Tensor:
-    """-log p where p >= q, nothing elsewhere, arXiv:2510.00526. Weight 1[p >= q]."""
+    """-log p where p >= q, nothing elsewhere, arXiv:2510.00526. Weight 1[p >= q].
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        q: Least probability of a token that is trained on.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2510.00526.
+
+    Example:
+        >>> threshold(torch.tensor([0.9, 0.5, 0.1]).log(), q=0.2)
+        tensor([0.1054, 0.6931, 0.0000])
+    """
     return -sg((logp.exp() >= q).to(logp.dtype)) * logp
 
 
 def floor(logp: Tensor, *, minimum: float = 0.1) -> Tensor:
-    """DFT with a least weight, as the paper's authors advise for stuck tokens. Weight max(p, minimum)."""
+    """DFT with a least weight, as the paper's authors advise for stuck tokens. Weight max(p, minimum).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        minimum: Least weight of a token.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        advice of the paper's authors, yongliang-wu/DFT#1.
+
+    Example:
+        >>> logp = torch.tensor([0.9, 0.5, 0.1]).log()
+        >>> effective_weight("floor", {"logp": logp}, minimum=0.2)
+        tensor([0.9000, 0.5000, 0.2000])
+    """
     return -sg(logp.exp().clamp(min=minimum)) * logp
 
 
 def mixture(logp: Tensor, *, share: float = 0.5) -> Tensor:
-    """`share` of DFT and the rest of SFT. Weight share * p + 1 - share."""
+    """`share` of DFT and the rest of SFT. Weight share * p + 1 - share.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        share: Share of DFT, from 0 (SFT) to 1 (DFT).
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        the sum of Eq. 1 and Eq. 9 of arXiv:2508.05629.
+
+    Example:
+        >>> logp = torch.tensor([0.9, 0.5, 0.1]).log()
+        >>> effective_weight("mixture", {"logp": logp}, share=0.5)
+        tensor([0.9500, 0.7500, 0.5500])
+    """
     return -sg(share * logp.exp() + (1 - share)) * logp
 
 
 def uncertain(logp: Tensor) -> Tensor:
-    """Tokens the model is undecided about, CHORD's phi, arXiv:2508.11408. Weight p (1 - p)."""
+    """Tokens the model is undecided about, CHORD's phi, arXiv:2508.11408. Weight p (1 - p).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2508.11408 (CHORD).
+
+    Example:
+        >>> logp = torch.tensor([0.9, 0.5, 0.1]).log()
+        >>> effective_weight("uncertain", {"logp": logp})
+        tensor([0.0900, 0.2500, 0.0900])
+    """
     return -sg(-logp.exp() * logp.expm1()) * logp
 
 
 def focal(logp: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """Focal loss, arXiv:1708.02002: -(1 - p)^gamma log p, gradient through the weight. Weight high where p is low."""
+    """Focal loss, arXiv:1708.02002: -(1 - p)^gamma log p, gradient through the weight. Weight high where p is low.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        gamma: Exponent; 0 is SFT.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:1708.02002, Eq. 4.
+
+    Example:
+        >>> focal(torch.tensor([0.5, 0.25]).log(), gamma=2.0)  # 1/4 log 2, 9/16 log 4
+        tensor([0.1733, 0.7798])
+    """
     return -(-logp.expm1()).clamp(min=torch.finfo(logp.dtype).tiny).pow(gamma) * logp
 
 
 def sequence_dft(logp: Tensor, row: Tensor) -> Tensor:
-    """DFT by whole answers, the paper's Eq. 8. Weight: the product of p over the row (nearly 0 for long rows)."""
+    """DFT by whole answers, the paper's Eq. 8. Weight: the product of p over the row (nearly 0 for long rows).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        row: Index of the row of each token, (N,), int64.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2508.05629, Eq. 8.
+
+    Example:
+        >>> logp, row = torch.tensor([0.9, 0.5, 0.1]).log(), torch.tensor([0, 0, 1])
+        >>> effective_weight("sequence_dft", {"logp": logp, "row": row})
+        tensor([0.4500, 0.4500, 0.1000])
+    """
     return -sg(sum_by(row, logp).exp()[row]) * logp
 
 
 def geometric_dft(logp: Tensor, row: Tensor) -> Tensor:
-    """DFT by whole answers, length-normalised, the paper's section 4.6. Weight: geometric mean of p over the row."""
+    """DFT by whole answers, length-normalised, the paper's section 4.6. Weight: geometric mean of p over the row.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        row: Index of the row of each token, (N,), int64.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2508.05629, section 4.6.
+
+    Example:
+        >>> logp, row = torch.tensor([0.9, 0.5, 0.1]).log(), torch.tensor([0, 0, 1])
+        >>> effective_weight("geometric_dft", {"logp": logp, "row": row})
+        tensor([0.6708, 0.6708, 0.1000])
+    """
     return -sg(mean_by(row, logp).exp()[row]) * logp
 
 
 def eaft(logp: Tensor, entropy20: Tensor) -> Tensor:
-    """Entropy-adaptive fine-tuning, arXiv:2601.02151. Weight: top-20 entropy / ln 20."""
+    """Entropy-adaptive fine-tuning, arXiv:2601.02151. Weight: top-20 entropy / ln 20.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        entropy20: Entropy of the 20 most probable tokens, renormalised, (N,), in nats.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2601.02151.
+
+    Example:
+        >>> entropy = torch.tensor([math.log(2), math.log(20) / 2])
+        >>> effective_weight("eaft", {"logp": torch.tensor([0.5, 0.5]).log(), "entropy20": entropy})
+        tensor([0.2314, 0.5000])
+    """
     return -sg(entropy20 / math.log(20)) * logp
 
 
 def iw_sft(logp: Tensor, ref_logp: Tensor, *, low: float = 0.2, high: float = 1.8) -> Tensor:
-    """Importance-weighted SFT per token, arXiv:2507.12856. Weight clip(p / p_ref, low, high)."""
+    """Importance-weighted SFT per token, arXiv:2507.12856. Weight clip(p / p_ref, low, high).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        ref_logp: The same targets under the reference model, (N,); without gradient.
+        low: Least weight.
+        high: Greatest weight.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2507.12856.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.9, 0.1]).log(), "ref_logp": torch.tensor([0.6, 0.1]).log()}
+        >>> effective_weight("iw_sft", columns)
+        tensor([1.5000, 1.0000])
+    """
     return -sg((logp - ref_logp).exp().clamp(low, high)) * logp
 
 
 def iw_sft_sequence(
     logp: Tensor, row: Tensor, ref_logp: Tensor, *, temperature: float = 2.0, high: float = 16.0
 ) -> Tensor:
-    """Importance-weighted SFT per row, arXiv:2507.12856. Weight min(exp(temperature * mean log p / p_ref), high)."""
+    """Importance-weighted SFT per row, arXiv:2507.12856. Weight min(exp(temperature * mean log p / p_ref), high).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        row: Index of the row of each token, (N,), int64.
+        ref_logp: The same targets under the reference model, (N,); without gradient.
+        temperature: Factor on the row's mean log-ratio.
+        high: Greatest weight.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2507.12856.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.9, 0.1]).log(), "ref_logp": torch.tensor([0.6, 0.1]).log()}
+        >>> effective_weight("iw_sft_sequence", {**columns, "row": torch.tensor([0, 0])})
+        tensor([1.5000, 1.5000])
+    """
     return -sg((temperature * mean_by(row, logp - ref_logp)).exp().clamp(max=high)[row]) * logp
 
 
 def psft(logp: Tensor, old_logp: Tensor, *, high: float = 0.28) -> Tensor:
-    """Proximal SFT, arXiv:2508.17784: PPO's clip at advantage 1. Weight p / p_old, 0 once it exceeds 1 + high."""
+    """Proximal SFT, arXiv:2508.17784: PPO's clip at advantage 1. Weight p / p_old, 0 once it exceeds 1 + high.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        old_logp: The same targets under the model some steps ago, (N,).
+        high: Upper clip: a token's weight is 0 once p / p_old exceeds 1 + high.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2508.17784.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.9, 0.1]).log(), "old_logp": torch.tensor([0.6, 0.1]).log()}
+        >>> effective_weight("psft", columns)  # 0.9 / 0.6 is beyond the clip
+        tensor([-0., 1.])
+    """
     return -(logp - sg(old_logp)).exp().clamp(max=1 + high)  # PPO's lower clip never binds at advantage 1
 
 
 def asft(logp: Tensor, kl: Tensor, *, anchor: float = 0.05) -> Tensor:
-    """Anchored SFT, arXiv:2509.23753: DFT + anchor * KL(base || model). Weight p, plus the pull to the base model."""
+    """Anchored SFT, arXiv:2509.23753: DFT + anchor * KL(base || model). Weight p, plus the pull to the base model.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        kl: KL(base || model) at each token's position, (N,), in nats; with gradient.
+        anchor: Factor on the KL.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2509.23753.
+
+    Example:
+        >>> asft(torch.tensor([0.5]).log(), torch.tensor([2.0]), anchor=0.05)  # DFT's 0.3466 + 0.05 * 2
+        tensor([0.4466])
+    """
     return dft(logp) + anchor * kl
 
 
@@ -136,6 +378,25 @@ def dpo(
 
     The margin is the sum of log p / p_ref over the better answer minus that over the worse one.
     Weight sign * beta * sigmoid(-beta * margin).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        ref_logp: The same targets under the reference model, (N,); without gradient.
+        pair: Index of the pair of each token's row, (N,), int64.
+        sign: +1 in the better row of a pair, -1 in the worse one, (N,).
+        beta: Factor on the margin.
+        label_smoothing: Share of pairs assumed to be labelled the wrong way round.
+
+    Returns:
+        Loss per token, (N,): the loss of its pair divided by the pair's number of tokens.
+
+    Source:
+        arXiv:2305.18290, Eq. 7; `label_smoothing` is conservative DPO's.
+
+    Example:
+        >>> logp, ref_logp = torch.tensor([0.8, 0.2]).log(), torch.tensor([0.4, 0.4]).log()
+        >>> dpo(logp, ref_logp, torch.tensor([0, 0]), torch.tensor([1, -1]), beta=1.0)  # margin 2 log 2
+        tensor([0.1116, 0.1116])
     """
     margin = sum_by(pair, sign * (logp - ref_logp))
     loss = -(1 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
@@ -145,10 +406,27 @@ def dpo(
 def grpo(
     logp: Tensor, old_logp: Tensor, advantage: Tensor, *, epsilon: float = 0.2, high: float | None = None
 ) -> Tensor:
-    """PPO's clipped surrogate, arXiv:1707.06347 Eq. 7; with a group's advantages it is GRPO, arXiv:2402.03300 Eq. 3.
+    """PPO's clipped surrogate; with a group's advantages it is GRPO.
 
-    `high` is the upper clip where it is not `epsilon`, as in DAPO, arXiv:2503.14476.
     Weight advantage * p / p_old, 0 where the ratio has left the clip in the advantage's direction.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        old_logp: The same targets under the model some steps ago, (N,).
+        advantage: How much better than expected the token's answer turned out, (N,).
+        epsilon: The ratio p / p_old is clipped to 1 - epsilon and 1 + epsilon.
+        high: Upper clip where it is not `epsilon`, as in DAPO.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:1707.06347, Eq. 7; arXiv:2402.03300, Eq. 3; `high`: arXiv:2503.14476.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.9, 0.1]).log(), "old_logp": torch.tensor([0.6, 0.1]).log()}
+        >>> effective_weight(grpo, {**columns, "advantage": torch.tensor([1.0, -2.0])})
+        tensor([-0., -2.])
     """
     ratio = (logp - sg(old_logp)).exp()
     clipped = ratio.clamp(1 - epsilon, 1 + (epsilon if high is None else high))
@@ -158,8 +436,24 @@ def grpo(
 def k3(logp: Tensor, ref_logp: Tensor, old_logp: Tensor | None = None) -> Tensor:
     """KL(model || reference) estimated at sampled tokens, in nats: r - log r - 1 with r = p_ref / p; never negative.
 
-    GRPO's penalty, arXiv:2402.03300 Eq. 4. Times p / p_old, where `old_logp` is given, its gradient over the samples of
-    the old model is that of the KL (arXiv:2512.02556, and TRL's default); without, that of KL(reference || model).
+    GRPO's penalty.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        ref_logp: The same targets under the reference model, (N,); without gradient.
+        old_logp: Log-probability under the model that sampled the tokens, (N,). With it the estimate is multiplied
+            by p / p_old, and its gradient over those samples is that of the KL, as in TRL; without it the gradient is
+            that of KL(reference || model).
+
+    Returns:
+        Estimate of the penalty per token, (N,).
+
+    Source:
+        arXiv:2402.03300, Eq. 4; with `old_logp`: arXiv:2512.02556.
+
+    Example:
+        >>> k3(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.5, 0.25]).log())
+        tensor([0.0000, 0.1931])
     """
     log_ratio = sg(ref_logp) - logp
     estimate = log_ratio.expm1() - log_ratio
