@@ -21,13 +21,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
 from rectune.sampling import endpoint
+from rectune.sampling.draws import sample_key
 from rectune.sampling.endpoint import Api, retry_after
 from rectune.sampling.engine import sample
 from rectune.sampling.server import ServerEngine
@@ -119,7 +120,7 @@ def test_missing_logprobs_and_unknown_models_are_one_line(
     transformers_serve: str, folder: Path, tmp_path: Path
 ) -> None:
     nameless = {"server_logprobs": False, "served_name": "nowhere/nothing"}
-    for change, words in (({}, "refuses the request: 422 Unexpected fields"), (nameless, "nowhere/nothing")):
+    for change, words in (({}, "prompt must be a string"), (nameless, "nowhere/nothing")):
         with pytest.raises(UserError, match=words):
             sample(
                 str(folder), PROBLEMS, out=tmp_path / "s.jsonl", n=1, engine="server", max_new_tokens=4,
@@ -173,13 +174,14 @@ def test_logprobs_of_a_server_are_those_of_the_model(logprob_server: str, tmp_pa
 
 
 class Failing(BaseHTTPRequestHandler):
-    """Answers with the codes of `plan` in turn, then with `reply`."""
+    """Answers with the codes of `plan` in turn, then with `reply`; refuses fields of `unknown`, one at a time."""
 
     plan: ClassVar[list[tuple[int, dict[str, str]]]] = []
     reply: ClassVar[dict] = {}
     seen: ClassVar[list[float]] = []
     models: ClassVar[list[dict]] = []
     bodies: ClassVar[list[dict]] = []
+    unknown: ClassVar[set[str]] = set()
 
     def do_GET(self) -> None:
         self._answer(200, {}, {"data": self.models})
@@ -187,6 +189,9 @@ class Failing(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.seen.append(time.monotonic())
+        if refused := sorted(self.unknown & self.bodies[-1].keys()):
+            said = f"Unrecognized request argument supplied: {refused[0]}"
+            return self._answer(400, {}, {"error": {"message": said, "type": "invalid_request_error"}})
         code, headers = self.plan.pop(0) if self.plan else (200, {})
         if code == 0:  # cut the connection
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -208,7 +213,7 @@ class Failing(BaseHTTPRequestHandler):
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     Failing.plan, Failing.seen, Failing.reply = [], [], {"ok": True}
-    Failing.models, Failing.bodies = [], []
+    Failing.models, Failing.bodies, Failing.unknown = [], [], set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -292,22 +297,70 @@ def test_models_behind_one_name_are_told_apart_where_the_server_tells(failing: s
     assert seen(llama, vllm | {"id": "n"}) == "served:m"  # which of the two answers is not known
 
 
-def test_what_a_server_would_add_of_its_own_is_switched_off(
+NEUTRAL = {
+    "n": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "repeat_penalty": 1, "presence_penalty": 0,
+    "frequency_penalty": 0, "ignore_eos": False, "skip_special_tokens": True,
+}  # fmt: skip
+"""What no generation_config may change; case 25."""
+
+
+def drawn_by(url: str, folder: Path, out: Path, **settings: Any) -> list[dict]:
+    """The requests for one answer, and the file's only line as the last item."""
+    first = len(Failing.bodies)
+    sample(str(folder), PROBLEMS[:1], out=out, n=1, engine="server", server_url=url, **settings)
+    return [*Failing.bodies[first:], json.loads(out.read_text())]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_every_request_says_every_sampling_setting(
+    failing: str, folder: Path, tmp_path: Path, logprobs: bool
+) -> None:
+    found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
+    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
+    body, _ = drawn_by(
+        failing, folder, tmp_path / "s.jsonl", server_logprobs=logprobs, temperature=0.7, top_p=0.9, seed=3,
+        max_new_tokens=5,
+    )  # fmt: skip
+    assert {name: body.get(name) for name in NEUTRAL} == NEUTRAL
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 0.9, 5)
+    assert body["seed"] == sample_key(3, "p0", 0) % 2**31
+    assert body["stop_token_ids"] == [2]
+
+
+def test_llama_cpp_python_is_sent_text_and_its_own_word_for_no_top_k(
     failing: str, folder: Path, tmp_path: Path
 ) -> None:
     found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
     Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
-    settings = {"n": 1, "engine": "server", "server_url": failing}
-    sample(str(folder), PROBLEMS[:1], out=tmp_path / "ids.jsonl", **settings)
+    ids, _ = drawn_by(failing, folder, tmp_path / "ids.jsonl")
     Failing.models = [{"id": "a.gguf", "owned_by": "me"}]
-    sample(str(folder), PROBLEMS[:1], out=tmp_path / "text.jsonl", **settings)
-    ids, text = Failing.bodies
-    assert (ids["top_k"], text["top_k"]) == (-1, 0)
-    assert all(b["min_p"] == 0 and b["repetition_penalty"] == b["repeat_penalty"] == 1 for b in (ids, text))
+    text, _ = drawn_by(failing, folder, tmp_path / "text.jsonl")
+    assert {name: text.get(name) for name in NEUTRAL} == NEUTRAL | {"top_k": 0}
     assert byte_tokenizer().decode(ids["prompt"]) == text["prompt"]
     Failing.reply["usage"] = {"prompt_tokens": 3}
-    with pytest.raises(UserError, match="reads the prompt as 3 tokens, training as"):
-        sample(str(folder), PROBLEMS[:1], out=tmp_path / "wrong.jsonl", **settings)
+    for change in ({}, {"server_logprobs": False}):
+        with pytest.raises(UserError, match="reads the prompt as 3 tokens, training as"):
+            drawn_by(failing, folder, tmp_path / "wrong.jsonl", **change)
+
+
+def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
+    failing: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
+    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
+    Failing.unknown = {"top_k", "min_p", "stop_token_ids"}
+    out = tmp_path / "s.jsonl"
+    sample(str(folder), PROBLEMS, out=out, n=1, engine="server", server_url=failing, batch_size=1)
+    assert len(out.read_text().splitlines()) == 3
+    assert all({*NEUTRAL} - body.keys() == {"top_k", "min_p"} for body in Failing.bodies[-3:])
+    said = [record.message for record in caplog.records if "does not take" in record.message]
+    assert len(Failing.bodies) == 6
+    assert [message.partition("take ")[2].partition(":")[0] for message in said] == [
+        "min_p", "stop_token_ids", "top_k",
+    ]  # fmt: skip
+    Failing.unknown = {"temperature"}  # without this setting the answers are not those that were wanted
+    with pytest.raises(UserError, match=r"refuses the request: 400 Unrecognized .*: temperature"):
+        drawn_by(failing, folder, tmp_path / "other.jsonl")
 
 
 def test_without_logprobs_or_ids_the_run_stops_in_one_line(

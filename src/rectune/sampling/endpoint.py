@@ -27,6 +27,10 @@ LARGEST = 16 << 20
 """Bytes of an answer that are read."""
 
 
+class Refused(UserError):
+    """The server refused a request for what is in it."""
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """An answer from elsewhere is none of ours, and the key is not for elsewhere."""
 
@@ -76,7 +80,8 @@ class Api:
         """The answer to `body`; gives up once `stop` is set.
 
         Raises:
-            UserError: The server refused the request, or all tries failed.
+            Refused: The server refused the request.
+            UserError: All tries failed.
         """
         request = self._request(path, json.dumps(body).encode())
         for attempt in range(self.retries + 1):
@@ -87,7 +92,7 @@ class Api:
             except urllib.error.HTTPError as error:
                 problem: object = f"{error.code} {_message(error)}"
                 if error.code not in PASSING and error.code < 500:
-                    raise UserError(f"the server refuses the request: {problem}", where=self.url) from None
+                    raise Refused(f"the server refuses the request: {problem}", where=self.url) from None
                 least = retry_after(error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
                 # No connection, a time-out, a connection cut off, half an answer. URLError is an OSError.

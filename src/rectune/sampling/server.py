@@ -10,8 +10,9 @@ addresses are in `endpoint.py`. What the servers differ in:
   keeps its text, has no log-probs, and its token ids are those of the text.
 - The server of llama-cpp-python, which calls itself "me", takes prompts as text. It says how many tokens it has read:
   where that is not the number of training, the run stops.
-- Defaults: vLLM takes top_k, min_p and repetition_penalty from the model's generation_config, llama.cpp's servers have
-  their own. All are switched off in every request.
+- Defaults: vLLM and SGLang take top_k, min_p and penalties from the model's generation_config, llama.cpp's servers have
+  their own. All are switched off in every request. A server that knows no such field and says so (OpenAI's,
+  `transformers serve`) is sent the request again without it, with a warning: there its own value applies.
 - Draws are the server's. It gets a seed of its own for every sample; whether batching changes them is its matter.
 - Log-probs at temperature 1 are vLLM's (`--logprobs-mode raw_logprobs`, its default) and llama.cpp's. SGLang gives
   those of the tempered model.
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -36,10 +39,14 @@ from rectune.data.encoding import choose_template, stop_ids
 from rectune.errors import UserError
 from rectune.models.loading import find_folder
 from rectune.sampling.draws import sample_key
-from rectune.sampling.endpoint import Api
+from rectune.sampling.endpoint import Api, Refused
 from rectune.sampling.engine import Completion, DrawSettings, Request
 
+log = logging.getLogger("rectune")
+
 CONCURRENCY = 64
+NEEDED = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"}
+"""Fields of a request that are never left out; the others only say that a default of the server's is off."""
 
 
 class ServerEngine:
@@ -76,11 +83,14 @@ class ServerEngine:
         self.api = Api(url, timeout=timeout, retries=retries)
         self.model_name, self.served_name = model, served_name or model
         self.told = entry_of(self.served_name, self.api.models())
-        self.reads_text = not logprobs or self.told.get("owned_by") == "me"
+        self.llama_cpp_python = self.told.get("owned_by") == "me"
+        self.reads_text = not logprobs or self.llama_cpp_python
         self.tokenizer = load_tokenizer(model)
         self.template = choose_template(template, self.tokenizer)
         self.stop_ids = stop_ids(self.tokenizer, self.template)
         self.concurrency, self.logprobs = concurrency or CONCURRENCY, logprobs
+        self._unknown = set[str]()  # fields that the server has refused
+        self._learning = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -118,7 +128,7 @@ class ServerEngine:
                     future.cancel()
 
     def _one(self, request: Request, settings: DrawSettings, stop: threading.Event) -> Completion:
-        answer = self.api.post("/completions", self._body(request, settings), stop)
+        answer = self._ask(self._body(request, settings), stop)
         try:
             return self._completion(request, answer)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -126,10 +136,32 @@ class ServerEngine:
                 f"the server's answer is no completion ({error!r:.200})", where=self.api.url
             ) from None
 
+    def _ask(self, body: dict[str, Any], stop: threading.Event) -> Any:
+        """The answer to `body`, without the fields that the server does not know."""
+        while True:
+            sent = {name: value for name, value in body.items() if name not in self._unknown}
+            try:
+                return self.api.post("/completions", sent, stop)
+            except Refused as refusal:
+                named = {
+                    name for name in sent if name not in NEEDED and re.search(rf"\b{name}\b", refusal.what)
+                }
+                if not named:
+                    raise
+                with self._learning:
+                    if new := sorted(named - self._unknown):
+                        log.warning(
+                            "%s does not take %s: its own values apply, which may be those of the model's "
+                            "generation_config",
+                            self.api.url,
+                            ", ".join(new),
+                        )
+                    self._unknown |= named
+
     def _completion(self, request: Request, answer: Any) -> Completion:
         choice = answer["choices"][0]
         read = (answer.get("usage") or {}).get("prompt_tokens", len(request.prompt_ids))
-        if self.reads_text and self.logprobs and read != len(request.prompt_ids):
+        if self.reads_text and read != len(request.prompt_ids):
             raise UserError(
                 f"the server reads the prompt as {read} tokens, training as {len(request.prompt_ids)}",
                 where=self.api.url,
@@ -152,21 +184,27 @@ class ServerEngine:
         body: dict[str, Any] = {
             "model": self.served_name,
             "prompt": list(request.prompt_ids),
+            "n": 1,
             "max_tokens": settings.max_new_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "seed": key % 2**31,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            # The rest is not OpenAI's.
+            "top_k": 0 if self.llama_cpp_python else -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "repeat_penalty": 1.0,  # llama.cpp's name for it
+            "stop_token_ids": self.stop_ids,
+            "ignore_eos": False,
+            "skip_special_tokens": True,
         }
-        if self.reads_text:
-            body["prompt"] = self.tokenizer.decode(list(request.prompt_ids))
-        if not self.logprobs:
-            return body
-        body |= {"logprobs": 1, "n": 1}
-        # The rest is not OpenAI's. The servers' own defaults off: top_k is 0 for one and -1 for the others.
-        body |= {"top_k": 0 if self.reads_text else -1, "min_p": 0.0}
-        body |= {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
-        # Ids in the answer (vLLM), and the ends of a turn (vLLM, SGLang).
-        return body | {"return_token_ids": True, "stop_token_ids": self.stop_ids}
+        if self.reads_text:  # the text has its beginning-of-text token already
+            body |= {"prompt": self.tokenizer.decode(list(request.prompt_ids)), "add_special_tokens": False}
+        if self.logprobs:
+            body |= {"logprobs": 1, "return_token_ids": True}
+        return body
 
     def _tokens(self, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
         """Ids and log-probs of the new tokens, from whichever form the server has."""

@@ -57,12 +57,20 @@ class VllmEngine:
 
         ends = stop_ids(self.tokenizer, self.template)
         params = [
-            SamplingParams(
+            SamplingParams(  # all of them, so that no generation_config decides one
+                n=1,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
+                top_k=-1,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
                 max_tokens=settings.max_new_tokens,
                 seed=sample_key(settings.seed, r.problem_id, r.sample_index) % 2**31,
                 stop_token_ids=ends,
+                ignore_eos=False,
+                skip_special_tokens=True,
                 logprobs=0,
             )
             for r in requests
