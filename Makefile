@@ -7,12 +7,12 @@ STAMP := .venv/.installed
 # was removed, it was copied from another folder, a package is gone) is made anew.
 WORKS := import os, sys; from importlib.util import find_spec as f; \
   here = f("rectune").origin.startswith(os.path.realpath("src")); \
-  sys.exit(not (here and all(map(f, ("torch", "transformers", "trl", "pytest", "ruff", "mypy")))))
+  sys.exit(not (here and all(map(f, ("torch", "transformers", "pytest", "ruff", "mypy")))))
 ifneq ($(shell test -e $(STAMP) && $(BIN)/python -c '$(WORKS)' 2>/dev/null && echo ok),ok)
 .PHONY: $(STAMP)
 endif
 
-.PHONY: setup demo test faults distributed lint bench validate fuzz
+.PHONY: setup demo test faults distributed lint docs dist bench validate fuzz
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -46,6 +46,16 @@ lint: $(STAMP)
 	$(BIN)/python scripts/make_cli_docs.py --check
 	$(BIN)/python scripts/make_scaling_docs.py --check
 	$(BIN)/python scripts/audit.py
+
+# The site, in site/; a broken link is an error. What needs no mkdocs is in tests/test_documentation.py.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# The archives of a release, in dist/.
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt build
+	$(BIN)/python -m build --no-isolation
 
 # Hostile input: for an hour by hypothesis, and for another by atheris where it is installed.
 FUZZ_SECONDS ?= 3600

@@ -1,0 +1,107 @@
+"""What a release needs: metadata that agrees, a typed package, workflows that run targets of the Makefile."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import rectune
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+YAML = [*WORKFLOWS, *(ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"), ROOT / ".pre-commit-config.yaml"]
+
+
+def parse(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return loaded
+
+
+def project() -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    return table
+
+
+def commands(workflow: Path) -> list[str]:
+    """What its jobs run, line by line."""
+    steps = [step for job in parse(workflow)["jobs"].values() for step in job["steps"]]
+    return [line for step in steps for line in step.get("run", "").splitlines()]
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_it_is_yaml(path: Path) -> None:
+    assert isinstance(parse(path), dict)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = [m[1] for line in commands(path) if (m := re.match(r"make ([\w-]+)", line))]
+    assert targets or path.name != "test.yml"
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
+        assert re.search(rf"^\.PHONY:.* {target}\b", makefile, re.MULTILINE), f"{target} is not phony"
+
+
+def test_every_workflow_is_there() -> None:
+    assert [path.stem for path in WORKFLOWS] == ["docs", "lint", "publish", "test"]
+
+
+def test_the_pythons_tested_are_those_promised() -> None:
+    metadata = project()["project"]
+    tested = parse(ROOT / ".github" / "workflows" / "test.yml")["jobs"]["test"]["strategy"]["matrix"][
+        "python"
+    ]
+    promised = [c.rpartition(" ")[2] for c in metadata["classifiers"] if "Python :: 3." in c]
+    allowed = SpecifierSet(metadata["requires-python"])
+    assert tested == promised == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in allowed]
+
+
+def test_one_version() -> None:
+    cited = parse(ROOT / "CITATION.cff")
+    assert cited["version"] == project()["project"]["version"] == rectune.__version__
+    assert cited["license"] == project()["project"]["license"]
+
+
+def test_the_paper_is_cited() -> None:
+    (paper,) = parse(ROOT / "CITATION.cff")["references"]
+    assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2508.05629"}]
+    assert paper["authors"] and parse(ROOT / "CITATION.cff")["cff-version"] == "1.2.0"
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert files("rectune").joinpath("py.typed").is_file()
+    assert "py.typed" in project()["tool"]["setuptools"]["package-data"]["rectune"]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in found
+        if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})
+    }
+
+
+def test_what_docs_and_dist_install_is_pinned() -> None:
+    pinned = pins()
+    wanted = [Requirement(line) for line in project()["project"]["optional-dependencies"]["docs"]]
+    for requirement in (*wanted, Requirement("build")):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
+
+
+def test_pre_commit_formats_as_lint_does() -> None:
+    hooks = {
+        repo["repo"].rpartition("/")[2]: repo for repo in parse(ROOT / ".pre-commit-config.yaml")["repos"]
+    }
+    assert hooks["ruff-pre-commit"]["rev"] == f"v{pins()['ruff']}"
