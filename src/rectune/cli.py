@@ -135,7 +135,7 @@ def grade(samples: Path, /, *, out: Path, workers: int | None = None, timeout: f
 
     Args:
         samples: Lines with `answer` (gold), `text` (the model's words) and perhaps `grader` (default: math).
-        out: The same lines with `verdict` and `extracted`.
+        out: The same lines with `verdict` and `extracted`, and with `verdict_reason` for an `error`.
         workers: Processes; by default one for each core.
         timeout: Seconds that one answer may take.
     """

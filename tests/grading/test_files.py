@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rectune.errors import UserError
-from rectune.grading import VERDICTS, grade
+from rectune.grading import VERDICTS, Graded, grade
+from rectune.grading.files import _with_verdict
 
 
 def write(path: Path, rows: list[dict]) -> list[str]:
@@ -148,3 +149,28 @@ def test_limits_must_be_positive(tmp_path: Path) -> None:
     for settings in ({"timeout": 0.0}, {"workers": 0}):
         with pytest.raises(UserError, match="positive"):
             grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **settings)
+
+
+def test_an_error_says_why_and_own_fields_named_reason_stay(tmp_path: Path) -> None:
+    samples, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        {"answer": "1", "text": "f", "grader": "code", "extra": {"test": "# nothing"}, "reason": "mine"},
+        {"answer": "1", "text": "1", "reason": "mine"},
+    ]
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    graded = [Graded("error", "f", "no assertion was reached"), Graded("correct", "1")]
+    written = [
+        json.loads(_with_verdict(json.dumps(a).encode(), False, b))
+        for a, b in zip(lines, graded, strict=True)
+    ]
+    assert written[0] == {
+        **lines[0],
+        "verdict": "error",
+        "extracted": "f",
+        "verdict_reason": "no assertion was reached",
+    }
+    assert written[1] == {**lines[1], "verdict": "correct", "extracted": "1"}
+    again = json.loads(_with_verdict(json.dumps(written[0]).encode(), True, graded[1]))
+    assert again == {**lines[0], "verdict": "correct", "extracted": "1"}
+    out.write_text("".join(json.dumps(line) + "\n" for line in written))
+    assert grade(samples, out).resumed == 2

@@ -15,11 +15,10 @@ from typing import Any, BinaryIO
 from rectune.disk import writing
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, check_item
-from rectune.grading.verdicts import VERDICTS, Graded, Item
+from rectune.grading.verdicts import ADDED, VERDICTS, Graded, Item
 from rectune.stopping import saying
 
 _Pending = deque[tuple[bytes, bool]]
-ADDED = ("verdict", "extracted")
 
 
 @dataclass
@@ -51,6 +50,8 @@ def grade(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Summary:
     """Grade every line of `samples` and write it to `out` with `verdict` and `extracted` added.
+
+    An `error` has its `verdict_reason`, too.
 
     A line needs `answer` (gold) and `text` (the model's words); `grader` is "math" where it is missing,
     `extra` is for the grader, and other fields pass through as they are written. `out` grows
@@ -153,10 +154,10 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 def _with_verdict(line: bytes, regraded: bool, graded: Graded) -> bytes:
     """`line` with the verdict put behind its fields, which stay byte for byte, unless it had a verdict."""
-    added = json.dumps(dict(zip(ADDED, graded, strict=True))).encode()
+    added = json.dumps(graded.fields()).encode()
     if regraded:
-        original = json.loads(line)
-        return json.dumps({**original, **dict(zip(ADDED, graded, strict=True))}).encode() + b"\n"
+        kept = {name: value for name, value in json.loads(line).items() if name not in ADDED}
+        return json.dumps({**kept, **graded.fields()}).encode() + b"\n"
     return line.strip()[:-1].rstrip() + b", " + added[1:] + b"\n"
 
 

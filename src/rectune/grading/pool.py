@@ -159,7 +159,9 @@ class Worker:
         code = self._end()
         if self.closed:
             raise RuntimeError("the grader is closed")
-        return Graded("timeout" if code in (-signal.SIGALRM, None) else "error", "")
+        if code in (-signal.SIGALRM, None):
+            return Graded("timeout", "")
+        return Graded("error", "", "the grading process died")
 
     def _end(self) -> int | None:
         """Remove the process; its exit code, or None where it had to be killed."""

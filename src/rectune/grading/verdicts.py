@@ -12,11 +12,21 @@ be wrong; error: it broke the grader (memory, a crash), not known to be wrong.""
 VERDICTS: tuple[Verdict, ...] = ("correct", "wrong", "unparsed", "timeout", "error")
 
 
+ADDED = ("verdict", "extracted", "verdict_reason")
+"""Fields that grading adds to a line of a file."""
+
+
 class Graded(NamedTuple):
-    """A verdict and the answer that it is about, as found in the text ("" where none was)."""
+    """A verdict, the answer that it is about, as found in the text ("" where none was), and why (`error` only)."""
 
     verdict: Verdict
     extracted: str
+    reason: str = ""
+
+    def fields(self) -> dict[str, str]:
+        """What stands in a graded file, where the reason, if there is one, is `verdict_reason`."""
+        named = dict(zip(ADDED, self, strict=True))
+        return named if self.reason else {name: named[name] for name in ADDED[:2]}
 
 
 Item = tuple[str | Sequence[str], str, str, Mapping[str, Any] | None]

@@ -23,6 +23,7 @@ from rectune.grading.verdicts import Graded, Item
 
 MEMORY = 2**30
 """Bytes that an item may map beyond what the idle process has."""
+OVER = "takes too much memory or nests too deeply"
 MAX_EXTRACTED = 1000
 """Characters of an extracted answer that are kept in the verdict."""
 
@@ -46,7 +47,7 @@ def main(timeout: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             # sympy swallows MemoryError, so an item that came near the limit cannot be believed
             swollen = monotonic() - started > 0.05 and _status("VmHWM") > full
-            _reply(replies, ("error", graded[1]) if swollen else graded)
+            _reply(replies, Graded("error", graded.extracted, OVER) if swollen else graded)
             if swollen:
                 return
 
@@ -61,7 +62,7 @@ def _grade(item: Item) -> Graded:
         else:
             graded = grade_math(gold, text, extra)
     except (MemoryError, RecursionError):
-        return Graded("error", "")
+        return Graded("error", "", OVER)
     return Graded(graded.verdict, graded.extracted[:MAX_EXTRACTED])
 
 

@@ -86,7 +86,7 @@ class Rewards(ExitStack):
                 verdict == "correct",
                 verdict,
             )
-            for verdict, _ in self.pool.grade(items)
+            for verdict, *_ in self.pool.grade(items)
         ]
 
     def _call(self, problem: Problem, text: str) -> float:
