@@ -12,7 +12,7 @@ ifneq ($(shell test -e $(STAMP) && $(BIN)/python -c '$(WORKS)' 2>/dev/null && ec
 .PHONY: $(STAMP)
 endif
 
-.PHONY: setup demo test faults distributed lint docs dist bench validate fuzz
+.PHONY: setup demo test faults distributed lint structure docs dist bench validate fuzz
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ lint: $(STAMP)
 	$(BIN)/python scripts/make_cli_docs.py --check
 	$(BIN)/python scripts/make_scaling_docs.py --check
 	$(BIN)/python scripts/audit.py
+
+# Sizes, names used twice, circles of imports, beside their targets; asserts nothing.
+structure: $(STAMP)
+	$(BIN)/python scripts/structure.py
 
 # The site, in site/; a broken link is an error. What needs no mkdocs is in tests/test_documentation.py.
 docs: $(STAMP)
