@@ -169,7 +169,7 @@ def test_no_second_bos() -> None:
         for prompt in ("hi", "<|im_start|>hi"):
             template = choose_template(name, tokenizer)
             count = encode_row(row(prompt, "yo"), tokenizer, template).input_ids.count(tokenizer.bos_token_id)
-            assert count == 1 + (name == "auto" and prompt != "hi")
+            assert count == 1
     chat = byte_tokenizer(bos=True)  # its template writes the bos token by itself
     ids = encode_row(row("hi", "yo"), chat, choose_template("auto", chat)).input_ids
     assert ids[0] == chat.bos_token_id
@@ -228,7 +228,7 @@ def test_template_that_keeps_only_the_last_thinking() -> None:
         (DROPS_THINKING, row("hi", "<think>x</think>yo"), "drops or moves a part"),
         (OPENS_THINKING, row("hi", "yo"), "drops or moves a part"),
         (NO_END, row("hi", "yo"), "without a token of its own"),
-        ("{% for %}", row("hi", "yo"), "refuses this conversation"),
+        ("{% for %}", row("hi", "yo"), r"is not a Jinja template \(line 1: Expected an expression"),
     ],
 )
 def test_templates_that_cannot_be_right_are_refused(chat_template: str, made: Row, message: str) -> None:

@@ -1,24 +1,29 @@
 """Conversations become text: the tokenizer's chat template, a plain one, a file of one's own, or none.
 
 Splits the text where it matters for training: what stands before a supervised turn (exactly what generation
-will see there) and what the model has to write, up to and including the token that ends its turn. Token ids
-are left to `tokens.py`.
+will see there) and what the model has to write, up to and including the token that ends its turn. What a text
+brings of tokens is in `marks.py`; token ids are left to `tokens.py`.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from rectune.data.marks import START, Marks
 from rectune.data.rows import Row, Turn
-from rectune.data.skeletons import REFUSALS, Skeletons
 from rectune.errors import UserError
+
+log = logging.getLogger("rectune")
 
 PLAIN = """\
 {%- for message in messages %}
@@ -30,8 +35,20 @@ PLAIN = """\
 {%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 """For tokenizers without a chat template: `User: ...`, a blank line, `Assistant: ...` and the eos token."""
 
+BARE = """\
+{%- for message in messages %}{{ message.content }}
+{%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
+"""Template none, as far as a chat template can say it: what a saved tokenizer gets."""
+
+REFUSALS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What a template raises over a conversation that it does not take; the last six by an expression."""
+
 _PROBE = "probe"
-_skeletons: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Skeletons]] = WeakKeyDictionary()
+_CLOCK = "strftime_now"  # what transformers gives a template to read the clock with
+_FIXED = "{%- macro strftime_now(format) %}"
+_DIRECTIVES = ("-d", "-m", "-j", *"aAbBdmyYjuwUWGVHIMSpZz")
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,9 @@ class Template:
         trailer: What the template writes behind `closing`, such as a line end; never a target.
         name: For messages: "the tokenizer's chat template", "the plain template", a file.
         bos: What is put in front because the tokenizer would; "" where the template's text decides.
+        ends: Tokens that end a turn, in a text that brings its own.
+        written: Added tokens that the template writes around contents.
+        today: Whether the date in it is the day's, not that of a run.
     """
 
     text: str | None
@@ -51,6 +71,16 @@ class Template:
     trailer: str
     name: str
     bos: str = ""
+    ends: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    today: bool = False
+
+    def saved(self) -> str:
+        """The template as a saved tokenizer has it: it writes the beginning-of-text token, and reads the clock."""
+        text = BARE if self.text is None else self.text
+        if text.startswith(_FIXED):
+            text = text.partition("\n")[2]
+        return "{{- bos_token }}" * bool(self.bos) + text
 
 
 @dataclass(frozen=True)
@@ -63,27 +93,73 @@ class Piece:
 
 
 def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template for `rows.template`: auto, none, or a Jinja file.
+    """The template for `rows.template`: auto, none, the name of one of the tokenizer's, or a Jinja file.
+
+    A template that reads the clock writes the day of this call from then on.
 
     Raises:
-        UserError: No such file, a template that is no Jinja or ends turns without a token for it, or a
-            tokenizer without an eos token where that has to end the turn.
+        UserError: No such file, a template that is no Jinja or ends turns without a token for it, several templates
+            of which none is the default, or a tokenizer without an eos token where that has to end the turn.
     """
     if name == "none":
-        return Template(None, _eos(tokenizer), "", "template none", _bos(tokenizer))
-    if name != "auto":
-        try:
-            text, label = Path(name).expanduser().read_text(encoding="utf-8"), f"the template {name}"
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"template cannot be read ({error})", where=name, hint="or use auto or none"
-            ) from None
-    elif tokenizer.chat_template is None:
+        eos = _eos(tokenizer)
+        ends = (eos, *_turn_ends(tokenizer))
+        return Template(None, eos, "", "template none", _bos(tokenizer), ends)
+    known = tokenizer.chat_template
+    named = known if isinstance(known, dict) else {}
+    if name in named:
+        text, label = named[name], f"the tokenizer's chat template '{name}'"
+    elif name != "auto":
+        text, label = _read(name, named), f"the template {name}"
+    elif known is None:
         _eos(tokenizer)
         return _probed(Template(PLAIN, "", "", "the plain template", _bos(tokenizer)), tokenizer)
+    elif named and "default" not in named:
+        raise UserError(
+            f"the tokenizer has several chat templates and none is the default: {', '.join(sorted(named))}",
+            where="rows.template",
+            hint="choose one by its name, as in --rows.template " + min(named),
+        )
     else:
-        text, label = tokenizer.get_chat_template(), "the tokenizer's chat template"
-    return _probed(Template(text, "", "", label), tokenizer)
+        text, label = named.get("default", known), "the tokenizer's chat template"
+    if not isinstance(text, str):
+        raise UserError(
+            f"{label} is not text", where="rows.template", hint="give one with --rows.template FILE"
+        )
+    today = reads_clock(text)
+    return _probed(Template(fixed(text) if today else text, "", "", label, today=today), tokenizer)
+
+
+def _read(name: str, named: dict[str, str]) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError, ValueError) as error:
+        also = f", or one of the tokenizer's: {', '.join(sorted(named))}" if named else ""
+        raise UserError(
+            f"template cannot be read ({error})", where=name[:200], hint=f"or use auto or none{also}"
+        ) from None
+
+
+def reads_clock(text: str) -> bool:
+    """Whether a template writes the day on which it runs."""
+    return _CLOCK in text and not text.startswith(_FIXED)
+
+
+def fixed(text: str, day: date | None = None) -> str:
+    """A template that reads the clock, with the clock standing at `day`, today where that is None."""
+    day = day or date.today()
+    filters = "".join(f" | replace('%{d}', '{day.strftime('%' + d)}')" for d in _DIRECTIVES)
+    long = {"F": "%Y-%m-%d", "D": "%m/%d/%y", "e": "%-d", "T": "%H:%M:%S", "x": "%m/%d/%y", "R": "%H:%M"}
+    wide = "".join(f" | replace('%{d}', '{text}')" for d, text in long.items())
+    return f"{_FIXED}{{{{ format{wide}{filters} }}}}{{% endmacro %}}\n{text}"
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What ends a turn in the tokenizer's chat template; nothing where that cannot be used."""
+    try:
+        return choose_template("auto", tokenizer).ends
+    except UserError:
+        return ()
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -99,69 +175,118 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """`template` with its closing and trailer, found out by example."""
+    """`template` with its closing, its trailer and the tokens that it writes, found out by example."""
     turns = (Turn("user", _PROBE), Turn("assistant", _PROBE))
-    tail = Writer(template, tokenizer).text(turns, "rows.template").rpartition(_PROBE)[2]
+    writer = Writer(template, tokenizer)
+    tail = writer.text(turns, "rows.template").rpartition(_PROBE)[2]
     tokens = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-    found = re.search("|".join(map(re.escape, tokens)) or r"(?!)", tail)
+    any_token = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    found = any_token.search(tail)
     if found is None:
         raise UserError(
             f"{template.name} ends the assistant's turn without a token of its own",
             where="rows.template",
             hint="let it write {{ eos_token }} behind the assistant's content",
         )
-    return replace(template, closing=tail[: found.end()], trailer=tail[found.end() :])
+    prompt = writer.text(turns[:1], "rows.template", generation=True)
+    written = sorted(token for token in {found[0], *any_token.findall(prompt)} if token.strip())
+    ends = [found[0]] if tokenizer.eos_token is None else [found[0], str(tokenizer.eos_token)]
+    return replace(
+        template,
+        closing=tail[: found.end()],
+        trailer=tail[found.end() :],
+        ends=tuple(dict.fromkeys(ends)),
+        written=tuple(written),
+    )
+
+
+Message = dict[str, Any]
 
 
 class Writer:
-    """Writes the conversations of one template for one tokenizer, whose special tokens stay as they are meanwhile."""
+    """Writes the conversations of one template for one tokenizer, whose special tokens stay as they are meanwhile.
+
+    Tokens that stand in contents are marked in what it writes, see `marks.py`.
+    """
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
         self.template, self.tokenizer = template, tokenizer
-        known = _skeletons.setdefault(tokenizer, {})
-        specials = tokenizer.special_tokens_map.values()
-        self._skeletons = [
-            known.setdefault((template.text, g, *specials), Skeletons(template.text or ""))
-            for g in (False, True)
-        ]
+        self.marks = Marks.of(tokenizer, template)
+        self._closing = re.compile(f"(?<!{START}){re.escape(template.closing)}")
 
-    def text(self, turns: Sequence[Turn], where: str, *, generation: bool = False) -> str:
+    def text(self, turns: Sequence[Turn], where: str, *, tools: str = "", generation: bool = False) -> str:
         """The conversation as one text; with `generation`, ready for the assistant to write.
 
         Raises:
             UserError: The template refuses the conversation, for example a system message.
         """
-        if not turns:
+        return self._text(self._messages(turns, where), where, self._tools(tools), generation)
+
+    def _messages(self, turns: Sequence[Turn], where: str) -> list[Message]:
+        return [self._message(turn, where, first=i == 0) for i, turn in enumerate(turns)]
+
+    def _message(self, turn: Turn, where: str, *, first: bool) -> Message:
+        content, end = turn.content, ""
+        if first and self.template.text is not None:
+            content = self.marks.without_start(content)
+        if turn.role == "assistant":
+            content, end = self.marks.without_end(content)
+        fields: Message = json.loads(turn.fields) if turn.fields else {}
+        for call in fields.get("tool_calls") or ():
+            function = call.get("function", call)
+            if isinstance(function.get("arguments"), str):
+                try:
+                    function["arguments"] = json.loads(function["arguments"])
+                except ValueError:  # the template has to take it as it is
+                    continue
+        if "reasoning_content" in fields:
+            fields["thinking"] = fields["reasoning_content"]  # its name in gpt-oss's template
+        marked: Message = self.marks.marked({"role": turn.role, "content": content, **fields}, where)
+        return marked if self.template.text is not None else {**marked, "end": end}
+
+    def _tools(self, tools: str) -> list[Any] | None:
+        return self.marks.marked(json.loads(tools), "tools") or None if tools else None
+
+    def _text(self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool) -> str:
+        if not messages:
             raise UserError("begins with the assistant's turn", where=where, hint="put a user turn before it")
         template = self.template
         if template.text is None:
-            if [turn.role for turn in turns] != ["user", "assistant"][: 1 if generation else 2]:
-                raise UserError(
-                    "template none takes one prompt and one completion, not a conversation",
-                    where=where,
-                    hint="leave rows.system unset, or use another template",
-                )
-            text = turns[0].content + ("" if generation else turns[1].content + template.closing)
+            text = self._bare(messages, where, generation)
         else:
-            text = self._rendered(turns, where, generation)
+            text = self._rendered(messages, where, tools, generation)
         return text if text.startswith(template.bos) else template.bos + text
 
-    def _rendered(self, turns: Sequence[Turn], where: str, generation: bool) -> str:
-        def run(messages: list[dict[str, str]]) -> str:
+    def _bare(self, messages: list[Message], where: str, generation: bool) -> str:
+        if [message["role"] for message in messages] != ["user", "assistant"][: 1 if generation else 2]:
+            raise UserError(
+                "template none takes one prompt and one completion, not a conversation",
+                where=where,
+                hint="leave rows.system unset, or use another template",
+            )
+        prompt, *answer = messages
+        text = str(prompt["content"])
+        return text + "".join(m["content"] + (m["end"] or self.template.closing) for m in answer)
+
+    def _rendered(
+        self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool
+    ) -> str:
+        try:
             return str(
                 self.tokenizer.apply_chat_template(
                     messages,
+                    tools=tools,
                     tokenize=False,
                     add_generation_prompt=generation,
                     chat_template=self.template.text,
                 )
             )
-
-        try:
-            written = self._skeletons[generation].written(turns, run)
-            return (
-                run([{"role": t.role, "content": t.content} for t in turns]) if written is None else written
-            )
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})",
+                where="rows.template",
+                hint="mend it, or give another with --rows.template FILE",
+            ) from None
         except REFUSALS as error:
             raise UserError(
                 f"{self.template.name} refuses this conversation ({error})",
@@ -169,22 +294,28 @@ class Writer:
                 hint="change the row, or give a template of your own with --rows.template FILE",
             ) from None
 
-    def prompt(self, turns: Sequence[Turn], where: str) -> tuple[list[Piece], str]:
+    def prompt(self, turns: Sequence[Turn], where: str, *, tools: str = "") -> tuple[list[Piece], str]:
         """The assistant's turns in a prompt, and the text behind them up to where the next one begins.
 
         A turn that is not supervised and that the template rewrites (earlier thinking is often dropped) is no
         piece: it is part of the text.
 
         Raises:
-            UserError: The template refuses the conversation, or rewrites a supervised turn.
+            UserError: The template refuses the conversation, drops a part of it, or rewrites a supervised turn.
         """
-        text = self.text(turns, where, generation=True)
+        return self._prompt(turns, self._messages(turns, where), where, self._tools(tools))
+
+    def _prompt(
+        self, turns: Sequence[Turn], messages: list[Message], where: str, tools: list[Any] | None
+    ) -> tuple[list[Piece], str]:
+        text = self._text(messages, where, tools, True)
+        self._check_context(text, messages, where, tools)
         found, done = [], 0
         for i, turn in enumerate(turns):
             if turn.role != "assistant" or (i == 0 and not turn.supervised):
                 continue
-            before = self.text(turns[:i], where, generation=True)
-            end = _turn_end(text, before, turn.content, self.template.closing)
+            before = self._text(messages[:i], where, tools, True)
+            end = self._turn_end(text, before, messages[i])
             if end is not None:
                 found.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
                 done = end
@@ -204,33 +335,100 @@ class Writer:
                 generation would: not behind its generation prompt, or without some of its content.
         """
         last = max(i for i, turn in enumerate(row.turns) if turn.supervised)
-        found, before = self.prompt(row.turns[:last], row.where)
-        full = self.text(row.turns[: last + 1], row.where)
+        messages, tools = self._messages(row.turns[: last + 1], row.where), self._tools(row.tools)
+        found, before = self._prompt(row.turns[:last], messages[:-1], row.where, tools)
+        full = self._text(messages, row.where, tools, False)
         prompt = "".join(piece.before + piece.target for piece in found) + before
-        end = len(full) - len(self.template.trailer)
-        if not (full.startswith(prompt) and full.endswith(self.template.closing, 0, end)) or not _holds(
-            full, row.turns[last].content
+        target = full[len(prompt) : len(full) - len(self.template.trailer)]
+        self._check_fields(full, messages, row.where, tools)
+        if not (full.startswith(prompt) and target.endswith(self._end_of(messages[-1]))) or not _holds(
+            full, messages[-1]["content"]
         ):
             raise UserError(
                 f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
                 where=row.where,
                 hint="often the thinking; give a template of your own with --rows.template FILE",
             )
-        return [*found, Piece(before, full[len(prompt) : end], True)]
+        return [*found, Piece(before, target, True)]
+
+    def _end_of(self, message: Message) -> str:
+        return message.get("end") or self.template.closing
+
+    def _turn_end(self, text: str, before: str, message: Message) -> int | None:
+        """Where the turn behind `before` ends in `text`; None where it is not what the message says."""
+        closing = self._closing.search(text, len(before)) if text.startswith(before) else None
+        if closing is None:
+            return None
+        written = text[len(before) : closing.start()]
+        said = (message["content"], message.get("reasoning_content") or "")
+        whole = all(_holds(written, part) for part in said) and _calls(written, message)
+        return closing.end() if whole else None
+
+    def _check_context(self, text: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
+        """Raise `UserError` for tools, and turns that are not the assistant's, that leave no trace in a prompt."""
+
+        def same(messages: list[Message], tools: list[Any] | None) -> bool:
+            try:
+                return self._text(messages, where, tools, True) == text
+            except UserError:  # it asks for what was left out
+                return False
+
+        if tools and same(messages, None):
+            named = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
+            raise self._dropped(f"tools ({named})", where)
+        for i, message in enumerate(messages):
+            changed = [*messages[:i], {**message, "content": ""}, *messages[i + 1 :]]
+            other = message["role"] != "assistant" and not _holds(text, message["content"])
+            if other and same(changed, tools):
+                raise self._dropped(f"turn {i} ({message['role']})", where)
+            if message.get("tool_calls"):
+                changed[i] = {k: v for k, v in message.items() if k != "tool_calls"}
+                if not _calls(text, message) or same(changed, tools):
+                    raise self._dropped(f"tool_calls of turn {i}", where)
+
+    def _check_fields(self, full: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
+        """Raise `UserError` for fields of the last turn, the answer, that are not in the text."""
+        *before, answer = messages
+        thinking = answer.get("reasoning_content")
+        for name, there in (
+            ("reasoning_content", bool(thinking) and _holds(full, str(thinking))),
+            ("tool_calls", _calls(full, answer)),
+        ):
+            if answer.get(name):
+                left = {k: v for k, v in answer.items() if k not in (name, "thinking")}
+                if not there or self._text([*before, left], where, tools, False) == full:
+                    raise self._dropped(f"{name} of turn {len(before)}", where)
+
+    def _dropped(self, what: str, where: str) -> UserError:
+        known = self.tokenizer.chat_template
+        named = f" (the tokenizer has {', '.join(sorted(known))})" if isinstance(known, dict) else ""
+        return UserError(
+            f"{self.template.name} does not write the {what}",
+            where=where,
+            hint=f"give a template that does with --rows.template{named}, or take the field out of the rows",
+        )
 
 
-def _turn_end(text: str, before: str, content: str, closing: str) -> int | None:
-    """Where the turn behind `before` ends in `text`; None where it is not its content and the closing."""
-    if not text.startswith(before):
-        return None
-    start = len(before)
-    for written in (content + closing, content.strip() + closing):
-        at = text.find(written, start)
-        if at >= 0 and closing not in text[start:at]:
-            return at + len(written)
-    return None
+def _calls(text: str, message: Message) -> bool:
+    """Whether the names and arguments of a message's tool calls are in `text`."""
+    functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    return all(
+        _holds(text, str(function.get("name"))) and all(_holds(text, leaf) for leaf in _leaves(function))
+        for function in functions
+    )
+
+
+def _leaves(value: Any) -> list[str]:
+    """Texts and numbers in a JSON value; keys left out."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [leaf for one in inner for leaf in _leaves(one)]
+    return [] if value is None or isinstance(value, bool) else [str(value)]
 
 
 def _holds(text: str, content: str) -> bool:
-    """Whether `content` is in `text`, spaces aside: templates trim, and lay thinking out anew."""
-    return content in text or "".join(content.split()) in "".join(text.split())
+    """Whether `content` is in `text`, spaces aside (templates trim, and lay thinking out anew) or as JSON writes it."""
+    if content in text:
+        return True
+    escaped = json.dumps(content, ensure_ascii=False)[1:-1]
+    return escaped in text or "".join(content.split()) in "".join(text.split())

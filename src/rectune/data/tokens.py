@@ -4,20 +4,27 @@ A prompt and the answer behind it are tokenized so that the prompt's ids stay wh
 token would span the join, the answer is tokenized by itself. Text is cut at the special token before each
 answer and equal parts are tokenized once: what all rows have in common, and what precedes every answer. Labels
 are not shifted (that is done once, in `logprobs.py`); the text is made in `templates.py`, and whole datasets
-are encoded in `encoding.py`.
+are encoded in `encoding.py`. A control token that a content holds as text is encoded by a twin of the tokenizer in
+which control tokens have other names.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rectune.data.marks import END, START, Marks
 from rectune.data.rows import Row, Turn
 from rectune.data.templates import Piece, Template, Writer
+from rectune.errors import UserError
 
 IGNORED = -100
 """Label of a position that is not a target."""
@@ -75,21 +82,25 @@ class EncodedBatch:
         return Encoded(*(column[part].tolist() for column in (self.input_ids, self.labels, self.structural)))
 
 
-def prompt_ids(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
+def prompt_ids(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: Template, *, tools: str = ""
+) -> list[int]:
     """What a model reads before it writes the next assistant turn of a conversation.
 
     Raises:
-        UserError: The template refuses the conversation.
+        UserError: The template refuses the conversation, or drops a part of it.
     """
-    found, before = Writer(template, tokenizer).prompt(turns, "prompt")
+    found, before = Writer(template, tokenizer).prompt(turns, "prompt", tools=tools)
     tokens = _Tokens(tokenizer, template)
+    tokens.check([*(piece.before + piece.target for piece in found), before], "prompt")
     turns_before = _joined(tokens, [found]).input_ids.tolist() if found else []
     return [*turns_before, *tokens.after([(before, bool(found))])[0]]
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
     """The tokens at which generation has to stop: what ends a turn in the template, and eos."""
-    ids = {_Tokens(tokenizer, template).closing_id, tokenizer.eos_token_id}
+    ends = map(tokenizer.convert_tokens_to_ids, template.ends)
+    ids = {_Tokens(tokenizer, template).closing_id, tokenizer.eos_token_id, *ends}
     return sorted(i for i in ids if i is not None)
 
 
@@ -108,6 +119,7 @@ class _Tokens:
             (kind.__call__, kind._encode_plus)
             == (PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus)
         )
+        self.control = Marks.of(tokenizer, template).control
 
     def cut(self, text: str) -> str:
         """The last token in `text` at which it can be cut: the ids of both sides are the same apart; "" for none.
@@ -130,6 +142,11 @@ class _Tokens:
     def plain(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        if marked := [i for i, text in enumerate(texts) if START in text]:
+            rest = self.plain([text if START not in text else "" for text in texts])
+            for i, found in zip(marked, self._as_text([texts[i] for i in marked]), strict=True):
+                rest[i] = found
+            return rest
         if self.direct:  # the same ids, without what else the call finds out about each token
             found = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             return [encoding.ids for encoding in found]
@@ -143,16 +160,65 @@ class _Tokens:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
+    def check(self, texts: Sequence[str], where: str) -> None:
+        """Raise `UserError` for control tokens as text, where the tokenizer is not the library's own."""
+        for text in texts if not self.direct else ():
+            if found := re.search(f"{START}(.*?){END}", text, re.DOTALL):
+                what = f"this tokenizer cannot write {found[1]} as text"
+                raise UserError(what, where=where, hint="take it out, or give rows.template = none")
+
+    def _as_text(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts in which control tokens are marked that are text."""
+        twins = _twins.setdefault(self.tokenizer, {})
+        if self.control not in twins:
+            twins[self.control] = _twin(self.tokenizer, self.control)
+        others = "|".join(map(re.escape, self.control))
+        pattern = re.compile(f"{START}(?P<text>.*?){END}|[{START}{END}]|(?P<token>{others})", re.DOTALL)
+
+        def renamed(match: re.Match[str]) -> str:
+            return _name(match["token"], self.control) if match["token"] else match["text"] or ""
+
+        written = [pattern.sub(renamed, text) for text in texts]
+        encodings = twins[self.control].encode_batch_fast(written, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def after(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Ids of each text; where its flag is True as it reads behind a turn's end, not at the beginning of all."""
         ids = self.plain([self.closing * behind + text for text, behind in texts])
         return [row[int(behind) :] for row, (_, behind) in zip(ids, texts, strict=True)]
 
 
+_twins: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], Tokenizer]] = WeakKeyDictionary()
+
+
+def _name(token: str, control: tuple[str, ...]) -> str:
+    return f"{START}{control.index(token)}{END}"
+
+
+def _twin(tokenizer: PreTrainedTokenizerBase, control: tuple[str, ...]) -> Tokenizer:
+    """The tokenizer with other names for its control tokens, so that what they are called is text like any other."""
+    made = json.loads(tokenizer.backend_tokenizer.to_str())
+    names = {token: _name(token, control) for token in control}
+    model = made["model"]
+    for token in made["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+    else:  # Unigram: pieces with scores
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    made |= {"post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(made))
+
+
 def encode_batch(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template) -> EncodedBatch:
     """`encode_row` of several rows at once, which is several times faster."""
-    writer = Writer(template, tokenizer)
-    return _joined(_Tokens(tokenizer, template), [writer.row(row) for row in rows])
+    writer, tokens = Writer(template, tokenizer), _Tokens(tokenizer, template)
+    written = [writer.row(row) for row in rows]
+    for row, pieces in zip(rows, written, strict=True):
+        tokens.check([piece.before + piece.target for piece in pieces], row.where)
+    return _joined(tokens, written)
 
 
 def _overlap(token: str, other: str) -> bool:
@@ -184,7 +250,7 @@ def _joined(tokens: _Tokens, rows: list[list[Piece]]) -> EncodedBatch:
 
 def _parts(text: str, behind: bool, cut: str) -> list[tuple[str, bool]]:
     """`text` cut before each `cut`; with each part, whether it has to be read as behind a turn's end."""
-    first, *others = text.split(cut) if cut else [text]
+    first, *others = text.split(cut) if cut and START not in text else [text]
     return [(first, behind), *((cut + other, False) for other in others)]
 
 
