@@ -91,7 +91,7 @@ def test_system_message_only_where_there_is_none() -> None:
         ("messages", {"messages": ["hi"]}, r"field 'messages\[0\]' is text, not an object"),
         ("messages", {"messages": [{"role": "user"}]}, r"field 'messages\[0\].content' is missing, not text"),
         ("messages", {"messages": [{**CHAT[0], "role": "asistant"}]}, "did you mean 'assistant'"),
-        ("messages", {"messages": [{**CHAT[1], "tool_calls": [1]}]}, "tool calls"),
+        ("messages", {"messages": [{**CHAT[1], "tool_calls": [1]}]}, "a tool call without a name"),
         ("messages", {"messages": CHAT[:1]}, "no assistant turn to learn from"),
         ("sharegpt", {"conversations": [{"from": "bot", "value": "yo"}]}, "unknown speaker 'bot'"),
         ("alpaca", {"instruction": "hi", "input": 3, "output": "yo"}, "field 'input' is number"),

@@ -6,22 +6,21 @@ demonstration. Opening files is left to `reading.py`; chat templates and tokens 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rectune.data.jsonl import json_type
+from rectune.data.messages import read_messages
 from rectune.data.rows import Row, Turn
+from rectune.data.schema import Place
 from rectune.errors import UserError, unknown_name
 
 Record = Mapping[str, Any]
 Turns = tuple[Turn, ...]
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "system": "system",
-}  # fmt: skip
 MAPPABLE = ("prompt", "completion", "system")
 
 
@@ -39,7 +38,7 @@ def prompt_completion(record: Record, where: str) -> Turns:
     """`prompt` and `completion`: texts, or lists of messages (the completion's are supervised)."""
     prompt, completion = record.get("prompt"), record.get("completion")
     if isinstance(prompt, list):
-        before = tuple(Turn(t.role, t.content) for t in _messages(prompt, "prompt", where))
+        before = tuple(replace(t, supervised=False) for t in _messages(prompt, "prompt", where))
     else:
         before = (Turn("user", text_field(record, "prompt", where)),)
     if isinstance(completion, list):
@@ -57,16 +56,8 @@ def messages(record: Record, where: str) -> Turns:
 
 def sharegpt(record: Record, where: str) -> Turns:
     """`conversations` of `from` (human, gpt, system) and `value`, with an optional `system` text."""
-    turns = [Turn("system", text_field(record, "system", where))] if record.get("system") else []
-    for i, item in enumerate(_list_field(record, "conversations", where)):
-        here = f"conversations[{i}]"
-        if not isinstance(item, Mapping):
-            raise UserError(f"field '{here}' is {json_type(item)}, not an object", where=where)
-        role, content = _texts(item, ("from", "value"), here, where)
-        if role not in SHAREGPT_ROLES:
-            raise unknown_name("speaker", role, SHAREGPT_ROLES, where=where)
-        turns.append(_turn(SHAREGPT_ROLES[role], content, item))
-    return tuple(turns)
+    turns = (Turn("system", text_field(record, "system", where)),) if record.get("system") else ()
+    return (*turns, *_messages(_list_field(record, "conversations", where), "conversations", where))
 
 
 def alpaca(record: Record, where: str) -> Turns:
@@ -200,7 +191,19 @@ def to_row(
     if system is not None and turns[0].role not in ("system", "developer"):
         turns = (Turn("system", system), *turns)
     source = record.get("source")
-    return Row(turns, where, source if isinstance(source, str) else "")
+    return Row(turns, where, source if isinstance(source, str) else "", _tools(record, where))
+
+
+def _tools(record: Record, where: str) -> str:
+    tools = record.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except (ValueError, RecursionError):
+            raise UserError("field 'tools' is no JSON", where=where) from None
+    if tools is not None and not isinstance(tools, list):
+        raise UserError(f"field 'tools' is {json_type(tools)}, not a list", where=where)
+    return json.dumps(tools, ensure_ascii=False) if tools else ""
 
 
 def _mapped(record: Record, columns: Mapping[str, str], where: str) -> Turns:
@@ -215,7 +218,9 @@ def _mapped(record: Record, columns: Mapping[str, str], where: str) -> Turns:
 def _check_targets(turns: Turns, where: str) -> None:
     if not any(turn.supervised for turn in turns):
         raise UserError("no assistant turn to learn from", where=where)
-    if any(turn.supervised and not turn.content.strip() for turn in turns):
+    if any(
+        turn.supervised and not turn.content.strip() and '"tool_calls"' not in turn.fields for turn in turns
+    ):
         raise UserError("the completion is empty", where=where, hint="remove the row, or give it a text")
 
 
@@ -244,32 +249,8 @@ def _list_field(record: Record, key: str, where: str) -> list[Any]:
     return value
 
 
-def _texts(item: Record, keys: tuple[str, str], here: str, where: str) -> tuple[str, str]:
-    for key in keys:
-        if not isinstance(item.get(key), str):
-            kind = json_type(item[key]) if key in item else "missing"
-            raise UserError(f"field '{here}.{key}' is {kind}, not text", where=where)
-    return item[keys[0]], item[keys[1]]
-
-
 def _messages(items: list[Any], field: str, where: str) -> Turns:
-    turns = []
-    for i, item in enumerate(items):
-        here = f"{field}[{i}]"
-        if not isinstance(item, Mapping):
-            raise UserError(f"field '{here}' is {json_type(item)}, not an object", where=where)
-        if item.get("tool_calls"):
-            raise UserError(f"'{here}' has tool calls, which cannot be trained on yet", where=where)
-        role, content = _texts(item, ("role", "content"), here, where)
-        if role not in ROLES:
-            raise unknown_name("role", role, ROLES, where=where)
-        turns.append(_turn(role, content, item))
-    return tuple(turns)
-
-
-def _turn(role: str, content: str, item: Record) -> Turn:
-    marked_out = item.get("train") is False or item.get("weight") == 0
-    return Turn(role, content, role == "assistant" and not marked_out)
+    return read_messages(items, field, Place(where))
 
 
 def _marks(record: Record, key: str, count: int, where: str) -> list[Any] | None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,16 @@ log = logging.getLogger("rectune")
 FEATURES = datasets.Features(
     {
         "turns": [{"role": datasets.Value("string"), "content": datasets.Value("string"),
-                   "supervised": datasets.Value("bool")}],
+                   "supervised": datasets.Value("bool"), "fields": datasets.Value("string")}],
         "where": datasets.Value("string"),
         "source": datasets.Value("string"),
+        "tools": datasets.Value("string"),
         "digest": datasets.Value("int64"),
     }
 )  # fmt: skip
 """Columns of the rows on disk: a Row's fields, and 64 bits that equal rows share."""
 
-_VERSION = 1  # of the cached files; raise it when a converter changes what it writes
+_VERSION = 2  # of the cached files; raise it when a converter changes what it writes
 _LOOK = 20  # records that the format is told from
 
 
@@ -90,8 +92,8 @@ def row_at(dataset: datasets.Dataset, index: int) -> Row:
 
 def row_of(record: dict[str, Any]) -> Row:
     """The `Row` in one record of such a dataset."""
-    turns = tuple(Turn(t["role"], t["content"], t["supervised"]) for t in record["turns"])
-    return Row(turns, record["where"], record["source"])
+    turns = tuple(Turn(t["role"], t["content"], t["supervised"], t["fields"]) for t in record["turns"])
+    return Row(turns, record["where"], record["source"], record["tools"])
 
 
 def count_duplicates(dataset: datasets.Dataset) -> int:
@@ -138,14 +140,14 @@ def _write(path: Path, records: Records, format: str, columns: dict[str, str], s
 
 
 def _stored(row: Row) -> dict[str, Any]:
-    turns = [{"role": t.role, "content": t.content, "supervised": t.supervised} for t in row.turns]
+    turns = [asdict(turn) for turn in row.turns]
     try:
-        said = json.dumps(turns, ensure_ascii=False).encode()
+        said = json.dumps([turns, row.tools], ensure_ascii=False).encode()
         (row.where + row.source).encode()
     except UnicodeEncodeError:
         raise UserError("a text holds half of a surrogate pair", where=row.where) from None
     digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big", signed=True)
-    return {"turns": turns, "where": row.where, "source": row.source, "digest": digest}
+    return {"turns": turns, "where": row.where, "source": row.source, "tools": row.tools, "digest": digest}
 
 
 def _say(

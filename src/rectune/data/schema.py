@@ -1,0 +1,202 @@
+"""What a record may hold, declared: a pydantic model of its fields, from which reading, refusing and the docs come.
+
+A field of the record is read by a schema, refused by name because it would change what the record means, or noted as
+unread. Which formats there are is in `formats.py`, what a message of a conversation is in `messages.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
+from pydantic.fields import FieldInfo
+
+from rectune.data.jsonl import json_type
+from rectune.errors import UserError
+
+Record = Mapping[str, Any]
+
+
+@dataclass
+class Notes:
+    """What is worth saying about the rows of a source, each with the number of rows that it holds for.
+
+    Attributes:
+        read: Fields that were read; a field of a message is `messages[].name`.
+        ignored: Fields that were not, though they hold something.
+        said: Whatever else was decided, as the end of a sentence that begins with the number.
+    """
+
+    read: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    said: Counter[str] = field(default_factory=Counter)
+
+    def add(self, place: Place) -> None:
+        """Count what one record gave."""
+        self.read.update(place.read)
+        self.ignored.update(place.ignored)
+        self.said.update(place.said)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands, and what is noted about the record it belongs to.
+
+    Attributes:
+        where: `file:line`.
+        path: In front of a field's name, such as `messages[2].`.
+        names: For each field of the schema, its name in the record.
+    """
+
+    where: str
+    path: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    ignored: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
+
+    def name(self, info: ValidationInfo) -> str:
+        """How the record calls the field that is validated."""
+        return f"'{self.path}{self.names.get(str(info.field_name), info.field_name)}'"
+
+    def mark(self, names: set[str], name: str) -> None:
+        """Add a field to one of the sets, elements of a list as one."""
+        names.add(re.sub(r"\[\d+\]", "[]", self.path) + name)
+
+    def wrong(self, info: ValidationInfo, value: object, expected: str) -> UserError:
+        """The error for a value of another type."""
+        return UserError(f"field {self.name(info)} is {json_type(value)}, not {expected}", where=self.where)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names that a field may have in a record, the usual one first; several are the same field."""
+
+    usual: tuple[str, ...]
+
+    def __init__(self, *usual: str) -> None:
+        object.__setattr__(self, "usual", usual)
+
+
+def place_of(info: ValidationInfo) -> Place:
+    assert isinstance(info.context, Place)
+    return info.context
+
+
+def text(value: object, info: ValidationInfo) -> str:
+    """A text as it is; UserError for anything else."""
+    if not isinstance(value, str):
+        raise place_of(info).wrong(info, value, "text")
+    return value
+
+
+def json_list(value: object, info: ValidationInfo) -> list[Any]:
+    """A list, also one that is written as JSON text (an object is a list of one); "" and "[]" are empty."""
+    place = place_of(info)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError):
+            raise UserError(f"field {place.name(info)} is no JSON", where=place.where) from None
+    if isinstance(value, Mapping):
+        return [value]
+    if not isinstance(value, list):
+        raise place.wrong(info, value, "a list")
+    return value
+
+
+Text = Annotated[str, PlainValidator(text)]
+JsonList = Annotated[Sequence[Any], PlainValidator(json_list)]
+
+Kind = TypeVar("Kind", bound="Schema")
+
+
+class Schema(BaseModel):
+    """One kind of record. A field's docstring is its line in the documentation; null is as good as missing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def names(cls) -> dict[str, str]:
+        """For each name that a record may use, the field of the schema."""
+        return _names(cls)
+
+    @classmethod
+    def required(cls) -> list[tuple[str, ...]]:
+        """The names of each field that a record must have."""
+        return [names_of(name, info) for name, info in cls.model_fields.items() if info.is_required()]
+
+    @classmethod
+    def read(cls: type[Kind], record: Record, place: Place, refused: Mapping[str, str]) -> Kind:
+        """The record as this schema, its unread fields noted in `place`.
+
+        Args:
+            record: Decoded JSON object, CSV line or Parquet row.
+            place: Where it stands.
+            refused: Names that change what a record means, and what to do about each; those that this schema does not
+                read are refused if they hold something.
+
+        Raises:
+            UserError: A field is missing, mistyped, refused, or given under two names with two values.
+        """
+        known, given, names = cls.names(), dict[str, Any](), dict[str, str]()
+        for name, value in record.items():
+            key = known.get(name)
+            if key is None:
+                if holds(value):
+                    _refuse(name, value, place, refused)
+                    place.mark(place.ignored, name)
+            elif value is not None:
+                if key in given and given[key] != value:
+                    pair = f"fields '{place.path}{names[key]}' and '{place.path}{name}'"
+                    raise UserError(f"{pair} differ and mean the same", where=place.where, hint="keep one")
+                given[key], names[key] = value, name
+                place.mark(place.read, name)
+        try:
+            return cls.model_validate(given, context=replace(place, names=names))
+        except ValidationError as error:
+            raise _missing(cls, str(error.errors()[0]["loc"][0]), record, place) from None
+
+
+@cache
+def _names(cls: type[Schema]) -> dict[str, str]:
+    return {name: key for key, info in cls.model_fields.items() for name in names_of(key, info)}
+
+
+def names_of(key: str, info: FieldInfo) -> tuple[str, ...]:
+    """The names in a record of one field of a schema."""
+    return next((mark.usual for mark in info.metadata if isinstance(mark, Names)), (key,))
+
+
+def holds(value: object) -> bool:
+    """Whether a field says anything: null, an empty text, list or object does not."""
+    return value is not None and value != "" and value != [] and value != {}
+
+
+def truth(value: object) -> bool | None:
+    """True or false in its usual spellings (1, 0.0, "false"); None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def _refuse(name: str, value: object, place: Place, refused: Mapping[str, str]) -> None:
+    hint = refused.get(name)
+    if hint is not None:
+        raise UserError(f"field '{place.path}{name}' cannot be honoured here", where=place.where, hint=hint)
+
+
+def _missing(cls: type[Schema], key: str, record: Record, place: Place) -> UserError:
+    name = names_of(key, cls.model_fields[key])[0]
+    if name in record:
+        return UserError(f"field '{place.path}{name}' is null", where=place.where)
+    has = ", ".join(map(str, record))
+    return UserError(f"field '{place.path}{name}' is missing", where=place.where, hint=f"has: {has}")
