@@ -80,7 +80,8 @@ def token_logprobs(
         memory_budget: Bytes for logits, beyond inputs, outputs and the weight's gradient.
 
     Raises:
-        UserError: Shapes or dtypes that do not fit, or a budget below one row of logits.
+        UserError: Shapes, dtypes or devices that do not fit, a target outside the vocabulary, or a budget below one
+            row of logits.
 
     Example:
         >>> hidden, weight = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -165,6 +166,9 @@ def _reference(
     """Hidden states, head weight and bias of the reference, in the model's dtype and without gradient."""
     if ref_hidden is None or ref_weight is None:
         raise UserError("column 'kl' needs the reference's hidden states and head weight")
+    devices = {str(t.device) for t in (hidden, ref_hidden, ref_weight)}
+    if len(devices) > 1:
+        raise UserError(f"the model and the reference are on {' and '.join(sorted(devices))}")
     if ref_hidden.shape[0] != hidden.shape[0] or ref_weight.shape[0] != weight.shape[0]:
         raise UserError(
             f"the reference has {ref_hidden.shape[0]} tokens and a vocabulary of {ref_weight.shape[0]}, "
@@ -188,6 +192,9 @@ def _share(budget: int, hidden: Tensor, weight: Tensor, matrices: int) -> int:
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    devices = {str(t.device) for t in (hidden, weight, targets, bias) if t is not None}
+    if len(devices) > 1:
+        raise UserError(f"hidden states, head weight and targets are on {' and '.join(sorted(devices))}")
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise UserError(
             f"hidden states {tuple(hidden.shape)} and head weight {tuple(weight.shape)} do not fit (N, D) and (V, D)"
@@ -200,6 +207,17 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
         raise UserError(f"a bias of {tuple(bias.shape)} does not fit a vocabulary of {weight.shape[0]}")
     if hidden.dtype not in (torch.bfloat16, torch.float32, torch.float64):
         raise UserError(f"the head computes in bfloat16, float32 or float64, not {hidden.dtype}")
+    if not weight.is_floating_point() or weight.itemsize < 2:
+        raise UserError(
+            f"the head's weight is {weight.dtype}: quantised, and codes are no numbers to compute with"
+        )
+    # On a GPU an index out of range would end the process's use of the device, hence a look at the values.
+    if len(targets):
+        least, most = (int(end) for end in targets.aminmax())
+        if least < 0 or most >= weight.shape[0]:
+            wrong = least if least < 0 else most
+            hint = "leave positions without a target out" if wrong == IGNORE else None
+            raise UserError(f"target {wrong} is no id of a vocabulary of {weight.shape[0]}", hint=hint)
 
 
 def _dense(
