@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from rectune.config import DataConfig, TrainConfig
-from rectune.data.encoding import EncodedRows, choose_template, encode_rows
+from rectune.data.encoding import EncodedRows, choose_template
 from rectune.data.overlap import find_overlap
 from rectune.data.packing import Batch, collate
 from rectune.data.reading import read_rows, row_at
@@ -42,6 +42,7 @@ from rectune.diagnosis.weights import (
     weight_of,
 )
 from rectune.errors import UserError
+from rectune.models.limits import encode_for
 from rectune.models.loading import fingerprint, load_model
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
@@ -112,7 +113,7 @@ def diagnose(
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     template = choose_template(options.template, tokenizer)
     dataset = read_rows(data, options=options)
-    encoded = encode_rows(dataset, tokenizer, template, max_length=max_length)
+    encoded = encode_for(loaded, dataset, tokenizer, template, max_length=max_length)
     log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), why)
     loaded.eval()
     scorer = Scorer(loaded, memory_budget=memory_budget << 20)

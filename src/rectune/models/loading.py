@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rectune")
 
+_CODES = {"I8", "U8", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0"}
+"""Types of safetensors in which a weight is a code."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
 
 
@@ -47,25 +50,57 @@ def load_model(
     Raises:
         UserError: No such model or no network, not a causal language model, incomplete, or stored as pickle.
     """
-    folder = find_folder(str(name))
+    folder = find_folder(str(name)) or _hub_adapter(str(name))
+    settings: dict[str, Any] = {
+        "dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation
+    }  # fmt: skip
     if folder is not None and is_adapter(folder):
-        model, tokenizer = _load_adapter(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
-        )
-        return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
-    if folder is not None:
-        check_folder(folder)
+        model, tokenizer = _load_adapter(folder, name, **settings)
+    else:
+        model, tokenizer = _load_whole(str(folder or name), name, **settings)
+    from rectune.models.limits import say_beyond
+
+    say_beyond(tokenizer, model)
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model that can be loaded: causal, of whole numbers, and all in its folder.
+
+    Raises:
+        UserError: As `load_model`, as far as it shows without reading weights.
+    """
     import transformers
 
+    folder = find_folder(str(name))
+    if folder is not None:
+        check_folder(folder)
     source, trust = str(folder or name), {"trust_remote_code": trust_remote_code}
-    log.info("loading %s%s", name, "" if str(name) == source else f" from {source}")
     config = _pretrained(transformers.AutoConfig.from_pretrained, name, source, **trust)
     check_causal(config, str(name), trusted=trust_remote_code)
+    check_whole(config, str(name))
+    return config  # type: ignore[no-any-return]
+
+
+def _load_whole(
+    source: str,
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None,
+    trust_remote_code: bool,
+    attn_implementation: str | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with all of its weights, on the CPU."""
+    import transformers
+
+    log.info("loading %s%s", name, "" if str(name) == source else f" from {source}")
+    config = load_config(name, trust_remote_code=trust_remote_code)
     if attn_implementation is None and "/" in str(
         config._attn_implementation
     ):  # transformers would fetch and run it
         what = f"asks for attention code from elsewhere ({config._attn_implementation})"
         raise UserError(what, where=name, hint="remove attn_implementation from its config.json")
+    trust = {"trust_remote_code": trust_remote_code}
     model, info = _pretrained(
         transformers.AutoModelForCausalLM.from_pretrained,
         name,
@@ -83,7 +118,7 @@ def load_model(
     tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, **trust)
     if str(name) in PACKAGED:
         model.config._name_or_path = model.name_or_path = str(name)  # what an adapter notes down as its base
-    return model.to(device).eval(), tokenizer
+    return model, tokenizer
 
 
 def find_folder(name: str) -> Path | None:
@@ -95,7 +130,8 @@ def find_folder(name: str) -> Path | None:
         if path.is_dir():
             return path
         if path.exists():
-            raise UserError("is a file, not the folder of a model", where=name)
+            hint = "convert it to safetensors first" if path.suffix == ".gguf" else "give the folder it is in"
+            raise UserError("is a file, not the folder of a model", where=name, hint=hint)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home
         raise UserError(f"is no name of a model ({error})", where=name[:200]) from None
     if name.startswith((".", "~", "/")) or name.count("/") > 1:
@@ -104,14 +140,16 @@ def find_folder(name: str) -> Path | None:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a LoRA adapter without the model that it belongs to."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    """Whether the folder holds a LoRA adapter: adapter_config.json decides, whatever lies beside it."""
+    return (folder / "adapter_config.json").is_file()
 
 
 def check_folder(folder: Path) -> None:
     """Raise `UserError` for what a folder lacks to be a model: config, safetensors weights, tokenizer."""
     if not (folder / "config.json").is_file():
-        raise UserError("no config.json, so this is not the folder of a model", where=folder)
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f"{ggufs[0]} is for llama.cpp: give the model it was made from" if ggufs else None
+        raise UserError("no config.json, so this is not the folder of a model", where=folder, hint=hint)
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
         if pickles:
@@ -123,6 +161,8 @@ def check_folder(folder: Path) -> None:
         raise UserError("no weights (*.safetensors)", where=folder)
     for index in folder.glob("*.index.json"):
         _check_index(index)
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_weights(file)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
 
@@ -139,6 +179,25 @@ def _check_index(index: Path) -> None:
             raise UserError(what, where=index, hint="pickle can run code when it is read")
 
 
+def _check_weights(file: Path) -> None:
+    """Raise `UserError` for a file that is not whole, or holds codes of a quantisation; reads its header only."""
+    from safetensors import safe_open
+
+    with file.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            what = "is a pointer to the weights, not the weights"
+            raise UserError(what, where=file, hint="git lfs pull, or download the model anew")
+    try:
+        with safe_open(file, "numpy") as tensors:
+            kinds = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own, and raises others too
+        raise UserError(f"is damaged or not whole ({error})", where=file, hint="copy it again") from error
+    for name, kind in kinds.items():
+        last = name.rpartition(".")[2]
+        if (kind in _CODES and "weight" in last) or last in ("qweight", "qzeros"):
+            raise quantised(f"{name} is {kind}", file)
+
+
 def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) -> None:
     """Raise `UserError` unless the config is that of a causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -149,6 +208,34 @@ def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) 
     if not known or masked or config.is_encoder_decoder:
         architecture = ", ".join(config.architectures or ()) or config.model_type
         raise UserError(f"{architecture} is not a causal language model", where=name)
+
+
+def check_whole(config: PreTrainedConfig, name: str) -> None:
+    """Raise `UserError` for a model whose weights are stored as codes: quantised, by whichever method."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config", "quantization"):
+            given = getattr(part, key, None)
+            if given:
+                raise quantised(_method(given if isinstance(given, dict) else given.to_dict()), name)
+
+
+def quantised(method: str, where: object) -> UserError:
+    """The error for weights that are codes, which would be computed with as if they were numbers."""
+    hint = "give the model that it was made from; for an adapter, as base_model_name_or_path in adapter_config.json"
+    return UserError(
+        f"is quantised ({method}), and rectune trains and samples whole weights", where=where, hint=hint
+    )
+
+
+def _method(given: dict[str, Any]) -> str:
+    loads = [bits for bits in (4, 8) if given.get(f"load_in_{bits}bit") or given.get(f"_load_in_{bits}bit")]
+    name = (
+        given.get("quant_method")
+        or given.get("quant_algo")
+        or ("bitsandbytes" if loads else "unknown method")
+    )
+    bits = given.get("bits") or next(iter(loads), None)
+    return f"{getattr(name, 'value', name)}{f', {bits} bits' if bits else ''}"
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -201,13 +288,8 @@ def model_sources() -> Iterator[dict[str, str]]:
     }
 
 
-def _load_adapter(folder: Path, **settings: Any) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base model that the adapter names, with the adapter on it; the folder's tokenizer if it has one."""
-    from rectune.models.lora import need_peft
-
-    need_peft()
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder)
+def base_of(folder: Path) -> str:
+    """The name of the model that an adapter belongs to. Raises `UserError` where it does not say, or not rightly."""
     try:
         base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -216,16 +298,67 @@ def _load_adapter(folder: Path, **settings: Any) -> tuple[Any, PreTrainedTokeniz
         raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
     within = find_folder(base)
     if within is not None and is_adapter(within):
-        raise UserError("belongs to another adapter; merge that one first", where=folder)
-    model, tokenizer = load_model(base, **settings)
-    from peft import PeftModel
-    from transformers import AutoTokenizer
+        what = "names itself as its base model" if within.samefile(folder) else "belongs to another adapter"
+        raise UserError(
+            what, where=folder, hint="give base_model_name_or_path a whole model; merge the other one"
+        )
+    return base
 
+
+def _load_adapter(
+    folder: Path, name: str | Path, *, trust_remote_code: bool, **settings: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base model that the adapter names, with the adapter on it; the folder's tokenizer if it has one."""
+    from rectune.models.lora import need_peft
+
+    need_peft()
+    whole = sorted(file.name for file in folder.glob("model*.safetensors"))
+    if not (folder / "adapter_model.safetensors").is_file():
+        hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json" if whole else None
+        raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder, hint=hint)
+    if whole:
+        log.warning(
+            "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
+            "without adapter_config.json", folder, whole[0],
+        )  # fmt: skip
+    from rectune.models.adapters import check_adapter, load_adapter
+
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        base = base_of(folder)
+        config = load_config(base, **trust)
+    except UserError as error:
+        hint = "set base_model_name_or_path in its adapter_config.json to where the base model is"
+        raise UserError(f"its base model cannot be loaded ({error})", where=name, hint=hint) from error
+    check_adapter(folder, base, config, **trust)
+    model, tokenizer = _load_whole(str(find_folder(base) or base), base, **trust, **settings)
     if any((folder / file).is_file() for file in TOKENIZER_FILES):
+        from transformers import AutoTokenizer
+
         tokenizer = _pretrained(AutoTokenizer.from_pretrained, folder, str(folder), trust_remote_code=False)
-    return _pretrained(
-        lambda source: PeftModel.from_pretrained(model, source), folder, str(folder)
-    ), tokenizer
+    return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder)), tokenizer
+
+
+def _hub_adapter(name: str) -> Path | None:
+    """The folder of an adapter that a hub id stands for, downloaded; None for a model."""
+    if name in PACKAGED:
+        return None
+    from huggingface_hub import snapshot_download
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(name) is None:
+            return None
+        files = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            *TOKENIZER_FILES,
+            "*.jinja",
+            "*token*.json",
+        ]
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError):  # no such repository, or no network: said where the model is loaded
+        return None
 
 
 def _pretrained(function: Any, name: str | Path, source: str, **settings: Any) -> Any:

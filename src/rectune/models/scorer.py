@@ -21,6 +21,8 @@ from rectune.data.packing import Batch
 from rectune.errors import UserError
 from rectune.logprobs import COLUMNS, MEMORY_BUDGET, Implementation, supervised_positions, token_columns
 from rectune.models import attention
+from rectune.models.limits import no_embedding, positions, rope_kinds
+from rectune.models.rope import choose_per_row
 
 T = TypeVar("T")
 
@@ -77,6 +79,7 @@ class Scorer:
                 raise UserError(f"{name} cannot be given another attention: {error}") from None
         if self.causal.base_model is self.causal:
             raise UserError(f"{name} has no body apart from its head")
+        choose_per_row(self.causal)
         self.head()
         if check:
             self._check(name)
@@ -106,6 +109,7 @@ class Scorer:
         if not batch.row_lengths:  # models cannot run over nothing, so a token is run and dropped
             token = batch.input_ids.new_zeros(1, 1)
             return self.hidden(replace(batch, input_ids=token, position_ids=token, row_lengths=[1]))[:0]
+        self._check_batch(batch)
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         if not self.varlen:
             # The mask of four dimensions keeps transformers from building its own; `attend_rows` reads none.
@@ -114,6 +118,18 @@ class Scorer:
         body = self.causal.base_model
         hidden: Tensor = body(**arguments, use_cache=False).last_hidden_state[0]
         return hidden
+
+    def _check_batch(self, batch: Batch) -> None:
+        """What an embedding would answer with an IndexError, on a GPU with the end of the device's use."""
+        weight = self.causal.get_input_embeddings().weight
+        if batch.input_ids.device != weight.device:
+            raise UserError(f"the rows are on {batch.input_ids.device}, the model on {weight.device}")
+        for token in batch.input_ids.aminmax():
+            if not 0 <= int(token) < weight.shape[0]:
+                raise no_embedding(int(token), weight.shape[0])
+        longest, places = max(batch.row_lengths), positions(self.causal)
+        if places and longest > places and not rope_kinds(self.causal.config.get_text_config()):
+            raise UserError(f"a row of {longest} tokens does not fit the model's {places} positions")
 
     def columns(
         self, batch: Batch, names: Sequence[str] = ("logp",), *, reference: Reference | None = None
@@ -223,6 +239,7 @@ class Scorer:
         self.model.eval()
         try:
             packs = [self.hidden(_two_rows(row, second))[9:] for row in (first, other)]
+            beside = self.hidden(_two_rows(first, second, reach=self._reach()))[9:]
             logits = self.causal(second[None], use_cache=False).logits[0, :-1]
         finally:
             self.model.train(training)
@@ -231,6 +248,9 @@ class Scorer:
         coarse = packs[0].dtype == torch.bfloat16
         if not _close(packs[0], packs[1], 0.01 if coarse else 1e-4):
             raise UserError(f"{name} lets rows of a pack see each other, so it cannot be trained packed")
+        if not _close(packs[0], beside, 0.01 if coarse else 1e-4):
+            what = f"{name} computes a row otherwise beside a longer one, so it cannot be trained packed"
+            raise UserError(what, where="rope_parameters", hint="the model's positions depend on the batch")
         head = self.head()
         ours = token_columns(
             packs[0][:-1], head.weight, second[1:], bias=head.bias,
@@ -239,6 +259,12 @@ class Scorer:
         theirs = logits.to(ours.dtype).log_softmax(-1).gather(1, second[1:, None]).squeeze(1)
         if not _close(ours, theirs, 0.05 if coarse else 1e-3):
             raise UserError(f"the head of {name} does something that rectune does not know")
+
+    def _reach(self) -> int:
+        """A position far out that the model has, beyond what its frequencies are scaled from where that is known."""
+        config = self.causal.config.get_text_config()
+        places = getattr(config, "max_position_embeddings", None) or 9
+        return int(places) * (1 + ("dynamic" in str(getattr(config, "rope_parameters", "")))) - 1
 
 
 class _WithoutAdapter(Scorer):
@@ -262,10 +288,13 @@ def _logit_scale(config: Any) -> float:
     return float(scaling if config.model_type == "hyperclovax" else 1 / scaling)
 
 
-def _two_rows(first: Tensor, second: Tensor) -> Batch:
+def _two_rows(first: Tensor, second: Tensor, reach: int | None = None) -> Batch:
+    """A pack of both; with `reach` the last token of the first has this position, as if its row were as long."""
     lengths = [len(first), len(second)]
     ids = torch.cat([first, second])[None]
     positions = torch.cat([torch.arange(n, device=ids.device) for n in lengths])[None]
+    if reach is not None:
+        positions[0, lengths[0] - 1] = reach
     labels = torch.full_like(ids, -100)
     rows = torch.arange(2, device=ids.device).repeat_interleave(torch.tensor(lengths, device=ids.device))
     return Batch(ids, positions, labels, torch.zeros_like(ids, dtype=torch.bool), rows, lengths)

@@ -56,7 +56,7 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
     weights, tokenizer = load_model(str(model), dtype=torch.float32, device=device)
     limit = min(ROWS, config.rows.limit or ROWS)
     own = config.model_copy(update={"rows": config.rows.model_copy(update={"limit": limit, "holdout": 0.0})})
-    data = load_data(own, tokenizer)
+    data = load_data(own, tokenizer, weights)
     scorer = Scorer(weights, memory_budget=config.memory_budget << 20)
     parts, lowest = [], Counter[str]()
     with torch.no_grad():

@@ -49,11 +49,16 @@ class DrawSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample to draw. Requests that follow each other with the same prompt share its computation."""
+    """One sample to draw. Requests that follow each other with the same prompt share its computation.
+
+    Attributes:
+        where: Of the problem, `file:line`, for messages to the user.
+    """
 
     problem_id: str
     sample_index: int
     prompt_ids: tuple[int, ...]
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +186,7 @@ def sample(
         index, of = share()
         mine = problems[index::of]
         todo = [
-            Request(p.problem_id, i, prompts[p.problem_id][0])
+            Request(p.problem_id, i, prompts[p.problem_id][0], p.where)
             for p in mine
             for i in range(n)
             if (p.problem_id, i) not in file.finished

@@ -26,8 +26,10 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from rectune.data.encoding import choose_template, stop_ids
 from rectune.data.templates import Template
 from rectune.errors import UserError
+from rectune.models.limits import embeddings, no_embedding, positions
 from rectune.models.loading import fingerprint, load_model
 from rectune.models.precision import choose_precision
+from rectune.models.rope import choose_per_row, original_lengths
 from rectune.processes import default_device, take_device
 from rectune.sampling.attention import IMPLEMENTATION
 from rectune.sampling.batch import Batch, Prompt, Sequence
@@ -81,6 +83,7 @@ class LocalEngine:
         if self.batch_size < 1:
             raise UserError(f"{batch_size} is out of range", where="batch_size", hint="must be at least 1")
         refuse(self.model)
+        choose_per_row(self.model)
         ends = self.model.generation_config.eos_token_id
         self.stop_ids = {*stop_ids(tokenizer, self.template), *(ends if isinstance(ends, list) else [ends])}
 
@@ -107,7 +110,7 @@ class LocalEngine:
     def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
-        self._check_lengths(waiting, settings)
+        self._check(waiting, settings)
         with self._at_work():
             exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
             batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
@@ -214,17 +217,34 @@ class LocalEngine:
                 )
         return finished
 
-    def _check_lengths(self, requests: Iterable[Request], settings: DrawSettings) -> None:
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+    def _check(self, requests: Iterable[Request], settings: DrawSettings) -> None:
+        known = embeddings(self.model)
         for request in requests:
-            asked = len(request.prompt_ids) + settings.max_new_tokens
-            if longest is not None and asked > longest:
-                raise UserError(
-                    f"problem '{request.problem_id}' needs {asked} positions "
-                    f"({len(request.prompt_ids)} prompt tokens and max_new_tokens); the model has {longest}",
-                    where="max_new_tokens",
-                    hint=f"at most {longest - len(request.prompt_ids)} fit",
-                )
+            if (token := max(request.prompt_ids)) >= known:
+                word = str(self.tokenizer.convert_ids_to_tokens(token))
+                raise no_embedding(token, known, word, request.where or f"problem '{request.problem_id}'")
+            length = len(request.prompt_ids)
+            if (limit := self.limit(length)) is None or length + settings.max_new_tokens <= limit[0]:
+                continue
+            raise UserError(
+                f"problem '{request.problem_id}' needs {length + settings.max_new_tokens} positions "
+                f"({length} prompt tokens and max_new_tokens); {limit[1]} {limit[0]}",
+                where="max_new_tokens",
+                hint=f"at most {limit[0] - length} fit" if limit[0] > length else "shorten the prompt",
+            )
+
+    def limit(self, prompt: int) -> tuple[int, str] | None:
+        """The longest that a prompt of so many tokens may become with its answer, and why; None for any length."""
+        places = positions(self.model)
+        found = [] if places is None else [(places, "the model has")]
+        for kind, original in self._changing:
+            if kind != "longrope" or prompt <= original:  # keys computed so far would be of other frequencies
+                found.append((original, f"the frequencies of rope_type {kind} change beyond"))
+        return min(found, default=None)
+
+    @cached_property
+    def _changing(self) -> set[tuple[str, int]]:
+        return {one for module in self.model.modules() for one in original_lengths(module).values()}
 
 
 def refuse(model: PreTrainedModel) -> None:

@@ -16,16 +16,17 @@ from pathlib import Path
 import datasets
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
-from rectune.data.encoding import EncodedRows, choose_template, encode_rows
+from rectune.data.encoding import EncodedRows, choose_template
 from rectune.data.formats import PAIR
 from rectune.data.order import StepPlan, draw, plan_steps, split_holdout
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.reading import read_rows
 from rectune.data.sources import PACKAGED
 from rectune.errors import UserError
+from rectune.models.limits import encode_for
 
 log = logging.getLogger("rectune")
 
@@ -127,9 +128,17 @@ def pair_columns(row: Tensor) -> dict[str, Tensor]:
 
 
 def load_data(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, *, paired: bool = False
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None = None,
+    *,
+    paired: bool = False,
 ) -> TrainingData:
-    """Read, encode and split the rows, or pairs, of a config. Raises `UserError` for those that cannot be used."""
+    """Read, encode and split the rows, or pairs, of a config. Raises `UserError` for those that cannot be used.
+
+    Args:
+        model: What will read them, whose positions and embeddings bound them; None where none will.
+    """
     template = choose_template(config.rows.template, tokenizer)
 
     def encoded(source: str) -> Split:
@@ -137,7 +146,7 @@ def load_data(
         texts = [
             read_rows(source, options=config.rows.model_copy(update={"format": format})) for format in formats
         ]
-        sides = [encode_rows(rows, tokenizer, template, max_length=config.max_length) for rows in texts]
+        sides = [encode_for(model, rows, tokenizer, template, max_length=config.max_length) for rows in texts]
         return _together(sides, texts[0])
 
     everything = encoded(config.data)

@@ -191,11 +191,14 @@ class Probe:
         except UserError as error:
             log.info("drift: no sampled answers, since %s", error.what)
             return None
-        places = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
-        if places is not None:
-            self.requests = [r for r in self.requests if len(r.prompt_ids) + self.limit <= places]
+        ends = [engine.limit(len(request.prompt_ids)) for request in self.requests]
+        self.requests = [
+            request
+            for request, end in zip(self.requests, ends, strict=True)
+            if end is None or len(request.prompt_ids) + self.limit <= end[0]
+        ]
         if not self.requests:
-            log.info("drift: no sampled answers, since the prompts fill the model's %s positions", places)
+            log.info("drift: no sampled answers, since no prompt leaves the model room for one")
             return None
         return engine
 

@@ -89,7 +89,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
 def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until: int | None) -> TrainResult:
     phases = make_phases(config.objective)
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
-    data = load_data(config, tokenizer, paired="pair" in phases[0].columns)
+    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns)
     identity = fingerprint(model)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]

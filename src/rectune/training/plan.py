@@ -26,7 +26,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     device = default_device()
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    data = load_data(config, tokenizer, paired="pair" in phases[0].columns)
+    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}

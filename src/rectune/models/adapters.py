@@ -1,0 +1,196 @@
+"""An adapter's folder, and whether its tensors fit the base model: looked at before the base's weights are read.
+
+peft leaves out what fits nothing, so that the base model would answer in the adapter's name. How a fresh adapter is
+put on a model is in `lora.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from rectune.errors import UserError
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What of an adapter does not fit its base model.
+
+    Attributes:
+        unknown: Tensors that no module of the model has a place for.
+        absent: Tensors that the model's adapter has and the file lacks.
+        shapes: Name to shape in the file and shape in the model.
+        expected: Names that the model's adapter has, as files have them.
+    """
+
+    unknown: list[str]
+    absent: list[str]
+    shapes: dict[str, tuple[list[int], list[int]]]
+    expected: list[str]
+
+
+def check_adapter(folder: Path, base: str, config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
+    """Raise `UserError` unless every tensor of the adapter has its place in a model of this config, and the reverse."""
+    settings = read_settings(folder)
+    if settings.is_prompt_learning:
+        kind = getattr(settings.peft_type, "value", settings.peft_type)
+        raise UserError(
+            f"is a {kind} adapter, which adds tokens to the prompt", where=folder, hint="use LoRA"
+        )
+    if settings.task_type not in (None, "CAUSAL_LM"):
+        raise UserError(f"is an adapter for {settings.task_type}, not for a causal model", where=folder)
+    try:
+        state = _load_file(folder / _WEIGHTS)
+        with torch.device("meta"), quiet():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            settings.init_lora_weights = False  # the others compute with the base's weights
+            wrapped: Any = peft.PeftModelForCausalLM(model, settings)
+            found = _compare(wrapped, state, settings)
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # peft's words for targets that the model lacks, and for settings it does not know
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"does not fit its base model {base}: {line[:300]}", where=folder) from error
+    if found.unknown or found.absent or found.shapes:
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        raise _error(found, len(state), folder, base, layers, int(getattr(settings, "r", 0)))
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter of a folder on it, frozen."""
+    with quiet():
+        return peft.PeftModel.from_pretrained(model, str(folder))
+
+
+def read_settings(folder: Path) -> Any:
+    """peft's config of an adapter. Raises `UserError` where the installed peft cannot read it."""
+    try:
+        with quiet():
+            return peft.PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # also KeyError and TypeError, for kinds and fields of another version
+        line = next(iter(str(error).splitlines()), "")
+        what = f"cannot be read by the installed peft ({type(error).__name__}: {line[:200]})"
+        raise UserError(what, where=folder / "adapter_config.json") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's warnings, whose content is checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"cannot be read ({error})", where=path, hint="copy it again") from error
+
+
+def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
+    """Load the tensors into a model without weights, as peft would, and see what is left over on either side."""
+    own = {name: list(tensor.shape) for name, tensor in wrapped.state_dict().items()}
+    names = {name: name.replace(".modules_to_save.default", "").replace(".default", "") for name in own}
+    expected = [saved for name, saved in names.items() if saved != name and "trainable_tokens" not in name]
+    shapes = {
+        saved: (list(state[saved].shape), own[name])
+        for name, saved in names.items()
+        if saved in state and list(state[saved].shape) != own[name]
+    }
+    absent = [name for name in expected if name not in state]
+    if not shapes and set(expected) == set(state):
+        return Misfit([], [], {}, expected)
+    try:
+        result: Any = peft.set_peft_model_state_dict(wrapped, state, ignore_mismatched_sizes=True)
+    except KeyError:  # a module that was trained whole and is not in the file
+        return Misfit([name for name in state if name not in expected], absent, shapes, expected)
+    unknown = [name.replace(".default", "") for name in result.unexpected_keys]
+    lacking = {
+        names.get(name, name) for name in result.missing_keys
+    }  # names may have been converted meanwhile
+    lora = str(getattr(settings.peft_type, "value", settings.peft_type)) == "LORA"
+    absent = [name for name in absent if name in lacking and name not in shapes] if lora else []
+    return Misfit(unknown, absent, shapes, expected)
+
+
+def _error(found: Misfit, total: int, folder: Path, base: str, layers: int | None, rank: int) -> UserError:
+    """One line: a tensor, how many more, and what is the likely reason."""
+    of = f"of the base model {base}"
+    if found.unknown:
+        name = _first(found.unknown)
+        what = f"{len(found.unknown)} of its {total} tensors fit nothing {of}: {name}"
+        return UserError(what, where=folder, hint=_reason(name, found, layers))
+    if found.shapes:
+        name, (here, there) = next(iter(found.shapes.items()))
+        what = f"{len(found.shapes)} of its {total} tensors have another shape than those {of}"
+        what += f": {name} is {here}, not {there}"
+        return UserError(what, where=folder, hint=_reason_of_shape(name, here, there, rank))
+    what = f"lacks {len(found.absent)} of the {len(found.expected)} tensors {of}: {_first(found.absent)}"
+    whole = any("lora_" not in name for name in found.absent)
+    hint = (
+        "modules_to_save are not in the file"
+        if whole
+        else "it belongs to a base with fewer modules, or was not saved whole"
+    )
+    return UserError(what, where=folder, hint=hint)
+
+
+def _first(names: list[str]) -> str:
+    return min(names, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
+
+
+def _reason(name: str, found: Misfit, layers: int | None) -> str:
+    """Why a tensor fits nothing, from the longest ending that it has in common with an expected name."""
+    parts = name.split(".")
+    for start in range(1, len(parts)):
+        ending = "." + ".".join(parts[start:])
+        match = next((other for other in found.expected if other.endswith(ending)), None)
+        if match is None:
+            continue
+        before, there = ".".join(parts[:start]), match.removesuffix(ending)
+        if parts[start - 1].isdigit() and layers is not None and int(parts[start - 1]) >= layers:
+            most = 1 + max(int(p) for n in found.unknown for p in n.split(".") if p.isdigit())
+            return (
+                f"the adapter is for {most} layers, the base has {layers}: is it another size of the model?"
+            )
+        if start < len(parts) - 2:
+            return f"its names begin with '{before}.' where '{there}.' is expected: {_prefix(before, there)}"
+        break
+    if not any(part.startswith(("lora_", "modules_to_save")) for part in parts):
+        return "the file also holds other weights than the adapter's"
+    return "the base has no such module among target_modules: is it another architecture?"
+
+
+def _prefix(here: str, there: str) -> str:
+    if here.endswith(there):
+        return f"a doubled or added prefix '{here.removesuffix(there)}'"
+    if there.endswith(here):
+        return f"the prefix '{there.removesuffix(here)}' is missing"
+    return "another class of model was trained (language_model, module, _orig_mod), or another way of saving"
+
+
+def _reason_of_shape(name: str, here: list[int], there: list[int], rank: int) -> str:
+    if ("lora_" not in name or "embed" in name or "lm_head" in name) and here[1:] == there[1:]:
+        return (
+            f"the vocabulary was resized to {here[0]} for training: resize the base model's and save it first"
+        )
+    side = 0 if "lora_A" in name else -1
+    if "lora_" in name and len(here) == len(there) and here[side] != there[side]:
+        return f"adapter_config.json says r = {rank}, the tensors have rank {here[side]}"
+    return "the adapter was trained on another size of the base model"
