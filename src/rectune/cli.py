@@ -17,12 +17,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 import rectune
 from rectune.errors import UserError
+from rectune.parameters import Count, Switch, Texts
 from rectune.printing import messages, print_lines, print_table
 from rectune.processes import leave
 from rectune.stopping import interruptible, stopped_by
 from rectune.visible import visible
-
-Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 app = App(
     name="rectune",
@@ -70,9 +69,6 @@ def list_(
     print_table(list(LISTS[what]()), as_json=json)
 
 
-Count = Annotated[int, Parameter(name="-n")]
-
-
 @app.command
 def sample(
     *,
@@ -83,6 +79,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
+    stop: Texts = (),
     seed: int = 0,
     engine: Literal["local", "server", "vllm"] = "local",
     server_url: str | None = None,
@@ -103,6 +100,7 @@ def sample(
         temperature: 0 takes the most probable token.
         top_p: Draw from the most probable tokens that make up this share.
         max_new_tokens: Longest answer.
+        stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
         seed: Of the draws; the same whatever the batch size and order.
         engine: local runs the model here, server asks an OpenAI-compatible endpoint.
         server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
@@ -122,8 +120,8 @@ def sample(
     else:
         asked = load_benchmark(problems, benchmark_dir=benchmark_dir)
     draw(
-        model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
-        engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
+        model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop,
+        seed=seed, engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
         batch_size=batch_size, template=template, precision=precision,
     )  # fmt: skip
     print_lines(out)
@@ -188,6 +186,7 @@ def eval_(
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
+    stop: Texts = (),
     seed: int = 0,
     limit: int | None = None,
     benchmark_file: tuple[Path, ...] = (),
@@ -214,6 +213,7 @@ def eval_(
         temperature: 0 takes the most probable token.
         top_p: Draw from the most probable tokens that make up this share.
         max_new_tokens: Longest answer.
+        stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
         seed: Of the draws and of --limit.
         limit: Only so many problems of each benchmark.
         benchmark_file: JSONL file of your own problems, with prompt and answer; may be given several times.
@@ -234,7 +234,7 @@ def eval_(
 
     result = evaluate(
         model, [name.strip() for name in benchmarks.split(",") if name.strip()], out=out, n=n,
-        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, limit=limit,
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop, seed=seed, limit=limit,
         benchmark_files=benchmark_file, benchmark_dir=benchmark_dir, prompt=prompt, system=system, template=template,
         check_overlap=check_overlap, engine=engine, server_url=server_url, served_name=served_name,
         server_logprobs=not without_logprobs, batch_size=batch_size, precision=precision,

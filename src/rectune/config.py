@@ -52,6 +52,12 @@ PathOrName = Annotated[str, BeforeValidator(_as_text)]
 """Text, for which Python may give a `Path`."""
 
 
+StopTexts = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+"""Texts at which an answer ends; a single one may be given as such."""
+
+
 class ObjectiveConfig(Settings):
     """Which loss a token gets. Further keys are settings of the objective itself, such as `alpha`."""
 

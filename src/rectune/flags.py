@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
 from rectune.config import Settings, TrainConfig, flag, settings_fields
+from rectune.parameters import texts
 
 Verb = Callable[..., None]
 
@@ -74,14 +75,17 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     table = name.partition(".")[0] if "." in name else ""
     description = " ".join((field.description or "").split())
     default = _show(field)
+    several = field.annotation == tuple[str, ...]
     parameter = Parameter(
         name=flag(name),
         help=f"{description} [default: {default}]" if default else description,
         group=GROUPS[table],
         negative=(),
         show_default=False,
+        converter=texts if several else None,
     )
-    return _keyword(name.replace(".", "_"), _flag_type(field.annotation) | None, parameter)
+    kind = field.annotation if several else _flag_type(field.annotation)
+    return _keyword(name.replace(".", "_"), kind | None, parameter)  # type: ignore[operator]
 
 
 def _keyword(name: str, kind: Any, parameter: Parameter) -> inspect.Parameter:

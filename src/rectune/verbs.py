@@ -15,10 +15,8 @@ from rectune.errors import UserError
 from rectune.flags import settings_flags
 from rectune.offline.settings import OfflineConfig, is_setting
 from rectune.online.config import OnlineConfig
+from rectune.parameters import Count, Switch, Texts
 from rectune.printing import print_lines, print_table
-
-Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
-Count = Annotated[int, Parameter(name="-n")]
 
 
 @settings_flags()
@@ -105,6 +103,7 @@ def compare(
     n: Count = 16,
     temperature: float = 1.0,
     max_new_tokens: int = 4096,
+    stop: Texts = (),
     sweep: str | None = None,
     sweep_steps: int | None = None,
     race: str | None = None,
@@ -131,6 +130,7 @@ def compare(
         n: Answers to each problem.
         temperature: Of the answers; greedy ones are drawn besides.
         max_new_tokens: Longest answer.
+        stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
         sweep: Learning rates to try each objective with, separated by commas; the best on validation is taken.
         sweep_steps: Of each trial; a quarter of a run's if unset.
         race: Stop objectives early that are clearly worse on validation; the budget: 30m, 2h or 800steps in all.
@@ -152,8 +152,8 @@ def compare(
     result = compare(
         config, names(objectives), seeds=seeds, benchmarks_in=names(benchmarks_in),
         benchmarks_out=names(benchmarks_out), benchmarks=names(benchmarks), benchmark_dir=benchmark_dir, limit=limit,
-        n=n, temperature=temperature, max_new_tokens=max_new_tokens, sweep=rates(sweep), sweep_steps=sweep_steps,
-        race=race, validation=validation, sharpening=not no_sharpening, dry_run=dry_run,
+        n=n, temperature=temperature, max_new_tokens=max_new_tokens, stop=stop, sweep=rates(sweep),
+        sweep_steps=sweep_steps, race=race, validation=validation, sharpening=not no_sharpening, dry_run=dry_run,
     )  # fmt: skip
     if json or dry_run:
         print_lines(to_text(result))

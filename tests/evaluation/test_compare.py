@@ -12,7 +12,7 @@ from rectune.errors import UserError
 from rectune.evaluation.compare import read_evaluation
 
 WHOLE: dict[str, Any] = {
-    "protocol": {"n": 2, "temperature": 1.0},
+    "protocol": {"n": 2, "temperature": 1.0, "stop": []},
     "benchmarks": {"b": {"problem_ids": ["p"]}},
 }
 

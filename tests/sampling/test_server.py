@@ -327,6 +327,29 @@ def test_every_request_says_every_sampling_setting(
     assert body["stop_token_ids"] == [2]
 
 
+def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_local_engines(
+    failing: str, folder: Path, tmp_path: Path
+) -> None:
+    ids = byte_tokenizer()("42\n\nQuestion: 1?").input_ids
+    found = {"tokens": [f"token_id:{i}" for i in ids], "token_logprobs": [-1.0] * len(ids)}
+    Failing.reply = {
+        "choices": [{"text": "42", "finish_reason": "stop", "logprobs": found}]
+    }  # vLLM's: all tokens
+    body, line = drawn_by(failing, folder, tmp_path / "s.jsonl", stop=["\n\nQuestion:", "<|im_start|>"])
+    assert body["stop"] == line["stop"] == ["\n\nQuestion:", "<|im_start|>"]
+    assert set(body["stop_token_ids"]) == {2, byte_tokenizer().convert_tokens_to_ids("<|im_start|>")}
+    assert (line["text"], line["token_ids"], line["finish_reason"]) == ("42", ids[:2], "stop")
+    assert len(line["logprobs"]) == 2
+    Failing.reply["choices"][0] |= {
+        "text": "42\n\nQuestion: 1?",
+        "finish_reason": "length",
+    }  # stop is ignored
+    _, line = drawn_by(
+        failing, folder, tmp_path / "no.jsonl", stop="\n\nQuestion:", server_logprobs=False, max_new_tokens=9
+    )
+    assert (line["text"], line["finish_reason"]) == ("42", "stop")
+
+
 def test_llama_cpp_python_is_sent_text_and_its_own_word_for_no_top_k(
     failing: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ class Draws:
     temperature: float = 1.0
     max_new_tokens: int = 4096
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
 
 class Respondent:
@@ -56,6 +57,7 @@ class Respondent:
             temperature=draws.temperature,
             max_new_tokens=draws.max_new_tokens,
             seed=draws.seed,
+            stop=draws.stop,
             template=self.config.rows.template,
             system=self.config.rows.system or "",
             engine=self.engine,
@@ -82,7 +84,8 @@ def is_answered(folder: Path, files: Sequence[Path], draws: Draws) -> bool:
     if not (folder / "evaluation.json").is_file():
         return False
     found = read_evaluation(folder)
-    same = all(found["protocol"].get(name) == value for name, value in vars(draws).items())
+    wanted = vars(draws) | {"stop": list(draws.stop)}
+    same = all(found["protocol"].get(name) == value for name, value in wanted.items())
     return same and list(found["benchmarks"]) == [path.stem for path in files]
 
 

@@ -165,6 +165,7 @@ def _settings(
         "n": draws.n,
         "temperature": draws.temperature,
         "max_new_tokens": draws.max_new_tokens,
+        "stop": list(draws.stop),
         "sweep": list(choices.rates),
         "sweep_steps": choices.sweep_steps,
         "race": choices.budget,

@@ -34,6 +34,7 @@ from rectune.config import ObjectiveConfig, TrainConfig
 from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
+from rectune.sampling.stops import check_stops
 from rectune.stopping import saying
 
 log = logging.getLogger("rectune")
@@ -54,6 +55,7 @@ def compare(
     n: int = 16,
     temperature: float = 1.0,
     max_new_tokens: int = 4096,
+    stop: Sequence[str] = (),
     sweep: Sequence[float] = (),
     sweep_steps: int | None = None,
     race: str | None = None,
@@ -71,7 +73,7 @@ def compare(
         seeds: How many.
         benchmarks_in, benchmarks_out, benchmarks: Names of benchmarks, or JSONL files of problems: of the training
             rows' domain, of another one, and neither.
-        benchmark_dir, limit, n, temperature, max_new_tokens: As in `evaluate`.
+        benchmark_dir, limit, n, temperature, max_new_tokens, stop: As in `evaluate`.
         sweep: Learning rates to try each objective with; empty: the config's for all.
         sweep_steps: Of each trial; None: a quarter of a run's.
         race: What a race may spend, such as `30m` or `800steps`; None: all arms are trained to the end.
@@ -95,7 +97,7 @@ def compare(
     if given != ObjectiveConfig().model_dump(exclude={*SHARED}):
         log.info("objective: the recipe's is left aside, --objectives says what is compared")
     domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
-    draws = Draws(n, temperature, max_new_tokens, config.seed)
+    draws = Draws(n, temperature, max_new_tokens, config.seed, check_stops(stop))
     choices = Choices(tuple(sweep), sweep_steps, race, validation)
     matrix = make_matrix(
         config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit

@@ -73,8 +73,8 @@ class Sample:
         answer, grader, extra: Copied from the problem, so that the file can be graded alone.
         token_ids, logprobs: The new tokens (the turn-ending one included, where one was sampled) and the
             log-probability of each under the sampled-from model at temperature 1.
-        finish_reason: "stop" (the model ended its turn) or "length".
-        seed, temperature, top_p, max_new_tokens, engine, model, fingerprint: How the sample was drawn, and from what.
+        finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
+        seed, temperature, top_p, max_new_tokens, stop, engine, model, fingerprint: How the sample was drawn, from what.
         turns: The conversation that the prompt was made of, for training on the sample.
         format: Of the line; a later version may write another.
     """
@@ -97,6 +97,7 @@ class Sample:
     extra: dict[str, object] | None = None
     turns: tuple[Turn, ...] = ()
     max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
     format: int = 1
 
 

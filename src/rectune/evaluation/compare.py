@@ -20,7 +20,7 @@ from rectune.evaluation.wording import direction
 
 log = logging.getLogger("rectune")
 
-PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "template", "system")
+PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "stop", "template", "system")
 """Settings whose difference makes two evaluations hard to compare."""
 
 
@@ -102,6 +102,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     check_format(evaluation, path)
     if not _usable(evaluation["protocol"], evaluation["benchmarks"]):
         raise UserError("is damaged", where=path, hint="remove it and run the evaluation again, it goes on")
+    evaluation["protocol"].setdefault("stop", [])
     return evaluation
 
 

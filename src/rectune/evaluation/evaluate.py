@@ -46,6 +46,7 @@ def evaluate(
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     seed: int = 0,
+    stop: Sequence[str] = (),
     limit: int | None = None,
     prompt: str | None = None,
     system: str | None = None,
@@ -70,7 +71,7 @@ def evaluate(
         out: Folder of this evaluation; one model and one protocol each.
         benchmark_files: JSONL files of one's own with `prompt` and `answer`; named by the file's stem.
         benchmark_dir: A folder that has the benchmarks' files; else they are packaged or loaded from the hub.
-        n, temperature, top_p, max_new_tokens, seed: How answers are drawn.
+        n, temperature, top_p, max_new_tokens, seed, stop: How answers are drawn.
         limit: Only so many problems of each benchmark, drawn with the seed.
         prompt: The user turn with {question} in it, for all benchmarks. None: as in the model's training run,
             else each benchmark's own.
@@ -86,6 +87,7 @@ def evaluate(
     from rectune.grading import grade
     from rectune.sampling.engine import sample
     from rectune.sampling.progress import reporter
+    from rectune.sampling.stops import check_stops
 
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
     if template is None:
@@ -105,6 +107,7 @@ def evaluate(
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
+        "stop": list(check_stops(stop)),
         "template": template,
         "precision": precision,
     }

@@ -200,9 +200,9 @@ def _sample(config: OfflineConfig, problems: Sequence[Problem], out: Path) -> No
         _take_over(Path(drawn.samples), out, problems, drawn.n)
     sample(
         config.model, problems, out=out, n=drawn.n, temperature=drawn.temperature, top_p=drawn.top_p,
-        max_new_tokens=drawn.max_new_tokens, seed=drawn.seed, engine=drawn.engine, batch_size=drawn.batch_size,
-        template=config.rows.template, precision=config.precision, server_url=drawn.server_url,
-        served_name=drawn.served_name,
+        max_new_tokens=drawn.max_new_tokens, stop=drawn.stop, seed=drawn.seed, engine=drawn.engine,
+        batch_size=drawn.batch_size, template=config.rows.template, precision=config.precision,
+        server_url=drawn.server_url, served_name=drawn.served_name,
     )  # fmt: skip
 
 

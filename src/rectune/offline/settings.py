@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from rectune.config import DataConfig, PathOrName, Seed, Settings, TrainConfig
+from rectune.config import DataConfig, PathOrName, Seed, Settings, StopTexts, TrainConfig
 
 
 class SamplingConfig(Settings):
@@ -24,6 +24,8 @@ class SamplingConfig(Settings):
     """Draw from the most probable tokens that make up this share."""
     max_new_tokens: int = Field(1024, gt=0)
     """Longest answer; together with the problem it should fit into max_length."""
+    stop: StopTexts = ()
+    """Text at which an answer ends, besides the template's own mark of the next turn; may be given several times."""
     seed: Seed = 0
     """Of the draws and of the choice among answers; seed is for training alone, so that runs can share answers."""
     samples: PathOrName | None = None

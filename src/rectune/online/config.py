@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rectune.config import LoraConfig, PathOrName, Seed, Settings, TrainConfig
+from rectune.config import LoraConfig, PathOrName, Seed, Settings, StopTexts, TrainConfig
 
 
 class OnlineConfig(Settings):
@@ -36,6 +36,8 @@ class OnlineConfig(Settings):
     """Of the draws; log-probabilities in the loss are those of the tempered model."""
     max_new_tokens: int = Field(1024, gt=0)
     """Longest answer."""
+    stop: StopTexts = ()
+    """Text at which an answer ends, besides the template's own mark of the next turn; may be given several times."""
     reward: str = "grader"
     """grader: 1 if the problem's grader says correct, else 0; another grader's name; or FILE.py:FUNCTION."""
     grading_timeout: float = Field(5.0, gt=0)

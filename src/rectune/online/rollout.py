@@ -30,7 +30,7 @@ from rectune.online.policy import Policy
 from rectune.online.problems import Asked
 from rectune.online.reward import Earned, Rewards
 from rectune.online.room import Room
-from rectune.sampling.engine import Completion, DrawSettings, Engine, Request
+from rectune.sampling.engine import Completion, DrawSettings, Engine, Request, all_stops
 
 _SEEDS = 1_000_003
 """Seeds of draws are seed * this + step, as training seeds its dropout."""
@@ -112,7 +112,8 @@ def _draw(
         requests += [Request(name, first + i, asked.prompts[place]) for i in range(n)]
         problems += [place] * n
         seen[place] += 1
-    settings = DrawSettings(config.temperature, 1.0, config.max_new_tokens, seed)
+    stop = all_stops(engine, config.stop)
+    settings = DrawSettings(config.temperature, 1.0, config.max_new_tokens, seed, stop)
     found = {(c.request.problem_id, c.request.sample_index): c for c in engine.complete(requests, settings)}
     answers = [found[r.problem_id, r.sample_index] for r in requests]
     sampled = time.perf_counter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from rectune.errors import UserError, unknown_name
 from rectune.processes import share
 from rectune.sampling.progress import reporter
 from rectune.sampling.shares import shared_file
+from rectune.sampling.stops import check_stops, template_stops
 from rectune.stopping import saying
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class DrawSettings:
         top_p: 1 draws from the whole vocabulary.
         max_new_tokens: Where a completion that does not end by itself is cut.
         seed: First part of every sample's key; the others are its problem and its index.
+        stop: Texts at which an answer ends, itself no part of it (`stops.py`).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 4096
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,10 @@ class Completion:
     """What the model wrote for one request.
 
     Attributes:
-        token_ids: New tokens, the turn-ending one included where one was drawn.
+        token_ids: New tokens, the turn-ending one included where one was drawn; those of a stop text are left out.
         logprobs: Log-probability of each under the model at temperature 1 (before top_p).
         text: The tokens as text, special tokens removed.
-        finish_reason: "stop" (the model ended its turn) or "length".
+        finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
     """
 
     request: Request
@@ -110,6 +113,7 @@ def sample(
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     seed: int = 0,
+    stop: Sequence[str] = (),
     engine: str | Engine = "local",
     batch_size: int | None = None,
     template: str = "auto",
@@ -127,6 +131,7 @@ def sample(
     Args:
         model: Hub id, folder or packaged name.
         problems: With unique ids.
+        stop: Texts at which an answer ends, besides the template's own mark of the next turn (`stops.py`).
         engine: "local", "server", "vllm", or an engine of your own.
         batch_size: Sequences in work at once (local) or requests in flight (server); None: its own choice.
         template: As in training: "auto", "none" or a file.
@@ -144,7 +149,7 @@ def sample(
         UserError: No problem, duplicate ids, n = 0, a setting out of range, an unknown engine, an unreachable
             server, or a file whose samples were drawn otherwise.
     """
-    settings = DrawSettings(temperature, top_p, max_new_tokens, seed)
+    settings = DrawSettings(temperature, top_p, max_new_tokens, seed, check_stops(stop))
     _check(problems, n, settings)
     if engine == "vllm" and share()[1] > 1:
         raise UserError("vllm starts its own processes", where="engine", hint="start rectune once")
@@ -152,6 +157,7 @@ def sample(
     if isinstance(drawer, str):
         server = {"url": server_url, "served_name": served_name, "logprobs": server_logprobs}
         drawer = _engine(model, drawer, batch_size, template, precision, server)
+    settings = replace(settings, stop=all_stops(drawer, settings.stop))
     prompts = {p.problem_id: _prompt(drawer, p) for p in problems}
     by_id = {p.problem_id: p for p in problems}
 
@@ -177,6 +183,7 @@ def sample(
             extra=problem.extra,
             turns=problem.prompt,
             max_new_tokens=max_new_tokens,
+            stop=settings.stop,
         )
 
     expected = {
@@ -218,6 +225,11 @@ def _check(problems: Sequence[Problem], n: int, settings: DrawSettings) -> None:
     ):
         if not right:
             raise UserError(f"{value} is out of range", where=name, hint=f"must be {rule}")
+
+
+def all_stops(engine: Engine, stop: Sequence[str]) -> tuple[str, ...]:
+    """The stop texts of a run: those given, and the template's own mark of the next turn."""
+    return check_stops((*stop, *template_stops(engine.tokenizer, engine.template)))
 
 
 def _prompt(engine: Engine, problem: Problem) -> tuple[tuple[int, ...], str]:

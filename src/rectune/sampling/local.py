@@ -38,6 +38,7 @@ from rectune.sampling.engine import Completion, DrawSettings, Request
 from rectune.sampling.prepacked import prepack, prepacked
 from rectune.sampling.prompts import KeptPrompts
 from rectune.sampling.steady import steady_sizes
+from rectune.sampling.stops import cut, special_stops, stopped_by
 
 BATCH_SIZE = 128  # sequences in work at once; more gains little on a CPU
 KEPT = 1 << 30  # bytes of prompts that a loaded model keeps for later calls
@@ -203,18 +204,19 @@ class LocalEngine:
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
+        ends = self.stop_ids | special_stops(self.tokenizer, settings.stop)
         finished = []
         for sequence, token, logp in zip(rows, ids.tolist(), logps.tolist(), strict=False):  # padding behind
             sequence.token_ids.append(token)
             sequence.logprobs.append(logp)
-            stopped = token in self.stop_ids
+            ended = token in ends
+            stopped = ended or stopped_by(self.tokenizer, sequence.token_ids, settings.stop)
             if stopped or len(sequence.token_ids) == settings.max_new_tokens:
                 batch.remove(sequence)
                 text = str(self.tokenizer.decode(sequence.token_ids, skip_special_tokens=True))
-                reason = "stop" if stopped else "length"
-                finished.append(
-                    Completion(sequence.request, sequence.token_ids, sequence.logprobs, text, reason)
-                )
+                reason = "stop" if ended else "length"
+                whole = Completion(sequence.request, sequence.token_ids, sequence.logprobs, text, reason)
+                finished.append(cut(whole, self.tokenizer, settings.stop))
         return finished
 
     def _check(self, requests: Iterable[Request], settings: DrawSettings) -> None:

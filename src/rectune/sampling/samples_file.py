@@ -19,7 +19,7 @@ from rectune.data.rows import Sample
 from rectune.disk import check_format
 from rectune.errors import UserError
 
-SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens")
+SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens", "stop")
 PROBLEM = ("prompt", "answer", "grader")
 
 
@@ -88,6 +88,7 @@ class SamplesFile:
 
     def _accept(self, record: dict[str, Any], where: str) -> None:
         check_format(record, where)
+        record = {"stop": [], **record}  # older files have none, and were drawn without
         missing = [f.name for f in fields(Sample) if f.name not in record and f.name != "format"]
         if missing:
             raise UserError(f"is not a line of samples ({', '.join(missing)} missing)", where=where)
@@ -99,9 +100,14 @@ class SamplesFile:
         now = self._expected.get(key[0]) or next(iter(self._expected.values()))
         same = SETTINGS + PROBLEM if key[0] in self._expected else SETTINGS
         for name in same:
-            if record[name] != getattr(now, name):
+            if record[name] != _as_read(getattr(now, name)):
                 raise _drawn_otherwise(name, record, now, where)
         self.finished.add(key)
+
+
+def _as_read(value: object) -> object:
+    """A value of a sample as it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _drawn_otherwise(name: str, record: dict[str, Any], now: Sample, where: str) -> UserError:
@@ -112,5 +118,5 @@ def _drawn_otherwise(name: str, record: dict[str, Any], now: Sample, where: str)
     elif name in PROBLEM:
         what = f"problem '{record['problem_id']}' had another {name} when this file was drawn"
     else:
-        what = f"was drawn with {name} = {record[name]}, now {getattr(now, name)}"
+        what = f"was drawn with {name} = {record[name]}, now {_as_read(getattr(now, name))}"
     return UserError(what, where=where, hint=hint)

@@ -41,6 +41,7 @@ from rectune.models.loading import find_folder
 from rectune.sampling.draws import sample_key
 from rectune.sampling.endpoint import Api, Refused
 from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.stops import cut, special_stops
 
 log = logging.getLogger("rectune")
 
@@ -130,7 +131,7 @@ class ServerEngine:
     def _one(self, request: Request, settings: DrawSettings, stop: threading.Event) -> Completion:
         answer = self._ask(self._body(request, settings), stop)
         try:
-            return self._completion(request, answer)
+            return cut(self._completion(request, answer), self.tokenizer, settings.stop)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"the server's answer is no completion ({error!r:.200})", where=self.api.url
@@ -196,10 +197,12 @@ class ServerEngine:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "repeat_penalty": 1.0,  # llama.cpp's name for it
-            "stop_token_ids": self.stop_ids,
+            "stop_token_ids": sorted({*self.stop_ids, *special_stops(self.tokenizer, settings.stop)}),
             "ignore_eos": False,
             "skip_special_tokens": True,
         }
+        if settings.stop:
+            body["stop"] = list(settings.stop)
         if self.reads_text:  # the text has its beginning-of-text token already
             body |= {"prompt": self.tokenizer.decode(list(request.prompt_ids)), "add_special_tokens": False}
         if self.logprobs:

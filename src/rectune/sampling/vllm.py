@@ -12,6 +12,7 @@ from rectune.data.encoding import choose_template, stop_ids
 from rectune.errors import UserError
 from rectune.sampling.draws import sample_key
 from rectune.sampling.engine import Completion, DrawSettings, Request
+from rectune.sampling.stops import cut, special_stops
 
 WAVE = 4096  # requests handed over at once, so that finished ones reach the file before all are done
 
@@ -55,7 +56,8 @@ class VllmEngine:
     def _wave(self, requests: list[Request], settings: DrawSettings) -> Iterator[Completion]:
         from vllm import SamplingParams
 
-        ends = stop_ids(self.tokenizer, self.template)
+        special = special_stops(self.tokenizer, settings.stop)
+        ends = sorted({*stop_ids(self.tokenizer, self.template), *special})
         params = [
             SamplingParams(  # all of them, so that no generation_config decides one
                 n=1,
@@ -68,6 +70,7 @@ class VllmEngine:
                 frequency_penalty=0.0,
                 max_tokens=settings.max_new_tokens,
                 seed=sample_key(settings.seed, r.problem_id, r.sample_index) % 2**31,
+                stop=list(settings.stop),
                 stop_token_ids=ends,
                 ignore_eos=False,
                 skip_special_tokens=True,
@@ -81,4 +84,5 @@ class VllmEngine:
             ids = list(new.token_ids)
             logps = [step[token].logprob for step, token in zip(new.logprobs, ids, strict=True)]
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            yield Completion(request, ids, logps, text, "length" if new.finish_reason == "length" else "stop")
+            reason = "length" if new.finish_reason == "length" else "stop"
+            yield cut(Completion(request, ids, logps, text, reason), self.tokenizer, settings.stop)
