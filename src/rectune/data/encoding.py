@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rectune.data.findings import token_findings
 from rectune.data.parts import encoded_parts
 from rectune.data.reading import count_duplicates, default_cache
 from rectune.data.templates import Template, choose_template
@@ -104,7 +105,8 @@ def encode_rows(
     """Encode all rows of a `read_rows` dataset to disk, cut at `max_length` tokens; the second time at once.
 
     The files are found again by the rows' content, the tokenizer, the template and `max_length`, also those of a call
-    that was killed. `num_proc` processes take part; None chooses. Says the counts in the log ("rectune").
+    that was killed. `num_proc` processes take part; None chooses. Says in the log ("rectune") what texts bring along of
+    tokens and templates, and the counts.
 
     Raises:
         UserError: The template cannot write a row, or no row has a target left.
@@ -125,6 +127,8 @@ def encode_rows(
             where="max_length",
             hint="make it larger",
         )
+    for finding in token_findings(dataset, tokenizer, template):
+        log.warning("%s", finding)
     (log.warning if counts.truncated or counts.dropped else log.info)("%s", counts)
     return EncodedRows(encoded, counts)
 

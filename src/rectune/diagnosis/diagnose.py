@@ -21,6 +21,7 @@ import torch
 
 from rectune.config import DataConfig, TrainConfig
 from rectune.data.encoding import EncodedRows, choose_template
+from rectune.data.findings import token_findings
 from rectune.data.overlap import find_overlap
 from rectune.data.packing import Batch, collate
 from rectune.data.reading import read_rows, row_at
@@ -148,6 +149,7 @@ def diagnose(
         measured=measured, classes_N=classes_N, counts=encoded.counts, texts=texts, max_length=max_length,
         tokens=lambda ids: token_texts(ids, tokenizer), overlap=_overlap(dataset, problems),
         duplicates=_duplicates(dataset) if encoded.counts.duplicates else (),
+        brought=token_findings(dataset, tokenizer, template),
     )  # fmt: skip
     risks = find_risks(found)
     shown = choose(measured, _rows_of(risks, sources))

@@ -5,7 +5,6 @@ A risk is found or not; nothing here changes data. The lines are in `thresholds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +12,19 @@ from typing import Any
 import numpy as np
 
 from rectune.data.encoding import RowCounts
+from rectune.data.findings import Finding
 from rectune.diagnosis import thresholds as lines
 from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 
 _MOST_ROWS = 10
 _FEW_ROWS = 20  # below that, nothing is said about what most rows are like
-_MARKS = re.compile(
-    r"<\|[a-z_]+\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|### (?:Response|Instruction):"
-)
-"""Role markers of chat templates, which have no business in the text of a row."""
+_BROUGHT = {
+    "template in text": ("markers", "high"), "control tokens": ("control tokens", "high"),
+    "special tokens": ("special tokens", "medium"), "today's date": ("date", "low"),
+    "own end": ("own end", "low"), "own start": ("own start", "low"),
+}  # fmt: skip
+"""What texts bring along (`data/findings.py`), as a risk: its name and severity."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Found:
         overlap: Problems that occur in the rows: (problem id, where); None where nobody asked.
         max_length: Where rows are cut.
         duplicates: `where` of rows that repeat an earlier one, some of them.
+        brought: What texts bring along of tokens and templates, in all rows.
     """
 
     measured: Measured
@@ -47,6 +50,7 @@ class Found:
     max_length: int
     overlap: Sequence[tuple[str, str]] | None = None
     duplicates: Sequence[str] = field(default_factory=tuple)
+    brought: Sequence[Finding] = field(default_factory=tuple)
 
 
 def find_risks(found: Found) -> list[dict[str, Any]]:
@@ -158,14 +162,14 @@ def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
 
 
 def _template(found: Found) -> Iterator[dict[str, Any]]:
-    """Rows that bring the markers of another template, or answers whose first token nobody expects."""
-    marked = [(where, match[0]) for text, where in found.texts if (match := _MARKS.search(text))]
-    if marked:
+    """Tokens and templates that texts bring along, or answers whose first token nobody expects."""
+    for finding in found.brought:
+        name, severity = _BROUGHT[finding.name]
+        tokens = ", ".join(finding.tokens)
         yield _risk(
-            "markers", "high",
-            f"{len(marked)} of {len(found.texts)} rows have role markers such as {marked[0][1]} in their text",
-            "give the turns as messages, or rows.template = none if the rows bring their template with them",
-            lines.Line(0.0, lines.OWN), len(marked), [{"where": where, "note": mark} for where, mark in marked],
+            name, severity, f"{finding.rows:,} of {finding.of:,} rows {finding.what}" + f" ({tokens})" * bool(tokens),
+            finding.remedy, lines.Line(0.0, lines.OWN), finding.rows,
+            [{"where": where, "note": tokens} for where in finding.where],
         )  # fmt: skip
     m = found.measured
     if (p := _unexpected_start(m)) is not None:

@@ -1,0 +1,146 @@
+"""What the texts of a dataset bring along of tokens and templates: how many rows, which, and what to do about it.
+
+What is done about it is in `marks.py` and `templates.py`; nothing here changes a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.compute
+from transformers import PreTrainedTokenizerBase
+
+from rectune.data.marks import Marks
+from rectune.data.rows import Row
+from rectune.data.templates import Template
+
+ROLES = (
+    r"<\|(?:im_start|start_header_id|header_start|start_of_role|start)\|>\s*"
+    r"(?:system|developer|user|human|assistant|model|tool|ipython)|<start_of_turn>\s*(?:system|user|model)"
+    r"|<\|turn>\s*(?:system|user|model)|<\|(?:START_OF_TURN_TOKEN|im_user|im_assistant|im_system)\|>"
+    r"|<\|(?:system|user|assistant|User|Assistant)\|>|<｜(?:User|Assistant)｜>|\[\|(?:system|user|assistant)\|\]"
+    r"|\[/?INST\]|<</?SYS>>|<extra_id_1>\s*(?:User|Assistant)|\n(?:Assistant|ASSISTANT|AI):\s*\z"
+    r"|(?:<\|(?:im_end|eot_id|eom_id|end|end_of_turn|endoftext|end_of_text|endofturn)\|>|<end_of_turn>|</s>"
+    r"|<｜end▁of▁sentence｜>)\s*\z"
+)
+"""What chat templates write before turns, and behind the last (RE2 and, but for the end of a text, Python)."""
+
+_ROLES = re.compile(ROLES.replace(r"\z", r"\Z"))
+_EXAMPLES = 10
+
+
+@dataclass
+class Finding:
+    """One kind of thing that rows bring along.
+
+    Attributes:
+        name: "own end", "own start", "special tokens", "control tokens", "template in text" or "today's date".
+        what: Sentence behind "N of M rows", with the tokens in it.
+        remedy: What to do, or what was done.
+        rows, of: How many rows have it, of how many.
+        where: `file:line` of some of them.
+        tokens: Which tokens or marks, and in how many rows.
+    """
+
+    name: str
+    what: str
+    remedy: str
+    rows: int = 0
+    of: int = 0
+    where: list[str] = field(default_factory=list)
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        tokens = ", ".join(repr(token) for token, _ in self.tokens.most_common(3))
+        named = f" ({tokens})" if tokens else ""
+        first = f", the first {self.where[0]}" if self.where else ""
+        return f"{self.rows:,} of {self.of:,} rows {self.what}{named}{first}; {self.remedy}"
+
+
+def _kinds() -> dict[str, Finding]:
+    return {
+        finding.name: finding
+        for finding in (
+            Finding(
+                "template in text", "hold what a chat template writes around turns",
+                "they would be written inside a template a second time: give the turns as messages, "
+                "or rows.template = none if each text is a whole prompt",
+            ),
+            Finding("own end", "end an answer with an end token of their own", "it stands there once"),
+            Finding("own start", "begin with the beginning-of-text token", "it stands there once"),
+            Finding(
+                "special tokens", "have special tokens in their texts",
+                "they are text there, not control tokens; if they are meant as tokens, "
+                "add them to the tokenizer as ordinary ones (special=False)",
+            ),
+            Finding(
+                "control tokens", "have special tokens in their texts",
+                "with template none they are control tokens; a chat template writes them as text",
+            ),
+            Finding(
+                "today's date", "are written with today's date",
+                "the template reads the clock; a training run keeps the day that it began",
+            ),
+        )
+    }  # fmt: skip
+
+
+def token_findings(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> list[Finding]:
+    """What rows of a `read_rows` dataset bring along under this tokenizer and template, as far as there is any."""
+    from rectune.data.reading import row_of
+
+    marks = Marks.of(tokenizer, template if template.text is not None else replace(template, text=""))
+    tokens = [re.escape(token) for token in {*marks.control, *marks.ends}]
+    pattern = "|".join([*tokens, ROLES])
+    found = _kinds()
+    for batch in dataset.with_format("arrow").iter(1000):
+        contents = batch["turns"].combine_chunks()
+        holds = pyarrow.compute.match_substring_regex(contents.flatten().field("content"), pattern)
+        parents = pyarrow.compute.list_parent_indices(contents)
+        some = np.unique(parents.filter(holds).to_numpy(zero_copy_only=False))
+        for record in batch.take(pyarrow.array(some)).to_pylist():
+            _note(row_of(record), marks, template, found)
+    if template.today:
+        found["today's date"].rows = len(dataset)
+    for finding in found.values():
+        finding.of = len(dataset)
+    return [finding for finding in found.values() if finding.rows]
+
+
+def _note(row: Row, marks: Marks, template: Template, found: dict[str, Finding]) -> None:
+    noted: dict[str, set[str]] = {}
+    for name, token in _in_row(row, marks, template):
+        noted.setdefault(name, set()).add(token)
+    if "template in text" in noted:  # which says it all
+        noted = {"template in text": noted["template in text"]}
+        if template.text is None:  # as it should be
+            return
+    for name, tokens in noted.items():
+        found[name].rows += 1
+        found[name].tokens.update(tokens)
+        found[name].where += [row.where] * (len(found[name].where) < _EXAMPLES)
+
+
+def _in_row(row: Row, marks: Marks, template: Template) -> Iterator[tuple[str, str]]:
+    """Names of findings in a row, each with the token or mark."""
+    bare = template.text is None
+    for i, turn in enumerate(row.turns):
+        text, end = marks.without_end(turn.content) if turn.role == "assistant" else (turn.content, "")
+        if end:
+            yield "own end", end
+        for mark in _ROLES.finditer(text):
+            if mark[0].strip() != "</s>" or "<s>" not in text:
+                yield "template in text", mark[0].strip()
+        rest = marks.without_start(text) if i == 0 else text
+        if rest != text:
+            yield "own start", marks.bos
+        for token in marks.found(rest):
+            yield "control tokens" if bare else "special tokens", token
