@@ -12,8 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,45 @@ def check_format(content: Mapping[str, Any], path: Path | str, reads: int = FORM
     )
 
 
+def check_writable(folder: Path) -> None:
+    """Look whether a folder can be made, or written into where it is there; makes nothing.
+
+    Raises:
+        UserError: It cannot.
+    """
+    place, number = Path(folder), 0
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            number = errno.EEXIST if place == Path(folder) else errno.ENOTDIR
+        elif not os.access(place, os.W_OK | os.X_OK):
+            number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+    except OSError as error:
+        number = error.errno or errno.EIO
+    if number:
+        raise UserError(f"cannot be written ({os.strerror(number)})", where=folder)
+
+
+def check_output(path: Path) -> None:
+    """The same for a file. Raises `UserError` where it cannot be written."""
+    if path.is_dir():
+        raise UserError("cannot be written (Is a directory)", where=path)
+    check_writable(path.parent)
+
+
 @contextmanager
 def hold(folder: Path, doing: str) -> Iterator[None]:
     """Keep a folder for this process, by a lock on FOLDER/.lock that the system gives up when the process dies.
 
     Args:
-        folder: Made if it is missing.
+        folder: Made if it is missing, and removed again where an error comes before anything is written into it.
         doing: What the other process is said to do, such as "training".
 
     Raises:
         UserError: Another process holds it, or it cannot be written.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not flock: a process forked by one that was killed would keep that one's lock.
@@ -105,10 +133,22 @@ def hold(folder: Path, doing: str) -> Iterator[None]:
         _held.add(name)
         try:
             yield
+        except BaseException:
+            _leave_nothing(made)
+            raise
         finally:
             _held.discard(name)
     finally:
         os.close(handle)
+
+
+def _leave_nothing(made: Sequence[Path]) -> None:
+    """Remove the folders that were made, the innermost first, if there is nothing in them but the lock."""
+    with suppress(OSError):
+        if made and [path.name for path in made[0].iterdir()] == [".lock"]:
+            (made[0] / ".lock").unlink()
+            for place in made:
+                place.rmdir()
 
 
 def _lock(handle: int, folder: Path) -> bool:

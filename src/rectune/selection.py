@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectune.data.jsonl import read_jsonl
+from rectune.disk import check_output
 from rectune.errors import UserError, unknown_name
 from rectune.grading.verdicts import VERDICTS
 
@@ -109,6 +110,7 @@ def _check(graded: Path, out: Path, purpose: str, per_problem: int | None) -> No
         raise unknown_name("purpose", purpose, PURPOSES, where="--for")
     if per_problem is not None and per_problem < 1:
         raise UserError(f"{per_problem} is out of range", where="--per-problem", hint="must be at least 1")
+    check_output(out)
     if graded.resolve() == out.resolve():
         raise UserError("would be written over", where=graded, hint="give another --out")
 

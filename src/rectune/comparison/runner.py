@@ -31,11 +31,14 @@ from rectune.comparison.record import read_record, write_record
 from rectune.comparison.runs import is_trained, train_run
 from rectune.comparison.sweep import sweep
 from rectune.config import ObjectiveConfig, TrainConfig
-from rectune.disk import hold, writing
+from rectune.disk import check_writable, hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
 from rectune.sampling.stops import check_stops
 from rectune.stopping import saying
+from rectune.training.batches import read_texts
+from rectune.training.inputs import check_paths
+from rectune.training.phases import make_phases
 
 log = logging.getLogger("rectune")
 
@@ -102,6 +105,7 @@ def compare(
     matrix = make_matrix(
         config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit
     )
+    _check_inputs(matrix)
     if race:
         check_affordable(matrix)
     if dry_run:
@@ -109,6 +113,19 @@ def compare(
     again = saying(lambda: f"{matrix.out}: stopped; run it again, it goes on")
     with hold(matrix.out, "comparing"), writing(matrix.out, "run it again"), again:
         return _carry_out(matrix, sharpening=sharpening)
+
+
+def _check_inputs(matrix: Matrix) -> None:
+    """Look at what the runs will read, before any model is loaded; nothing where all of them are finished."""
+    check_writable(matrix.out)
+    check_paths(matrix.config)
+    seen = set()
+    for arm in matrix.arms:
+        paired = "pair" in make_phases(arm.objective)[0].columns
+        folders = [run_folder(matrix.out, arm, seed) for seed in matrix.seeds]
+        if paired not in seen and not all(map(is_trained, folders)):
+            seen.add(paired)
+            read_texts(run_config(matrix.config, arm, matrix.seeds[0], folders[0]), paired=paired)
 
 
 def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:

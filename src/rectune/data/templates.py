@@ -162,6 +162,13 @@ def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         return ()
 
 
+def check_template(name: str) -> None:
+    """Raise `UserError` for a path without a file, before there is a tokenizer."""
+    path = Path(name).expanduser()
+    if (path.suffix or len(path.parts) > 1) and not path.is_file():
+        raise UserError("no such template", where=name, hint="or use auto or none")
+
+
 def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.eos_token is None:
         raise UserError("the tokenizer has no eos token to end a turn with", where="model")

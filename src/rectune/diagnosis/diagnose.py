@@ -25,6 +25,7 @@ from rectune.data.findings import token_findings
 from rectune.data.overlap import find_overlap
 from rectune.data.packing import Batch, collate
 from rectune.data.reading import read_rows, row_at
+from rectune.data.templates import check_template
 from rectune.data.tokens import token_texts
 from rectune.diagnosis import figures
 from rectune.diagnosis.classes import token_classes
@@ -42,9 +43,10 @@ from rectune.diagnosis.weights import (
     parse,
     weight_of,
 )
+from rectune.disk import check_writable
 from rectune.errors import UserError
 from rectune.models.limits import encode_for
-from rectune.models.loading import fingerprint, load_model
+from rectune.models.loading import check_model, fingerprint, load_model
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
@@ -109,11 +111,14 @@ def diagnose(
     run = Path(model).expanduser()
     if (run / "config.json").is_file() and (run / "model").is_dir():
         model = str(run / "model")
+    check_writable(Path(out))
+    check_model(model)
+    check_template(options.template)
+    dataset = read_rows(data, options=options)
     device = default_device()
     dtype, why = choose_precision(precision, device)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     template = choose_template(options.template, tokenizer)
-    dataset = read_rows(data, options=options)
     encoded = encode_for(loaded, dataset, tokenizer, template, max_length=max_length)
     log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), why)
     loaded.eval()

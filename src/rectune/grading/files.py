@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rectune.disk import writing
+from rectune.disk import check_output, writing
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, check_item
 from rectune.grading.verdicts import ADDED, VERDICTS, Graded, Item
@@ -69,6 +69,7 @@ def grade(
     samples, out = Path(samples), Path(out)
     if not samples.is_file():
         raise UserError("no such file", where=samples)
+    check_output(out)
     if timeout <= 0 or (workers is not None and workers < 1):
         raise UserError("timeout and workers must be positive")
     if out.exists() and samples.samefile(out):

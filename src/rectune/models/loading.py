@@ -144,6 +144,17 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
+def check_model(name: str | Path) -> None:
+    """Look at the folder that a name stands for, without reading weights; hub ids and packaged names pass.
+
+    Raises:
+        UserError: No such folder, or it lacks what a model needs.
+    """
+    folder = None if str(name) in PACKAGED else find_folder(str(name))
+    if folder is not None and not is_adapter(folder):
+        check_folder(folder)
+
+
 def check_folder(folder: Path) -> None:
     """Raise `UserError` for what a folder lacks to be a model: config, safetensors weights, tokenizer."""
     if not (folder / "config.json").is_file():

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from rectune.data.jsonl import read_jsonl
 from rectune.data.problems import read_problems
 from rectune.data.rows import Problem, Turn
-from rectune.disk import hold, writing
+from rectune.data.sources import PACKAGED
+from rectune.disk import check_writable, hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.benchmarks import load_benchmark
 from rectune.grading.files import Summary, grade
@@ -35,6 +36,7 @@ from rectune.sampling.engine import sample
 from rectune.sampling.progress import reporter
 from rectune.selection import UNJUDGED, select
 from rectune.stopping import saying
+from rectune.training.inputs import check_paths
 from rectune.training.loop import TrainResult, train
 from rectune.training.phases import make_phases
 
@@ -181,6 +183,11 @@ def table(result: OfflineResult) -> dict[str, Any]:
 def read(config: OfflineConfig) -> list[Problem]:
     """The problems, with the verifier and the system message that the settings ask for, and checked for both."""
     given, chosen = config.problems, config.sampling
+    check_writable(config.out)
+    check_paths(config)
+    for key, path in (("sampling.samples", chosen.samples), ("rows.holdout", config.rows.holdout)):
+        if isinstance(path, str) and path not in PACKAGED and not Path(path).expanduser().exists():
+            raise UserError(f"no such file: {path}", where=key)
     if Path(given).suffix or Path(given).exists():
         problems = read_problems(Path(given))
     else:

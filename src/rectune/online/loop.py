@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from rectune.data.encoding import choose_template
 from rectune.data.order import plan_steps
+from rectune.data.rows import Problem
 from rectune.disk import hold, load_record, writing
 from rectune.errors import UserError
 from rectune.models.loading import load_model
@@ -25,7 +26,7 @@ from rectune.models.lora import add_lora, merge_lora
 from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy
-from rectune.online.problems import ask, load_problems
+from rectune.online.problems import ask, read_inputs
 from rectune.online.record import OnlineResult, keep_rollout, line, summary
 from rectune.online.reload import ReloadingServer
 from rectune.online.reward import Rewards
@@ -78,23 +79,24 @@ def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
         fields = tuple(OnlineResult.__dataclass_fields__)
         finished = load_record(config.out / "summary.json", *fields)
         return OnlineResult(**{name: finished[name] for name in fields})
+    problems, kept = read_inputs(config)
     with hold(config.out, "training"), writing(config.out, "go on with --resume"):
         check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before
         with Rewards(config.reward, config.grading_timeout) as rewards:
-            return _Run(config, rewards).go(resume=resume)
+            return _Run(config, rewards, problems, kept).go(resume=resume)
 
 
 class _Run:
     """What a run consists of, made once; `go` is the loop."""
 
-    def __init__(self, config: OnlineConfig, rewards: Rewards) -> None:
+    def __init__(
+        self, config: OnlineConfig, rewards: Rewards, problems: list[Problem], kept: list[Problem]
+    ) -> None:
         self.config, self.rewards = config, rewards
         self.accelerator = Accelerator(cpu=on_cpu())
         if self.accelerator.num_processes > 1:
             hint = "for several GPUs see examples/trl_grpo.py"
             raise UserError("rectune online runs in one process", hint=hint)
-        problems = load_problems(config.problems, config.system)
-        kept = load_problems(config.holdout, config.system) if config.holdout else []
         rewards.check([*problems, *kept])
         device = self.accelerator.device
         self.model: Any

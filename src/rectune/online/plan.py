@@ -11,7 +11,7 @@ from rectune.models.loading import load_model
 from rectune.models.lora import add_lora
 from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
-from rectune.online.problems import ask, load_problems
+from rectune.online.problems import ask, read_inputs
 from rectune.online.reward import Rewards
 from rectune.processes import default_device
 from rectune.training.plan import memory_estimate
@@ -23,8 +23,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     Raises:
         UserError: Whatever `train_online` would refuse about them.
     """
-    problems = load_problems(config.problems, config.system)
-    kept = load_problems(config.holdout, config.system) if config.holdout else []
+    problems, kept = read_inputs(config)
     with Rewards(config.reward, config.grading_timeout) as rewards:
         rewards.check([*problems, *kept])
     device = default_device()

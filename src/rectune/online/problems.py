@@ -16,9 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from rectune.data.encoding import prompt_ids
 from rectune.data.problems import read_problems
 from rectune.data.rows import Problem, Turn
-from rectune.data.templates import Template
+from rectune.data.templates import Template, check_template
+from rectune.disk import check_writable
 from rectune.errors import UserError
 from rectune.evaluation.benchmarks import load_benchmark
+from rectune.models.loading import check_model
+from rectune.online.config import OnlineConfig
 
 
 def load_problems(source: str, system: str | None = None) -> list[Problem]:
@@ -37,6 +40,19 @@ def load_problems(source: str, system: str | None = None) -> list[Problem]:
             p if p.prompt[0].role == "system" else replace(p, prompt=(first, *p.prompt)) for p in problems
         ]
     return load_benchmark(source, system=system)
+
+
+def read_inputs(config: OnlineConfig) -> tuple[list[Problem], list[Problem]]:
+    """The problems to learn on and those kept apart, once all other paths of the config were looked at.
+
+    Raises:
+        UserError: A path that leads nowhere, or problems that cannot be used.
+    """
+    check_writable(config.out)
+    check_model(config.model)
+    check_template(config.template)
+    kept = load_problems(config.holdout, config.system) if config.holdout else []
+    return load_problems(config.problems, config.system), kept
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ in `job.py`, one run in `runs.py`.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 from rectune.comparison.answers import Draws, correct, is_answered
 from rectune.comparison.choices import accuracy, best_rate
 from rectune.comparison.clock import Clock
-from rectune.disk import load_record
+from rectune.disk import check_writable, hold, load_record
 from rectune.errors import UserError, unknown_name
 from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
 from rectune.reproduction.paper import paper_table
@@ -79,6 +77,9 @@ def reproduce(
     if count < 1:
         raise UserError(f"{count} seeds", where="--seeds", hint="1 or more")
     chosen = _choose(recipe, arms)
+    check_writable(Path(out))
+    if benchmark_dir is not None and not Path(benchmark_dir).is_dir():
+        raise UserError("no such folder", where=f"--benchmark-dir {benchmark_dir}")
     if scale == "mini":
         from rectune.reproduction.task import make_base, make_task
 
@@ -90,7 +91,7 @@ def reproduce(
         from rectune.reproduction.plan import plan
 
         return plan(recipe, jobs, gpus=gpus)
-    with _alone(Path(out)):
+    with hold(Path(out), "at work"):
         if scale == "mini":
             log.info("base model: %s", make_base(task))
         else:
@@ -240,19 +241,3 @@ def _finish(recipe: Recipe, out: Path, models: list[dict[str, Any]]) -> dict[str
     write_text(out / "reproduction.json", to_json(result, indent=2) + "\n")
     report([out], out=out / "report.html")
     return result
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder for this process."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("another process is at work in this folder", where=out) from None
-        yield

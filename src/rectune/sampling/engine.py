@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Problem, Sample
-from rectune.disk import writing
+from rectune.data.templates import check_template
+from rectune.disk import check_output, writing
 from rectune.errors import UserError, unknown_name
 from rectune.processes import share
 from rectune.sampling.progress import reporter
@@ -154,6 +155,7 @@ def sample(
     if engine == "vllm" and share()[1] > 1:
         raise UserError("vllm starts its own processes", where="engine", hint="start rectune once")
     drawer = engine
+    check_output(Path(out))
     if isinstance(drawer, str):
         server = {"url": server_url, "served_name": served_name, "logprobs": server_logprobs}
         drawer = _engine(model, drawer, batch_size, template, precision, server)
@@ -244,6 +246,7 @@ def _engine(
     model: str, name: str, batch_size: int | None, template: str, precision: str, server: dict[str, Any]
 ) -> Engine:
     """The engine of that name. Imported here, so that a server needs no weights in this process."""
+    check_template(template)
     if name == "local":
         from rectune.sampling.local import LocalEngine
 

@@ -27,7 +27,7 @@ from rectune.data.encoding import choose_template, stop_ids
 from rectune.data.templates import Template
 from rectune.errors import UserError
 from rectune.models.limits import embeddings, no_embedding, positions
-from rectune.models.loading import fingerprint, load_model
+from rectune.models.loading import check_model, fingerprint, load_model
 from rectune.models.precision import choose_precision
 from rectune.models.rope import choose_per_row, original_lengths
 from rectune.processes import default_device, take_device
@@ -93,6 +93,7 @@ class LocalEngine:
         cls, model: str, *, template: str = "auto", precision: str = "auto", batch_size: int | None = None
     ) -> LocalEngine:
         """The engine of a model by name: hub id, folder, or packaged. Its weights have to stay as they are."""
+        check_model(model)
         take_device()
         device = default_device()
         weights, tokenizer = load_model(model, dtype=choose_precision(precision, device)[0], device=device)

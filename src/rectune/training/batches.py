@@ -127,37 +127,67 @@ def pair_columns(row: Tensor) -> dict[str, Tensor]:
     return {"pair": row // 2, "sign": 1 - 2 * (row % 2)}
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What a run reads, as text: of pairs the better answers, then the worse ones.
+
+    Attributes:
+        rows: To train on.
+        holdout: Kept aside, where they are of a source of their own.
+    """
+
+    rows: list[datasets.Dataset]
+    holdout: list[datasets.Dataset] | None
+
+
+def read_texts(config: TrainConfig, *, paired: bool) -> Texts:
+    """The rows, or pairs, of a config; takes no tokenizer, so that it can come before the weights.
+
+    Raises:
+        UserError: A file that is not there, or rows that cannot be used.
+    """
+    holdout = config.rows.holdout
+    if isinstance(holdout, str) and holdout not in PACKAGED and not Path(holdout).exists():
+        raise UserError(f"no such file: {holdout}", where="rows.holdout", hint="or a share")
+
+    def read(source: str) -> list[datasets.Dataset]:
+        formats = PAIR if paired else (config.rows.format,)
+        return [read_rows(source, options=config.rows.model_copy(update={"format": f})) for f in formats]
+
+    return Texts(read(config.data), read(holdout) if isinstance(holdout, str) else None)
+
+
 def load_data(
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel | None = None,
     *,
     paired: bool = False,
+    texts: Texts | None = None,
 ) -> TrainingData:
-    """Read, encode and split the rows, or pairs, of a config. Raises `UserError` for those that cannot be used.
+    """Encode and split the rows, or pairs, of a config. Raises `UserError` for those that cannot be used.
 
     Args:
         model: What will read them, whose positions and embeddings bound them; None where none will.
+        texts: What `read_texts` gave; None reads them.
     """
     template = choose_template(config.rows.template, tokenizer)
+    texts = texts or read_texts(config, paired=paired)
 
-    def encoded(source: str) -> Split:
-        formats = PAIR if paired else (config.rows.format,)
-        texts = [
-            read_rows(source, options=config.rows.model_copy(update={"format": format})) for format in formats
-        ]
-        sides = [encode_for(model, rows, tokenizer, template, max_length=config.max_length) for rows in texts]
-        return _together(sides, texts[0])
+    def encoded(sides: list[datasets.Dataset]) -> Split:
+        max_length = config.max_length
+        return _together(
+            [encode_for(model, r, tokenizer, template, max_length=max_length) for r in sides], sides[0]
+        )
 
-    everything = encoded(config.data)
+    everything = encoded(texts.rows)
     chosen = everything.members[draw(len(everything), config.rows.limit, config.seed)]
     if config.choose != "last" and config.rows.holdout == 0:
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
-    if isinstance(config.rows.holdout, str):
-        if config.rows.holdout not in PACKAGED and not Path(config.rows.holdout).exists():
-            raise UserError(f"no such file: {config.rows.holdout}", where="rows.holdout", hint="or a share")
-        train, holdout = replace(everything, members=chosen), encoded(config.rows.holdout)
+    if texts.holdout is not None:
+        train, holdout = replace(everything, members=chosen), encoded(texts.holdout)
     else:
+        assert not isinstance(config.rows.holdout, str)
         first, second = split_holdout(len(chosen), config.rows.holdout, config.seed)
         train = replace(everything, members=chosen[first])
         holdout = replace(everything, members=chosen[second])

@@ -27,7 +27,7 @@ from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.processes import TIMEOUT, losing_peers, on_cpu
 from rectune.stopping import Stopped, finishing
-from rectune.training.batches import load_data
+from rectune.training.batches import Texts, load_data
 from rectune.training.checkpoints import (
     last_good_checkpoint,
     load_checkpoint,
@@ -38,6 +38,7 @@ from rectune.training.checkpoints import (
 )
 from rectune.training.drift import make_probe
 from rectune.training.gradients import Gradients, named
+from rectune.training.inputs import read_inputs
 from rectune.training.monitors import evaluate_holdout, peak_memory_mib, reset_peak_memory
 from rectune.training.phases import make_phases, phase_at
 from rectune.training.progress import progress, say_decisions
@@ -71,11 +72,12 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
     """
     reset_peak_memory()
     accelerator = _accelerator(config)
-    make_phases(config.objective)  # a mistake there leaves no folder behind
+    make_phases(config.objective)
     check_run(config, resume=resume)
     if resume and (finished := read_result(config.out)):
         log.info("%s: the run is finished", config.out)
         return finished
+    texts = read_inputs(config)
     with hold(config.out, "training") if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             check_run(config, resume=resume)  # another process may have begun before the lock was ours
@@ -83,13 +85,15 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
             writing(config.out, "run it again (train with --resume)"),
             losing_peers(),
         ):
-            return _train(config, accelerator, resume=resume, until=until)
+            return _train(config, texts, accelerator, resume=resume, until=until)
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, *, resume: bool, until: int | None) -> TrainResult:
+def _train(
+    config: TrainConfig, texts: Texts, accelerator: Accelerator, *, resume: bool, until: int | None
+) -> TrainResult:
     phases = make_phases(config.objective)
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
-    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns)
+    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns, texts=texts)
     identity = fingerprint(model)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from rectune.config import TrainConfig, dump_config
+from rectune.disk import check_writable
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora
 from rectune.models.precision import choose_precision
 from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
+from rectune.training.inputs import read_inputs
 from rectune.training.phases import make_phases
 
 
@@ -23,10 +25,12 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         UserError: Whatever `train` would refuse about model, data and settings.
     """
     phases = make_phases(config.objective)
+    check_writable(config.out)
+    texts = read_inputs(config)
     device = default_device()
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns)
+    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns, texts=texts)
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rectune.config import TrainConfig, dump_config
-from rectune.disk import FORMAT, check_format, load_json, load_record
+from rectune.disk import FORMAT, check_format, check_writable, load_json, load_record
 from rectune.errors import UserError
 from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
@@ -26,16 +26,15 @@ FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "probe", "give_up_af
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
-    """Make the run folder, if it is missing, and check that this run may start or go on there.
+    """Check that this run may start or go on in its folder, which is not made yet.
 
     Raises:
         UserError: The folder holds a run and `resume` is off, or a run with other settings (lists which), or it
             cannot be written.
     """
     path = config.out / "config.json"
-    with _writing(config.out):
-        config.out.mkdir(parents=True, exist_ok=True)
-        begun = path.exists()
+    check_writable(config.out)
+    begun = path.exists()
     if begun and not resume:
         raise UserError(
             "already holds a run", where=config.out, hint="go on with --resume, or give another --out"

@@ -1,0 +1,35 @@
+"""What a run reads is looked at before weights are loaded and before there is a folder: a wrong path costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rectune.config import TrainConfig
+from rectune.data.templates import check_template
+from rectune.errors import UserError
+from rectune.models.loading import check_model
+from rectune.training.batches import Texts, read_texts
+from rectune.training.phases import make_phases
+from rectune.training.reference_file import SUFFIX
+
+
+def read_inputs(config: TrainConfig) -> Texts:
+    """The rows of a config as text, once all other paths in it were looked at.
+
+    Raises:
+        UserError: A path that leads nowhere, or rows that cannot be used.
+    """
+    check_paths(config)
+    return read_texts(config, paired="pair" in make_phases(config.objective)[0].columns)
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Raise `UserError` for a model, reference or template that is not there."""
+    check_model(config.model)
+    check_template(config.rows.template)
+    if config.reference is None:
+        return
+    if not config.reference.endswith(SUFFIX):
+        check_model(config.reference)
+    elif not Path(config.reference).expanduser().is_file():
+        raise UserError(f"no such file: {config.reference}", where="reference")
