@@ -57,16 +57,17 @@ WRONG = [
     *((verb, "--data", "{g}/empty", "empty: has no file of rows") for verb in SOME),
     *((verb, "--rows.template", "{g}/nope.jinja", "nope.jinja: no such template") for verb in (*SOME, "offline")),
     *((verb, "--model", "{g}/nope", "nope: no such folder") for verb in VERBS
-      if verb not in ("grade", "select", "report", "reproduce")),
+      if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
     *((verb, "--model", "{g}/empty", "empty: no config.json") for verb in VERBS
-      if verb not in ("grade", "select", "report", "reproduce")),
+      if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
     *((verb, "--out", "{g}/file/x", "file/x: cannot be written (Not a directory)")
-      for verb in VERBS if verb not in ("sample", "grade", "select", "report")),
+      for verb in VERBS if verb not in ("sample", "grade", "select", "report", "eval by name")),
     ("sample", "--out", "{g}/file/s.jsonl", "cannot be written"),
     ("grade", "--out", "{g}/file/s.jsonl", "cannot be written"),
     ("select", "--out", "{g}/file/s.jsonl", "cannot be written"),
     ("report", "--out", "{g}/file/s.html", "cannot be written"),
-    *((verb, "--out", "{g}/empty", "empty: cannot be written (Is a directory)") for verb in ("sample", "grade", "select", "report")),
+    *((verb, "--out", "{g}/empty", "empty: cannot be written (Is a directory)")
+      for verb in ("sample", "grade", "select", "report")),
     *((verb, "--rows.holdout", "{g}/nope.jsonl", "rows.holdout: no such file")
       for verb in ("train", "plan", "dpo", "compare", "compare plan", "offline", "offline plan")),
     *((verb, "--reference", "{g}/nope", "no such folder") for verb in ("train", "plan", "dpo", "compare", "offline")),

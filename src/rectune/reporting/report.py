@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rectune.disk import check_output
 from rectune.errors import UserError, unknown_name
 from rectune.pages.render import render, write_page
 from rectune.reporting import figures
@@ -51,6 +52,8 @@ def report(
         raise unknown_name("format", format, FORMATS)
     if not folders:
         raise UserError("no folder given", hint="rectune report RUN...")
+    if out is not None:
+        check_output(Path(out))
     domains = {**dict.fromkeys(benchmarks_in, "in"), **dict.fromkeys(benchmarks_out, "out")}
     data = collect([Path(folder) for folder in folders], domains)
     if out is not None:
