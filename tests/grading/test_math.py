@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from grading.cases import CASES
-from rectune.grading.answers import extract_answer, normalize_answer, plain_number, split_top
+from rectune.grading.answers import normalize_answer, plain_number, split_top
+from rectune.grading.final_answer import extract_answer
 from rectune.grading.math import Unreadable, _same_expression, grade_math
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rectune.errors import UserError
-from rectune.grading.answers import extract_answer
+from rectune.grading.final_answer import extract_answer
 
 QUESTION = ("question", "problem", "input", "prompt")
 ANSWER = ("answer", "target", "final_ans", "gold", "solution_number")

@@ -1,160 +1,140 @@
-r"""Finding the answer in a model's words, and writing answers in one form. Plain text, no sympy, linear time.
-
-Extraction goes through named rules in a fixed order and takes the first that finds something:
-
-| rule | finds |
-|---|---|
-| `boxed` | the last complete `\boxed{}`, braces balanced; "and", "or", commas join several |
-| `hash` | what follows the last `####` on its line (GSM8K) |
-| `phrase` | what follows the last "the answer is", "answer:" on its line |
-| `number` | the last number, fraction or percentage in the text |
-
-Whether two answers are the same is in `math.py`.
-"""
+r"""Writing answers in one form: one spelling of the same LaTeX, exact numbers. Plain text, no sympy, linear time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
+from typing import NamedTuple
 
-RULES = ("boxed", "hash", "phrase", "number")
-"""All rules, in the order used by every benchmark that does not say otherwise."""
-
-_NUMBER = (
-    r"(?:(?<![\w.)}\]])[-−])?[$€£¥]?\s?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
-    r"|\d+\s*/\s*\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)(?:\s*\\?%)?"
-)
-_LAST_NUMBER = re.compile(_NUMBER)
-_FIRST_NUMBER = re.compile(rf"\s*(?:about |approximately |\\)?({_NUMBER})(?![\w^({{\\*+])")
-_REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|after|when|in|not)\b")
-_PROSE = re.compile(r"(?<!\\)\b(?:that|the|they|she|he|it|is|are|has|have|will|there)\b", re.IGNORECASE)
-_PHRASE = re.compile(
-    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are)\b\s*:?|\s*[:=])\**[^\S\n]*([^\n]*)", re.IGNORECASE
-)
-_MATH = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
-_BARE_BOX = re.compile(r"\\boxed\s*([-\d./]+|[A-Za-z])")
-_BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:\\?\)?\s*(?:and|or)\b)?[\s$,;]*(?:\\\()?\s*")
-
-
-def extract_answer(text: str, rules: Iterable[str] = RULES) -> str:
-    """The answer in `text` by the first of `rules` that finds one, else "". Not yet normalised."""
-    for rule in rules:
-        if found := _RULES[rule](text).strip():
-            return found
-    return ""
-
-
-def _boxed(text: str) -> str:
-    boxes: list[tuple[int, int, int]] = []  # start of the command, start and end of its content
-    open_braces: list[tuple[int, int] | None] = []
-    for token in _BOX_TOKEN.finditer(text):
-        word = token.group()
-        if word.endswith("{") and word != r"\{":
-            open_braces.append((token.start(), token.end()) if len(word) > 1 else None)
-        elif word == "}" and open_braces and (start := open_braces.pop()):
-            while boxes and boxes[-1][0] > start[0]:
-                boxes.pop()
-            boxes.append((*start, token.start()))
-    if not boxes:
-        return bare[-1] if (bare := _BARE_BOX.findall(text)) else ""
-    contents = [text[boxes[-1][1] : boxes[-1][2]]]
-    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
-        between = text[before[2] + 1 : after[0]]
-        if len(between) > 40 or not _BETWEEN_BOXES.fullmatch(between):
-            break
-        contents.append(text[before[1] : before[2]])
-    return ", ".join(dict.fromkeys(reversed(contents)))
-
-
-def _hash(text: str) -> str:
-    return text.rpartition("####")[2].strip().partition("\n")[0] if "####" in text else ""
-
-
-def phrase_text(text: str) -> str:
-    """What follows the last "the answer is" up to the end of its sentence, else ""."""
-    found = ""
-    for match in _PHRASE.finditer(text):
-        found = match.group(1).strip() or found
-    return re.split(r"\.\s", found)[0].strip(" *").removesuffix(".")
-
-
-def _phrase(text: str) -> str:
-    found = phrase_text(text)
-    if math := _MATH.search(found):
-        whole = re.sub(r"\b(?:and|or)\b|[\s,;.]", "", _MATH.sub("", found))
-        return found if not whole else next(group for group in math.groups() if group)
-    found = _REASON.split(found)[0]
-    if (number := _FIRST_NUMBER.match(found)) and re.match(
-        r"\s+[A-Za-z]{2,}(?!.*[\d\\])", found[number.end() :]
-    ):
-        return number.group(1)
-    return _number(found) if _PROSE.search(found) else found.replace(r"\boxed{", "")
-
-
-def _number(text: str) -> str:
-    found = ""
-    for match in _LAST_NUMBER.finditer(text):
-        found = match.group()
-    return found
-
-
-_RULES = {"boxed": _boxed, "hash": _hash, "phrase": _phrase, "number": _number}
-
-_UNICODE = str.maketrans({"−": "-", "–": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "π": r"\pi ",
-                          "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "∪": r"\cup ", "％": "%",
-                          "\u00a0": " ",
-                          "²": "^2", "³": "^3", "√": r"\sqrt ", "\x00": " "})  # fmt: skip
+_UNICODE = str.maketrans({
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "÷": "/", "⁄": "/", "∕": "/", "·": r"\cdot ", "⋅": r"\cdot ",
+    "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ", "∞": r"\infty ",
+    "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "∨": r" \lor ", "∧": r" \land ",
+    "％": "%", "，": ",", "：": ":", "（": "(", "）": ")", "…": r"\ldots ", "√": r"\sqrt ", "\x00": " ",
+    "½": r" \frac{1}{2}", "⅓": r" \frac{1}{3}", "⅔": r" \frac{2}{3}", "¼": r" \frac{1}{4}", "¾": r" \frac{3}{4}",
+    "⅕": r" \frac{1}{5}", "⅖": r" \frac{2}{5}", "⅗": r" \frac{3}{5}", "⅘": r" \frac{4}{5}", "⅙": r" \frac{1}{6}",
+    "⅚": r" \frac{5}{6}", "⅛": r" \frac{1}{8}", "⅜": r" \frac{3}{8}", "⅝": r" \frac{5}{8}", "⅞": r" \frac{7}{8}",
+    **dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a", " "), **dict.fromkeys("\u200b\u2060\ufeff", ""),
+    **{chr(ord("０") + i): str(i) for i in range(10)},
+})  # fmt: skip
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅₆₇₈₉₋₊ₙ"
+_PLACED = str.maketrans(_RAISED + _LOWERED, "0123456789-+n" * 2)
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|lcm|gcd|max|min"
+_GREEK = "alpha|beta|gamma|delta|theta|lambda|omega|sigma|phi|pi"
+_ROUGHLY = "approximately|approx\\.?|about|around|roughly|nearly"
+_QUALIFIER = r"(?:for (?:any|all|every|some|each)|where|such that)\b"
 _REPLACE = [(re.compile(pattern), new) for pattern, new in [
-    (r"\\(?:left|right|[bB]ig+[lr]?)(?![a-zA-Z])|\\(?:displaystyle|limits)(?![a-zA-Z])", ""),
-    (r"\{,\}|,\s*\\!\s*", ","),
-    (r"(?<!\\)\\[!,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
-    (r"\\[dtc]frac", r"\\frac"),
-    (r"\\(?:mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|operatorname\*?)\s*\{", r"\\text{"),
-    (r"\\(?:geqslant|geq)(?![a-zA-Z])", r"\\ge"),
-    (r"\\(?:leqslant|leq)(?![a-zA-Z])", r"\\le"),
+    (r"\\(?:boxed|fbox)\s*(?=\{)", ""), (r"\{,\}|,\s*\\!\s*", ","),
+    (r"\\(?:left|right|[bB]ig+[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|limits|bf|rm|it|large|Large|small)"
+     r"(?![a-zA-Z])|\\(?:text)?color\s*\{[^{}]*\}|\\!", ""),
+    (r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])", "|"),
+    (r"\{:\}|\\colon(?![a-zA-Z])", ":"),
+    (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
+    (r"\\[dtc]frac", r"\\frac"), (r"\{\s*([^{}]+?)\s*\\over\s+([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
+    (rf"\\(?:operatorname\*?|mathrm|text|rm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
+    (r"\\(?:mbox|textbf|textit|textrm|texttt|textsf|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|emph"
+     r"|underline|operatorname\*?)\s*\{", r"\\text{"),
+    (r"(\d)\s*\^\s*(?:\{\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}|\{\s*(?:st|nd|rd|th)\s*\}"
+     r"|\\text\s*\{\s*(?:st|nd|rd|th)\s*\})|(\d)\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|(\d)(?:st|nd|rd|th)\b",
+     r"\1\2\3"),
+    (r"\\text\s*\{\s*([eij])\s*\}", r"\1"), (r"\\text\s*\{\s*([-+\d.,:/%\s]*)\s*\}", r" \1 "),
+    (r"\\geqslant(?![a-zA-Z])|\\geq(?![a-zA-Z])|>=", r"\\ge "),
+    (r"\\leqslant(?![a-zA-Z])|\\leq(?![a-zA-Z])|<=", r"\\le "),
+    (r"\\neq(?![a-zA-Z])|\\not\s*=|!=", r"\\ne "), (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\lbrack(?![a-zA-Z])", "["), (r"\\rbrack(?![a-zA-Z])", "]"),
     (r"\\langle(?![a-zA-Z])", "("), (r"\\rangle(?![a-zA-Z])", ")"),
-    (r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s*\b(?:and|or)\b", ", "),
-    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})(?:\s*[CF]\b)?|°(?:\s*[CF]\b)?|\\degree(?![a-zA-Z])", ""),
-    (r"(?<=\d)\s*(?:\\text\s*\{\s*)?degrees?(?:\s*\})?", ""),
+    (r"\\\{\s*\\\}|\\varnothing(?![a-zA-Z])|^\s*\{\s*\}\s*$", r"\\emptyset "),
+    (r"(?i)^\W*(?:\\text\s*\{\s*)?(?:the )?(?:empty set|no solutions?)[\s.}]*$", r"\\emptyset"),
+    (rf"(?i)^\s*(?:\\(?:approx|simeq|sim)(?![a-zA-Z])|\\text\s*\{{\s*(?:{_ROUGHLY})\s*\}}|(?:{_ROUGHLY})\b)\s*", ""),
+    (rf"(?<=\S)[\s,]*(?:\\text\s*\{{[\s,]*{_QUALIFIER}|(?<=[\s,]){_QUALIFIER}).*$", ""),
+    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?C\b\s*\}?|°\s*C\b", r"\\text{ celsius}"),
+    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?F\b\s*\}?|°\s*F\b", r"\\text{ fahrenheit}"),
     (r"\\?(?:%|\bpercent(?:age)?\b|\\text\s*\{\s*percent\s*\})", "%"),
+    (r"(?<![a-zA-Z\\])(infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
+    (rf"(?<![a-zA-Z\\])(sqrt|{_FUNCTIONS}|{_GREEK})(?![a-zA-Z])", r"\\\1 "),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-    (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+    (r"\\sqrt\s+(\d+)", r"\\sqrt{\1}"), (r"\\sqrt(\d)", r"\\sqrt{\1}"), (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\^\s*(-\d+|\d\d+)", r"^{\1}"),
 ]]  # fmt: skip
-_UNIT = re.compile(
-    r"(?<=[\d})!])\s*(?:\\text\s*\{[^{}]*\}|(?<![a-zA-Z])(?:cm|mm|km|kg|ft|mi|lbs?|hrs?|mins?|mph|kmh|km/h|am|pm)\b"
-    r"|(?:(?<=\s)|(?<=\d))(?!(?:sqrt|sin|cos|tan|log|infty|cup|times|base|mod)\b)[a-zA-Z]{3,}[a-zA-Z ]*"
-    r"(?:(?:per|/)\s*[a-zA-Z]+)?)\s*(?:\^\s*\{?[23]\}?)?\s*$"
+_DEGREES = re.compile(
+    r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|°|\\degree(?![a-zA-Z])|\s*(?:\\text\s*\{\s*)?\bdegrees?\b(?:\s*\})?"
 )
-
-_DECORATION = re.compile(r"\\\$|[$€£¥]|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|\bUSD\b|^\*\*|\*\*$")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
+_OR, _AND = (
+    re.compile(rf",?\s*(?:\\text\s*\{{\s*,?\s*{word}\s*\}}|\b{word}\b)\s*") for word in ("or", "and")
+)
+_DECORATION = re.compile(r"\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|^\*\*|\*\*$")
+_DOLLAR = "\x01"
 
 
 def normalize_answer(answer: str) -> str:
-    r"""One spelling of an answer: dollar signs, spacing commands, units, degrees and full stops gone.
+    r"""One spelling of an answer: spacing and font commands, degrees and full stops gone.
 
-    `\dfrac12` becomes `\frac{1}{2}`, `\text{...}` around words stays for `math.py`, a percent sign as `%`.
+    `\dfrac12` becomes `\frac{1}{2}`, `\text{...}` around words and units stays, `$` is money.
     """
-    answer = answer.translate(_UNICODE).strip()
-    answer = _DECORATION.sub("", answer).replace("**", "^")
+    answer = re.sub(f"[{_RAISED}]+", lambda m: f"^{{{m.group().translate(_PLACED)}}}", answer)
+    answer = re.sub(f"[{_LOWERED}]+", lambda m: f"_{{{m.group().translate(_PLACED)}}}", answer)
+    answer = answer.translate(_UNICODE).replace(r"\$", _DOLLAR)
+    if re.fullmatch(r"[^$]*\$\s*[-\d.][^$]*", answer):  # alone before a number: money, not mathematics
+        answer = answer.replace("$", _DOLLAR)
+    answer = _DECORATION.sub("", answer.replace("$", "").strip()).replace("**", "^").replace(_DOLLAR, "$")
     for pattern, new in _REPLACE:
         answer = pattern.sub(new, answer)
-    answer = answer.strip().rstrip(".,;:").strip()
-    answer = _UNIT.sub("", answer).strip()
-    return re.sub(r"\s+", " ", answer)
+    related = _RELATION.search(answer)
+    answer = _OR.sub(r" \\lor " if related else ", ", answer)
+    answer = _AND.sub(r" \\land " if related else ", ", answer)
+    degree = r"\\cdot\\frac{\\pi}{180}" if _TRIGONOMETRIC.search(answer) else ""
+    answer = _DEGREES.sub(degree, answer)
+    answer = re.sub(r"\s+", " ", answer.strip().rstrip(".,;:").removesuffix("\\").strip())
+    return _unwrapped(answer)
 
 
-_PLAIN = re.compile(r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d*)(\.\d*)?(?:e([-+]?\d{1,3}))?(%?)")
+def _unwrapped(answer: str) -> str:
+    """Without braces around all of it, or parentheses around a number."""
+    while answer.startswith("{") and answer.endswith("}") and _closing(answer) == len(answer) - 1:
+        answer = answer[1:-1].strip()
+    return re.sub(r"^[(\[]\s*([-+]?[\d.,/]*\d)\s*[)\]]$", lambda m: m[0] if "," in m[1] else m[1], answer)
+
+
+def _closing(answer: str) -> int:
+    """Where the bracket that opens `answer` closes; -1 where it does not."""
+    depth = 0
+    for i, char in enumerate(answer):
+        depth += (char in "([{") - (char in ")]}")
+        if depth == 0:
+            return i
+    return -1
+
+
+class Number(NamedTuple):
+    """An exact value and the last decimal place it is written to (0 where it is no decimal)."""
+
+    value: Fraction
+    step: Fraction
+
+
+_PLAIN = re.compile(
+    r"([-+]?)\s*(\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d{1,3}(?: \d{3})+|\d{1,3}(?:\.\d{3}){2,}|\d*)"
+    r"(?:\.(\d*)(?:\\(?:overline|bar|dot)\s*\{(\d+)\}|\((\d+)\))?)?(?:[eE]([-+]?\d{1,3}))?\s*(%?)"
+)
 _FRACTION = re.compile(
-    r"([-+]?)\s*(?:(\d+)\s*(?=\\)|(\d+)\s+(?=\d))?(?:\\frac\{\s*([-+]?\d+)\s*\}\{\s*([-+]?\d+)\s*\}|(\d+)\s*/\s*(\d+))"
+    r"([-+]?)\s*(?:(\d+)\s*(?=\\)|(\d+)\s+(?=\d))?(?:\\frac\{\s*([-+]?\d+)\s*\}\{\s*([-+]?\d+)\s*\}|(\d+)\s*/\s*(\d+))\s*%?"
 )
 _SCIENTIFIC = re.compile(
-    r"(?<=\d)\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d))$"
+    r"(?:(?<=\d)\s*(?:\\times|\\cdot|\*|x)\s*|(?<![\w.}\)])(?=10\s*\^))10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d))(?=\s*%?$)"
 )
+_SCALE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(r"(.*\d)\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion)\b\s*\}?")
+_SPELLED = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20,
+}  # fmt: skip
 MAX_DIGITS = 2000
 """Characters of the longest answer that is read as a number or given to sympy."""
 
@@ -162,19 +142,48 @@ MAX_DIGITS = 2000
 def plain_number(answer: str) -> Fraction | None:
     """The exact value of a normalised integer, decimal, percentage, fraction or mixed number; else None.
 
-    A percentage is its number without the sign. Thousands separators and powers of ten are understood.
+    A percentage is its number without the sign. Thousands separators, powers of ten and repeating decimals are
+    understood.
     """
+    number = read_number(answer)
+    return None if number is None else number.value
+
+
+def read_number(answer: str) -> Number | None:
+    """`plain_number` with the last place of a decimal."""
     if len(answer) > MAX_DIGITS:
         return None
-    answer = _SCIENTIFIC.sub(lambda m: f"e{m[1] or m[2]}", answer.strip())
-    if (match := _PLAIN.fullmatch(answer)) and (match[2] or (match[3] or ".") != "."):
-        digits = f"{match[1]}0{match[2].replace(',', '')}{(match[3] or '').rstrip('.')}"
-        return Fraction(digits) * Fraction(10) ** int(match[4] or 0)
+    answer = answer.strip()
+    if scaled := _SCALED.fullmatch(answer):
+        number, factor = read_number(scaled[1]), 10 ** _SCALE[scaled[2]]
+        return number and Number(number.value * factor, number.step * factor)
+    answer = _SCIENTIFIC.sub(
+        lambda m: f"{'' if m.start() and answer[m.start() - 1].isdigit() else 1}e{m[1] or m[2]}", answer
+    )
+    if (match := _PLAIN.fullmatch(answer)) and (match[2] or match[3] or match[4] or match[5]):
+        return _decimal(match)
     if match := _FRACTION.fullmatch(answer):
         whole, top = int(match[2] or match[3] or 0), int(match[4] or match[6])
         if bottom := int(match[5] or match[7]):
-            return (whole + Fraction(top, bottom)) * (-1 if match[1] == "-" else 1)
-    return None
+            return Number((whole + Fraction(top, bottom)) * (-1 if match[1] == "-" else 1), Fraction(0))
+    word = re.sub(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}", r"\1", answer).lower()
+    return Number(Fraction(_SPELLED[word]), Fraction(0)) if word in _SPELLED else None
+
+
+def _decimal(match: re.Match[str]) -> Number:
+    sign, whole, places, exponent = (
+        match[1],
+        re.sub(r"[, .]", "", match[2]),
+        match[3] or "",
+        int(match[6] or 0),
+    )
+    value = Fraction(f"0{whole}.{places}0")
+    step = Fraction(1, 10 ** len(places)) if places else Fraction(0)
+    if repeated := match[4] or match[5]:
+        value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(places))
+        step = Fraction(0)
+    scale = Fraction(10) ** exponent
+    return Number((-value if sign == "-" else value) * scale, step * scale)
 
 
 def split_top(answer: str, separators: str = ",;") -> list[str]:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from rectune.grading.answers import extract_answer, normalize_answer, phrase_text, plain_number
+from rectune.grading.answers import normalize_answer, plain_number
+from rectune.grading.choices import choice_letter, split_choice
 from rectune.grading.expression import evaluate_expression
+from rectune.grading.final_answer import extract_answer, final_part, phrase_text
 from rectune.grading.verdicts import Graded
 
 DECIMAL_TOLERANCE = Fraction(1, 10_000)
@@ -17,14 +19,21 @@ DECIMAL_TOLERANCE = Fraction(1, 10_000)
 def grade_exact(gold: str | Sequence[str], text: str) -> Graded:
     r"""Equality up to case, articles (a, an, the), punctuation and spacing; any one of several golds counts.
 
-    The answer is the last `\boxed{}`, else what follows "the answer is", else the first line with words.
+    The answer is what is in `<answer>` tags or the last `\boxed{}`, else what follows "the answer is", else the
+    first line with words. Where the gold answer is the letter of a choice, the letter before a choice's text counts.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    answer = extract_answer(text, ["boxed"]) or phrase_text(text) or (lines[0] if lines else "")
+    said = final_part(text)
+    answer = extract_answer(said, ["boxed"]) or phrase_text(said) or _first_line(said)
     if not (words := _words(answer)):
         return Graded("unparsed", answer)
     golds = [gold] if isinstance(gold, str) else gold
-    return Graded("correct" if words in [_words(one) for one in golds] else "wrong", answer)
+    letter, _ = split_choice(normalize_answer(answer))
+    same = words in [_words(one) for one in golds] or letter in [choice_letter(one) or None for one in golds]
+    return Graded("correct" if same else "wrong", answer)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _words(text: str) -> str:
@@ -39,8 +48,8 @@ def grade_expression(gold: str | Sequence[str], text: str) -> Graded:
     Read is the first line with words, up to its first `=`. Where the gold number has a decimal point, values
     within `DECIMAL_TOLERANCE` of it count, so that 1/3 is the 0.33333 that a data set prints.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    answer = (extract_answer(text, ["boxed"]) or (lines[0] if lines else "")).partition("=")[0].strip()
+    said = final_part(text)
+    answer = (extract_answer(said, ["boxed"]) or _first_line(said)).partition("=")[0].strip()
     plain = re.sub(r"(?<=\d),(?=\d{3})|[$]", "", answer.replace("×", "*").replace("÷", "/").replace("−", "-"))
     value = evaluate_expression(plain.strip(" ."))
     if value is None:

@@ -1,11 +1,29 @@
-r"""The final part of what a model wrote: behind its thinking, before a next question or turn of its own.
+r"""Finding the answer in a model's words. Plain text, no sympy, linear time.
 
-Every grader reads this part alone. Plain text, no sympy, linear time.
+Every grader reads `final_part`: what stands behind the thinking and before a next question or turn of the model's
+own. In it, `extract_answer` goes through named rules in a fixed order and takes the first that finds something:
+
+| rule | finds |
+|---|---|
+| `tag` | the last `<answer>...</answer>` |
+| `boxed` | the last complete `\boxed{}`, braces balanced; words such as "and" and commas join several |
+| `hash` | what follows the last `####` on its line, unless that is a heading |
+| `phrase` | what follows the last "the answer is", "answer:", on its line or below it |
+| `number` | the last number, fraction or percentage, or the formula that it stands in |
+
+Whether two answers are the same is in `math.py`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from rectune.grading.units import UNIT
+
+RULES = ("tag", "boxed", "hash", "phrase", "number")
+"""All rules, in the order used by every benchmark that does not say otherwise."""
 
 _UNQUOTED = (
     r"(?<![\"'`])(?:%s)(?![\"'`])"  # in quotes a mark is only spoken of, as in a program that reads it
@@ -103,3 +121,187 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
         if mark["token"] or answered or not _PREAMBLE.search(before.rpartition("\n")[2]):
             return mark.start()
     return None
+
+
+_NUMBER = (
+    r"(?:(?<![\w.)}\]])[-−])?[$€£¥]?\s?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
+    r"|\d+\s*/\s*\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
+)
+_WITH_UNIT = re.compile(rf"(?<![\^_])(?<!\^\{{)(?<!_\{{){_NUMBER}(?!\d|[xyzn]\b)(?:\s*(?:{UNIT})(?![\w(]))?")
+_FIRST_NUMBER = re.compile(rf"\s*(?:about |approximately |\\)?({_NUMBER})(?![\w^({{\\*+])")
+_NOUN = re.compile(
+    r"\s+(?!(?:and|or|to|by|times|plus|minus|over|divided|squared|cubed|mod|choose|factorial|thousand|million|billion"
+    r"|trillion|base)\b)[A-Za-z]{2,}(?!.*\b(?:and|or|to|by|plus|minus|times)\b.*[\d\\])"
+)
+_SECOND_NUMBER = re.compile(rf"\s+(?:{UNIT})\b.*\d")
+_REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|after|when|in|not|rather|instead)\b|\s+[—–]\s")
+_PROSE = re.compile(
+    r"(?<!\\)\b(?:that|the|they|she|he|it|is|are|has|have|will|there|must|should)\b", re.IGNORECASE
+)
+_PHRASE = re.compile(
+    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=])"
+    r"|^[^\w\n$\\]*(?:the[^\S\n]+)?(?:final[^\S\n]+)?answers?[^\w\n$\\]*$"
+    r"|\b(?:correct|right|best)[^\S\n]+(?:option|choice)[^\S\n]+is\b[^\S\n]*[:：]?"
+    r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)[*_]*[^\S\n]*[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LINE = re.compile(r"[^\n]*")
+_BELOW = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|([^\n]*[^\W_][^\n]*))", re.DOTALL)
+_MATH = re.compile(
+    r"\$\$([^$]+)\$\$|\$(?=\s)([^$\n]+)(?<=\s)\$|\$(?!\s)([^$\n]+)(?<!\s)\$(?!\d)|\\\((.+?)\\\)|\\\[([^\[]+?)\\\]"
+)
+_GLUE = re.compile(r"\b(?:and|or)\b|[\s,;.*]")
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
+_BARE_BOX = re.compile(r"\\boxed\s*([-\d./]+|[A-Za-z])")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.&]|\\[()\[\],;: ]|\\q?quad\b|\b(?:and|or|as well as)\b|\\text\s*\{\s*,?\s*(?:and|or)?\s*\}"
+    r"|\b[A-Za-z](?:_\{?\w+\}?)?\s*=|和|或)*"
+)
+_DENIED = re.compile(r"[\s$.)]*(?:is|was|would be)\s+(?:\w+\s+)?(?:wrong|incorrect|not|false|invalid|too)\b")
+_FINALLY = re.compile(r"\b(?:final|correct|actual|corrected|right)[^\S\n]+answer\b", re.IGNORECASE)
+_ROUGHLY = re.compile(r"\W*(?:about|around|approx|roughly|nearly|almost|≈|\\approx)", re.IGNORECASE)
+_HASH = re.compile(r"(?<!\#)\#{4}(?!\#)[^\S\n]*([^\n]*)")
+_HEADING = re.compile(
+    r"[*_]*(?:(?:step|part|case|method|section|solution|problem|question|approach|explanation|verification"
+    r"|conclusion|summary|analysis|given|setup|answer)\b|\d+[.)]\s+[A-Za-z*]|.*:\W*$)",
+    re.IGNORECASE,
+)
+
+
+def extract_answer(text: str, rules: Iterable[str] = RULES) -> str:
+    """The answer in the final part of `text` by the first of `rules` that finds one, else "". Not normalised."""
+    return next(found_answers(text, rules), "")
+
+
+def found_answers(text: str, rules: Iterable[str] = RULES) -> Iterator[str]:
+    """What each of `rules` finds in the final part of `text`, in their order, without those that find nothing."""
+    spoken = _spoken(text)
+    for rule in rules:
+        if found := _RULES[rule](spoken).strip():
+            yield found
+
+
+def phrase_text(text: str) -> str:
+    """What follows the last "the answer is" up to the end of its sentence, on its line or else below; else ""."""
+    for match in reversed(list(_PHRASE.finditer(text))):
+        line = _LINE.match(text, match.end())
+        said = line.group().strip(" *_\t\r") if line else ""
+        if not re.search(r"\w", said) and (below := _BELOW.match(text, match.end())):
+            said = next(group for group in below.groups() if group)
+        said = re.split(r"(?<!\b[A-J])\.\s|[。]", said.strip())[0].strip(" *_").rstrip(".")
+        if re.search(r"\w|[^\x00-\x7f]|\\", said):
+            return re.sub(r"(?<=\d)[!?]+$", "", said)
+    return ""
+
+
+def _tag(text: str) -> str:
+    inside = tagged(text)
+    return _boxed(inside) or _phrase(inside) or inside
+
+
+def _boxed(text: str) -> str:
+    boxes: list[tuple[int, int, int]] = []  # start of the command, start and end of its content
+    open_braces: list[tuple[int, int] | None] = []
+    for token in _BOX_TOKEN.finditer(text):
+        word = token.group()
+        if word.endswith("{") and word != r"\{":
+            open_braces.append((token.start(), token.end()) if len(word) > 1 else None)
+        elif word == "}" and open_braces and (start := open_braces.pop()):
+            while boxes and boxes[-1][0] > start[0]:
+                boxes.pop()
+            boxes.append((*start, token.start()))
+    if not boxes:
+        return bare[-1] if (bare := _BARE_BOX.findall(text)) else ""
+    end = boxes[-1][2] + 1
+    if any(start and start[0] > end for start in open_braces):
+        return ""  # the box that counts is cut off
+    if _DENIED.match(text, end) or _corrected(text[end:]):
+        return ""
+    return phrase_text(found) or found if (found := _joined(text, boxes)) else ""
+
+
+def _joined(text: str, boxes: list[tuple[int, int, int]]) -> str:
+    """The last box, with those before it that only words such as "and" part from it."""
+    contents = [text[boxes[-1][1] : boxes[-1][2]]]
+    for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
+        between = text[before[2] + 1 : after[0]]
+        if len(between) > 60 or not _BETWEEN_BOXES.fullmatch(between):
+            break
+        contents.append(text[before[1] : before[2]])
+    return ", ".join(dict.fromkeys(one for one in reversed(contents) if one.strip()))
+
+
+def _corrected(text: str) -> bool:
+    """Whether what follows the last box names a final answer of its own, exactly."""
+    if not (match := _FINALLY.search(text)):
+        return False
+    found = phrase_text(text[match.start() :])
+    return bool(re.match(r"\W*[\d$\\(]", found)) and not _ROUGHLY.match(found)
+
+
+def _hash(text: str) -> str:
+    for mark in reversed(list(_HASH.finditer(text))):
+        found = mark[1].strip(" *\r")
+        if not found or _HEADING.match(found):
+            if found and _PHRASE.search(found):
+                return _phrase(text[mark.start() :])
+            continue
+        if re.search(r"\d|\\|^[A-Z]$", found) or not text[mark.end() :].strip():
+            return _clause(found)
+    return ""
+
+
+def _phrase(text: str) -> str:
+    found = phrase_text(text)
+    if math := _MATH.search(found):
+        if not _GLUE.sub("", _MATH.sub("", found)):
+            return found
+        if not re.match(r"\(?[A-J][).:]", found):  # a choice with its formula stays whole
+            return next(group for group in math.groups() if group)
+    return _clause(found)
+
+
+def _clause(found: str) -> str:
+    """The answer at the start of a clause, without its reasons and its nouns."""
+    found = re.sub(r"^not\b.*?\bbut\s+(?:rather\s+)?", "", found, flags=re.IGNORECASE)
+    found = _REASON.split(found)[0]
+    if (number := _FIRST_NUMBER.match(found)) and _NOUN.match(found, number.end()):
+        if _SECOND_NUMBER.match(found, number.end()):
+            return found
+        unit = _WITH_UNIT.match(found, number.start(1))
+        return unit.group() if unit else number.group(1)
+    return _number(found) if _PROSE.search(found) else found.replace(r"\boxed{", "")
+
+
+def _number(text: str) -> str:
+    if not (numbers := deque(_WITH_UNIT.finditer(text), maxlen=1)):
+        return ""
+    last = numbers[0]
+    for formula in _MATH.finditer(text, text.rfind("\n\n", 0, last.start()) + 1):
+        if formula.start() < last.start() < formula.end():
+            return next(group for group in formula.groups() if group)
+    return last.group()
+
+
+_CHOICE = re.compile(
+    r"\b(?:option|choice|choose|select|pick|answer|be|is)\b[\s:*$]*(\(?[A-J]\)?)(?![\w'’(])(?!\s*[=+*/^-])"
+    r"|(?<!\w)(\(?[A-J]\)?)[\s*$]*\bis\b[^.\n]{0,20}?\b(?:correct|right|answer)\b"
+)
+_CHOICE_LINE = re.compile(r"^\W*([A-J](?:[).:]|\W*$).*)$", re.MULTILINE)
+
+
+def _choice(text: str) -> str:
+    """The last letter that is called an option or correct, else the last line that is a choice."""
+    named = [next(group for group in match.groups() if group) for match in _CHOICE.finditer(text)]
+    return (named or [line.strip(" *$") for line in _CHOICE_LINE.findall(text)] or [""])[-1]
+
+
+_RULES: dict[str, Callable[[str], str]] = {
+    "tag": _tag,
+    "boxed": _boxed,
+    "hash": _hash,
+    "phrase": _phrase,
+    "number": _number,
+    "choice": _choice,
+    "whole": str.strip,
+}

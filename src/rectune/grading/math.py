@@ -1,42 +1,51 @@
-r"""Are two mathematical answers the same? Structure here, single expressions by math-verify.
+r"""Are two mathematical answers the same? Structure here, single expressions by their values, the rest by math-verify.
 
 Lists, sets, tuples, intervals, unions and matrices are taken apart here, because math-verify compares sets in
 sympy's order of their elements, and orders differ between 1/3 and 0.333333. What is left, one expression
-against one, is decided by equal spelling, by exact rational arithmetic, or by math-verify (gold first).
+against one, is decided by equal spelling, by exact rational arithmetic, by `values.py`, or by math-verify (gold first).
 
 Runs inside the worker processes of `pool.py`: nothing here bounds time or memory.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import verify
+from sympy import Eq
 
-from rectune.grading.answers import (
-    MAX_DIGITS,
-    RULES,
-    extract_answer,
-    normalize_answer,
-    plain_number,
-    split_top,
-)
+from rectune.grading.answers import MAX_DIGITS, Number, normalize_answer, plain_number, read_number, split_top
+from rectune.grading.choices import choice_letter, split_choice
+from rectune.grading.final_answer import RULES, found_answers
+from rectune.grading.regions import REGION, same_region
+from rectune.grading.units import split_unit, unit_ratio
+from rectune.grading.values import RELATIVE, read, same_equation, same_value
 from rectune.grading.verdicts import Graded
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we bound the time ourselves
-
-_LATEX = [LatexExtractionConfig()]
-_NAME = re.compile(r"([A-Za-z](?:_\{?[\w\\ ]+\}?)?(?:\([a-z]\))?)\s*(?:=|\\in(?![a-z]))\s*(?=\S)([^=]+)")
+_SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"
+_NAME = re.compile(
+    rf"({_SYMBOL}(?:\s*\(\s*(?:[a-z]|\d+|[A-Z])\s*\))?|\\(?:angle|triangle|overline|text)\s*\{{?\s*[A-Za-z ]+\}}?"
+    rf"|\|?[A-Z]{{2,3}}\|?|[a-z](?:\s*[-+]?\s*[a-z])+|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\))"
+    r"\s*(?:=|\\in(?![a-z]))\s*(?=\S)"
+)
+_CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
 _WORDS = re.compile(r"\(?\s*\\text\s*\{[^{}]*\}\s*\)?|\([A-Za-z]\)|[A-Za-z]|[A-Za-z][a-z]+(?: [A-Za-z]+)*")
-_MATRIX = re.compile(r"\\begin\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}", re.DOTALL)
-_BASE = re.compile(r"(\d+)\s*_\s*\{?\s*(\d+)\s*\}?")
+_MATRIX = re.compile(
+    r"\(?\s*\\begin\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}\s*\)?", re.DOTALL
+)
+_BASE = re.compile(r"([\dA-F]+)\s*(?:_\s*\{?\s*\(?\s*(?:\\text\s*\{\s*)?(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?"
+                   r"|(?:\\text\s*\{)?\s*\(?(?:in )?base (\d+|[a-z]+)\)?\s*\}?)")  # fmt: skip
+_CLOCK = re.compile(
+    r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\s*\{\s*)?([ap])?\.?(?:m\b)?\.?\s*\}?", re.IGNORECASE
+)
+_RATIO = re.compile(r"[^:,=]+(?::[^:,=]+)+")
 _BRACKETS = {"(": ")]", "[": ")]"}
+_OPPOSED = {"yes", "no", "on", "true", "false"}
+_EXACT = Fraction(0)
 
 
 class Unreadable(Exception):
@@ -49,18 +58,20 @@ def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | 
     Args:
         gold: The answer as its source prints it. A list of several: any one of them counts, or all together
             in any order where `extra["multiple"]` says so.
-        extra: `tolerance` (largest absolute difference), `multiple`, and `extract` (names of extraction
-            rules, in order). OlympiadBench's `error` and `is_multiple_answer` mean the first two.
+        extra: `tolerance` (largest absolute difference), `multiple`, `unit` (of a gold answer without one) and
+            `extract` (names of extraction rules, in order). OlympiadBench's `error` and `is_multiple_answer`
+            mean the first two.
     """
     extra = extra or {}
     golds = [gold] if isinstance(gold, str) else list(gold)
     multiple = bool(extra.get("multiple", extra.get("is_multiple_answer", False)))
     tolerance = extra.get("tolerance", extra.get("error")) or 0
-    answer = extract_answer(text, extra.get("extract", RULES))
-    if not answer:
-        return Graded("unparsed", "")
     if multiple:
         golds = [", ".join(golds)]
+    if not (answer := _answer(golds, text, extra.get("extract", RULES))):
+        return Graded("unparsed", "")
+    unit = str(extra.get("unit") or "").strip()
+    golds = [f"{one} {unit}" if unit and not split_unit(_tidy(one))[1] else one for one in golds]
     try:
         right = any(
             same_answer(one, answer, multiple=multiple, tolerance=Fraction(str(tolerance))) for one in golds
@@ -70,42 +81,241 @@ def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | 
     return Graded("correct" if right else "wrong", answer)
 
 
-def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fraction = Fraction(0)) -> bool:
+def _answer(golds: list[str], text: str, rules: Sequence[str]) -> str:
+    """The answer found in `text`; where the gold one is a choice, the first that names a choice."""
+    if not all(choice_letter(normalize_answer(one)) for one in golds):
+        return next(found_answers(text, rules), "")
+    found = list(found_answers(text, [*rules[:-1], "choice", *rules[-1:]] if rules is RULES else rules))
+    return next((one for one in found if split_choice(_tidy(one))[0]), found[0] if found else "")
+
+
+def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fraction = _EXACT) -> bool:
     """Whether `answer` equals `gold`. `multiple`: commas separate answers, never thousands.
 
     Raises:
         Unreadable: `answer` is no mathematics at all, though `gold` is.
     """
     left, right = _tidy(gold), _tidy(answer)
-    if left.replace(" ", "") == right.replace(" ", ""):
+    if _spelled_alike(left, right):
         return bool(left)
     if len(right) > MAX_DIGITS:
         if re.fullmatch(r"[-+]?[\d,.]+", right):
             return False
         raise Unreadable
+    (asked, value), (chosen, content) = split_choice(left), split_choice(right)
+    if choice_letter(left) and chosen:
+        return asked == chosen
+    if asked and value and chosen:
+        return asked == chosen and (not content or _same(value, content, tolerance, 5, multiple))
+    if asked and value:
+        left = value
+    elif chosen and content:
+        right = content
     return _same(left, right, tolerance, depth=5, lists=multiple)
 
 
 def _tidy(answer: str) -> str:
-    if len(answer) > 50 * MAX_DIGITS:
-        return answer
-    answer = normalize_answer(answer)
-    return normalize_answer(answer[7:-1]) if re.fullmatch(r"\\boxed\{[^{}]*\}", answer) else answer
+    return answer if len(answer) > 50 * MAX_DIGITS else normalize_answer(answer)
+
+
+def _spelled_alike(gold: str, answer: str) -> bool:
+    return gold.replace(" ", "") == answer.replace(" ", "")
 
 
 def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool = False) -> bool:
     """`same_answer` on normalised answers, down to `depth` levels of brackets."""
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if _spelled_alike(gold, answer):
         return True
     if not (lists and "," in gold) and (decided := _same_number(gold, answer, tolerance)) is not None:
         return decided
     if depth == 0:
         return _same_expression(gold, answer, tolerance)
+    if r"\approx" in gold or r"\approx" in answer:
+        return any(
+            _same(one, _exact_part(answer), tolerance, depth - 1, lists) for one in _approximations(gold)
+        )
+    for decide in (_same_clock_or_ratio, _same_equations, _same_set_of_numbers):
+        if (decided := decide(gold, answer, tolerance, depth)) is not None:
+            return decided
+    gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", one) for one in (gold, answer))
     if (bare := _without_names(gold, answer)) != (gold, answer):
         return _same(*bare, tolerance, depth - 1, lists)
+    (number, unit), (other, other_unit) = split_unit(gold), split_unit(answer)
+    numbers = [read_number(one) for one in (number, other)]  # such as $32,348, which is no list
+    if not all(numbers) and (decided := _same_structure(gold, answer, tolerance, depth, lists)) is not None:
+        return decided
+    if (number, other) != (gold, answer):
+        ratio = unit_ratio(unit, other_unit)
+        return ratio is not None and _same(number, _times(other, ratio), tolerance, depth - 1)
+    if (words := _words(gold)) or _words(answer):
+        if words == _words(answer):
+            return True
+        if len(words) > 3 or words in _OPPOSED or (words and r"\text" in gold):
+            return False  # shorter words may be products: ab is ba
+        if len(_words(answer)) > 3:
+            raise Unreadable
+    return _same_expression(gold, answer, tolerance)
+
+
+def _times(answer: str, ratio: Fraction) -> str:
+    if ratio == 1:
+        return answer
+    if (number := read_number(answer)) is not None and not answer.endswith("%"):
+        return str(number.value * ratio)
+    return rf"\frac{{{ratio.numerator}}}{{{ratio.denominator}}} \cdot ({answer})"
+
+
+def _exact_part(answer: str) -> str:
+    r"""Without the decimal behind `\approx`, unless only a name stands before it."""
+    first, _, rest = answer.partition(r"\approx")
+    return rest if re.fullmatch(rf"\s*(?:{_SYMBOL})?\s*", first) else first
+
+
+def _approximations(gold: str) -> list[str]:
+    return [one for one in gold.split(r"\approx") if one.strip()]
+
+
+def _same_number(gold: str, answer: str, tolerance: Fraction) -> bool | None:
+    """Decides two plain numbers; None where one is none. A percentage may be written as its fraction."""
+    if "_" in gold + answer or "base" in gold + answer:
+        base, other = _in_base(gold), _in_base(answer)
+        if base or other:
+            return _same_in_base(base, other, gold, answer)
+    left, right = read_number(gold), read_number(answer)
+    if left is None or right is None:
+        return None
+    scales = {Fraction(1)}
+    if gold.endswith("%") and not answer.endswith("%"):
+        scales.add(Fraction(100))
+    if answer.endswith("%") and not gold.endswith("%"):
+        scales.add(Fraction(1, 100))
+    return any(_close(left, Number(right.value * s, right.step * s), tolerance) for s in scales)
+
+
+def _close(gold: Number, answer: Number, tolerance: Fraction) -> bool:
+    """Equal; or within the tolerance; or one is the other rounded, and no more than `RELATIVE` away from it.
+
+    Decimals of at least six places may also differ by a millionth of their size, as calculators do.
+    """
+    difference, size = abs(gold.value - answer.value), max(abs(gold.value), abs(answer.value))
+    if tolerance:
+        return difference <= tolerance
+    if difference == 0 or not (gold.step or answer.step):
+        return difference == 0
+    rounded = gold.step != answer.step and difference < max(gold.step, answer.step)
+    if rounded and difference <= RELATIVE * size:
+        return True
+    finest = min(step for step in (gold.step, answer.step) if step)
+    return finest <= Fraction(1, 10**6) * max(1, size) and difference <= size / 10**6
+
+
+def _in_base(answer: str) -> tuple[str, str] | None:
+    """Digits and base."""
+    if not (match := _BASE.fullmatch(answer)):
+        return None
+    number = read_number(match[2] or match[3])
+    return (match[1], str(number.value)) if number else None
+
+
+def _same_in_base(
+    base: tuple[str, str] | None, other: tuple[str, str] | None, gold: str, answer: str
+) -> bool | None:
+    """A gold answer's base may be left out; one that the answer adds must be ten."""
+    if base and other:
+        return base == other
+    if base:
+        return base[0] == answer if re.fullmatch(r"[\dA-F]+", answer) else None
+    return other is not None and other == (gold, "10")
+
+
+def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+    """Times of day are equal as times, ratios as ratios, and a ratio of two may be a fraction."""
+    gold, answer = (
+        re.sub(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":", one) for one in (gold, answer)
+    )
+    if ":" not in gold + answer:
+        return None
+    clock, other = _CLOCK.fullmatch(gold), _CLOCK.fullmatch(answer)
+    if clock and other:
+        times = [tuple(int(part or 0) for part in one.groups()[:3]) for one in (clock, other)]
+        halves = {one[4].lower() for one in (clock, other) if one[4]}
+        return times[0] == times[1] and len(halves) < 2
+    parts = [one.split(":") if _RATIO.fullmatch(one) else [one] for one in (gold, answer)]
+    if len(parts[0]) == len(parts[1]):
+        values = [[plain_number(part) or Fraction(0) for part in side] for side in parts]
+        if all(chain(*values)):
+            (first, *_), (other_first, *_) = values
+            return all(g * other_first == a * first for g, a in zip(values[0], values[1], strict=True))
+        return None
+    for (top, *rest), single in ((parts[0], parts[1]), (parts[1], parts[0])):
+        if len(rest) == 1 and len(single) == 1 and re.search(r"/|\\frac|\.", single[0]):
+            return _same(rf"\frac{{{top.strip()}}}{{{rest[0].strip()}}}", single[0], tolerance, depth - 1)
+    return False
+
+
+def _same_equations(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+    """Two equations of one curve. Equations that give one name a value are compared by their values."""
+    sides = [len(split_top(one, "=")) for one in (gold, answer)]
+    if sides != [2, 2] or len(split_top(gold)) + len(split_top(answer)) > 2:
+        return None
+    (name, _), (other, _) = _named(gold), _named(answer)
+    if name and other and _letters(name) == _letters(other):
+        return None
+    left, right = read(gold), read(answer)
+    if not (left and right and isinstance(left[0], Eq) and isinstance(right[0], Eq)):
+        return None
+    return same_equation(left[0], right[0])
+
+
+def _same_set_of_numbers(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+    return same_region(gold, answer) if REGION.search(gold) or REGION.search(answer) else None
+
+
+def _letters(name: str) -> str:
+    """A name without spaces and without the variable that a function is written with."""
+    return re.sub(r"\s", "", _CALL.sub(r"\1()", name))
+
+
+def _named(answer: str) -> tuple[str, str]:
+    r"""The name that `x =`, `x \in`, `f(x) =` give to what follows, and that; ("", answer) where there is none.
+
+    Of a chain of equations the last part counts, so that `3 + 11 = 14` is 14.
+    """
+    rest = split_top(answer, "=")[1:]
+    if match := _NAME.match(answer):
+        return match[1], rest[-1] if rest else answer[match.end() :].strip()
+    if rest and not re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", "", answer)):
+        return "", rest[-1]
+    return "", answer
+
+
+def _without_names(gold: str, answer: str) -> tuple[str, str]:
+    r"""Both without a leading `x =` or `x \in`, unless they name different things."""
+    if (len(split_top(gold)) > 1 and "=" in gold.partition(",")[2]) or "=" in answer.partition(",")[2]:
+        return gold, answer  # a list in which each has its name
+    (left, bare), (right, other) = _named(gold), _named(answer)
+    if left and right and _letters(left) != _letters(right):
+        return gold, answer
+    if (call := _CALL.fullmatch(left)) and (called := _CALL.fullmatch(right)) and call[2] != called[2]:
+        other = re.sub(rf"(?<![a-zA-Z\\]){called[2]}(?![a-zA-Z])", call[2], other)
+    return bare, other
+
+
+def _same_structure(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool) -> bool | None:
+    """Decides lists, sets, tuples, intervals, unions and matrices; None where neither is one."""
     golds, answers = _elements(gold, lists), _elements(answer, lists)
     if len(golds) == 1 and len(answers) > 1 and (inner := _bracketed(gold)):
-        return gold[0] + gold[-1] == "()" and _all_same(split_top(inner), answers, tolerance, depth)
+        is_list = gold[0] + gold[-1] == "()" and not answer.startswith(r"\{")
+        return is_list and _all_same(split_top(inner), _by_name(answers), tolerance, depth)
+    if (
+        len(golds) > 1
+        and len(answers) == 1
+        and (inner := _bracketed(answer))
+        and all(_named(g)[0] for g in golds)
+    ):
+        return answer[0] + answer[-1] == "()" and _all_same(
+            _by_name(golds), split_top(inner), tolerance, depth
+        )
     if len(golds) > 1 or len(answers) > 1:
         return _same_unordered(golds, answers, tolerance, depth)
     if (inner := _bracketed(gold)) and (other := _bracketed(answer)):
@@ -117,59 +327,26 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return list(map(len, rows)) == list(map(len, other_rows)) and _all_same(
             list(chain(*rows)), list(chain(*other_rows)), tolerance, depth
         )
-    if (words := _words(gold)) or _words(answer):
-        if words == _words(answer):
-            return True
-        if len(words) > 3 or (words and r"\text" in gold):  # shorter words may be products: ab is ba
-            return False
-        if len(_words(answer)) > 3:
-            raise Unreadable
-    return _same_expression(gold, answer, tolerance)
+    if (golds, answers) != ([gold], [answer]):  # a set of one
+        return _same(golds[0], answers[0], tolerance, depth - 1) if golds and answers else False
+    return None
 
 
-def _same_number(gold: str, answer: str, tolerance: Fraction) -> bool | None:
-    """Decides two plain numbers; None where one is none. A percentage may be written as its fraction."""
-    if (base := _BASE.fullmatch(gold)) or _BASE.fullmatch(answer):
-        other = _BASE.fullmatch(answer)
-        if base and (other or answer.isdigit()):
-            return base[1] == (other[1] if other else answer) and (not other or base[2] == other[2])
-        return False
-    left, right = plain_number(gold), plain_number(answer)
-    if left is None or right is None:
-        return None
-    scales = {Fraction(1)}
-    if gold.endswith("%") and not answer.endswith("%"):
-        scales.add(Fraction(100))
-    if answer.endswith("%") and not gold.endswith("%"):
-        scales.add(Fraction(1, 100))
-    inexact = "." in gold or "." in answer
-    return any(_close(left, right * scale, tolerance, inexact) for scale in scales)
-
-
-def _close(gold: Fraction, answer: Fraction, tolerance: Fraction, inexact: bool) -> bool:
-    """Equal; or within the tolerance; or, where one is a decimal, the same to six decimals and 0.1 %."""
-    difference = abs(gold - answer)
-    if tolerance:
-        return difference <= tolerance
-    return difference == 0 or (inexact and difference <= min(Fraction(5, 10**7), abs(gold) / 1000))
-
-
-def _without_names(gold: str, answer: str) -> tuple[str, str]:
-    r"""Both without a leading `x =` or `x \in`, unless they name different things."""
-    left, right = _NAME.fullmatch(gold), _NAME.fullmatch(answer)
-    if left and right and left[1].replace(" ", "") != right[1].replace(" ", ""):
-        return gold, answer
-    return (left[2] if left else gold), (right[2] if right else answer)
+def _by_name(parts: list[str]) -> list[str]:
+    """Parts such as `y = 3`, `x = 2` in the order of their names; others as they stand."""
+    return (
+        sorted(parts, key=lambda part: _named(part)[0]) if all(_named(part)[0] for part in parts) else parts
+    )
 
 
 def _elements(answer: str, lists: bool) -> list[str]:
     r"""The answers in a list or a set: cut at commas, `\pm` written out, names kept once."""
-    if answer.startswith(r"\{") and answer.endswith(r"\}") and answer.count(r"\{") == 1:
+    if answer.startswith(r"\{") and answer.endswith(r"\}") and answer.count(r"\{") == 1 and len(answer) > 4:
         answer = answer[2:-2]
-    parts = [answer] if not lists and plain_number(answer) is not None else split_top(answer)
-    named = [_NAME.fullmatch(part) for part in parts]
-    if len({name[1] for name in named if name}) == 1:  # of several names it matters which has which value
-        parts = [name[2] if name else part for name, part in zip(named, parts, strict=True)]
+    parts = [answer] if not lists and read_number(answer) is not None else split_top(answer)
+    named = [_named(part) for part in parts]
+    if len({name for name, _ in named if name}) == 1:  # of several names it matters which has which value
+        parts = [value for _, value in named]
     signs = [
         [part] if part.count(r"\pm") != 1 else [part.replace(r"\pm", "+"), part.replace(r"\pm", "-")]
         for part in parts
@@ -225,20 +402,18 @@ def _words(answer: str) -> str:
 
 
 def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
-    """math-verify's verdict on one expression against one."""
-    parsed = _parsed(answer.replace("%", r"\%"))
+    """One expression against one: by value, else math-verify's verdict."""
+    parsed = read(answer.replace("%", r"\%"))
     if not parsed or isinstance(parsed[0], str):
         raise Unreadable
-    golds = _parsed(gold.replace("%", r"\%"))
-    if tolerance and golds and not isinstance(golds[0], str):
-        try:
-            return bool(abs(golds[0].evalf() - parsed[0].evalf()) <= float(tolerance))
-        except (TypeError, AttributeError):  # a relation or a set: has no distance
-            return False
+    golds = read(gold.replace("%", r"\%"))
+    if golds and not isinstance(golds[0], str):
+        if tolerance:
+            try:
+                return bool(abs(golds[0].evalf() - parsed[0].evalf()) <= float(tolerance))
+            except (TypeError, AttributeError):  # a relation or a set: has no distance
+                return False
+        steps = [number.step for number in map(read_number, (gold, answer)) if number]
+        if (decided := same_value(golds[0], parsed[0], max(steps, default=_EXACT))) is not None:
+            return decided
     return bool(verify(golds, parsed, allow_set_relation_comp=True, timeout_seconds=None))
-
-
-@lru_cache(maxsize=256)
-def _parsed(answer: str) -> list[Any]:
-    """math-verify's reading: a sympy expression, then its text; only the text where it is not mathematics."""
-    return list(parse(f"${answer}$", _LATEX, parsing_timeout=None))

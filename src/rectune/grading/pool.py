@@ -23,8 +23,8 @@ from time import monotonic
 from typing import Any
 
 from rectune.errors import UserError, unknown_name
-from rectune.grading.answers import RULES
 from rectune.grading.code import grade_code
+from rectune.grading.final_answer import RULES
 from rectune.grading.verdicts import Graded, Item
 
 GRADERS = ("math", "expression", "exact", "code")

@@ -13,7 +13,7 @@ from rectune.data.order import draw
 from rectune.data.reading import read_rows, row_at
 from rectune.data.sources import from_hub
 from rectune.errors import UserError
-from rectune.grading.answers import extract_answer
+from rectune.grading.final_answer import extract_answer
 from rectune.reproduction.job import Job
 from rectune.training.checkpoints import write_text
 

@@ -1,0 +1,227 @@
+"""Whether two sympy expressions have the same value: exactly, or to many digits relative to their size.
+
+math-verify compares numbers to so many decimals, so that to it all tiny numbers are equal, and symbolic expressions
+by `simplify`. Here rational numbers are compared exactly, other numbers to 30 significant digits, and expressions with
+variables at a few points. What has no value (sets, relations, functions without a definition) is not judged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from math_verify import LatexExtractionConfig, parse
+from sympy import (
+    Abs,
+    Add,
+    Derivative,
+    Dummy,
+    Eq,
+    Expr,
+    Float,
+    I,
+    Integral,
+    Limit,
+    Mul,
+    Pow,
+    Product,
+    Rational,
+    Sum,
+    Symbol,
+    UnevaluatedExpr,
+    binomial,
+    factorial,
+    fraction,
+    nan,
+    oo,
+    together,
+    zoo,
+)
+from sympy.core.function import AppliedUndef
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we bound the time ourselves
+
+_LATEX = [LatexExtractionConfig()]
+MAX_BITS = 200_000
+"""Bits of the largest numerator or denominator that is worked out exactly."""
+DIGITS, MAX_DIGITS = 30, 1000
+"""Digits to which numbers are compared, and to which it is made sure that equal digits are no accident."""
+RELATIVE = Fraction(1, 10_000)
+"""Largest relative difference of a rounded decimal from what it was rounded from."""
+_POINTS = (0.7316, -1.3791, 2.2673, 3.1871, -0.4129, 1.8437, -2.7713, 5.3391, 4.6173, 0.2871)
+_ENOUGH = 4
+_UNPROBED = (Sum, Product, Integral, Limit, Derivative)
+
+
+def same_value(gold: Any, answer: Any, step: Fraction = Fraction(0)) -> bool | None:
+    """Whether two expressions are equal; None where that cannot be told from their values.
+
+    Args:
+        gold: A sympy object, not necessarily evaluated.
+        answer: Another.
+        step: The last decimal place of the one that is a decimal: values that differ by less, and by at most
+            `RELATIVE` of their size, are equal.
+    """
+    if not isinstance(gold, Expr) or not isinstance(answer, Expr) or gold.is_Matrix or answer.is_Matrix:
+        return None
+    gold, answer = _imaginary(gold), _imaginary(answer)
+    if gold.free_symbols or answer.free_symbols:
+        return _same_function(*_without_functions(gold, answer))
+    left, right = _rational(gold), _rational(answer)
+    if left is not None and right is not None and not step and not gold.has(Float) and not answer.has(Float):
+        return left == right
+    return _same_number(gold, answer, step)
+
+
+def same_equation(gold: Eq, answer: Eq) -> bool | None:
+    """Whether two equations describe the same curve: one is a constant multiple of the other.
+
+    None where that cannot be told.
+    """
+    left, right = (_imaginary(one.lhs - one.rhs) for one in (gold, answer))
+    left, right = _without_functions(*(fraction(together(one))[0] for one in (left, right)))
+    symbols = left.free_symbols | right.free_symbols
+    if not symbols or left.has(*_UNPROBED) or right.has(*_UNPROBED):
+        return None
+    if left.free_symbols != right.free_symbols:
+        return False
+    ratios = []
+    for point in _points(symbols):
+        one, other = _at(left, point), _at(right, point)
+        if one is None or other is None or other == 0:
+            continue
+        ratios.append(one / other)
+    if len(ratios) < _ENOUGH:
+        return None
+    return ratios[0] != 0 and all(_close(ratio, ratios[0]) for ratio in ratios)
+
+
+def _imaginary(expression: Any) -> Any:
+    """With the letter i as the imaginary unit."""
+    letters = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
+    return expression.subs(dict.fromkeys(letters, I)) if letters else expression
+
+
+def _without_functions(*expressions: Any) -> tuple[Any, ...]:
+    """With a variable for each application of an undefined function, such as f(x)."""
+    calls = {call for one in expressions for call in one.atoms(AppliedUndef)}
+    names = {call: Dummy(f"f{i}") for i, call in enumerate(sorted(calls, key=str))}
+    return tuple(one.xreplace(names) for one in expressions)
+
+
+def _rational(expression: Any) -> Fraction | None:
+    """The exact value of arithmetic on rational numbers; None for anything else, or where it is too large."""
+    if isinstance(expression, Rational):
+        return Fraction(int(expression.p), int(expression.q)) if expression.q else None
+    if isinstance(expression, Float):
+        return Fraction(str(expression))
+    values = [_rational(argument) for argument in expression.args]
+    if not values or any(value is None for value in values):
+        return None
+    return _combined(expression, [value for value in values if value is not None])
+
+
+def _combined(expression: Any, values: list[Fraction]) -> Fraction | None:
+    result = None
+    if isinstance(expression, Add):
+        result = sum(values, Fraction(0))
+    elif isinstance(expression, Mul):
+        result = math.prod(values, start=Fraction(1))
+    elif isinstance(expression, UnevaluatedExpr):
+        result = values[0]
+    elif isinstance(expression, Pow):
+        base, exponent = values
+        if exponent.denominator == 1 and (base or exponent > 0) and abs(exponent) * _bits(base) <= MAX_BITS:
+            result = base ** int(exponent)
+    elif isinstance(expression, factorial) and values[0].denominator == 1 and 0 <= values[0] <= 10_000:
+        result = Fraction(math.factorial(int(values[0])))
+    elif isinstance(expression, binomial) and all(v.denominator == 1 and 0 <= v <= 10_000 for v in values):
+        result = Fraction(math.comb(int(values[0]), int(values[1])))
+    return result if result is not None and _bits(result) <= MAX_BITS else None
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
+def _number(expression: Any, **options: Any) -> Any:
+    """Its value to `DIGITS` digits; 0 where all of them cancel; None where it has none."""
+    try:
+        value = expression.evalf(DIGITS, **options)
+        real, imaginary = value.as_real_imag()
+    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, KeyError):
+        return None
+    if value.has(nan, zoo, oo) or not all(part.is_number and (part.is_Float or part.is_Rational)
+                                          for part in (real, imaginary)):  # fmt: skip
+        return None
+    parts = [0 if part.is_Float and part._prec < 10 else part for part in (real, imaginary)]
+    return parts[0] + I * parts[1]
+
+
+def _close(one: Any, other: Any, relative: float = 1e-20) -> bool:
+    return bool(Abs(one - other) <= relative * max(Abs(one), Abs(other)))
+
+
+def _same_number(gold: Any, answer: Any, step: Fraction) -> bool | None:
+    if gold == answer:
+        return True
+    left, right = _number(gold), _number(answer)
+    if left is None or right is None:
+        return None
+    difference = Abs(left - right)
+    largest = max(Abs(left), Abs(right))
+    if step and left.is_real and right.is_real:
+        return bool(difference < Rational(step) and difference <= Rational(RELATIVE) * largest)
+    if gold.has(Float) or answer.has(Float):
+        return bool(difference <= 1e-6 * largest)
+    if difference > 10.0 ** (5 - DIGITS) * largest:
+        return False
+    rest = (gold - answer).evalf(10, maxn=MAX_DIGITS)  # digits agree where a tiny number is added, too
+    return not (rest.is_number and rest != 0 and all(part._prec > 5 for part in rest.atoms(Float)))
+
+
+def _points(symbols: Any) -> list[dict[Symbol, float]]:
+    ordered = sorted(symbols, key=lambda symbol: symbol.name)
+    return [
+        {symbol: _POINTS[(i + 3 * j) % len(_POINTS)] + 0.01 * j for j, symbol in enumerate(ordered)}
+        for i in range(len(_POINTS))
+    ]
+
+
+def _at(expression: Any, point: dict[Symbol, float]) -> Any:
+    """The real value at a point; None where it has none."""
+    value = _number(expression, subs=point)
+    return value if value is not None and value.is_real else None
+
+
+def _same_function(gold: Any, answer: Any) -> bool | None:
+    """Equal where both are real: at positive points at least, and nowhere different at them."""
+    if gold.has(*_UNPROBED) or answer.has(*_UNPROBED):
+        return None
+    agreed, doubtful = 0, False
+    for point in _points(gold.free_symbols | answer.free_symbols):
+        left, right = _at(gold, point), _at(answer, point)
+        if left is None or right is None:
+            continue
+        if _close(left, right):
+            agreed += 1
+        elif min(point.values()) > 0:
+            return False
+        else:
+            doubtful = True
+    return True if agreed >= _ENOUGH and not doubtful else None
+
+
+@lru_cache(maxsize=256)
+def read(answer: str) -> list[Any]:
+    """math-verify's reading: a sympy expression, then its text; only the text where it is not mathematics."""
+    return list(parse(f"${answer}$", _LATEX, parsing_timeout=None))
+
+
+def read_expression(answer: str) -> Any:
+    """One expression without relations and sets; None where `answer` is none."""
+    parsed = read(answer) if answer.strip() else []
+    return parsed[0] if parsed and isinstance(parsed[0], Expr) and not parsed[0].is_Matrix else None
