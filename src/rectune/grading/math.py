@@ -205,8 +205,8 @@ def _close(gold: Number, answer: Number, tolerance: Fraction) -> bool:
     rounded = gold.step != answer.step and difference < max(gold.step, answer.step)
     if rounded and difference <= RELATIVE * size:
         return True
-    finest = min(step for step in (gold.step, answer.step) if step)
-    return finest <= Fraction(1, 10**6) * max(1, size) and difference <= size / 10**6
+    finest = min(gold.step or answer.step, answer.step or gold.step)
+    return finest <= Fraction(1, 10**6) and difference <= size / 10**6
 
 
 def _in_base(answer: str) -> tuple[str, str] | None:
