@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,19 +43,42 @@ def test_no_rows() -> None:
 
 
 def test_holdout_is_apart_and_repeatable() -> None:
-    train, aside = split_holdout(100, 0.05, 0)
+    train, aside = split_holdout(range(100), 0.05, 0)
     assert sorted(train + aside) == list(range(100))
     assert len(aside) == 5
-    assert (train, aside) == split_holdout(100, 0.05, 0)
-    assert aside != split_holdout(100, 0.05, 1)[1]
-    assert split_holdout(3, 0, 0) == ([0, 1, 2], [])
-    assert len(split_holdout(3, 0.05, 0)[1]) == 1
+    assert (train, aside) == split_holdout(range(100), 0.05, 0)
+    assert aside != split_holdout(range(100), 0.05, 1)[1]
+    assert split_holdout(range(3), 0, 0) == ([0, 1, 2], [])
+    assert len(split_holdout(range(3), 0.05, 0)[1]) == 1
 
 
 @pytest.mark.parametrize(("n", "share"), [(1, 0.05), (10, 1.0), (10, -0.1), (2, 0.9)])
 def test_holdout_that_cannot_be(n: int, share: float) -> None:
     with pytest.raises(UserError, match=r"rows\.holdout"):
-        split_holdout(n, share, 0)
+        split_holdout(range(n), share, 0)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=60), st.floats(0.01, 0.5), st.integers(0, 5))
+def test_questions_stay_together(asked: list[int], share: float, seed: int) -> None:
+    sizes = [asked.count(one) for one in set(asked)]
+    most = max(1, round(len(asked) * share), min(sizes))
+    if most >= len(asked):
+        with pytest.raises(
+            UserError, match=rf"rows that ask the same stay together; different questions: {len(sizes)}"
+        ):
+            split_holdout(asked, share, seed)
+        return
+    train, aside = split_holdout(asked, share, seed)
+    assert sorted(train + aside) == list(range(len(asked)))
+    assert not {asked[i] for i in train} & {asked[i] for i in aside}
+    assert 0 < len(aside) <= most
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_rows_that_all_ask_something_else_are_split_as_ever(share: float) -> None:
+    order = np.random.default_rng([3, 0]).permutation(40)
+    count = round(40 * share)
+    assert split_holdout(range(100, 140), share, 3) == (sorted(order[count:]), sorted(order[:count]))
 
 
 def test_draw() -> None:

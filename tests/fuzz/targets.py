@@ -143,7 +143,7 @@ def recipe(draw: Draw) -> None:
         config = load_config(folder / "r.toml", given)
         dump_config(config).encode()
         kept, _ = split_holdout(
-            20, config.rows.holdout if isinstance(config.rows.holdout, float) else 0.1, config.seed
+            range(20), config.rows.holdout if isinstance(config.rows.holdout, float) else 0.1, config.seed
         )
         plan = plan_steps(
             len(kept), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed

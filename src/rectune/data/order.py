@@ -7,12 +7,18 @@ step's rows are laid out is in `packing.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rectune.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 _HOLDOUT, _LIMIT, _EPOCH = range(3)  # one random stream for each use of the seed
 
@@ -24,25 +30,55 @@ def draw(n: int, limit: int | None, seed: int) -> list[int]:
     return sorted(np.random.default_rng([seed, _LIMIT]).permutation(n)[:limit].tolist())
 
 
-def split_holdout(n: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the rows to train on and of those kept aside (`share` of `n`, at least one), both ascending.
+def questions(rows: datasets.Dataset) -> np.ndarray:
+    """(rows,) int64 that rows of a `read_rows` dataset share which ask the same.
+
+    What a row asks are its turns before the first supervised one, whatever spaces are in them.
+    """
+    digests = []
+    for batch in rows.select_columns(["turns"]).with_format("arrow").iter(1000):
+        for turns in batch["turns"].to_pylist():
+            first = next((i for i, turn in enumerate(turns) if turn["supervised"]), len(turns))
+            asked = "\0".join(f"{t['role']} {' '.join(t['content'].split())}" for t in turns[:first])
+            digests.append(
+                int.from_bytes(blake2b(asked.encode(), digest_size=8).digest(), "big", signed=True)
+            )
+    return np.array(digests, np.int64)
+
+
+def split_holdout(asked: Sequence[int] | np.ndarray, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the rows to train on and of those kept aside (`share` of them, at least one), both ascending.
+
+    Args:
+        asked: For each row what it asks, as a number: rows that ask the same stay together, so that fewer rows than
+            the share may be kept aside, or more where no question has that few.
 
     Raises:
         UserError: `share` is not in [0, 1), or no row would be left to train on.
     """
+    n = len(asked)
     if not 0 <= share < 1:
         raise UserError(f"a share of {share} cannot be kept aside", where="rows.holdout", hint="0 to 1")
     if share == 0:
         return list(range(n)), []
     aside = max(1, round(n * share))
+    _, question, sizes = np.unique(asked, return_inverse=True, return_counts=True)
+    aside = max(aside, min(sizes.tolist(), default=1))
     if aside >= n:
         raise UserError(
-            f"keeping {aside} of {n} rows aside leaves none to train on",
+            f"keeping {aside} of {n} rows aside leaves none to train on (rows that ask the same stay together; "
+            f"different questions: {len(sizes)})",
             where="rows.holdout",
-            hint="give more rows, or holdout = 0",
+            hint="give rows of more questions, or holdout = 0",
         )
-    order = np.random.default_rng([seed, _HOLDOUT]).permutation(n)
-    return sorted(order[aside:].tolist()), sorted(order[:aside].tolist())
+    order = question[np.random.default_rng([seed, _HOLDOUT]).permutation(n)]
+    chosen, left = np.zeros(len(sizes), bool), aside
+    for one in dict.fromkeys(order.tolist()):
+        if sizes[one] <= left:
+            chosen[one] = True
+            left -= sizes[one]
+    kept = chosen[question]
+    return np.flatnonzero(~kept).tolist(), np.flatnonzero(kept).tolist()
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def _repeats(found: Found) -> Iterator[dict[str, Any]]:
         yield _risk(
             "duplicates", "medium",
             f"{found.counts.duplicates:,} of {total:,} rows ({share:.1%}) repeat an earlier one",
-            "remove them: they count several times, and may stand on both sides of the hold-out split",
+            "remove them: they count several times",
             lines.DUPLICATES, share, [{"where": where, "note": "repeats an earlier row"} for where in found.duplicates],
         )  # fmt: skip
 

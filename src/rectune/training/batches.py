@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rectune.config import TrainConfig
 from rectune.data.encoding import EncodedRows, choose_template
 from rectune.data.formats import PAIR
-from rectune.data.order import StepPlan, draw, plan_steps, split_holdout
+from rectune.data.order import StepPlan, draw, plan_steps, questions, split_holdout
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.reading import read_rows
 from rectune.data.sources import PACKAGED
@@ -66,6 +66,13 @@ class Split:
         """Targets of each row of the split: (rows,)."""
         sums: np.ndarray = self.encoded.supervised[self.members].sum(1)
         return sums
+
+    @cached_property
+    def asked(self) -> np.ndarray:
+        """What each row of the split asks, as a number that rows share which ask the same: (rows,)."""
+        rows = self.encoded.dataset.with_format("numpy", columns=["row"])[:]["row"]
+        asked: np.ndarray = questions(self.rows)[rows[self.members[:, 0]]]
+        return asked
 
     def where(self, row: int) -> str:
         """Where a row of the split came from: `file:line`."""
@@ -186,15 +193,35 @@ def load_data(
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
     if texts.holdout is not None:
         train, holdout = replace(everything, members=chosen), encoded(texts.holdout)
+    elif config.rows.holdout == 0:
+        train, holdout = replace(everything, members=chosen), replace(everything, members=chosen[:0])
     else:
         assert not isinstance(config.rows.holdout, str)
-        first, second = split_holdout(len(chosen), config.rows.holdout, config.seed)
+        asked = replace(everything, members=chosen).asked
+        first, second = split_holdout(asked, config.rows.holdout, config.seed)
         train = replace(everything, members=chosen[first])
         holdout = replace(everything, members=chosen[second])
+    _say_shared(config, train, holdout)
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )
     return TrainingData(train, holdout, plan, config, template.name, paired)
+
+
+def _say_shared(config: TrainConfig, train: Split, holdout: Split) -> None:
+    """How many rows and questions are kept aside, and how many of them are trained on as well."""
+    if not len(holdout):
+        return
+    shared = int(np.isin(holdout.asked, train.asked).sum())
+    log.info(
+        "hold-out: %s rows that ask %s questions%s",
+        f"{len(holdout):,}", f"{len(np.unique(holdout.asked)):,}", ", none of them trained on" * (not shared),
+    )  # fmt: skip
+    if shared:
+        log.warning(
+            "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
+            config.rows.holdout, f"{shared:,}", f"{len(holdout):,}",
+        )  # fmt: skip
 
 
 def _together(sides: list[EncodedRows], rows: datasets.Dataset) -> Split:
