@@ -232,8 +232,23 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert plan["race"] == {"budget": "1h", "rungs": [3, 6]}
     assert plan["problems"] == {"inside": 24, "outside": 6}
     assert plan["validation"] == {"inside": 8}
-    assert plan["tokens_to_train_on"] == plan["tokens_per_run"] // 12 * (6 * 12 + 18)
+    assert plan["tokens_to_train_on"] == pytest.approx(plan["tokens_per_run"] / 12 * (6 * 12 + 18), rel=0.05)
+    assert plan["samples"] == 30 * (7 * (2 + 1) + 5 * 2)
+    assert plan["validation_samples"] == 8 * 2 * (6 + 2 * 6)
     assert plan["seconds_of_training"] is None
+
+
+def test_a_dry_run_counts_what_the_comparison_then_does(
+    compared: tuple[Path, Record], task: Task, tmp_path: Path
+) -> None:
+    plan = compare(config_of(task, tmp_path / "out"), ["sft", "dft"], **asking(task), dry_run=True)
+    drawn = 0
+    for place in compared[0].rglob("evaluation.json"):
+        if not place.parent.name.startswith("validation"):
+            drawn += len((place.parent / "samples.jsonl").read_text().splitlines())
+    assert plan["samples"] == drawn
+    trained = [line["tokens"] for run in compared[0].glob("runs/*/seed-0") for line in metrics(run, "train")]
+    assert plan["tokens_to_train_on"] == sum(trained) == 2 * plan["tokens_per_run"]
 
 
 def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Record], task: Task) -> None:

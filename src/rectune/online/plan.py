@@ -30,8 +30,8 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     template = choose_template(config.template, tokenizer)
-    asked = ask(problems, tokenizer, template)
-    longest = max(len(ids) for ids in asked.prompts) + config.max_new_tokens
+    prompts = [ids for some in (problems, kept) for ids in ask(some, tokenizer, template).prompts]
+    longest = max(map(len, prompts)) + config.max_new_tokens
     answers = config.problems_per_step * config.n
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]

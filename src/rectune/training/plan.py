@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,40 +16,56 @@ from rectune.models.precision import choose_precision
 from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
 from rectune.training.inputs import read_inputs
-from rectune.training.phases import make_phases
+from rectune.training.phases import Phase, make_phases
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
     """Resolved config, rows, tokens, steps and memory of a run; reads the data and the model, writes nothing.
 
+    `tokens` are those of the rows, `tokens_to_train_on` those of all steps, as metrics.jsonl will count them.
+
     Raises:
         UserError: Whatever `train` would refuse about model, data and settings.
     """
+    return plans([config])[0]
+
+
+def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
+    """`plan` of several configs that differ in `out`, `seed` and `steps` at most: model and data are read once."""
+    config = configs[0]
     phases = make_phases(config.objective)
     check_writable(config.out)
     texts = read_inputs(config)
     device = default_device()
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns, texts=texts)
+    paired = "pair" in phases[0].columns
+    all_data = [load_data(one, tokenizer, model, paired=paired, texts=texts) for one in configs]
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}
     copies = ("old_logp" in needed) + (
         "kl" in needed and (config.reference is not None or not config.lora.rank)
     )
+    memory = memory_estimate(model, config, dtype, tokens=max(map(_largest_batch, all_data)), copies=copies)
+    precision = f"{dtype} ({why})".removeprefix("torch.")
+    return [_of_run(data, phases) | {"precision": precision, "memory_mib": memory} for data in all_data]
+
+
+def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
+    lengths, steps = data.train.lengths(), len(data.plan)
+    trained = sum(lengths[row] for step in range(steps) for row in data.plan.rows(step))
     return {
-        "config": json.loads(dump_config(config)),
-        "objective": [f"{phase.name} until step {round(phase.end * len(data.plan))}" for phase in phases],
-        "precision": f"{dtype} ({why})".removeprefix("torch."),
+        "config": json.loads(dump_config(data.config)),
+        "objective": [f"{phase.name} until step {round(phase.end * steps)}" for phase in phases],
         "template": data.template,
         "rows": len(data.train),
         "holdout_rows": len(data.holdout),
-        "tokens": sum(data.train.lengths()),
+        "tokens": sum(lengths),
         "supervised_tokens": int(data.train.supervised.sum()),
-        "steps": len(data.plan),
-        "tokens_per_step": round(sum(data.train.lengths()) / len(data.train) * config.batch_size),
-        "memory_mib": memory_estimate(model, config, dtype, tokens=_largest_batch(data), copies=copies),
+        "steps": steps,
+        "tokens_to_train_on": trained,
+        "tokens_per_step": round(trained / steps),
     }
 
 
