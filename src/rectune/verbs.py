@@ -85,7 +85,7 @@ def online(
         print_lines(to_text(asdict(result)))
         return
     print_table(table(result))
-    print_lines(f"Model: {config.out / ('adapter' if config.lora.rank else 'model')}")
+    print_lines(f"Model: {next(p for p in (config.out / 'adapter', config.out / 'model') if p.is_dir())}")
 
 
 @settings_flags(lambda name: name not in ("objective.name", "objective.phases"))

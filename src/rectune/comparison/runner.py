@@ -34,6 +34,7 @@ from rectune.config import ObjectiveConfig, TrainConfig
 from rectune.disk import check_writable, hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
+from rectune.models.lora import with_own_lora
 from rectune.sampling.stops import check_stops
 from rectune.stopping import saying
 from rectune.training.batches import read_texts
@@ -102,6 +103,7 @@ def compare(
     domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
     draws = Draws(n, temperature, max_new_tokens, config.seed, check_stops(stop))
     choices = Choices(tuple(sweep), sweep_steps, race, validation)
+    config = with_own_lora(config)
     matrix = make_matrix(
         config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit
     )

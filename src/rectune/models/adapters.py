@@ -7,7 +7,7 @@ put on a model is in `lora.py`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,14 @@ class Misfit:
         absent: Tensors that the model's adapter has and the file lacks.
         shapes: Name to shape in the file and shape in the model.
         expected: Names that the model's adapter has, as files have them.
+        modules: Names of all tensors of the model with the adapter on it.
     """
 
     unknown: list[str]
     absent: list[str]
     shapes: dict[str, tuple[list[int], list[int]]]
     expected: list[str]
+    modules: Collection[str]
 
 
 def check_adapter(folder: Path, base: str, config: PreTrainedConfig, *, trust_remote_code: bool) -> None:
@@ -106,7 +108,7 @@ def _load_file(path: Path) -> dict[str, Tensor]:
 def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
     """Load the tensors into a model without weights, as peft would, and see what is left over on either side."""
     own = {name: list(tensor.shape) for name, tensor in wrapped.state_dict().items()}
-    names = {name: name.replace(".modules_to_save.default", "").replace(".default", "") for name in own}
+    names = {name: _saved(name) for name in own}
     expected = [saved for name, saved in names.items() if saved != name and "trainable_tokens" not in name]
     shapes = {
         saved: (list(state[saved].shape), own[name])
@@ -115,18 +117,23 @@ def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
     }
     absent = [name for name in expected if name not in state]
     if not shapes and set(expected) == set(state):
-        return Misfit([], [], {}, expected)
+        return Misfit([], [], {}, expected, own)
     try:
         result: Any = peft.set_peft_model_state_dict(wrapped, state, ignore_mismatched_sizes=True)
     except KeyError:  # a module that was trained whole and is not in the file
-        return Misfit([name for name in state if name not in expected], absent, shapes, expected)
-    unknown = [name.replace(".default", "") for name in result.unexpected_keys]
+        return Misfit([name for name in state if name not in expected], absent, shapes, expected, own)
+    unknown = [_saved(name) for name in result.unexpected_keys if _saved(name) not in shapes]
     lacking = {
         names.get(name, name) for name in result.missing_keys
     }  # names may have been converted meanwhile
     lora = str(getattr(settings.peft_type, "value", settings.peft_type)) == "LORA"
     absent = [name for name in absent if name in lacking and name not in shapes] if lora else []
-    return Misfit(unknown, absent, shapes, expected)
+    return Misfit(unknown, absent, shapes, expected, own)
+
+
+def _saved(name: str) -> str:
+    """What a tensor of a model is called in an adapter's file."""
+    return name.replace(".modules_to_save", "").replace(".default", "")
 
 
 def _error(found: Misfit, total: int, folder: Path, base: str, layers: int | None, rank: int) -> UserError:
@@ -163,26 +170,33 @@ def _reason(name: str, found: Misfit, layers: int | None) -> str:
         match = next((other for other in found.expected if other.endswith(ending)), None)
         if match is None:
             continue
-        before, there = ".".join(parts[:start]), match.removesuffix(ending)
+        before, there = parts[:start], match.removesuffix(ending).split(".")
         if parts[start - 1].isdigit() and layers is not None and int(parts[start - 1]) >= layers:
             most = 1 + max(int(p) for n in found.unknown for p in n.split(".") if p.isdigit())
             return (
                 f"the adapter is for {most} layers, the base has {layers}: is it another size of the model?"
             )
         if start < len(parts) - 2:
-            return f"its names begin with '{before}.' where '{there}.' is expected: {_prefix(before, there)}"
+            begin = f"its names begin with '{'.'.join(before)}.' where '{'.'.join(there)}.' is expected"
+            return f"{begin}: {_prefix(before, there)}"
         break
     if not any(part.startswith(("lora_", "modules_to_save")) for part in parts):
         return "the file also holds other weights than the adapter's"
-    return "the base has no such module among target_modules: is it another architecture?"
+    module = name.partition(".lora_")[0]
+    if any(other.startswith(f"{module}.") for other in found.modules):
+        return f"adapter_config.json does not have {module.rpartition('.')[2]} among its target_modules"
+    return "the base has no such module: is it another architecture?"
 
 
-def _prefix(here: str, there: str) -> str:
-    if here.endswith(there):
-        return f"a doubled or added prefix '{here.removesuffix(there)}'"
-    if there.endswith(here):
-        return f"the prefix '{there.removesuffix(here)}' is missing"
-    return "another class of model was trained (language_model, module, _orig_mod), or another way of saving"
+def _prefix(here: list[str], there: list[str]) -> str:
+    """What two beginnings of names differ in."""
+    while here and there and here[-1] == there[-1]:
+        here, there = here[:-1], there[:-1]
+    while here and there and here[0] == there[0]:
+        here, there = here[1:], there[1:]
+    if not there:
+        return f"'{'.'.join(here)}.' is too much"
+    return f"'{'.'.join(there)}.' is missing" if not here else "another class of model was trained"
 
 
 def _reason_of_shape(name: str, here: list[int], there: list[int], rank: int) -> str:

@@ -326,12 +326,17 @@ def _load_adapter(
     whole = sorted(file.name for file in folder.glob("model*.safetensors"))
     if not (folder / "adapter_model.safetensors").is_file():
         hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json" if whole else None
+        if (folder / "adapter_model.bin").is_file():
+            hint = (
+                "adapter_model.bin is pickle, which can run code: save the adapter anew with a present peft"
+            )
         raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder, hint=hint)
     if whole:
         log.warning(
             "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
             "without adapter_config.json", folder, whole[0],
         )  # fmt: skip
+    _check_weights(folder / "adapter_model.safetensors")
     from rectune.models.adapters import check_adapter, load_adapter
 
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}

@@ -1,4 +1,4 @@
-"""LoRA adapters through peft: put on, and merged into the weights. Saving and loading is peft's own.
+"""LoRA adapters through peft: put on, trained on, and merged into the weights. Saving and loading is peft's own.
 
 An adapter on the language-model head is refused: the head's log-probabilities are computed from its weight
 (`logprobs.py`), which would leave the adapter out.
@@ -6,12 +6,15 @@ An adapter on the language-model head is refused: the head's log-probabilities a
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError, unknown_name
+from rectune.models.loading import find_folder, is_adapter
+from rectune.models.packaged import PACKAGED
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,8 +27,53 @@ def need_peft() -> None:
         raise UserError("LoRA adapters need the package peft", hint="pip install 'rectune[peft]'")
 
 
+Run = TypeVar("Run", bound=Any)
+"""Settings of a run, with `model` and `lora`."""
+
+
+def starts_from_adapter(config: Any) -> bool:
+    """Whether the run's model is an adapter, which is then trained on; without it the model is another one."""
+    folder = (
+        None if config.model in PACKAGED else find_folder(config.model)
+    )  # packaged ones need no conversion yet
+    return folder is not None and is_adapter(folder)
+
+
+def with_own_lora(config: Run) -> Run:
+    """The settings of a run; where its model is an adapter, with the adapter's own settings of LoRA.
+
+    Raises:
+        UserError: A setting of LoRA was given that is not the adapter's, or it is no LoRA adapter.
+    """
+    if not starts_from_adapter(config):
+        return config
+    folder = find_folder(config.model)
+    assert folder is not None
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_bytes())
+        targets = saved["target_modules"]
+        own = {
+            "rank": int(saved["r"]),
+            "alpha": float(saved["lora_alpha"]),
+            "dropout": float(saved.get("lora_dropout", 0.0)),
+            "targets": targets if isinstance(targets, str) else ",".join(sorted(targets or ())),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("is no LoRA adapter that can be trained on", where=config.model) from None
+    for name, value in own.items():
+        given, default = getattr(config.lora, name), LoraConfig.model_fields[name].default
+        if name == "targets":
+            given = given if given == default else ",".join(sorted(part.strip() for part in given.split(",")))
+        if given not in (default, value):
+            what = f"is {given}, but the adapter {config.model} has {value}"
+            raise UserError(what, where=f"lora.{name}", hint="leave it out, or merge the adapter first")
+    return config.model_copy(update={"lora": config.lora.model_copy(update=own)})
+
+
 def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
-    """The model with fresh adapters on it, alone trainable. The random state of the caller is left as it was.
+    """The model with fresh adapters on it, alone trainable; one that has an adapter keeps it, to be trained on.
+
+    The random state of the caller is left as it was.
 
     Args:
         model: Changed in place.
@@ -38,6 +86,10 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     need_peft()
     if config.rank == 0:
         raise UserError("is 0, which means no adapter", where="lora.rank")
+    if hasattr(model, "peft_config"):
+        tuned: Any = model
+        tuned.set_adapter(tuned.active_adapter)  # makes it trainable
+        return tuned
     import warnings
 
     import peft

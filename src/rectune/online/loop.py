@@ -22,7 +22,7 @@ from rectune.data.rows import Problem
 from rectune.disk import hold, load_record, writing
 from rectune.errors import UserError
 from rectune.models.loading import load_model
-from rectune.models.lora import add_lora, merge_lora
+from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy
@@ -73,6 +73,11 @@ def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
         Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
     """
     reset_peak_memory()
+    config = with_own_lora(config)
+    if config.engine == "server" and config.lora.rank:
+        raise UserError(
+            "the server reloads whole models, not adapters", where="engine", hint="merge it first"
+        )
     check_run(config, resume=resume)  # type: ignore[arg-type]
     if resume and (config.out / "summary.json").exists():
         log.info("%s: the run is finished", config.out)
@@ -118,7 +123,8 @@ class _Run:
             enable = "activation_checkpointing_enable"  # its new name in transformers
             getattr(self.model, enable, self.model.gradient_checkpointing_enable)()
         scorer = self.policy.scorer
-        of_base = scorer.without_adapter if config.lora.rank else scorer.frozen
+        fresh = config.lora.rank and not starts_from_adapter(config)
+        of_base = scorer.without_adapter if fresh else scorer.frozen
         self.reference = of_base() if config.beta else None
         self.plan = plan_steps(len(problems), config.problems_per_step, steps=config.steps, seed=config.seed)
         longest = max(len(ids) for ids in (*self.asked.prompts, *self.kept.prompts)) + config.max_new_tokens

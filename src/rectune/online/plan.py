@@ -8,7 +8,7 @@ from typing import Any
 from rectune.config import dump_config
 from rectune.data.encoding import choose_template
 from rectune.models.loading import load_model
-from rectune.models.lora import add_lora
+from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
 from rectune.online.problems import ask, read_inputs
@@ -23,6 +23,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     Raises:
         UserError: Whatever `train_online` would refuse about them.
     """
+    config = with_own_lora(config)
     problems, kept = read_inputs(config)
     with Rewards(config.reward, config.grading_timeout) as rewards:
         rewards.check([*problems, *kept])
@@ -52,6 +53,6 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
             config.training,
             dtype,
             tokens=min(max(config.micro_batch_tokens, longest), longest * answers),
-            copies=int(config.beta > 0 and not config.lora.rank),
+            copies=int(config.beta > 0 and (not config.lora.rank or starts_from_adapter(config))),
         ),
     }

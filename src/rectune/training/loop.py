@@ -22,7 +22,7 @@ from rectune.config import TrainConfig
 from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
-from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
+from rectune.models.lora import add_lora, load_adapter_weights, merge_lora, with_own_lora
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.processes import TIMEOUT, losing_peers, on_cpu
@@ -71,6 +71,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
         Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
     """
     reset_peak_memory()
+    config = with_own_lora(config)
     accelerator = _accelerator(config)
     make_phases(config.objective)
     check_run(config, resume=resume)

@@ -11,7 +11,7 @@ import torch
 from rectune.config import TrainConfig, dump_config
 from rectune.disk import check_writable
 from rectune.models.loading import load_model
-from rectune.models.lora import add_lora
+from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
 from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
@@ -32,6 +32,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
 def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """`plan` of several configs that differ in `out`, `seed` and `steps` at most: model and data are read once."""
+    configs = [with_own_lora(config) for config in configs]
     config = configs[0]
     phases = make_phases(config.objective)
     check_writable(config.out)
@@ -45,7 +46,8 @@ def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}
     copies = ("old_logp" in needed) + (
-        "kl" in needed and (config.reference is not None or not config.lora.rank)
+        "kl" in needed
+        and (config.reference is not None or not config.lora.rank or starts_from_adapter(config))
     )
     memory = memory_estimate(model, config, dtype, tokens=max(map(_largest_batch, all_data)), copies=copies)
     precision = f"{dtype} ({why})".removeprefix("torch.")

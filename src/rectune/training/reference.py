@@ -26,6 +26,7 @@ from rectune.data.encoding import EncodedRows
 from rectune.data.packing import collate, pack
 from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
+from rectune.models.lora import starts_from_adapter
 from rectune.models.scorer import Scorer
 from rectune.sampling.progress import reporter
 from rectune.training import reference_file
@@ -87,7 +88,7 @@ def reference_logprobs(
         values, header = reference_file.read(path, {"rows": rows.name, "vocabulary": words})
         log.info("ref_logp: from %s, of %s (%s)", path, header["reference"], header["fingerprint"])
         return ReferenceLogprobs(header["fingerprint"], path, values, rows.starts)
-    reference = scorer.without_adapter() if config.lora.rank else scorer
+    reference = scorer.without_adapter() if _is_base(config) else scorer
     if given:
         reference, identity = load_reference(config, scorer, tokenizer)
     belongs = {
@@ -117,10 +118,15 @@ def frozen_reference(config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedT
         UserError: The named model has another tokenizer, or is a file of log-probs.
     """
     if config.reference is None:
-        return scorer.without_adapter() if config.lora.rank else scorer.frozen()
+        return scorer.without_adapter() if _is_base(config) else scorer.frozen()
     if config.reference.endswith(reference_file.SUFFIX):
         raise UserError("the objective needs the model itself, not its log-probs", where="reference")
     return load_reference(config, scorer, tokenizer)[0]
+
+
+def _is_base(config: TrainConfig) -> bool:
+    """Whether the model without its adapter is the one that training starts from."""
+    return bool(config.lora.rank) and not starts_from_adapter(config)
 
 
 def load_reference(

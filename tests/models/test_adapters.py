@@ -1,0 +1,294 @@
+"""An adapter fits its base model whole, or is refused by name: the base never answers in its place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rectune.data.problems import read_problems
+from rectune.errors import UserError
+from rectune.models import loading
+from rectune.models.loading import load_model
+from rectune.sampling.engine import sample
+from toys import byte_tokenizer, tiny_model
+
+CASES = Path(__file__).parents[1] / "cases"
+IDS = torch.tensor([[5, 9, 17, 30, 2]])
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model(tie_word_embeddings=False).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(base: Path, tmp_path: Path) -> Make:
+    """An adapter of the base model, or of `of` with the base's name written into its config."""
+
+    def made(of: Any = None, kind: Any = peft.LoraConfig, **settings: Any) -> Path:
+        model = of or tiny_model(tie_word_embeddings=False)
+        model.config._name_or_path = model.name_or_path = str(
+            base
+        )  # peft compares vocabularies when it saves
+        if kind is peft.LoraConfig:
+            settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], **settings}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned = peft.get_peft_model(model, kind(**{"task_type": "CAUSAL_LM", **settings}))
+            for name, weight in tuned.named_parameters():
+                if "lora_B" in name or "lora_embedding_B" in name:
+                    torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(1))
+            tuned.save_pretrained(tmp_path / "adapter")
+        tuned.eval()
+        change(tmp_path / "adapter", base_model_name_or_path=str(base))
+        with torch.no_grad():
+            torch.save(tuned(input_ids=IDS).logits, tmp_path / "logits")
+        return tmp_path / "adapter"
+
+    return made
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def rename(folder: Path, name: Callable[[str], str | None]) -> Path:
+    tensors = load_file(folder / WEIGHTS)
+    save_file({new: tensor for old, tensor in tensors.items() if (new := name(old))}, folder / WEIGHTS)
+    return folder
+
+
+def assert_same_logits(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model, _ = load_model(folder)
+    with torch.no_grad():
+        found = model(input_ids=IDS).logits
+        plain = tiny_model(tie_word_embeddings=False)(input_ids=IDS).logits
+    expected = torch.load(folder.parent / "logits", weights_only=True)
+    torch.testing.assert_close(found, expected)
+    assert (found - plain).abs().max() > 1e-3, "the base model answered"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}},
+        {"layers_to_transform": [1]},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"trainable_token_indices": [1, 5]},
+        {"task_type": None},
+    ],
+    ids=str,
+)
+def test_adapters_of_every_make_load(make: Make, settings: dict[str, Any]) -> None:
+    assert_same_logits(make(**settings))
+
+
+def test_names_with_the_adapters_own_name_in_them_load(make: Make) -> None:
+    """As `torch.save(model.state_dict())` leaves them."""
+    folder = rename(make(), lambda name: name.replace(".weight", ".default.weight"))
+    assert_same_logits(folder)
+
+
+def expect(folder: Path, base: Path, *words: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserError) as caught:
+            load_model(folder)
+    for word in (str(folder), *words):
+        assert word.replace("BASE", str(base)) in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+
+
+NAMES: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
+    "missing": (
+        lambda name: name.removeprefix("base_model.model."),
+        ("8 of its 8 tensors fit nothing of the base model BASE: model.layers.0.", "'base_model.model.' is missing"),
+    ),
+    "doubled": (lambda name: f"base_model.model.{name}", ("'base_model.model.' is too much",)),
+    "language model": (
+        lambda name: name.replace("model.layers", "model.language_model.layers"),
+        ("'base_model.model.model.language_model.' where 'base_model.model.model.' is expected",
+         "'language_model.' is too much"),
+    ),
+    "wrapped": (lambda name: f"module.{name}", ("'module.' is too much",)),
+    "compiled": (lambda name: name.replace("model.model.", "model._orig_mod.model."), ("'_orig_mod.' is too",)),
+    "partly": (
+        lambda name: name if "layers.0" in name else name.removeprefix("base_model.model."),
+        ("4 of its 8 tensors fit nothing", "model.layers.1.mlp.down_proj.lora_A.weight", "is missing"),
+    ),
+    "other module": (
+        lambda name: name.replace("q_proj", "Wqkv"),
+        ("4 of its 8 tensors fit nothing", "no such module: is it another architecture?"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_that_fit_nothing(make: Make, base: Path, kind: str) -> None:
+    """huggingface/peft#2699, #1579, #1932"""
+    name, words = NAMES[kind]
+    expect(rename(make(), name), base, *words)
+
+
+SIZES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "more layers": (
+        {"num_hidden_layers": 4},
+        ("8 of its 16 tensors fit nothing", "layers.2.", "for 4 layers, the base has 2: is it another size"),
+    ),
+    "fewer layers": ({"num_hidden_layers": 1}, ("lacks 4 of the 8 tensors", "layers.1.", "fewer modules")),
+    "wider": (
+        {"hidden_size": 64},
+        ("6 of its 8 tensors have another shape", "lora_A.weight is [4, 64], not [4, 32]", "another size"),
+    ),
+    "wider inside": ({"intermediate_size": 96}, ("2 of its 8 tensors have another shape", "[4, 96], not [4, 64]")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_another_size_of_the_base(make: Make, base: Path, kind: str) -> None:
+    settings, words = SIZES[kind]
+    expect(make(tiny_model(tie_word_embeddings=False, **settings)), base, *words)
+
+
+@pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}], ids=str)
+def test_a_vocabulary_that_was_resized(make: Make, base: Path, settings: dict[str, Any]) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    model.resize_token_embeddings(280, mean_resizing=False)
+    words = "embed_tokens", "is [280, 32], not [272, 32]", "the vocabulary was resized to 280 for training"
+    expect(make(model, **settings), base, *words)
+
+
+def test_a_config_that_is_not_the_weights(make: Make, base: Path) -> None:
+    folder = make()
+    change(folder, r=8)
+    expect(folder, base, "is [4, 32], not [8, 32]", "adapter_config.json says r = 8, the tensors have rank 4")
+    change(folder, r=4, target_modules=["q_proj"])
+    expect(folder, base, "does not have down_proj among its target_modules")
+    change(folder, target_modules=["Wqkv"])
+    expect(folder, base, "does not fit its base model BASE: Target modules {'Wqkv'} not found")
+    change(folder, target_modules=["q_proj", "down_proj"], modules_to_save=["embed_tokens"])
+    expect(
+        folder, base, "lacks 1 of the 9 tensors", "embed_tokens.weight", "modules_to_save are not in the file"
+    )
+    change(folder, modules_to_save=None, task_type="SEQ_CLS")
+    expect(folder, base, "is an adapter for SEQ_CLS")
+    change(folder, task_type="CAUSAL_LM", peft_type="NEW")
+    expect(folder, base, "cannot be read by the installed peft")
+
+
+def test_files_that_are_not_whole(make: Make, base: Path) -> None:
+    folder = make()
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:-50])
+    expect(folder, base, "is damaged or not whole")
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
+    expect(folder, base, "is a pointer to the weights, not the weights; git lfs pull")
+    save_file({}, folder / WEIGHTS)
+    expect(folder, base, "lacks 8 of the 8 tensors")
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    expect(folder, base, "no adapter_model.safetensors", "adapter_model.bin is pickle")
+
+
+def test_an_adapter_of_the_prompt(make: Make, base: Path) -> None:
+    """Its virtual tokens would be left out where the model's body is run."""
+    folder = make(kind=peft.PromptTuningConfig, num_virtual_tokens=4)
+    expect(folder, base, "is a PROMPT_TUNING adapter")
+
+
+@pytest.mark.parametrize("name", ["/nowhere/llama", "nobody/no-such-model"])
+def test_a_base_that_is_not_here(make: Make, base: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = make()
+    change(folder, base_model_name_or_path=name)
+    expect(folder, base, f"its base model cannot be loaded ({name}", "set base_model_name_or_path")
+    change(folder, base_model_name_or_path=str(folder))
+    expect(folder, base, "names itself as its base model")
+
+
+def test_it_is_refused_before_the_bases_weights_are_read(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_load_whole", None)
+    expect(rename(make(), lambda name: f"base_model.model.{name}"), base, "is too much")
+
+
+# --- Folders that hold more than an adapter -------------------------------------------------------------
+
+
+def test_a_config_beside_it_changes_nothing(make: Make, base: Path, tmp_path: Path) -> None:
+    """As axolotl leaves its output folder."""
+    folder = make()
+    shutil.copy(base / "config.json", folder)
+    assert_same_logits(folder)
+    problems = read_problems(CASES / "46-adapter-beside-config" / "p.jsonl")
+    lines = sample(str(folder), problems, out=tmp_path / "s.jsonl", n=1, max_new_tokens=4).read_text()
+    plain = sample(str(base), problems, out=tmp_path / "b.jsonl", n=1, max_new_tokens=4).read_text()
+    assert json.loads(lines)["fingerprint"] != json.loads(plain)["fingerprint"]
+
+
+def test_whole_weights_beside_it_are_not_taken_and_that_is_said(
+    make: Make, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(base / name, folder)
+    with caplog.at_level(logging.WARNING, "rectune"):
+        assert_same_logits(folder)
+    assert "has an adapter and whole weights (model.safetensors): the adapter is taken" in caplog.text
+    (folder / WEIGHTS).unlink()
+    expect(folder, base, "to take the weights beside it (model.safetensors), remove adapter_config.json")
+
+
+def test_sampling_says_so_too(make: Make, base: Path, tmp_path: Path) -> None:
+    problems = read_problems(CASES / "20-adapter-keys-mismatch" / "p.jsonl")
+    folder = rename(make(), lambda name: name.removeprefix("base_model.model."))
+    with pytest.raises(UserError, match="fit nothing of the base model"):
+        sample(str(folder), problems, out=tmp_path / "s.jsonl", n=1, temperature=0.0)
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_an_adapter_of_the_hub(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id that stands for an adapter, found where the hub's files are kept."""
+    import huggingface_hub
+    import transformers.utils.peft_utils
+
+    folder = make()
+    asked: list[str] = []
+
+    def find(name: str) -> str | None:
+        asked.append(name)
+        return str(folder / "adapter_config.json") if name == "someone/adapter" else None
+
+    monkeypatch.setattr(transformers.utils.peft_utils, "find_adapter_config_file", find)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
+    model, _ = load_model("someone/adapter")
+    assert hasattr(model, "peft_config") and asked == ["someone/adapter"]
