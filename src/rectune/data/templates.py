@@ -40,6 +40,9 @@ BARE = """\
 {%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
 """Template none, as far as a chat template can say it: what a saved tokenizer gets."""
 
+TEMPLATE = "template.jinja"
+"""In a run's folder: how the run writes conversations, the date included where the template writes it."""
+
 REFUSALS = (
     TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
 )  # fmt: skip
@@ -47,7 +50,7 @@ REFUSALS = (
 
 _PROBE = "probe"
 _CLOCK = "strftime_now"  # what transformers gives a template to read the clock with
-_FIXED = "{%- macro strftime_now(format) %}"
+_FIXED = re.compile(r"\{#- the clock stands at (\d{4}-\d\d-\d\d) -#\}.*\n")
 _DIRECTIVES = ("-d", "-m", "-j", *"aAbBdmyYjuwUWGVHIMSpZz")
 
 
@@ -63,7 +66,7 @@ class Template:
         bos: What is put in front because the tokenizer would; "" where the template's text decides.
         ends: Tokens that end a turn, in a text that brings its own.
         written: Added tokens that the template writes around contents.
-        today: Whether the date in it is the day's, not that of a run.
+        today: Whether the date in it is the day's, not one that was kept.
     """
 
     text: str | None
@@ -75,12 +78,20 @@ class Template:
     written: tuple[str, ...] = ()
     today: bool = False
 
-    def saved(self) -> str:
-        """The template as a saved tokenizer has it: it writes the beginning-of-text token, and reads the clock."""
+    @property
+    def date(self) -> str | None:
+        """The day that it writes, as 2026-11-30; None where it reads no clock."""
+        found = _FIXED.match(self.text or "")
+        return found[1] if found else None
+
+    def kept(self) -> str:
+        """The template as one text that writes the same, the day included; template none as far as one can say it."""
         text = BARE if self.text is None else self.text
-        if text.startswith(_FIXED):
-            text = text.partition("\n")[2]
         return "{{- bos_token }}" * bool(self.bos) + text
+
+    def saved(self) -> str:
+        """The template as a saved tokenizer has it: as `kept`, but it reads the clock."""
+        return _FIXED.sub("", self.kept(), count=1)
 
 
 @dataclass(frozen=True)
@@ -92,15 +103,17 @@ class Piece:
     supervised: bool
 
 
-def choose_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     """The template for `rows.template`: auto, none, the name of one of the tokenizer's, or a Jinja file.
 
-    A template that reads the clock writes the day of this call from then on.
+    A template that reads the clock writes the day of this call from then on. One that was chosen before stays.
 
     Raises:
         UserError: No such file, a template that is no Jinja or ends turns without a token for it, several templates
             of which none is the default, or a tokenizer without an eos token where that has to end the turn.
     """
+    if isinstance(name, Template):
+        return name
     if name == "none":
         eos = _eos(tokenizer)
         ends = (eos, *_turn_ends(tokenizer))
@@ -142,7 +155,7 @@ def _read(name: str, named: dict[str, str]) -> str:
 
 def reads_clock(text: str) -> bool:
     """Whether a template writes the day on which it runs."""
-    return _CLOCK in text and not text.startswith(_FIXED)
+    return _CLOCK in text and not _FIXED.match(text)
 
 
 def fixed(text: str, day: date | None = None) -> str:
@@ -151,7 +164,8 @@ def fixed(text: str, day: date | None = None) -> str:
     filters = "".join(f" | replace('%{d}', '{day.strftime('%' + d)}')" for d in _DIRECTIVES)
     long = {"F": "%Y-%m-%d", "D": "%m/%d/%y", "e": "%-d", "T": "%H:%M:%S", "x": "%m/%d/%y", "R": "%H:%M"}
     wide = "".join(f" | replace('%{d}', '{text}')" for d, text in long.items())
-    return f"{_FIXED}{{{{ format{wide}{filters} }}}}{{% endmacro %}}\n{text}"
+    macro = f"{{%- macro {_CLOCK}(format) %}}{{{{ format{wide}{filters} }}}}{{% endmacro %}}"
+    return f"{{#- the clock stands at {day.isoformat()} -#}}{macro}\n{text}"
 
 
 def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from rectune.data.encoding import choose_template
 from rectune.data.order import plan_steps
 from rectune.data.rows import Problem
 from rectune.disk import hold, load_record, writing
@@ -48,7 +47,7 @@ from rectune.training.checkpoints import (
 )
 from rectune.training.monitors import peak_memory_mib, reset_peak_memory
 from rectune.training.progress import progress
-from rectune.training.run_folder import check_run, open_run, save_model
+from rectune.training.run_folder import check_run, open_run, run_template, save_model
 from rectune.training.weights import Masters, learning_rate, make_optimizer
 
 log = logging.getLogger("rectune")
@@ -106,7 +105,7 @@ class _Run:
         device = self.accelerator.device
         self.model: Any
         self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=device)
-        template = choose_template(config.template, self.tokenizer)
+        self.template = template = run_template(config.out, config.template, self.tokenizer)
         self.asked, self.kept = (ask(some, self.tokenizer, template) for some in (problems, kept))
         if config.lora.rank:
             self.model = add_lora(self.model, config.lora, config.seed)
@@ -149,7 +148,7 @@ class _Run:
             )
         assert config.server_url is not None
         server = ServerEngine(
-            config.model, config.server_url, served_name=config.served_name, template=config.template,
+            config.model, config.server_url, served_name=config.served_name, template=template,
             concurrency=config.sampling_batch,
         )  # fmt: skip
         return ReloadingServer(server, self.model, self.tokenizer, config.out / "served")
@@ -157,7 +156,7 @@ class _Run:
     def go(self, *, resume: bool) -> OnlineResult:
         config, steps = self.config, self.config.steps
         start, idle, before = self._recall() if resume else (0, 0, {})
-        open_run(config)  # type: ignore[arg-type]
+        open_run(config, self.template)  # type: ignore[arg-type]
         take_back_metrics(self.metrics, start if start else -1)
         if not start:
             before = self._measure(0)
@@ -275,9 +274,10 @@ class _Run:
 
     def _save(self) -> None:
         lora = self.config.lora
-        save_model(self.config.out / ("adapter" if lora.rank else "model"), self.model, self.tokenizer)
+        saved = self.config.out / ("adapter" if lora.rank else "model")
+        save_model(saved, self.model, self.tokenizer, self.template)
         if lora.rank and lora.merge:
-            save_model(self.config.out / "model", merge_lora(self.model), self.tokenizer)
+            save_model(self.config.out / "model", merge_lora(self.model), self.tokenizer, self.template)
 
 
 def _optimizer(masters: Masters, config: OnlineConfig) -> torch.optim.AdamW:

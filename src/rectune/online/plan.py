@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from rectune.config import dump_config
-from rectune.data.encoding import choose_template
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
@@ -15,6 +14,7 @@ from rectune.online.problems import ask, read_inputs
 from rectune.online.reward import Rewards
 from rectune.processes import default_device
 from rectune.training.plan import memory_estimate
+from rectune.training.run_folder import run_template
 
 
 def plan(config: OnlineConfig) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     device = default_device()
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    template = choose_template(config.template, tokenizer)
+    template = run_template(config.out, config.template, tokenizer)
     prompts = [ids for some in (problems, kept) for ids in ask(some, tokenizer, template).prompts]
     longest = max(map(len, prompts)) + config.max_new_tokens
     answers = config.problems_per_step * config.n

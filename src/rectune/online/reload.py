@@ -43,7 +43,7 @@ class ReloadingServer:
 
     def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
         """As any engine's, from the weights as they are now."""
-        save_model(self.folder, self.model, self.tokenizer)
+        save_model(self.folder, self.model, self.tokenizer, self.template)
         self.reload()
         return self.engine.complete(requests, settings)
 

@@ -76,7 +76,7 @@ class LocalEngine:
     ) -> None:
         self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.tokenizer, self.model_name, self.exact = tokenizer, model_name, exact
-        self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
+        self.template = choose_template(template, tokenizer)
         self._kept = KeptPrompts(keep)
         self._packed: dict[nn.Linear, Tensor] | None = None
         self._calls, self._training = 0, False  # calls under way, and the model's mode before the first

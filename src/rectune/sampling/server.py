@@ -35,7 +35,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rectune.data.encoding import choose_template, stop_ids
+from rectune.data.encoding import Template, choose_template, stop_ids
 from rectune.errors import UserError
 from rectune.models.loading import find_folder
 from rectune.sampling.draws import sample_key
@@ -75,7 +75,7 @@ class ServerEngine:
         url: str,
         *,
         served_name: str | None = None,
-        template: str = "auto",
+        template: str | Template = "auto",
         concurrency: int | None = None,
         logprobs: bool = True,
         timeout: float = 600.0,

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
-from rectune.data.encoding import EncodedRows, choose_template
+from rectune.data.encoding import EncodedRows, Template
 from rectune.data.formats import PAIR
 from rectune.data.order import StepPlan, draw, plan_steps, questions, split_holdout
 from rectune.data.packing import Batch, collate, pack
@@ -27,6 +27,7 @@ from rectune.data.reading import read_rows
 from rectune.data.sources import PACKAGED
 from rectune.errors import UserError
 from rectune.models.limits import encode_for
+from rectune.training.run_folder import run_template
 
 log = logging.getLogger("rectune")
 
@@ -90,7 +91,7 @@ class TrainingData:
     holdout: Split
     plan: StepPlan
     config: TrainConfig
-    template: str
+    template: Template
     paired: bool = False
 
     def micro_batches(self, step: int) -> list[list[int]]:
@@ -178,7 +179,7 @@ def load_data(
         model: What will read them, whose positions and embeddings bound them; None where none will.
         texts: What `read_texts` gave; None reads them.
     """
-    template = choose_template(config.rows.template, tokenizer)
+    template = run_template(config.out, config.rows.template, tokenizer)
     texts = texts or read_texts(config, paired=paired)
 
     def encoded(sides: list[datasets.Dataset]) -> Split:
@@ -188,39 +189,38 @@ def load_data(
         )
 
     everything = encoded(texts.rows)
-    chosen = everything.members[draw(len(everything), config.rows.limit, config.seed)]
+    chosen = np.array(draw(len(everything), config.rows.limit, config.seed))
+    first, second = chosen, chosen[:0]
     if config.choose != "last" and config.rows.holdout == 0:
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
     if texts.holdout is not None:
-        train, holdout = replace(everything, members=chosen), encoded(texts.holdout)
-    elif config.rows.holdout == 0:
-        train, holdout = replace(everything, members=chosen), replace(everything, members=chosen[:0])
+        holdout = encoded(texts.holdout)
+        _say_holdout(config, everything.asked[first], holdout.asked)
     else:
-        assert not isinstance(config.rows.holdout, str)
-        asked = replace(everything, members=chosen).asked
-        first, second = split_holdout(asked, config.rows.holdout, config.seed)
-        train = replace(everything, members=chosen[first])
-        holdout = replace(everything, members=chosen[second])
-    _say_shared(config, train, holdout)
+        if config.rows.holdout:
+            asked = everything.asked
+            here, there = split_holdout(asked[chosen], float(config.rows.holdout), config.seed)
+            first, second = chosen[here], chosen[there]
+            _say_holdout(config, asked[first], asked[second])
+        holdout = replace(everything, members=everything.members[second])
+    train = replace(everything, members=everything.members[first])
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )
-    return TrainingData(train, holdout, plan, config, template.name, paired)
+    return TrainingData(train, holdout, plan, config, template, paired)
 
 
-def _say_shared(config: TrainConfig, train: Split, holdout: Split) -> None:
-    """How many rows and questions are kept aside, and how many of them are trained on as well."""
-    if not len(holdout):
-        return
-    shared = int(np.isin(holdout.asked, train.asked).sum())
+def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) -> None:
+    """How many rows and questions are kept aside, and how many of them are trained on as well; given what they ask."""
+    shared = int(np.isin(holdout, train).sum())
+    rows, asked = f"{len(holdout):,}", f"{len(np.unique(holdout)):,}"
     log.info(
-        "hold-out: %s rows that ask %s questions%s",
-        f"{len(holdout):,}", f"{len(np.unique(holdout.asked)):,}", ", none of them trained on" * (not shared),
-    )  # fmt: skip
+        "hold-out: %s rows that ask %s questions%s", rows, asked, ", none of them trained on" * (not shared)
+    )
     if shared:
         log.warning(
             "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
-            config.rows.holdout, f"{shared:,}", f"{len(holdout):,}",
+            config.rows.holdout, f"{shared:,}", rows,
         )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from rectune.sampling.repetition import repetition
 from rectune.training.batches import Split, capacity
 from rectune.training.checkpoints import to_json, write_text
 from rectune.training.drift_lines import sentence, warnings
+from rectune.training.run_folder import run_template
 from rectune.training.sharding import is_sharded
 
 log = logging.getLogger("rectune")
@@ -187,7 +188,8 @@ class Probe:
     def _engine(self, config: TrainConfig) -> LocalEngine | None:
         """Draws from the weights that are trained; None for a model that it cannot run."""
         try:
-            engine = LocalEngine(self.scorer.model, self.tokenizer, config.rows.template, exact=False)
+            template = run_template(config.out, config.rows.template, self.tokenizer)
+            engine = LocalEngine(self.scorer.model, self.tokenizer, template, exact=False)
         except UserError as error:
             log.info("drift: no sampled answers, since %s", error.what)
             return None

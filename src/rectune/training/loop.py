@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather
 
 from rectune.config import TrainConfig
+from rectune.data.templates import Template
 from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
@@ -152,7 +153,7 @@ def _train(
         log.info("micro-batches of at most %d tokens: more did not fit into memory", gradients.limit)
     accelerator.wait_for_everyone()  # all have checked the folder
     if main:
-        open_run(config)
+        open_run(config, data.template)
         take_back_metrics(metrics, start if found else -1)
     if probe and found and main:
         probe.recall(metrics)
@@ -240,7 +241,7 @@ def _train(
                 if _badness(config.choose, after) < _badness(config.choose, best):
                     best, plain = after, whole_model()
                     if main:
-                        save_model(config.out / _folder(config), plain, tokenizer)
+                        save_model(config.out / _folder(config), plain, tokenizer, data.template)
                         if probe:
                             probe.write(config.out / "probe.json")
             stop = _of_any(accelerator, signalled())
@@ -254,7 +255,7 @@ def _train(
         result = summarise(config.out, last, before, best or after)
         plain = whole_model()
         if main:
-            _save(config, plain, tokenizer, chosen=bool(best))
+            _save(config, plain, tokenizer, data.template, chosen=bool(best))
         if main and last == steps:
             if probe and not best:
                 probe.write(config.out / "probe.json")
@@ -319,12 +320,12 @@ def _folder(config: TrainConfig) -> str:
     return "adapter" if config.lora.rank else "model"
 
 
-def _save(config: TrainConfig, model: Any, tokenizer: Any, *, chosen: bool) -> None:
+def _save(config: TrainConfig, model: Any, tokenizer: Any, template: Template, *, chosen: bool) -> None:
     """Write the last weights, unless an evaluation chose weights, which are there already."""
     saved = config.out / _folder(config)
     if not chosen:
-        save_model(saved, model, tokenizer)
+        save_model(saved, model, tokenizer, template)
     if config.lora.rank and config.lora.merge:
         if chosen:
             load_adapter_weights(model, saved)
-        save_model(config.out / "model", merge_lora(model), tokenizer)
+        save_model(config.out / "model", merge_lora(model), tokenizer, template)

@@ -60,7 +60,7 @@ def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
     return {
         "config": json.loads(dump_config(data.config)),
         "objective": [f"{phase.name} until step {round(phase.end * steps)}" for phase in phases],
-        "template": data.template,
+        "template": data.template.name,
         "rows": len(data.train),
         "holdout_rows": len(data.holdout),
         "tokens": sum(lengths),

@@ -40,7 +40,7 @@ def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], 
     log.info("precision: %s", precision)
     log.info(
         "rows: %s to train on, %s kept aside, written with %s; %s steps of %s rows",
-        f"{len(data.train):,}", f"{len(data.holdout):,}", data.template, f"{len(data.plan):,}", config.batch_size,
+        f"{len(data.train):,}", f"{len(data.holdout):,}", data.template.name, f"{len(data.plan):,}", config.batch_size,
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def reference_logprobs(
         log.info("ref_logp: computing it for %s with %s", rows.name, given or "the weights as they are")
         found = _compute(reference, rows, accelerator)
         if accelerator.is_local_main_process:
-            whose = {"reference": given or config.model, "template": data.template}
+            whose = {"reference": given or config.model, "template": data.template.name}
             reference_file.write(path, found, belongs | whose)
         accelerator.wait_for_everyone()
     log.info("ref_logp: kept in %s", path)

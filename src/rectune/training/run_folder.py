@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig, dump_config
+from rectune.data.templates import TEMPLATE, Template, choose_template
+from rectune.data.tokens import stop_ids
 from rectune.disk import FORMAT, check_format, check_writable, load_json, load_record
 from rectune.errors import UserError
 from rectune.models.loading import quiet_bars
@@ -43,9 +47,19 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
         _check_same(config, path)
 
 
-def open_run(config: TrainConfig) -> None:
-    """Write `config.json` and `environment.json`: from now on the folder holds this run."""
+def run_template(out: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template that the run in `out` began with, its date included; of a new run, the one of that name."""
+    kept = out / TEMPLATE
+    if name == "none" or not ((out / "config.json").is_file() and kept.is_file()):
+        return choose_template(name, tokenizer)
+    return choose_template(str(kept), tokenizer)
+
+
+def open_run(config: TrainConfig, template: Template) -> None:
+    """Write the template, `config.json` and `environment.json`: from now on the folder holds this run."""
     with _writing(config.out):
+        if template.text is not None and not (config.out / "config.json").exists():
+            write_text(config.out / TEMPLATE, template.kept())
         for name, content in (("environment", environment()), ("config", json.loads(dump_config(config)))):
             text = json.dumps({"format": FORMAT, **content}, indent=2)
             write_text(config.out / f"{name}.json", text + "\n")
@@ -127,8 +141,22 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write model and tokenizer as one folder that plain `from_pretrained` loads; all of it or nothing."""
+def save_model(folder: Path, model: Any, tokenizer: Any, template: Template) -> None:
+    """Write model and tokenizer as one folder that plain `from_pretrained` loads; all of it or nothing.
+
+    The tokenizer gets the chat template that was trained with, and the model its turn end beside the tokens at which
+    generation stops, so that every program asks and stops as training did.
+    """
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        ends = generation.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends] * (ends is not None)
+        if not set(stops := stop_ids(tokenizer, template)) <= set(ends):
+            generation.eos_token_id = [*ends, *(i for i in stops if i not in ends)]
+    tokenizer = copy.copy(tokenizer)
+    known = tokenizer.chat_template
+    tokenizer.chat_template = (
+        known | {"default": template.saved()} if isinstance(known, dict) else template.saved()
+    )
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     try:
