@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli import app, main
 from rectune.demo import main as demo
 from toys import byte_tokenizer, tiny_model
 
@@ -20,16 +22,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write(path: Path, records: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def test_from_rows_to_selected_answers(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows, problems, run = tmp_path / "rows.jsonl", tmp_path / "problems.jsonl", tmp_path / "run"
-    rows.write_text(
-        "".join(json.dumps({"prompt": f"{i}+1=", "completion": str(i + 1)}) + "\n" for i in range(20))
-    )
-    problems.write_text(
-        "".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(3))
-    )
+    write(rows, ({"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(20)))
+    write(problems, ({"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(3)))
 
     assert main(["list", "objectives"]) == 0
     settings = ["--model", str(model), "--data", str(rows), "--batch-size", "4", "--max-length", "128"]
@@ -51,19 +53,43 @@ def test_from_rows_to_selected_answers(
     assert main(["select", str(graded), "--for", "sft", "--out", str(chosen)]) == 0
     assert len(chosen.read_text().splitlines()) == 1
 
-    evaluated = [
-        "eval",
-        "--model",
-        str(run),
-        "--benchmark-file",
-        str(problems),
-        "-n",
-        "2",
-        "--max-new-tokens",
-        "4",
-    ]
-    assert main([*evaluated, "--out", str(tmp_path / "evaluation")]) == 0
+    few = ["-n", "2", "--max-new-tokens", "4", "--out", str(tmp_path / "evaluation")]
+    assert main(["eval", "--model", str(run), "--benchmark-file", str(problems), *few]) == 0
     assert "avg@2" in capsys.readouterr().out
+
+
+def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, problems = tmp_path / "rows.jsonl", tmp_path / "problems.jsonl"
+    write(rows, ({"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(8)))
+    write(problems, ({"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(2)))
+    data = ["--model", str(model), "--data", str(rows), "--max-length", "64"]
+
+    def out(name: str) -> list[str]:
+        return ["--out", str(tmp_path / name)]
+
+    assert main(["diagnose", *data, *out("diagnosis"), "--rows", "4", "--objectives", "sft,dft"]) == 0
+    assert "Mean target probability" in capsys.readouterr().out
+    few = ["--steps", "1", "--max-new-tokens", "2", "-n", "1"]
+    asked = ["--objectives", "sft", "--benchmarks-in", str(problems)]
+    assert main(["compare", *data, *out("comparison"), *asked, *few]) == 0
+    assert "problems (in domain), 2 problems" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "comparison"), *out("page.html")]) == 0
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+    reward = tmp_path / "reward.py"
+    reward.write_text("def short(prompt, text, answer, extra):\n    return -len(text)\n")
+    live = ["--model", str(model), "--problems", str(problems), "--reward", f"{reward}:short"]
+    assert main(["online", *live, *out("online"), *few[:-1], "2", "--problems-per-step", "2"]) == 0
+    assert json.loads((tmp_path / "online" / "summary.json").read_text())["steps"] == 1
+    own = ["--model", str(model), "--problems", str(problems), "--sampling.n", "1", "--dry-run"]
+    assert main(["offline", *own, *out("offline")]) == 0
+    assert main(["reproduce", "table2", "--dry-run", *out("table2")]) == 0
+    assert "DFT-offline" in capsys.readouterr().out
+
+
+def test_no_verb_is_left_out() -> None:
+    walked = set(re.findall(r'main\(\s*\["(\w+)"', Path(__file__).read_text("utf-8")))
+    assert walked == {name for name in app if not name.startswith("-")}
 
 
 def test_the_demo_ends_in_one_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
