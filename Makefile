@@ -12,7 +12,7 @@ ifneq ($(shell test -e $(STAMP) && $(BIN)/python -c '$(WORKS)' 2>/dev/null && ec
 .PHONY: $(STAMP)
 endif
 
-.PHONY: setup demo test faults distributed lint structure docs dist bench validate fuzz
+.PHONY: setup demo test test-quick faults distributed lint structure docs dist bench validate fuzz
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,6 +29,21 @@ demo: $(STAMP)
 # A process for each core, each with one thread; a file's tests stay together, as they share what is costly.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
+# Every verb once and what is light in each area, in under 90 seconds on two cores.
+QUICK := $(addprefix tests/, \
+  test_walkthrough.py test_architecture.py test_cli.py test_config.py test_doctests.py test_documentation.py \
+  test_errors.py test_import.py test_logprobs.py test_objectives.py test_release.py test_selection.py \
+  test_structure.py test_theory.py data/test_formats.py data/test_packing.py data/test_problems.py \
+  data/test_reading.py models/test_attention.py models/test_loading.py models/test_lora.py training/test_monitors.py \
+  training/test_pairs.py training/test_repeatable.py sampling/test_draws.py sampling/test_slots.py \
+  grading/test_exact.py grading/test_expression.py grading/test_math.py evaluation/test_benchmarks.py \
+  evaluation/test_compare.py evaluation/test_scoring.py evaluation/test_shape.py comparison/test_problems.py \
+  diagnosis/test_diagnose.py offline/test_offline.py::test_the_settings_are_these online/test_advantages.py \
+  online/test_objective.py pages/test_pages.py reporting/test_grouping.py reporting/test_report.py \
+  reproduction/test_paper.py faults/test_damage.py fuzz/test_found.py)
+test-quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 8 --dist loadfile $(QUICK)
 
 # Kills runs at random moments; the seed that it prints repeats them: make faults RECTUNE_FAULTS_SEED=...
 faults: $(STAMP)

@@ -52,6 +52,18 @@ def test_workflows_run_targets_of_the_makefile(path: Path) -> None:
         assert re.search(rf"^\.PHONY:.* {target}\b", makefile, re.MULTILINE), f"{target} is not phony"
 
 
+def test_the_quick_tests_are_of_every_area() -> None:
+    quick = re.search(
+        r"^QUICK := \$\(addprefix tests/, (.*?)\)$", (ROOT / "Makefile").read_text("utf-8"), re.M | re.S
+    )
+    assert quick
+    names = quick[1].replace("\\", "").split()
+    files = [ROOT / "tests" / name.partition("::")[0] for name in names]
+    assert [path for path in files if not path.is_file()] == []
+    areas = {path.parent for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert areas - {path.parent for path in files} == set()
+
+
 def test_every_workflow_is_there() -> None:
     assert [path.stem for path in WORKFLOWS] == ["docs", "lint", "publish", "test"]
 
