@@ -127,8 +127,9 @@ _NUMBER = (
     r"(?:(?<![\w.)}\]])[-−])?[$€£¥]?\s?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
     r"|\d+\s*/\s*\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
 )
-_WITH_UNIT = re.compile(rf"(?<![\^_])(?<!\^\{{)(?<!_\{{){_NUMBER}(?!\d|[xyzn]\b)(?:\s*(?:{UNIT})(?![\w(]))?")
+_WITH_UNIT = re.compile(rf"(?<![\^_])(?<!\^\{{)(?<!_\{{){_NUMBER}(?!\d)(?:\s*(?:{UNIT})(?![\w(]))?")
 _FIRST_NUMBER = re.compile(rf"\s*(?:about |approximately |\\)?({_NUMBER})(?![\w^({{\\*+])")
+_VARIABLE = re.compile(r"(?:[xyzn]\b[^\s.,;:]*)?")
 _NOUN = re.compile(
     r"\s+(?!(?:and|or|to|by|times|plus|minus|over|divided|squared|cubed|mod|choose|factorial|thousand|million|billion"
     r"|trillion|base)\b)[A-Za-z]{2,}(?!.*\b(?:and|or|to|by|plus|minus|times)\b.*[\d\\])"
@@ -145,6 +146,7 @@ _PHRASE = re.compile(
     r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)[*_]*[^\S\n]*[:：]",
     re.IGNORECASE | re.MULTILINE,
 )
+_LABEL_FIRST = re.compile(r"(\(?[A-J]\)?)[.):]*\s")
 _LINE = re.compile(r"[^\n]*")
 _BELOW = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|([^\n]*[^\W_][^\n]*))", re.DOTALL)
 _MATH = re.compile(
@@ -217,7 +219,8 @@ def _boxed(text: str) -> str:
         return ""  # the box that counts is cut off
     if _DENIED.match(text, end) or _corrected(text[end:]):
         return ""
-    return phrase_text(found) or found if (found := _joined(text, boxes)) else ""
+    found = _joined(text, boxes)
+    return phrase_text(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", found)) or found
 
 
 def _joined(text: str, boxes: list[tuple[int, int, int]]) -> str:
@@ -263,6 +266,8 @@ def _phrase(text: str) -> str:
 
 def _clause(found: str) -> str:
     """The answer at the start of a clause, without its reasons and its nouns."""
+    if (label := _LABEL_FIRST.match(found)) and _PROSE.search(found, label.end()):
+        return label[1]
     found = re.sub(r"^not\b.*?\bbut\s+(?:rather\s+)?", "", found, flags=re.IGNORECASE)
     found = _REASON.split(found)[0]
     if (number := _FIRST_NUMBER.match(found)) and _NOUN.match(found, number.end()):
@@ -280,7 +285,7 @@ def _number(text: str) -> str:
     for formula in _MATH.finditer(text, text.rfind("\n\n", 0, last.start()) + 1):
         if formula.start() < last.start() < formula.end():
             return next(group for group in formula.groups() if group)
-    return last.group()
+    return last.group() + _VARIABLE.match(text, last.end()).group()  # type: ignore[union-attr]
 
 
 _CHOICE = re.compile(

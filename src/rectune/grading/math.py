@@ -16,7 +16,8 @@ from itertools import chain
 from typing import Any
 
 from math_verify import verify
-from sympy import Eq
+from sympy import Eq, Set
+from sympy.core.relational import Relational
 
 from rectune.grading.answers import MAX_DIGITS, Number, normalize_answer, plain_number, read_number, split_top
 from rectune.grading.choices import choice_letter, split_choice
@@ -38,7 +39,7 @@ _MATRIX = re.compile(
     r"\(?\s*\\begin\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}\s*\)?", re.DOTALL
 )
 _BASE = re.compile(r"([\dA-F]+)\s*(?:_\s*\{?\s*\(?\s*(?:\\text\s*\{\s*)?(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?"
-                   r"|(?:\\text\s*\{)?\s*\(?(?:in )?base (\d+|[a-z]+)\)?\s*\}?)")  # fmt: skip
+                   r"|(?:\\text\s*\{)?\s*\(?(?:in )?base\s*\}?\s*(\d+|[a-z]+)\)?\s*\}?)")  # fmt: skip
 _CLOCK = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\s*\{\s*)?([ap])?\.?(?:m\b)?\.?\s*\}?", re.IGNORECASE
 )
@@ -134,7 +135,7 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return any(
             _same(one, _exact_part(answer), tolerance, depth - 1, lists) for one in _approximations(gold)
         )
-    for decide in (_same_clock_or_ratio, _same_equations, _same_set_of_numbers):
+    for decide in (_same_set_of_numbers, _same_clock_or_ratio, _same_equations):
         if (decided := decide(gold, answer, tolerance, depth)) is not None:
             return decided
     gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", one) for one in (gold, answer))
@@ -398,6 +399,7 @@ def _words(answer: str) -> str:
     if not _WORDS.fullmatch(answer):
         return ""
     bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer).strip().strip("().").strip()
+    bare = re.sub(r"^(?:the|an?)\s+(?=\S)", "", bare, flags=re.IGNORECASE)
     return " ".join(bare.split()).casefold() if len(bare) > 1 else bare
 
 
@@ -408,6 +410,10 @@ def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
         raise Unreadable
     golds = read(gold.replace("%", r"\%"))
     if golds and not isinstance(golds[0], str):
+        if isinstance(golds[0], Relational) != isinstance(parsed[0], Relational) and not isinstance(
+            golds[0], Set
+        ):
+            return False  # math-verify would take a side of 2x = 12 for the answer
         if tolerance:
             try:
                 return bool(abs(golds[0].evalf() - parsed[0].evalf()) <= float(tolerance))

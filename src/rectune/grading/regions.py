@@ -21,7 +21,7 @@ _BUILDER = re.compile(
 _MEMBER = re.compile(r"[a-zA-Z]\s*\\in(?![a-zA-Z])\s*(.*)", re.DOTALL)
 _INTERVAL = re.compile(r"([(\[])(.*)([)\]])", re.DOTALL)
 _OPPOSITE = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
-_VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])(?!R\b|e\b)[a-zA-Z](?![a-zA-Z])")
 
 
 def same_region(gold: str, answer: str) -> bool | None:
@@ -29,7 +29,7 @@ def same_region(gold: str, answer: str) -> bool | None:
     left, right = _region(gold), _region(answer)
     if left is None or right is None:
         return None
-    names = [set(_VARIABLE.findall(one)) - {"e"} for one in (gold, answer)]
+    names = [set(_VARIABLE.findall(one)) for one in (gold, answer)]
     if all(names) and names[0] != names[1]:
         return False
     pieces = [sorted(_pieces(one), key=lambda piece: float(piece[0])) for one in (left, right)]

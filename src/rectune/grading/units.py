@@ -59,7 +59,10 @@ _UNITS = {
     for name in names.split()
 }
 _SHORT = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "fps": "ft/s"}
-_SYMBOLS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
+_SYMBOLS = {
+    "$": Unit("dollar"), "¢": Unit("dollar", Fraction(1, 100)), "€": Unit("euro"), "£": Unit("sterling"),
+    "¥": Unit("yen"), "₹": Unit("rupee"), "Rs": Unit("rupee"), "USD": Unit("dollar"),
+}  # fmt: skip
 _ANY, _NEUTRAL = Unit(""), Unit("any")
 UNIT = "|".join(
     sorted((*(name for name in _UNITS if name not in ("A", "in")), *_SHORT), key=len, reverse=True)
@@ -83,12 +86,10 @@ def split_unit(answer: str) -> tuple[str, Unit | None]:
     letters; so are single words of two letters at most.
     """
     unit = None
-    if money := re.match(r"([-+]?)\s*([$€£¥₹])\s*(?=[-\d.])|([-+]?)(?:Rs\.?|USD)\s*(?=\d)", answer):
-        unit = _UNITS.get(_SYMBOLS.get(money[2] or "", "dollar"), Unit(_SYMBOLS.get(money[2] or "", "rupee")))
-        answer = (money[1] or money[3] or "") + answer[money.end() :]
-    if answer and answer[-1] in _SYMBOLS and answer[:-1].strip()[-1:].isdigit():
-        unit = Unit(_SYMBOLS[answer[-1]])
-        answer = answer[:-1].strip()
+    if money := re.match(r"([-+]?)\s*([$€£¥₹]|Rs|USD)\.?\s*(?=[-\d.])", answer):
+        unit, answer = _SYMBOLS[money[2]], money[1] + answer[money.end() :]
+    if re.search(r"\d\s*[$¢€£¥₹]$", answer):
+        unit, answer = _SYMBOLS[answer[-1]], answer[:-1].strip()
     if not (tail := _TAIL.search(answer)):
         return answer, unit
     found = _named(tail)

@@ -63,6 +63,8 @@ def _grade(item: Item) -> Graded:
             graded = grade_math(gold, text, extra)
     except (MemoryError, RecursionError):
         return Graded("error", "", OVER)
+    except Exception as error:  # sympy raises what it likes; what was not judged is neither right nor wrong
+        return Graded("error", "", f"{type(error).__name__}: {error}"[:MAX_EXTRACTED])
     return Graded(graded.verdict, graded.extracted[:MAX_EXTRACTED])
 
 
