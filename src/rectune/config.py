@@ -194,7 +194,13 @@ class TrainConfig(Settings):
     choose: Literal["last", "nll", "mean_p"] = "last"
     """Weights saved as OUT/model: the last, or the best by hold-out NLL or mean p; never by the loss."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Also log to these, through accelerate."""
+    """Also log to these, through accelerate; each has to be installed."""
+    project: str = "rectune"
+    """Project that the trackers file the run under."""
+    run_name: str | None = None
+    """Name of the run in the trackers; unset: that of its folder."""
+    logging_dir: Path | None = None
+    """Folder of the trackers' files: tensorboard's in PROJECT/RUN_NAME below it. Unset: the run folder."""
 
     @field_validator("trackers", "betas", mode="before")
     @classmethod

@@ -62,7 +62,7 @@ def test_arms_differ_in_the_objective_only(compared: tuple[Path, Record]) -> Non
     out, record = compared
     configs = [json.loads((out / arm["runs"]["0"] / "config.json").read_text()) for arm in record["arms"]]
     differing = {name for name in configs[0] if configs[0][name] != configs[1][name]}
-    assert differing == {"objective", "out"}
+    assert differing == {"objective", "out", "run_name"}
     lines = [metrics(out / arm["runs"]["0"], "train") for arm in record["arms"]]
     assert [line["tokens"] for line in lines[0]] == [line["tokens"] for line in lines[1]]
     assert lines[0][0]["nll"] == lines[1][0]["nll"]  # the same rows, in the same order

@@ -195,11 +195,6 @@ def test_gradient_checkpointing_changes_nothing(
     assert without_timings(metrics(plain.out)) == without_timings(metrics(again.out))
 
 
-def test_tensorboard(run: Any) -> None:
-    out = Path(run(trackers="tensorboard").out)
-    assert list(out.rglob("events.out.tfevents.*"))
-
-
 def test_holdout_as_a_file_and_none(run: Any, toy: Any, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     shutil.copy(toy["data"], kept)

@@ -90,6 +90,7 @@ def run_config(
         "learning_rate": arm.learning_rate,
         "seed": seed,
         "out": out,
+        "run_name": "-".join([config.run_name or config.out.name, *out.parts[len(config.out.parts) :]]),
     }
     if steps is not None:
         changes["steps"] = steps

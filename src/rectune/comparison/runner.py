@@ -38,7 +38,7 @@ from rectune.models.lora import with_own_lora
 from rectune.sampling.stops import check_stops
 from rectune.stopping import saying
 from rectune.training.batches import read_texts
-from rectune.training.inputs import check_paths
+from rectune.training.inputs import check_named
 from rectune.training.phases import make_phases
 
 log = logging.getLogger("rectune")
@@ -120,7 +120,7 @@ def compare(
 def _check_inputs(matrix: Matrix) -> None:
     """Look at what the runs will read, before any model is loaded; nothing where all of them are finished."""
     check_writable(matrix.out)
-    check_paths(matrix.config)
+    check_named(matrix.config)
     seen = set()
     for arm in matrix.arms:
         paired = "pair" in make_phases(arm.objective)[0].columns

@@ -36,7 +36,7 @@ from rectune.sampling.engine import sample
 from rectune.sampling.progress import reporter
 from rectune.selection import UNJUDGED, select
 from rectune.stopping import saying
-from rectune.training.inputs import check_paths
+from rectune.training.inputs import check_named
 from rectune.training.loop import TrainResult, train
 from rectune.training.phases import make_phases
 
@@ -184,7 +184,7 @@ def read(config: OfflineConfig) -> list[Problem]:
     """The problems, with the verifier and the system message that the settings ask for, and checked for both."""
     given, chosen = config.problems, config.sampling
     check_writable(config.out)
-    check_paths(config)
+    check_named(config)
     for key, path in (("sampling.samples", chosen.samples), ("rows.holdout", config.rows.holdout)):
         if isinstance(path, str) and path not in PACKAGED and not Path(path).expanduser().exists():
             raise UserError(f"no such file: {path}", where=key)

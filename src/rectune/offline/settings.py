@@ -91,7 +91,8 @@ class OfflineConfig(TrainConfig):
         """The settings of the last stage, which trains on `data` in `out/train`."""
         own: dict[str, Any] = {n: getattr(self, n) for n in TrainConfig.model_fields}
         rows = self.rows.model_copy(update={"format": format})
-        return TrainConfig.model_validate({**own, "data": data, "out": self.out / "train", "rows": rows})
+        own |= {"data": data, "out": self.out / "train", "rows": rows}
+        return TrainConfig.model_validate({**own, "run_name": self.run_name or self.out.name})
 
 
 MADE = ("rows.format", "rows.columns", "rows.split")

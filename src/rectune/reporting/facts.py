@@ -10,8 +10,9 @@ from typing import Any
 
 from rectune.reporting.grouping import Arm, flat, plain, short
 from rectune.reporting.read import Found, Record, Run, number
+from rectune.training.run_folder import TRACKING
 
-_NOT_SETTINGS = {"out", "seed", "trackers", "checkpoint_every", "keep_checkpoints"}
+_NOT_SETTINGS = TRACKING | {"out", "seed", "checkpoint_every", "keep_checkpoints"}
 
 
 def settings(arms: Sequence[Arm]) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from rectune.config import TrainConfig
 from rectune.data.templates import check_template
+from rectune.disk import check_writable
 from rectune.errors import UserError
 from rectune.models.loading import check_model
 from rectune.training.batches import Texts, read_texts
 from rectune.training.phases import make_phases
 from rectune.training.reference_file import SUFFIX
+from rectune.training.trackers import check_trackers
 
 
 def read_inputs(config: TrainConfig) -> Texts:
@@ -19,12 +21,15 @@ def read_inputs(config: TrainConfig) -> Texts:
     Raises:
         UserError: A path that leads nowhere, or rows that cannot be used.
     """
-    check_paths(config)
+    check_named(config)
     return read_texts(config, paired="pair" in make_phases(config.objective)[0].columns)
 
 
-def check_paths(config: TrainConfig) -> None:
-    """Raise `UserError` for a model, reference or template that is not there."""
+def check_named(config: TrainConfig) -> None:
+    """Raise `UserError` for a model, reference, template or tracker that is not there."""
+    check_trackers(config.trackers)
+    if config.trackers and config.logging_dir is not None:
+        check_writable(config.logging_dir)
     check_model(config.model)
     check_template(config.rows.template)
     if config.reference is None:

@@ -48,6 +48,7 @@ from rectune.training.run_folder import check_run, kept_limit, open_run, save_mo
 from rectune.training.sharding import gathered_state, is_sharded, shard_all
 from rectune.training.summary import TrainResult as TrainResult
 from rectune.training.summary import read_result, summarise, write_result
+from rectune.training.trackers import make_trackers, start_trackers
 from rectune.training.weights import Masters, learning_rate, make_optimizer
 
 log = logging.getLogger("rectune")
@@ -158,7 +159,7 @@ def _train(
     if probe and found and main:
         probe.recall(metrics)
     if config.trackers:
-        accelerator.init_trackers("rectune", {k: str(v) for k, v in config.model_dump().items()})
+        start_trackers(accelerator, config, start)
 
     def evaluation(step: int) -> dict[str, Any]:
         figures = evaluate_holdout(
@@ -268,11 +269,8 @@ def _train(
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
-    loggers: Any = list(config.trackers) or None
     waiting = InitProcessGroupKwargs(timeout=TIMEOUT)
-    accelerator = Accelerator(
-        cpu=on_cpu(), log_with=loggers, project_dir=str(config.out), kwargs_handlers=[waiting]
-    )
+    accelerator = Accelerator(cpu=on_cpu(), log_with=make_trackers(config) or None, kwargs_handlers=[waiting])
     kind = accelerator.distributed_type
     plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if kind not in plain and not is_sharded(accelerator):

@@ -26,7 +26,8 @@ from rectune.models.loading import quiet_bars
 from rectune.training.checkpoints import write_text
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
-FREE = {"checkpoint_every", "keep_checkpoints", "trackers", "probe", "give_up_after"}
+TRACKING = {"trackers", "project", "run_name", "logging_dir"}
+FREE = TRACKING | {"checkpoint_every", "keep_checkpoints", "probe", "give_up_after"}
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
