@@ -98,19 +98,28 @@ class DataConfig(Settings):
     """How the data become rows, and which of them are kept aside."""
 
     format: str = "auto"
-    """Row format: auto, prompt_completion, messages, sharegpt, alpaca, gsm8k, numina, openr1, or mapping."""
+    """Row format: auto, mapping, or one of docs/data.md, such as messages, sharegpt, alpaca or question_answer."""
     columns: dict[str, str] = Field(default_factory=dict)
     """For any other layout, which field is what: prompt=FIELD,completion=FIELD and perhaps system=FIELD."""
+    ignore: tuple[str, ...] = ()
+    """Fields to leave unread even if they change what a row means, separated by commas."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, and count them, instead of stopping at them."""
     template: PathOrName = "auto"
     """auto: the tokenizer's chat template, else a plain one; none: the texts as they are; or a Jinja file."""
     system: str | None = None
     """System message put before rows that have none."""
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder that has splits."""
     holdout: float | str = 0.05
     """Rows kept aside for evaluation: a share of the data, or a file of rows."""
     limit: int | None = Field(None, gt=0)
     """Use only this many rows, drawn at random with the seed."""
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(n.strip() for n in value.split(",") if n.strip()) if isinstance(value, str) else value
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ import pytest
 
 from rectune.data.formats import detect_format, to_row
 from rectune.data.rows import Row, Turn
+from rectune.data.schema import Notes
 from rectune.errors import UserError
 
 HI = Turn("user", "hi")
@@ -29,12 +30,182 @@ RECORDS: list[tuple[str, dict[str, Any], tuple[Turn, ...]]] = [
     ("alpaca", {"instruction": "hi", "input": "you", "output": "yo"}, (Turn("user", "hi\n\nyou"), YO)),
     ("gsm8k", {"question": "hi", "answer": "2*3 = <<2*3=6>>6\n#### 6"},
      (HI, Turn("assistant", "2*3 = 6\n#### 6", True))),
+    ("gsm8k", {"question": "hi", "answer": "f<<<4, 64>>>(x) <<interface>> <<1+1=2>>2\n#### 2"},
+     (HI, Turn("assistant", "f<<<4, 64>>>(x) <<interface>> 2\n#### 2", True))),
+    ("question_answer", {"question": "hi", "answer": "2*3 = <<2*3=6>>6"},
+     (HI, Turn("assistant", "2*3 = <<2*3=6>>6", True))),
+    ("question_answer", {"question": "hi", "answer": 6}, (HI, Turn("assistant", "6", True))),
+    ("question_answer", {"question": "hi", "passage": "so", "answer": True},
+     (Turn("user", "so\n\nhi"), Turn("assistant", "yes", True))),
+    ("question_answer", {"question": "hi", "answer": ["yo", "ho"]}, (HI, YO)),
+    ("question_answer", {"question": "so? hi", "context": "so?", "answer": "yo"}, (Turn("user", "so? hi"), YO)),
+    ("reading_comprehension", {"question": "hi", "context": "so", "answers": {"text": ["yo"], "answer_start": [0]}},
+     (Turn("user", "so\n\nhi"), YO)),
+    ("alpaca", {"instruction": "hi", "context": "so", "response": "yo", "category": "x"},
+     (Turn("user", "so\n\nhi"), YO)),
+    ("alpaca", {"instruction": "hi", "output": "yo", "system": "s", "history": [["a", "b"]]},
+     (Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b"), HI, YO)),
+    ("prompt_completion", {"prompt": "hi", "completion": "yo", "history": CHAT, "reasoning": "r"},
+     (HI, Turn("assistant", "yo"), HI, Turn("assistant", "yo", True, '{"reasoning_content": "r"}'))),
+    ("prompt_completion", {"prompt": [{"role": "system", "content": "s"}, *CHAT[:1]], "completion": "yo",
+                           "system": "s"}, (Turn("system", "s"), HI, YO)),
+    ("messages", {"messages": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}], "system": "s"},
+     (Turn("system", "s"), HI, YO)),
+    ("sharegpt", {"conversations": CHAT}, (HI, YO)),
+    ("sharegpt", {"conversation": CHAT}, (HI, YO)),
     ("numina", {"problem": "hi", "solution": "yo", "messages": CHAT, "source": "cn_k12"}, (HI, YO)),
     ("openr1", {**R1, "correctness_math_verify": [False, None, True]}, (HI, YO)),
     ("openr1", {**R1, "correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}, (HI, YO)),
     ("openr1", {**R1, "is_reasoning_complete": [False, False, True]}, (HI, YO)),
     ("openr1", R1, (HI, Turn("assistant", "a", True))),
 ]  # fmt: skip
+
+
+ASKED = Turn("user", "hi\n\nA. x\nB. yo\nC. z")
+TARGET = Turn("assistant", "B. yo", True)
+
+
+@pytest.mark.parametrize("record", [
+    {"question": "hi", "subject": "s", "choices": ["x", "yo", "z"], "answer": 1},
+    {"question": "hi", "choices": ["x", "yo", "z"], "answer": 1.0},
+    {"question": "hi", "options": ["x", "yo", "z"], "answer": "B", "answer_index": 1},
+    {"question": "hi", "options": ["x", "yo", "z"], "answer": "yo"},
+    {"question": "hi", "options": ["A) x", "B) yo", "C) z"], "correct": "B"},
+    {"question": "hi", "options": {"A": "x", "B": "yo", "C": "z"}, "answer": "yo", "answer_idx": "B"},
+    {"question": "hi", "choices": {"text": ["x", "yo", "z"], "label": ["A", "B", "C"]}, "answerKey": "B"},
+    {"question": "hi", "choices": {"text": ["x", "yo", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+    {"question_stem": "hi", "choices": {"text": ["x", "yo", "z"], "label": ["A", "B", "C"]}, "answerKey": "B"},
+    {"question": "hi", "choices": [{"label": k, "text": t} for k, t in zip("ABC", ("x", "yo", "z"), strict=True)],
+     "answerKey": "(B)"},
+    {"question": "hi", "choices": '["x", "yo", "z"]', "answer": "B. yo"},
+    {"question": "hi", "choices": ["x", "yo", "z"], "label": 1},
+])  # fmt: skip
+def test_multiple_choice(record: dict[str, Any]) -> None:
+    assert detect_format([record], "f") == "multiple_choice"
+    made = row("multiple_choice", record)
+    assert made is not None
+    assert made.turns == (ASKED, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "message"),
+    [
+        (["x", "y"], {"answer": 2}, r"field 'answer' \(2\) is none of the choices"),
+        (["x", "y"], {"answer": "C"}, r"field 'answer' \(C\) is none of the choices"),
+        (["B", "A"], {"answer": "A"}, r"field 'answer' \(A\) is several choices"),
+        (["3", "4", "5", "6"], {"answer": "3"}, "is several choices"),
+        (["x", "y"], {"answer": "x", "answerKey": "B"}, "answer and answerKey name different choices"),
+        (["x", "y"], {}, "does not say which choice is right"),
+        (["x"], {"answer": 0}, "does not hold 2 to 26 choices"),
+        (["x", None], {"answer": 0}, "holds a choice that is null"),
+        ("x, y", {"answer": 0}, "is text, not a list"),
+    ],
+)
+def test_a_choice_is_never_guessed(choices: object, answer: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^f:1: .*{message}"):
+        row("multiple_choice", {"question": "hi", "choices": choices, **answer})
+
+
+def noted(format: str, *records: dict[str, Any], **options: Any) -> tuple[list[Row], Notes]:
+    notes = Notes()
+    made = [
+        to_row(record, "f:1", format=format, columns={}, system=None, notes=notes, **options)
+        for record in records
+    ]
+    return [one for one in made if one is not None], notes
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag"])
+@pytest.mark.parametrize(("good", "bad"), [
+    (True, False), (1, 0), (1.0, 0.0), (1, -1), ("true", "false"), ("True", "False"), ("1", "0"),
+    ("desirable", "undesirable"), ("chosen", "rejected"),
+])  # fmt: skip
+def test_bad_answers_are_left_out(name: str, good: object, bad: object) -> None:
+    record = {"prompt": "hi", "completion": "yo"}
+    made, notes = noted("prompt_completion", {**record, name: good}, {**record, name: bad})
+    assert [one.turns for one in made] == [(HI, YO)]
+    assert notes.said == {"rows are marked as bad answers; left out": 1}
+    chat, _ = noted("messages", {"messages": CHAT, name: good}, {"messages": CHAT, name: bad})
+    assert len(chat) == 1
+
+
+def test_a_label_that_is_no_verdict() -> None:
+    record = {"prompt": "hi", "completion": "yo"}
+    made, notes = noted("prompt_completion", {**record, "label": "algebra"})
+    assert len(made) == 1
+    assert notes.ignored == {"label": 1}
+    with pytest.raises(UserError, match="field 'label' is 3: neither a good answer"):
+        noted("prompt_completion", {**record, "label": 3})
+
+
+@pytest.mark.parametrize(
+    ("format", "more", "name"),
+    [
+        ("messages", {"images": ["a.png"]}, "images"),
+        ("messages", {"history": [["a", "b"]]}, "history"),
+        ("messages", {"context": "so"}, "context"),
+        ("messages", {"reasoning_content": "r"}, "reasoning_content"),
+        ("messages", {"function_call": {"name": "f"}}, "function_call"),
+        ("prompt_completion", {"tool_calls": [{"name": "f"}]}, "tool_calls"),
+        ("prompt_completion", {"video": "a.mp4"}, "video"),
+        ("prompt_completion", {"choices": ["a", "b"]}, "choices"),
+        ("prompt_completion", {"score": 0.25}, "score"),
+        ("prompt_completion", {"rating": "2"}, "rating"),
+        ("prompt_completion", {"weight": 0.5}, "weight"),
+    ],
+)
+def test_what_changes_the_meaning_is_refused(format: str, more: dict[str, Any], name: str) -> None:
+    record = {"prompt": "hi", "completion": "yo"} if format == "prompt_completion" else {"messages": CHAT}
+    with pytest.raises(UserError, match=f"^f:1: field '{name}' cannot be honoured; "):
+        noted(format, {**record, **more})
+    made, notes = noted(format, {**record, **more}, ignore=(name,))
+    assert made[0].turns == (HI, YO)
+    assert notes.ignored == {name: 1}
+    assert noted(format, {**record, name: None})[1].ignored == {}
+
+
+def test_other_fields_are_noted_once() -> None:
+    record = {
+        "messages": [{**CHAT[0], "id": 1}, {**CHAT[1], "id": 2}],
+        "topic": "x",
+        "empty": "",
+        "unit": "m",
+    }
+    _, notes = noted("messages", record, {"messages": CHAT, "topic": "y"})
+    assert notes.ignored == {"topic": 2, "messages[].id": 1, "unit": 1}
+    assert notes.read == {"messages": 2, "messages[].role": 2, "messages[].content": 2}
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "message"),
+    [
+        (
+            "prompt_completion",
+            {"prompt": CHAT[:1], "completion": "yo", "context": "so"},
+            "'context' cannot be put",
+        ),
+        ("prompt_completion", {"prompt": "hi", "completion": CHAT[1:], "reasoning": "r"}, "put it there"),
+        (
+            "prompt_completion",
+            {"prompt": [{"role": "system", "content": "s"}, *CHAT[:1]], "completion": "yo", "system": "t"},
+            "two system messages",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": "hi", "completion": "yo", "history": ["a"]},
+            r"'history\[0\]' is neither",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": "hi", "completion": "yo", "tools": "calc"},
+            "'tools' is text, not a list",
+        ),
+        ("alpaca", {"instruction": "hi", "output": "yo", "response": "ho"}, "'output' and 'response' differ"),
+    ],
+)
+def test_what_does_not_go_together(format: str, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^f:1: .*{message}"):
+        row(format, record)
 
 
 def row(format: str, record: dict[str, Any], *, system: str | None = None, **columns: str) -> Row | None:
@@ -61,8 +232,6 @@ def test_one_bad_record_does_not_change_the_format() -> None:
 def test_mapping() -> None:
     record = {"q": "hi", "a": "yo", "s": "sys"}
     assert row("mapping", record, prompt="q", completion="a") == Row((HI, YO), "f:1")
-    with_system = row("mapping", record, prompt="q", completion="a", system_="s")
-    assert with_system == Row((HI, YO), "f:1")
     mapped = to_row(
         record, "f:1", format="mapping", columns={"prompt": "q", "completion": "a", "system": "s"}, system="x"
     )
@@ -84,7 +253,7 @@ def test_system_message_only_where_there_is_none() -> None:
     [
         ("prompt_completion", {"prompt": "hi"}, "field 'completion' is missing; has: prompt"),
         ("prompt_completion", {"prompt": 5, "completion": "yo"}, "field 'prompt' is number, not text"),
-        ("prompt_completion", {"prompt": "hi", "completion": None}, "field 'completion' is null, not text"),
+        ("prompt_completion", {"prompt": "hi", "completion": None}, "field 'completion' is null"),
         ("prompt_completion", {"prompt": "hi", "completion": " \n"}, "the completion is empty"),
         ("messages", {"messages": "hi"}, "field 'messages' is text, not a list"),
         ("messages", {"messages": []}, "field 'messages' is empty"),

@@ -74,7 +74,7 @@ def test_speakers(speaker: str, role: str) -> None:
         (said(weight=0.5), r"field 'messages\[0\].weight' is 0.5: a turn is trained on or not"),
         (said(train="maybe"), "is trained on or not"),
         (said(weight=1, train=False), r"'messages\[0\].weight' and 'messages\[0\].train' differ"),
-        (said(mask=1), r"field 'messages\[0\].mask' cannot be honoured here; say \"train\""),
+        (said(mask=1), r"field 'messages\[0\].mask' cannot be honoured; say \"train\""),
         ({"role": "user", "content": "hi", "train": True}, "is no assistant's message"),
         ({"role": "user", "content": "hi", "tool_calls": [CALL]}, "has tool calls, but is no assistant's"),
         (said(content=None), r"field 'messages\[0\].content' is null, not text"),

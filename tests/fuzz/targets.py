@@ -87,8 +87,9 @@ def _listed(whole: Any) -> list[Any]:
 
 def pairs_and_problems(draw: Draw) -> None:
     """Files of pairs and of problems."""
-    from rectune.data.pairs import read_pairs
+    from rectune.config import DataConfig
     from rectune.data.problems import read_problems
+    from rectune.data.reading import read_rows
 
     pair = {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
     problem = {
@@ -103,10 +104,14 @@ def pairs_and_problems(draw: Draw) -> None:
     content = draw(
         damaged(lines(*_listed(draw(spoilt(draw(st.sampled_from(([pair, pair], [problem, other]))))))))
     )
-    for read in (read_pairs, read_problems):
+    for format in ("chosen", ""):
         with bounded() as folder:
             (folder / "x.jsonl").write_bytes(content)
-            read(folder / "x.jsonl")
+            if format:
+                options = DataConfig(format=format)
+                read_rows(str(folder / "x.jsonl"), options=options, cache_dir=folder / "cache")
+            else:
+                read_problems(folder / "x.jsonl")
 
 
 RECIPE = """\

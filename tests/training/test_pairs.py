@@ -133,7 +133,7 @@ def test_margins_grow_and_are_logged(run: Any, pairs: str) -> None:
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ({"prompt": "a", "completion": "b"}, "is no pair: field 'chosen' is missing"),
+        ({"prompt": "a", "completion": "b"}, "field 'chosen' is missing"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "the same answer"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "empty"),
     ],

@@ -1,159 +1,344 @@
 """Foreign records become rows: which format a file is in, and what its fields mean.
 
-Each converter takes one record (a decoded JSON object, CSV line or Parquet row) and gives the turns of one
-demonstration. Opening files is left to `reading.py`; chat templates and tokens to `encoding.py`.
+Each format is a schema with a method that gives the turns of one demonstration. What a message is, is in `messages.py`,
+pairs are in `pairs.py`. Opening files is left to `reading.py`; chat templates and tokens to `encoding.py`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, ValidationInfo
 
 from rectune.data.jsonl import json_type
-from rectune.data.messages import read_messages
+from rectune.data.messages import (
+    IN_RECORD,
+    Conversation,
+    Question,
+    Turns,
+    Words,
+    answer_turn,
+    with_system,
+)
+from rectune.data.multiple_choice import Choices, right_choice
+from rectune.data.pairs import Preference
 from rectune.data.rows import Row, Turn
-from rectune.data.schema import Place
+from rectune.data.schema import (
+    JsonList,
+    Names,
+    Notes,
+    Place,
+    Record,
+    Schema,
+    Text,
+    holds,
+    is_number,
+    place_of,
+    truth,
+)
 from rectune.errors import UserError, unknown_name
 
-Record = Mapping[str, Any]
-Turns = tuple[Turn, ...]
+LAST_LINE = re.compile(r"(?:^|\n)#### *(-?[$]?[\d.,]+%?)\s*$")
+"""How an answer of GSM8K ends: `#### 72`."""
 
-MAPPABLE = ("prompt", "completion", "system")
-
-
-def text_field(record: Record, key: str, where: str) -> str:
-    """`record[key]` as text; UserError where it is missing or something else."""
-    if key not in record:
-        raise UserError(f"field '{key}' is missing", where=where, hint=f"has: {', '.join(map(str, record))}")
-    value = record[key]
-    if not isinstance(value, str):
-        raise UserError(f"field '{key}' is {json_type(value)}, not text", where=where)
-    return value
+_MARK = re.compile(r"<<[-+*/().,%$=\d\s]*=[-+*/().,%$\d\s]*>>")  # <<48/2=24>>
+_GOOD, _BAD = ("desirable", "chosen", "good"), ("undesirable", "rejected", "bad")
 
 
-def prompt_completion(record: Record, where: str) -> Turns:
-    """`prompt` and `completion`: texts, or lists of messages (the completion's are supervised)."""
-    prompt, completion = record.get("prompt"), record.get("completion")
-    if isinstance(prompt, list):
-        before = tuple(replace(t, supervised=False) for t in _messages(prompt, "prompt", where))
-    else:
-        before = (Turn("user", text_field(record, "prompt", where)),)
-    if isinstance(completion, list):
-        return (*before, *_messages(completion, "completion", where))
-    return (*before, Turn("assistant", text_field(record, "completion", where), True))
+def _verdict(value: object, info: ValidationInfo) -> bool | None:
+    """Whether an answer is a good one; a text that is no verdict (a category) is left unread."""
+    place, word = place_of(info), str(value).strip().lower()
+    if word in _GOOD or (is_number(value) and float(word) == 1):
+        return True
+    if word in _BAD or (is_number(value) and float(word) in (0, -1)):
+        return False
+    if is_number(value):
+        what = f"field {place.name(info)} is {word}: neither a good answer (1) nor a bad one (0)"
+        raise UserError(what, where=place.where, hint="mend it, or leave the field unread with --rows.ignore")
+    if truth(value) is None:
+        name = place.name(info)[1:-1]
+        place.read.discard(name)
+        place.ignored.add(name)
+    return truth(value)
 
 
-def messages(record: Record, where: str) -> Turns:
-    """OpenAI style: `messages` of `role` and `content`.
+def _answer(value: object, info: ValidationInfo) -> str:
+    """A text, a number, true or false, or the first of a list of texts."""
+    place = place_of(info)
+    if isinstance(value, bool):
+        place.said.add("rows have a true/false answer; written yes or no")
+        return "yes" if value else "no"
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if len(set(value)) > 1:
+            place.said.add("rows have several answers; the first is the target")
+        return str(value[0])
+    if isinstance(value, str) or is_number(value):
+        return str(value)
+    raise place.wrong(info, value, "text")
 
-    Assistant turns are supervised, except one with `train` false or `weight` 0 (in ShareGPT too).
+
+def _spans(value: object, info: ValidationInfo) -> str | None:
+    """The first answer of SQuAD's `{"text": [...], "answer_start": [...]}`; None where there is none."""
+    texts = value.get("text") if isinstance(value, Mapping) else value
+    if isinstance(texts, list) and texts and all(isinstance(item, Mapping) for item in texts):
+        texts = [item.get("text") for item in texts]
+    return None if texts == [] else _answer(texts, info)
+
+
+class Demonstration(Schema):
+    """What any row may have besides."""
+
+    label: Annotated[bool | None, PlainValidator(_verdict), Names("label", "kto_tag")] = None
+    """Whether the answer is a good one (unpaired preferences); rows with a bad one are left out."""
+    tools: Annotated[JsonList, Names("tools", "functions")] = ()
+    """Tools that the chat template is given, also as JSON text."""
+    source: Any = None
+    """Where the row is from, for reports."""
+
+    def turns(self, place: Place) -> Turns:
+        """The conversation; empty where the row has no target by its own marks, which `place` then says."""
+        raise NotImplementedError
+
+
+class Single(Demonstration, Question):
+    """A question and its answer."""
+
+    reasoning_content: Annotated[Text, Names("reasoning_content", "thinking", "reasoning")] = ""
+    """Thinking before the answer, given to the chat template apart from it."""
+
+    def pair(self, prompt: str | Turns, completion: str | Turns, where: str) -> Turns:
+        """The prompt and the answer; only the answer is supervised."""
+        before = self.prompt_turns(prompt, where)
+        if isinstance(completion, str):
+            return (*before, answer_turn(completion, self.reasoning_content))
+        if self.reasoning_content:
+            raise UserError(
+                "has thinking beside a completion that is messages", where=where, hint="put it there"
+            )
+        return (*before, *completion)
+
+
+class PromptCompletion(Single):
+    """A prompt and its completion."""
+
+    prompt: Words
+    """What is asked, a text or messages."""
+    completion: Words
+    """The answer, a text or messages."""
+
+    def turns(self, place: Place) -> Turns:
+        return self.pair(self.prompt, self.completion, place.where)
+
+
+class Messages(Demonstration):
+    """A conversation; assistant messages are supervised unless they say no."""
+
+    messages: Conversation
+    """Messages of `role` and `content`, or of `from` and `value`."""
+    system: Annotated[Text, Names("system", "system_prompt")] = ""
+    """System message."""
+
+    def turns(self, place: Place) -> Turns:
+        return with_system(self.messages, self.system, place.where)
+
+
+class ShareGPT(Demonstration):
+    """A conversation as ShareGPT has it."""
+
+    conversations: Annotated[Conversation, Names("conversations", "conversation")]
+    """Messages of `from` (human, gpt, system, observation, function_call) and `value`, or of `role` and `content`."""
+    system: Annotated[Text, Names("system", "system_prompt")] = ""
+    """System message."""
+
+    def turns(self, place: Place) -> Turns:
+        return with_system(self.conversations, self.system, place.where)
+
+
+class Alpaca(Single):
+    """Stanford Alpaca, and Dolly."""
+
+    instruction: Text
+    """What is asked."""
+    output: Annotated[Text, Names("output", "response")]
+    """The answer."""
+    input: Text = ""
+    """Put below the instruction, after a blank line."""
+
+    def turns(self, place: Place) -> Turns:
+        prompt = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        return self.pair(prompt, self.output, place.where)
+
+
+class QuestionAnswer(Single):
+    """A question and its answer, with nothing cut."""
+
+    question: Text
+    """What is asked."""
+    answer: Annotated[str, PlainValidator(_answer)]
+    """The answer: a text, a number, true or false, or a list of which the first is the target."""
+
+    def turns(self, place: Place) -> Turns:
+        return self.pair(self.question, self.answer, place.where)
+
+
+class GSM8K(QuestionAnswer):
+    """GSM8K: the calculator's marks `<<48/2=24>>` go, the last line `#### 72` stays."""
+
+    def turns(self, place: Place) -> Turns:
+        answer, marks = self.answer, 0
+        if LAST_LINE.search(answer):
+            answer, marks = _MARK.subn("", answer)
+        if marks:
+            place.said.add("rows had calculator marks such as <<48/2=24>>; removed")
+        return self.pair(self.question, answer, place.where)
+
+
+class ReadingComprehension(Single):
+    """SQuAD and its kin."""
+
+    question: Text
+    """What is asked about `context`."""
+    answers: Annotated[str | None, PlainValidator(_spans)]
+    """`{"text": [...]}` or a list; the first is the target, rows without any are left out."""
+
+    def turns(self, place: Place) -> Turns:
+        if self.answers is None:
+            place.said.add("rows have no answer; left out")
+            return ()
+        return self.pair(self.question, self.answers, place.where)
+
+
+class MultipleChoice(Single):
+    """MMLU, ARC, CommonsenseQA, OpenBookQA and their kin: the target is the letter and text of the right choice."""
+
+    question: Annotated[Text, Names("question", "question_stem")]
+    """What is asked; the choices are put below it with letters."""
+    choices: Annotated[Choices, Names("choices", "options")]
+    """Texts, `{"text": [...], "label": [...]}`, a list of such, or `{"A": text}`."""
+    answer: Annotated[Any, Names("answer", "correct_answer")] = None
+    """The right choice: its letter, its number from 0, or its text."""
+    answerKey: Annotated[Any, Names("answerKey", "answer_key", "answer_idx", "answer_index", "correct")] = (
+        None
+    )
+    """The same, by other names; both must agree."""
+    label: Any = None
+    """The same."""
+
+    def turns(self, place: Place) -> Turns:
+        answers = {"answer": self.answer, "answerKey": self.answerKey, "label": self.label}
+        index = right_choice(self.choices, answers, place.where)
+        if index is None:
+            place.said.add("rows do not say which choice is right; left out")
+            return ()
+        target = f"{self.choices.letter(index)}. {self.choices.texts[index]}"
+        return self.pair(self.choices.ask(self.question), target, place.where)
+
+
+class Numina(Single):
+    """NuminaMath."""
+
+    problem: Text
+    """What is asked."""
+    solution: Text
+    """The answer."""
+
+    def turns(self, place: Place) -> Turns:
+        return self.pair(self.problem, self.solution, place.where)
+
+
+class OpenR1(Single):
+    """OpenR1-Math: the first of the generations that is complete and marked correct.
+
+    Marks that a record lacks do not count. A record without any correct generation is left out.
     """
-    return _messages(_list_field(record, "messages", where), "messages", where)
+
+    problem: Text
+    """What is asked."""
+    generations: JsonList
+    """Answers, of which one is taken."""
+    is_reasoning_complete: Any = None
+    """Marks, one for each generation."""
+    correctness_math_verify: Any = None
+    """Marks, one for each generation."""
+    correctness_llama: Any = None
+    """Marks, one for each generation; of the two, one is enough."""
+
+    def turns(self, place: Place) -> Turns:
+        complete = self._marks("is_reasoning_complete", place)
+        correct = [
+            marks
+            for name in ("correctness_math_verify", "correctness_llama")
+            if (marks := self._marks(name, place)) is not None
+        ]
+        if not self.generations:
+            raise UserError("field 'generations' is empty", where=place.where)
+        for i, generation in enumerate(self.generations):
+            if (complete is None or complete[i]) and (not correct or any(marks[i] for marks in correct)):
+                if not isinstance(generation, str):
+                    what = f"field 'generations[{i}]' is {json_type(generation)}, not text"
+                    raise UserError(what, where=place.where)
+                return self.pair(self.problem, generation, place.where)
+        place.said.add("rows without a generation marked correct; left out")
+        return ()
+
+    def _marks(self, name: str, place: Place) -> list[Any] | None:
+        marks = getattr(self, name)
+        if marks is not None and (not isinstance(marks, list) or len(marks) != len(self.generations)):
+            what = f"field '{name}' is not a list of {len(self.generations)} marks"
+            raise UserError(what, where=place.where)
+        return marks
 
 
-def sharegpt(record: Record, where: str) -> Turns:
-    """`conversations` of `from` (human, gpt, system) and `value`, with an optional `system` text."""
-    turns = (Turn("system", text_field(record, "system", where)),) if record.get("system") else ()
-    return (*turns, *_messages(_list_field(record, "conversations", where), "conversations", where))
-
-
-def alpaca(record: Record, where: str) -> Turns:
-    """`instruction`, optional `input` (put below it, after a blank line) and `output`."""
-    prompt = text_field(record, "instruction", where)
-    if record.get("input"):
-        prompt = f"{prompt}\n\n{text_field(record, 'input', where)}"
-    return _pair(prompt, text_field(record, "output", where))
-
-
-def gsm8k(record: Record, where: str) -> Turns:
-    """`question` and `answer`; the calculator marks `<<48/2=24>>` go, the last line `#### 72` stays."""
-    answer = re.sub(r"<<[^<>]*>>", "", text_field(record, "answer", where))
-    return _pair(text_field(record, "question", where), answer)
-
-
-def numina(record: Record, where: str) -> Turns:
-    """NuminaMath: `problem` and `solution`."""
-    return _pair(text_field(record, "problem", where), text_field(record, "solution", where))
-
-
-def chosen(record: Record, where: str) -> Turns:
-    """The better answer of a pair: `prompt`, `chosen` and `rejected`, texts or lists of messages."""
-    return prompt_completion(_side(record, "chosen", where), where)
-
-
-def rejected(record: Record, where: str) -> Turns:
-    """The worse answer of a pair."""
-    return prompt_completion(_side(record, "rejected", where), where)
-
-
-def openr1(record: Record, where: str) -> Turns:
-    """OpenR1-Math: `problem` and the first of its `generations` that is complete and marked correct.
-
-    Marks are `correctness_math_verify`, `correctness_llama` and `is_reasoning_complete`, lists beside
-    `generations`; one that a record lacks does not count. A record without any correct generation has no
-    target: its turns are empty.
-    """
-    problem, generations = text_field(record, "problem", where), _list_field(record, "generations", where)
-    complete = _marks(record, "is_reasoning_complete", len(generations), where)
-    correct = [
-        marks
-        for key in ("correctness_math_verify", "correctness_llama")
-        if (marks := _marks(record, key, len(generations), where)) is not None
-    ]
-    for i, generation in enumerate(generations):
-        if (complete is None or complete[i]) and (not correct or any(marks[i] for marks in correct)):
-            if not isinstance(generation, str):
-                raise UserError(f"field 'generations[{i}]' is {json_type(generation)}, not text", where=where)
-            return _pair(problem, generation)
-    return ()
-
-
-FORMATS: dict[str, Callable[[Record, str], Turns]] = {
-    "openr1": openr1,
-    "numina": numina,
-    "sharegpt": sharegpt,
-    "messages": messages,
-    "prompt_completion": prompt_completion,
-    "alpaca": alpaca,
-    "gsm8k": gsm8k,
-    "chosen": chosen,
-    "rejected": rejected,
+FORMATS: dict[str, type[Schema]] = {
+    "openr1": OpenR1,
+    "numina": Numina,
+    "sharegpt": ShareGPT,
+    "messages": Messages,
+    "prompt_completion": PromptCompletion,
+    "alpaca": Alpaca,
+    "multiple_choice": MultipleChoice,
+    "reading_comprehension": ReadingComprehension,
+    "gsm8k": GSM8K,
+    "question_answer": QuestionAnswer,
+    "chosen": Preference,
+    "rejected": Preference,
 }
-"""Converters by name, in the order in which `detect_format` tries them (the more particular first)."""
+"""Schemas by name, in the order in which `detect_format` tries them (the more particular first)."""
 
 PAIR = ("chosen", "rejected")
 """The formats that read the two answers of a pair; never told from the fields."""
 
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "openr1": ("problem", "generations"),
-    "numina": ("problem", "solution"),
-    "sharegpt": ("conversations",),
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "gsm8k": ("question", "answer"),
-}
-"""The fields that a record of each format has at least."""
+MAPPABLE = tuple(PromptCompletion.model_fields)
+"""What `rows.columns` can say a field is: the fields of prompt_completion."""
+
+
+def fits(name: str, record: Record) -> bool:
+    """Whether a record has all that a format's records have."""
+    for names in FORMATS[name].required():
+        if not any(key in record for key in names):
+            return False
+    return name != "gsm8k" or LAST_LINE.search(str(record["answer"])) is not None
 
 
 def detect_format(records: Sequence[Record], where: str) -> str:
-    """The first format whose fields at least half of `records` have; the others are named when read.
+    """The first format that at least half of `records` fit, or else most of them; the others are named when read.
 
     Raises:
-        UserError: No format fits; says which fields there are, and how to map them.
+        UserError: No format fits any; says which fields there are, and how to map them.
     """
-    for name, fields in REQUIRED.items():
-        if records and 2 * sum(all(f in record for f in fields) for record in records) >= len(records):
-            return name
-    fields_seen = ", ".join(map(str, records[0])) if records else "none"
-    raise UserError(
-        f"no known row format has the fields {fields_seen}",
-        where=where,
-        hint="say which is which: --rows.columns prompt=FIELD,completion=FIELD",
-    )
+    counts = {name: sum(fits(name, record) for record in records) for name in FORMATS if name not in PAIR}
+    most = max(counts.values())
+    if most:
+        return next(name for name, count in counts.items() if 2 * count >= len(records) or count == most)
+    first = records[0] if records else {}
+    hint = "say which is which: --rows.columns prompt=FIELD,completion=FIELD"
+    if set(PAIR) <= set(first):
+        hint = "pairs: train on them with --objective.name dpo, or on the better answers with --rows.format chosen"
+    fields_seen = ", ".join(map(str, first)) or "none"
+    raise UserError(f"no known row format has the fields {fields_seen}", where=where, hint=hint)
 
 
 def check_columns(columns: Mapping[str, str], record: Record, where: str) -> None:
@@ -170,93 +355,68 @@ def check_columns(columns: Mapping[str, str], record: Record, where: str) -> Non
 
 
 def to_row(
-    record: Record, where: str, *, format: str, columns: Mapping[str, str], system: str | None
+    record: Record,
+    where: str,
+    *,
+    format: str,
+    columns: Mapping[str, str],
+    system: str | None,
+    ignore: Sequence[str] = (),
+    notes: Notes | None = None,
 ) -> Row | None:
-    """The row that one record stands for; None where it has no target by its own marks (see `openr1`).
+    """The row that one record stands for; None where it has no target by its own marks, which the notes say.
 
     Args:
         record: The decoded record.
         where: `file:line`, for messages and for `Row.where`.
         format: A key of `FORMATS`, or "mapping".
-        columns: With "mapping", the fields that are the prompt, the completion and the system message.
+        columns: With "mapping", which fields are the prompt, the completion and so on; the others keep their names.
         system: System message for rows that have none.
+        ignore: Fields that are left unread whatever they mean.
+        notes: Gets what was read, left unread and decided.
 
     Raises:
-        UserError: A field is missing or mistyped, a supervised turn is empty, or no turn is supervised.
+        UserError: A field is missing, mistyped or refused, a supervised turn is empty, or no turn is supervised.
     """
-    turns = _mapped(record, columns, where) if format == "mapping" else FORMATS[format](record, where)
-    if not turns:
+    place = Place(where)
+    kept = {name: value for name, value in record.items() if name not in ignore}
+    place.ignored.update(name for name in ignore if holds(record.get(name)))
+    row = _row(kept, place, format, columns)
+    if notes is not None:
+        notes.add(place)
+    if row is None:
         return None
-    _check_targets(turns, where)
+    turns = row.turns
     if system is not None and turns[0].role not in ("system", "developer"):
         turns = (Turn("system", system), *turns)
-    source = record.get("source")
-    return Row(turns, where, source if isinstance(source, str) else "", _tools(record, where))
+    return Row(turns, where, row.source, row.tools)
 
 
-def _tools(record: Record, where: str) -> str:
-    tools = record.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except (ValueError, RecursionError):
-            raise UserError("field 'tools' is no JSON", where=where) from None
-    if tools is not None and not isinstance(tools, list):
-        raise UserError(f"field 'tools' is {json_type(tools)}, not a list", where=where)
-    return json.dumps(tools, ensure_ascii=False) if tools else ""
-
-
-def _mapped(record: Record, columns: Mapping[str, str], where: str) -> Turns:
-    for field in columns.values():
-        if not isinstance(record.get(field), list):
-            text_field(record, field, where)  # names the field as the file does
-    fields = {key: record[field] for key, field in columns.items()}
-    turns = prompt_completion(fields, where)
-    return (Turn("system", text_field(fields, "system", where)), *turns) if fields.get("system") else turns
+def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
+    schema: type[Schema] = PromptCompletion if format == "mapping" else FORMATS[format]
+    names = {field: key for key, field in columns.items()} if format == "mapping" else {}
+    read = schema.read(record, place, IN_RECORD, names)
+    if isinstance(read, Preference):
+        prompt, *answers = read.sides(place)
+        for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs
+            _check_targets(answer, place.where)
+        turns, source = (*prompt, *answers[PAIR.index(format)]), None
+    else:
+        assert isinstance(read, Demonstration)
+        turns, source = read.turns(place), read.source
+        if read.label is False and format != "multiple_choice":
+            place.said.add("rows are marked as bad answers; left out")
+            return None
+    if not turns:
+        return None
+    _check_targets(turns, place.where)
+    tools = json.dumps(read.tools, ensure_ascii=False) if read.tools else ""
+    return Row(turns, place.where, source if isinstance(source, str) else "", tools)
 
 
 def _check_targets(turns: Turns, where: str) -> None:
     if not any(turn.supervised for turn in turns):
         raise UserError("no assistant turn to learn from", where=where)
-    if any(
-        turn.supervised and not turn.content.strip() and '"tool_calls"' not in turn.fields for turn in turns
-    ):
-        raise UserError("the completion is empty", where=where, hint="remove the row, or give it a text")
-
-
-def _pair(prompt: str, completion: str) -> Turns:
-    return (Turn("user", prompt), Turn("assistant", completion, True))
-
-
-def _side(record: Record, side: str, where: str) -> Record:
-    for key in ("prompt", *PAIR):
-        if key not in record:
-            what = f"is no pair: field '{key}' is missing"
-            raise UserError(what, where=where, hint=f"has: {', '.join(map(str, record))}")
-    if record["chosen"] == record["rejected"]:
-        raise UserError("chosen and rejected are the same answer", where=where, hint="remove the pair")
-    return {"prompt": record["prompt"], "completion": record[side]}
-
-
-def _list_field(record: Record, key: str, where: str) -> list[Any]:
-    if key not in record:
-        raise UserError(f"field '{key}' is missing", where=where, hint=f"has: {', '.join(map(str, record))}")
-    value = record[key]
-    if not isinstance(value, list):
-        raise UserError(f"field '{key}' is {json_type(value)}, not a list", where=where)
-    if not value:
-        raise UserError(f"field '{key}' is empty", where=where)
-    return value
-
-
-def _messages(items: list[Any], field: str, where: str) -> Turns:
-    return read_messages(items, field, Place(where))
-
-
-def _marks(record: Record, key: str, count: int, where: str) -> list[Any] | None:
-    marks = record.get(key)
-    if marks is None:
-        return None
-    if not isinstance(marks, list) or len(marks) != count:
-        raise UserError(f"field '{key}' is not a list of {count} marks", where=where)
-    return marks
+    for turn in turns:
+        if turn.supervised and not turn.content.strip() and '"tool_calls"' not in turn.fields:
+            raise UserError("the completion is empty", where=where, hint="remove the row, or give it a text")

@@ -39,27 +39,32 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
 
 
-def text_lines(path: Path, *, torn_last: bool = False) -> Iterator[tuple[int, str]]:
+def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each line with its number from 1, line end kept; UserError for one longer than `LONGEST`, or see `open_bytes`."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+            if len(line) == LONGEST:
+                raise UserError(f"is longer than {LONGEST >> 20} MiB", where=f"{path}:{number}")
+            yield number, line
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Each line with its number from 1, line end kept, UTF-8 with or without a byte-order mark.
 
-    `torn_last` leaves out a last line that was cut off within a character.
-
     Raises:
-        UserError: A line is not UTF-8 or longer than `LONGEST`, or see `open_bytes`.
+        UserError: A line is not UTF-8, or see `byte_lines`.
     """
-    number, line = 0, b""
-    with open_bytes(path) as file:
-        try:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
-                if len(line) == LONGEST:
-                    raise UserError(f"is longer than {LONGEST >> 20} MiB", where=f"{path}:{number}")
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            if torn_last and not line.endswith(b"\n"):
-                return
-            raise UserError(
-                "is not UTF-8", where=f"{path}:{number}", hint="convert the file, for example with iconv"
-            ) from None
+    for number, line in byte_lines(path):
+        yield number, _decoded(line, number, path)
+
+
+def _decoded(line: bytes, number: int, path: Path) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            "is not UTF-8", where=f"{path}:{number}", hint="convert the file, for example with iconv"
+        ) from None
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
@@ -104,17 +109,26 @@ def read_jsonl(path: Path | str, *, torn_last: bool = False) -> Iterator[tuple[i
     Raises:
         UserError: A line is not one JSON object; `where` is `file:line`.
     """
-    path = Path(path)
-    for number, line in text_lines(path, torn_last=torn_last):
-        if not line.strip():
-            continue
-        try:
-            record = parse_object(line, f"{path}:{number}")
-        except UserError:
-            if torn_last and not line.endswith("\n"):
-                return
-            raise
+    for number, record in jsonl_records(path, torn_last=torn_last):
+        if isinstance(record, UserError):
+            raise record
         yield number, record
+
+
+def jsonl_records(
+    path: Path | str, *, torn_last: bool = False
+) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+    """As `read_jsonl`, with the error in place of a line that is no object, so that reading can continue."""
+    path = Path(path)
+    for number, line in byte_lines(path):
+        try:
+            text = _decoded(line, number, path)
+            if text.strip():
+                yield number, parse_object(text, f"{path}:{number}")
+        except UserError as error:
+            if torn_last and not line.endswith(b"\n"):
+                return
+            yield number, error
 
 
 def append_jsonl(path: Path | str, records: Iterable[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ decides whether the turn is a target. Whole records are left to `formats.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -15,8 +15,23 @@ from pydantic import PlainValidator, ValidationInfo
 
 from rectune.data.jsonl import json_type
 from rectune.data.rows import Turn
-from rectune.data.schema import JsonList, Names, Place, Schema, Text, place_of, text, truth
+from rectune.data.schema import (
+    JsonList,
+    Names,
+    Place,
+    Refusal,
+    Schema,
+    Text,
+    holds,
+    is_number,
+    json_list,
+    place_of,
+    text,
+    truth,
+)  # fmt: skip
 from rectune.errors import UserError, unknown_name
+
+Turns = tuple[Turn, ...]
 
 ROLES = {
     "system": "system", "developer": "developer", "user": "user", "human": "user", "assistant": "assistant",
@@ -32,16 +47,48 @@ CALLS = ("function_call", "tool_call")
 _PLAIN = {name: name for name in ("system", "developer", "user", "assistant", "tool")}
 """The names that are offered where one is misspelt."""
 
-MEDIA = "only text is trained on; remove these rows"
-_UNCLEAR = 'say "train": true or false on each assistant message instead'
-REFUSED = {
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios", "image_url"), MEDIA),
+_MEDIA = dict.fromkeys(
+    ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_path"),
+    Refusal("only text is trained on and sampled; remove these rows"),
+)
+_UNCLEAR = Refusal('say "train": true or false on each assistant message instead')
+IN_MESSAGE = {
+    **_MEDIA,
     **dict.fromkeys(("mask", "masked", "loss_mask", "train_detail", "training_detail"), _UNCLEAR),
-    **dict.fromkeys(("tools", "functions"), "give them as the row's field 'tools'"),
-    "refusal": "put its words into 'content'",
-    "label": "give it as the row's field 'label'",
+    **dict.fromkeys(("tools", "functions"), Refusal("give them as the row's field 'tools'")),
+    "refusal": Refusal("put its words into 'content'"),
+    "label": Refusal("give it as the row's field 'label'", lambda value: truth(value) is not None),
 }
-"""Fields that change what a message means and that are read nowhere, and what to do about each."""
+"""Fields of a message that change its meaning and are read nowhere."""
+
+_LEAVE = "or leave it unread with --rows.ignore"
+_WEIGHT = Refusal(
+    f"rows have no weights; remove or repeat rows, {_LEAVE}", lambda value: truth(value) is not True
+)
+_SCORE = Refusal(f"keep the rows with a good score and remove the field, {_LEAVE}", is_number)
+IN_RECORD = {
+    **_MEDIA,
+    **dict.fromkeys(
+        ("weight", "loss_weight", "sample_weight", "train", "training", "mask", "loss_mask"), _WEIGHT
+    ),
+    **dict.fromkeys(("score", "rating", "reward"), _SCORE),
+    **dict.fromkeys(("tools", "functions"), Refusal("remove it: nothing here could call a tool")),
+    **dict.fromkeys(
+        ("function_call", "tool_calls"), Refusal("give it on an assistant message of 'messages'")
+    ),
+    **dict.fromkeys(
+        ("reasoning_content", "thinking", "reasoning"),
+        Refusal(f"give it on the assistant's message, {_LEAVE}"),
+    ),
+    **dict.fromkeys(("system", "system_prompt"), Refusal(f"give it as the first message, {_LEAVE}")),
+    "history": Refusal(f"give it as messages, {_LEAVE}"),
+    **dict.fromkeys(("context", "passage"), Refusal(f"put its text into the question, {_LEAVE}")),
+    **dict.fromkeys(("choices", "options"), Refusal(f"put them into the question, {_LEAVE}")),
+    "label": Refusal(
+        f"remove the rows of bad answers, then the field, {_LEAVE}", lambda v: truth(v) is not None
+    ),
+}
+"""Fields of a whole record that change its meaning, for schemas that do not read them."""
 
 
 def _content(value: object, info: ValidationInfo) -> str:
@@ -53,7 +100,9 @@ def _content(value: object, info: ValidationInfo) -> str:
         kind = part.get("type", "text") if isinstance(part, Mapping) else json_type(part)
         if kind != "text" or not isinstance(part.get("text"), str):
             name = place.name(info)[1:-1]
-            raise UserError(f"'{name}[{i}]' is no text but {kind}", where=place.where, hint=MEDIA)
+            raise UserError(
+                f"'{name}[{i}]' is no text but {kind}", where=place.where, hint=_MEDIA["image"].hint
+            )
         words.append(part["text"])
     return "".join(words)
 
@@ -96,7 +145,7 @@ def read_messages(items: list[Any], field: str, place: Place) -> tuple[Turn, ...
     Raises:
         UserError: A message lacks its role or words, has a field that cannot be honoured, or an unknown speaker.
     """
-    return tuple(read_message(item, replace(place, path=f"{field}[{i}].")) for i, item in enumerate(items))
+    return tuple(read_message(item, place.inside(f"{field}[{i}].")) for i, item in enumerate(items))
 
 
 def read_message(item: object, place: Place) -> Turn:
@@ -104,7 +153,7 @@ def read_message(item: object, place: Place) -> Turn:
     here = place.path[:-1]
     if not isinstance(item, Mapping):
         raise UserError(f"field '{here}' is {json_type(item)}, not an object", where=place.where)
-    message = Message.read(item, place, REFUSED)
+    message = Message.read(item, place, IN_MESSAGE)
     if message.role not in ROLES:
         kind = "role" if item.get("role") is not None else "speaker"
         raise unknown_name(kind, message.role, _PLAIN if kind == "role" else ROLES, where=place.where)
@@ -122,12 +171,100 @@ def read_message(item: object, place: Place) -> Turn:
         raise UserError(f"'{here}' has tool calls, but is no assistant's message", where=place.where)
     thinking = message.reasoning_content
     fields = {
-        "reasoning_content": "" if thinking.strip() and thinking.strip() in (content or "") else thinking,
+        "reasoning_content": "" if thinking.strip() in (content or "") else thinking,
         "tool_calls": calls,
         "name": message.name,
         "tool_call_id": message.tool_call_id,
     }
     return Turn(role, content or "", role == "assistant" and message.train is not False, dump(fields))
+
+
+def _words(value: object, info: ValidationInfo) -> str | Turns:
+    """A text as it is, or messages."""
+    if not isinstance(value, list):
+        return text(value, info)
+    place = place_of(info)
+    return read_messages(value, place.name(info)[1:-1], place)
+
+
+def _conversation(value: object, info: ValidationInfo) -> Turns:
+    place, items = place_of(info), json_list(value, info)
+    if not holds(items):
+        raise UserError(f"field {place.name(info)} is empty", where=place.where)
+    return read_messages(list(items), place.name(info)[1:-1], place)
+
+
+def _history(value: object, info: ValidationInfo) -> Turns:
+    """Earlier turns: pairs of what was asked and answered, or messages."""
+    place, turns = place_of(info), list[Turn]()
+    for i, item in enumerate(json_list(value, info)):
+        if isinstance(item, Mapping):
+            turns.append(read_message(item, place.inside(f"history[{i}].")))
+        elif isinstance(item, list) and len(item) == 2 and all(isinstance(words, str) for words in item):
+            turns += [Turn("user", item[0]), Turn("assistant", item[1])]
+        else:
+            what = f"field 'history[{i}]' is neither a pair of texts nor a message"
+            raise UserError(what, where=place.where)
+    return unsupervised(turns)
+
+
+def _context(value: object, info: ValidationInfo) -> str:
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return "\n\n".join(value)
+    return text(value, info)
+
+
+def unsupervised(turns: Iterable[Turn]) -> Turns:
+    return tuple(replace(turn, supervised=False) for turn in turns)
+
+
+Words = Annotated[str | tuple[Turn, ...], PlainValidator(_words)]
+Conversation = Annotated[tuple[Turn, ...], PlainValidator(_conversation)]
+
+
+class Question(Schema):
+    """What any record with a question may have besides."""
+
+    system: Annotated[Text, Names("system", "system_prompt")] = ""
+    """System message."""
+    history: Annotated[tuple[Turn, ...], PlainValidator(_history)] = ()
+    """Earlier turns, as pairs of question and answer or as messages; not targets."""
+    context: Annotated[str, PlainValidator(_context), Names("context", "passage")] = ""
+    """Text that the question is about; put above it, after a blank line."""
+
+    def prompt_turns(self, prompt: str | Turns, where: str) -> Turns:
+        """The conversation up to the answer; what `prompt` already holds is not put in front of it again.
+
+        Raises:
+            UserError: A context, a history or another system message beside a prompt that is messages.
+        """
+        if isinstance(prompt, str):
+            words = f"{self.context}\n\n{prompt}" if self.context.strip() not in prompt else prompt
+            turns: Turns = (*self.history, Turn("user", words))
+        else:
+            for name in ("context", "history"):
+                if getattr(self, name):
+                    what = f"field '{name}' cannot be put in front of a prompt that is messages"
+                    raise UserError(what, where=where, hint="make it part of the messages")
+            turns = unsupervised(prompt)
+        return with_system(turns, self.system, where)
+
+
+def with_system(turns: Turns, system: str, where: str) -> Turns:
+    """The turns behind a system message; UserError where they begin with another one."""
+    if not system:
+        return turns
+    if turns and turns[0].role in ("system", "developer"):
+        if turns[0].content.strip() == system.strip():
+            return turns
+        raise UserError("has two system messages that differ", where=where, hint="keep one")
+    return (Turn("system", system), *turns)
+
+
+def answer_turn(content: str, reasoning: str) -> Turn:
+    """A supervised answer with its thinking, unless the words already have it."""
+    thinking = "" if reasoning.strip() in content else reasoning
+    return Turn("assistant", content, True, dump({"reasoning_content": thinking}))
 
 
 def dump(fields: Mapping[str, Any]) -> str:

@@ -1,45 +1,131 @@
-"""Pairs of a better and a worse answer, read from JSON Lines as `rectune select --for dpo` writes them.
+"""A better and a worse answer to one prompt: how records say them, and where the prompt ends and the answers begin.
 
-Making pairs is left to `selection.py`, rows to `reading.py`.
+The prompt is a field of its own, or the common start of two whole conversations, or both; texts in the form of
+Anthropic's HH (`\\n\\nHuman: ... \\n\\nAssistant: ...`) are conversations. Files are left to `reading.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rectune.data.formats import prompt_completion, text_field
-from rectune.data.jsonl import read_jsonl
-from rectune.data.rows import Pair
+from pydantic import PlainValidator, ValidationInfo
+
+from rectune.data.messages import (
+    Conversation,
+    Question,
+    Turns,
+    Words,
+    read_message,
+    read_messages,
+    unsupervised,
+)
+from rectune.data.rows import Turn
+from rectune.data.schema import JsonList, Names, Place, Text, place_of, text
 from rectune.errors import UserError
 
-
-def read_pairs(path: Path | str) -> list[Pair]:
-    """The pairs of a `.jsonl` file, one object a line.
-
-    Fields: `prompt`, a text or messages up to the assistant's turn; `chosen` and `rejected`, texts.
-
-    Raises:
-        UserError: A line is malformed, lacks a field, or prefers an answer to itself; or the file has no pair. `where`
-            is `file:line`.
-    """
-    pairs = [_pair(record, f"{path}:{number}") for number, record in read_jsonl(path)]
-    if not pairs:
-        raise UserError("has no pairs", where=path)
-    return pairs
+_HH = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def _pair(record: Mapping[str, Any], where: str) -> Pair:
-    chosen, rejected = (text_field(record, name, where) for name in ("chosen", "rejected"))
-    for name, text in (("chosen", chosen), ("rejected", rejected)):
-        if not text.strip():
-            raise UserError(f"field '{name}' is empty", where=where)
-    if chosen == rejected:
-        raise UserError("chosen and rejected are the same answer", where=where, hint="remove the line")
-    if "prompt" not in record:
-        raise UserError("field 'prompt' is missing", where=where, hint=f"has: {', '.join(record)}")
-    *prompt, _ = prompt_completion({"prompt": record["prompt"], "completion": chosen}, where)
-    if not prompt or prompt[-1].role == "assistant":
-        raise UserError("field 'prompt' does not end with a turn to answer", where=where)
-    return Pair(tuple(prompt), chosen, rejected, where)
+def _side(value: object, info: ValidationInfo) -> str | Turns:
+    """A text, one message, or messages."""
+    place = place_of(info)
+    name = place.name(info)[1:-1]
+    if isinstance(value, Mapping):
+        return (read_message(value, place.inside(f"{name}.")),)
+    if isinstance(value, list):
+        return read_messages(value, name, place)
+    return text(value, info)
+
+
+Side = Annotated[str | tuple[Turn, ...], PlainValidator(_side)]
+
+
+class Preference(Question):
+    """A pair: two answers to one prompt."""
+
+    chosen: Side
+    """The better answer: a text, a message, or messages, with or without the prompt in front."""
+    rejected: Side
+    """The worse answer, in the same form."""
+    prompt: Annotated[Words | None, Names("prompt", "question", "instruction")] = None
+    """What is answered, a text or messages; may be missing where both answers hold the whole conversation."""
+    input: Text = ""
+    """Put below the prompt, after a blank line."""
+    conversations: Annotated[Conversation | None, Names("conversations", "messages")] = None
+    """What is answered, as messages, where there is no prompt."""
+    tools: Annotated[JsonList, Names("tools", "functions")] = ()
+    """Tools that the chat template is given."""
+
+    def sides(self, place: Place) -> tuple[Turns, Turns, Turns]:
+        """The turns of the prompt, of the better answer and of the worse one.
+
+        Raises:
+            UserError: The answers are the same or empty, there is no prompt, or it is not their start.
+        """
+        sides = [_turns(side) for side in (self.chosen, self.rejected)]
+        if sides[0] == sides[1]:
+            raise UserError(
+                "chosen and rejected are the same answer", where=place.where, hint="remove the pair"
+            )
+        common = 0
+        if any(turn.role == "user" for side in sides for turn in side):
+            pairs = zip(*map(unsupervised, sides), strict=False)
+            common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(map(len, sides)))
+            common = min(common, *(len(side) - 1 for side in sides))
+        for name, side in (("chosen", sides[0][common:]), ("rejected", sides[1][common:])):
+            if side[0].role != "assistant":
+                what = f"'{name}' does not begin with an answer behind what both have in common"
+                raise UserError(what, where=place.where)
+            if not any(turn.content.strip() or turn.fields for turn in side):
+                raise UserError(f"field '{name}' is empty", where=place.where)
+        prompt = self._joined(unsupervised(sides[0][:common]), place)
+        if not prompt or prompt[-1].role == "assistant":
+            raise UserError("field 'prompt' does not end with a turn to answer", where=place.where)
+        return prompt, sides[0][common:], sides[1][common:]
+
+    def _joined(self, start: Turns, place: Place) -> Turns:
+        """The prompt, said by a field of its own, by the common start of the answers, or by both alike."""
+        own = self.conversations if self.prompt is None else self.prompt
+        if self.conversations is not None and (start or self.prompt is not None):
+            place.read.discard("messages")
+            place.ignored.add("messages")
+            own = self.prompt
+        if own is None:
+            if not start:
+                hint = "give it, or whole conversations as chosen and rejected"
+                raise UserError("field 'prompt' is missing", where=place.where, hint=hint)
+            return self.prompt_turns(start, place.where)
+        if isinstance(own, str) and _HH.match(own):
+            given = unsupervised(turn for turn in _turns(own) if turn.content)
+        elif isinstance(own, str) and self.input:
+            given = self.prompt_turns(f"{own}\n\n{self.input}", place.where)
+        else:
+            given = self.prompt_turns(own, place.where)
+        said, known = ([(t.role, t.content.strip()) for t in turns] for turns in (given, start))
+        if not start:
+            return given
+        if said[-len(known) :] == known:
+            return (*given[: -len(known)], *start)
+        if all(turn in known for turn in said):
+            return start
+        what = "field 'prompt' is not what chosen and rejected begin with"
+        raise UserError(what, where=place.where, hint="remove it, or remove the question from the answers")
+
+
+def _turns(side: str | Turns) -> Turns:
+    """An answer, or the conversation that it stands in, as turns; the assistant's are supervised."""
+    if not isinstance(side, str):
+        return side
+    marks = list(_HH.finditer(side))
+    if not marks or marks[0].start() != 0:
+        return (Turn("assistant", side, True),)
+    ends = [mark.start() for mark in marks[1:]] + [len(side)]
+    turns = (
+        Turn(
+            "user" if mark[1] == "Human" else "assistant", side[mark.end() : end].strip(), mark[1] != "Human"
+        )
+        for mark, end in zip(marks, ends, strict=True)
+    )
+    return tuple(turn for turn in turns if turn.content or turn.role == "assistant")

@@ -5,83 +5,181 @@ Known benchmarks and their prompts are left to `evaluation/benchmarks.py`, judgi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rectune.data.formats import messages, text_field
-from rectune.data.jsonl import json_type, read_jsonl
-from rectune.data.rows import Problem, Turn
+from pydantic import PlainValidator, ValidationInfo
+
+from rectune.data.faults import Faults
+from rectune.data.jsonl import jsonl_records
+from rectune.data.messages import IN_RECORD, Conversation, Question, Turns, Words
+from rectune.data.multiple_choice import Choices, right_choice
+from rectune.data.rows import Problem
+from rectune.data.schema import Names, Notes, Place, Record, Text, place_of
 from rectune.errors import UserError
 
-_QUESTIONS = ("prompt", "question", "problem")
+log = logging.getLogger("rectune")
+
+FOR_THE_GRADER = (
+    "tolerance", "unit", "multiple", "tests", "test", "test_list", "test_imports", "test_setup_code", "entry_point",
+    "input_output",
+)  # fmt: skip
+"""Fields of a problem that are handed to the grader in `extra`."""
+
+
+def _extra(value: object, info: ValidationInfo) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise place_of(info).wrong(info, value, "an object")
+    return value
+
+
+def _gold(value: object, info: ValidationInfo) -> str | list[str] | int:
+    if isinstance(value, list) and value:
+        return [_one(item, info) for item in value]
+    return value if isinstance(value, int) and not isinstance(value, bool) else _one(value, info)
+
+
+def _one(value: object, info: ValidationInfo) -> str:
+    place = place_of(info)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise place.wrong(info, value, "text or a number")
+    lines = str(value).rsplit("\n", 1)
+    answer = (lines[-1][4:] if lines[-1].startswith("####") else str(value)).strip()
+    if not answer:
+        raise UserError(f"field {place.name(info)} is empty", where=place.where)
+    return answer
+
+
+def _id(value: object, info: ValidationInfo) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise place_of(info).wrong(info, value, "text")
+    return str(value)
+
+
+class ProblemRecord(Question):
+    """A problem, as `rectune sample` and `rectune eval` read it."""
+
+    answer: Annotated[Any, PlainValidator(_gold)] = None
+    """The gold answer: a text, a number, or a list of which any counts; of a GSM8K answer what follows `####`."""
+    prompt: Annotated[Words | None, Names("prompt", "question", "problem", "question_stem")] = None
+    """What is asked, a text or messages."""
+    messages: Conversation | None = None
+    """What is asked, as messages; assistant messages at the end are left to the model."""
+    choices: Annotated[Choices | None, Names("choices", "options")] = None
+    """Put below the question with letters; the gold answer is then the letter or the text of the right one."""
+    answerKey: Annotated[Any, Names("answerKey", "answer_key", "answer_idx", "answer_index")] = None
+    """The right choice, where `answer` does not say it."""
+    problem_id: Annotated[str, PlainValidator(_id)] = ""
+    """Unique in the file; else the line's number."""
+    grader: Text = "math"
+    """math, exact, expression or code."""
+    extra: Annotated[dict[str, Any], PlainValidator(_extra)] = {}  # noqa: RUF012  (pydantic copies it)
+    """What else the grader needs."""
+    tolerance: Any = None
+    """Handed to the grader in `extra`, as the following are."""
+    unit: Any = None
+    """Unit of the gold answer."""
+    multiple: Any = None
+    """Whether all of the gold answers are asked for."""
+    tests: Any = None
+    """Tests of a program."""
+    test: Any = None
+    """Tests of a program."""
+    test_list: Any = None
+    """Tests of a program."""
+    test_imports: Any = None
+    """Imports of the tests."""
+    test_setup_code: Any = None
+    """Set-up of the tests."""
+    entry_point: Any = None
+    """Function that the tests call."""
+    input_output: Any = None
+    """Inputs and outputs of a program."""
+
+    def problem(self, number: str, record: Record, place: Place) -> Problem:
+        """The problem, whose id is `number` where it has none."""
+        gold: Any = self.answer if isinstance(self.answer, list | None) else str(self.answer)
+        turns = self._asked(place)
+        if self.choices is not None:
+            index = right_choice(
+                self.choices, {"answer": self.answer, "answerKey": self.answerKey}, place.where
+            )
+            if index is None:
+                raise UserError("does not say which choice is right", where=place.where)
+            gold = list(dict.fromkeys((self.choices.letter(index), self.choices.texts[index])))
+        if gold is None:
+            hint = f"has: {', '.join(record)}"
+            raise UserError("field 'answer' is missing", where=place.where, hint=hint)
+        return Problem(
+            self.problem_id or number, turns, gold, self.grader, place.where, self._for_grader(place)
+        )
+
+    def _asked(self, place: Place) -> Turns:
+        own = self.prompt if self.messages is None or isinstance(self.prompt, tuple) else self.messages
+        if own is None:
+            hint = "expected one of prompt, question, problem or messages"
+            raise UserError("has no question", where=place.where, hint=hint)
+        if self.choices is not None:
+            if not isinstance(own, str):
+                what = "field 'choices' cannot be put below a question that is messages"
+                raise UserError(what, where=place.where, hint="make them part of the messages")
+            own = self.choices.ask(own)
+        turns = self.prompt_turns(own, place.where)
+        while turns and turns[-1].role == "assistant":  # the answer is for the model to write
+            turns = turns[:-1]
+        if not turns:
+            raise UserError("field 'messages' asks nothing", where=place.where)
+        return turns
+
+    def _for_grader(self, place: Place) -> dict[str, Any] | None:
+        extra = dict(self.extra)
+        for name in FOR_THE_GRADER:
+            value = getattr(self, name)
+            if value is not None and extra.setdefault(name, value) != value:
+                raise UserError(
+                    f"fields '{name}' and 'extra.{name}' differ", where=place.where, hint="keep one"
+                )
+        return extra or None
 
 
 def read_problems(path: Path | str) -> list[Problem]:
-    """The problems of a `.jsonl` file, one object a line.
+    """The problems of a `.jsonl` file, one object a line; the fields are those of `ProblemRecord`.
 
-    Fields: `prompt` (a text or messages), `question`, `problem` or `messages`; `answer`, a text, a number or
-    a list of them (a GSM8K answer counts from its `####` on); optional `problem_id` (else the line's number),
-    `grader` (else "math") and `extra` (an object for the grader).
+    Says in the log ("rectune") which fields were left unread, and each faulty line.
 
     Raises:
         UserError: A line is malformed, lacks a field, or repeats a problem_id; or the file has no problem.
     """
-    problems: list[Problem] = []
-    seen: dict[str, str] = {}
-    for number, record in read_jsonl(path):
-        problem = _problem(record, str(number), f"{path}:{number}")
-        if problem.problem_id in seen:
-            first = seen[problem.problem_id]
-            raise UserError(f"repeats the problem_id '{problem.problem_id}' of {first}", where=problem.where)
-        seen[problem.problem_id] = problem.where
-        problems.append(problem)
+    notes, faults = Notes(), Faults(str(path))
+    problems = [
+        found for found in problems_of(path, notes) if isinstance(found, Problem) or faults.add(found)
+    ]
+    faults.settle(len(problems) + faults.count)
     if not problems:
         raise UserError("has no problems", where=path)
+    notes.say(str(path))
     return problems
 
 
-def _problem(record: Mapping[str, Any], number: str, where: str) -> Problem:
-    if "answer" not in record:
-        raise UserError("field 'answer' is missing", where=where, hint=f"has: {', '.join(record)}")
-    extra = record.get("extra")
-    if extra is not None and not isinstance(extra, dict):
-        raise UserError(f"field 'extra' is {json_type(extra)}, not an object", where=where)
-    grader = text_field(record, "grader", where) if "grader" in record else "math"
-    name = record.get("problem_id", number)
-    if not isinstance(name, str | int):
-        raise UserError(f"field 'problem_id' is {json_type(name)}, not text", where=where)
-    return Problem(str(name), _prompt(record, where), _answer(record["answer"], where), grader, where, extra)
-
-
-def _prompt(record: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
-    if isinstance(record.get("prompt"), list):
-        record = {"messages": record["prompt"]}
-    if "messages" in record:
-        turns = [Turn(turn.role, turn.content) for turn in messages(record, where)]
-        while turns and turns[-1].role == "assistant":  # the answer is for the model to write
-            turns.pop()
-        if not turns:
-            raise UserError("field 'messages' asks nothing", where=where)
-        return tuple(turns)
-    for key in _QUESTIONS:
-        if key in record:
-            return (Turn("user", text_field(record, key, where)),)
-    raise UserError(
-        "has no question", where=where, hint=f"expected one of {', '.join(_QUESTIONS)} or messages"
-    )
-
-
-def _answer(value: object, where: str) -> str | list[str]:
-    if isinstance(value, list) and value:
-        return [_one_answer(item, where) for item in value]
-    return _one_answer(value, where)
-
-
-def _one_answer(value: object, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"field 'answer' is {json_type(value)}, not text or a number", where=where)
-    answer = str(value).rpartition("####")[2].strip()
-    if not answer:
-        raise UserError("field 'answer' is empty", where=where)
-    return answer
+def problems_of(path: Path | str, notes: Notes) -> Iterator[Problem | UserError]:
+    """Each problem of a file, or what is wrong with it."""
+    seen: dict[str, str] = {}
+    for number, record in jsonl_records(path):
+        if isinstance(record, UserError):
+            yield record
+            continue
+        place = Place(f"{path}:{number}")
+        try:
+            problem = ProblemRecord.read(record, place, IN_RECORD).problem(str(number), record, place)
+            if problem.problem_id in seen:
+                first = seen[problem.problem_id]
+                what = f"repeats the problem_id '{problem.problem_id}' of {first}"
+                raise UserError(what, where=place.where)
+        except UserError as error:
+            yield error
+            continue
+        seen[problem.problem_id] = place.where
+        notes.add(place)
+        yield problem

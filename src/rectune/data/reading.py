@@ -12,7 +12,8 @@ import itertools
 import json
 import logging
 import os
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
 from rectune.config import DataConfig
+from rectune.data.faults import Faults
 from rectune.data.formats import FORMATS, check_columns, detect_format, to_row
 from rectune.data.rows import Row, Turn
+from rectune.data.schema import Notes
 from rectune.data.sources import Records, open_source
 from rectune.errors import UserError, unknown_name
 
@@ -41,7 +44,7 @@ FEATURES = datasets.Features(
 )  # fmt: skip
 """Columns of the rows on disk: a Row's fields, and 64 bits that equal rows share."""
 
-_VERSION = 2  # of the cached files; raise it when a converter changes what it writes
+_VERSION = 3  # of the cached files; raise it when a converter changes what it writes
 _LOOK = 20  # records that the format is told from
 
 
@@ -53,36 +56,83 @@ def default_cache() -> Path:
 def read_rows(source: str, *, options: DataConfig, cache_dir: Path | None = None) -> datasets.Dataset:
     """The rows of `source` as a memory-mapped dataset; `row_at` gives one of them as a `Row`.
 
-    Says the format, the number of rows and of duplicates in the log ("rectune").
+    Says in the log ("rectune") the format, the number of rows and of duplicates, and what was left unread.
 
     Args:
-        source: A `.jsonl`, `.json`, `.csv` or `.parquet` file (`.gz` too), a folder of them, or a hub dataset
-            id (`owner/name`, or `owner/name:config`).
-        options: Format, mapped columns, system message and split. `holdout` and `limit` are left to the
-            caller, see `order.py`.
+        source: A `.jsonl`, `.json`, `.csv`, `.parquet` or `.arrow` file (`.gz` too), a folder of them, a folder of
+            `save_to_disk`, or a hub dataset id (`owner/name`, or `owner/name:config`; so for folders).
+        options: Format, mapped columns, ignored fields, system message and split. `holdout` and `limit` are left to
+            the caller, see `order.py`.
         cache_dir: Folder for the Arrow files; `default_cache()` where it is None.
 
     Raises:
-        UserError: Anything wrong with the source or one of its records; `where` is `file:line`.
+        UserError: Anything wrong with the source or one of its records; `where` is `file:line`. All faulty records
+            are then named in the log.
     """
+    return intake(source, options=options, cache_dir=cache_dir).settle(options)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What came of reading a source: rows on disk, and what there is to say about them.
+
+    Attributes:
+        source: As the user wrote it.
+        format: Told or given.
+        rows: How many records became rows.
+        dataset: The rows; None where there is none, or there are faults that are not to be skipped.
+        faults: Records that cannot be used.
+    """
+
+    source: str
+    format: str
+    rows: int
+    dataset: datasets.Dataset | None
+    notes: Notes
+    faults: Faults
+
+    def settle(self, options: DataConfig) -> datasets.Dataset:
+        """Say it all in the log, and hand over the rows.
+
+        Raises:
+            UserError: There are faulty records that are not to be skipped, or no row.
+        """
+        hint = "mend or remove them, or leave them out with --rows.skip-bad-rows"
+        self.faults.settle(self.rows + self.faults.count, skip=options.skip_bad_rows, hint=hint)
+        self.notes.say(self.source)
+        if self.dataset is None:
+            raise UserError("has no row with a target", where=self.source)
+        told = " (told from its first rows)" if options.format == "auto" and self.format != "mapping" else ""
+        log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, told)
+        if duplicates := count_duplicates(self.dataset):
+            log.warning("%s: %s rows repeat an earlier one; kept", self.source, f"{duplicates:,}")
+        return self.dataset
+
+
+def intake(source: str, *, options: DataConfig, cache_dir: Path | None = None) -> Intake:
+    """Read a source as `read_rows` does, but leave it to the caller what its faulty records mean."""
     records = open_source(source, split=options.split)
     format = _resolve_format(records, options)
     columns = {} if format != "mapping" else options.columns
-    key = _key(_VERSION, records.fingerprint, format, columns, options.system)
+    key = _key(_VERSION, records.fingerprint, format, columns, options.system, sorted(options.ignore))
     folder = (cache_dir or default_cache()) / "rows" / key
-    path, notes = folder / "rows.arrow", folder / "notes.json"
+    path, kept = folder / "rows.arrow", folder / "notes.json"
     if not path.exists():
+        notes, faults = Notes(), Faults(source)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"rows.arrow.{os.getpid()}"
         try:
-            skipped = _write(part, records, format, columns, options.system)
-            notes.write_text(json.dumps({"skipped": skipped}))
+            rows = _write(part, records, format, options, notes, faults)
+            if not rows or (faults.count and not options.skip_bad_rows):
+                return Intake(source, format, rows, None, notes, faults)
+            kept.write_text(json.dumps({"notes": vars(notes), "faults": [faults.count, faults.first]}))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+    found = json.loads(kept.read_text())
+    notes = Notes(**{name: Counter(counts) for name, counts in found["notes"].items()})
     dataset = datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
-    _say(source, format, options, len(dataset), count_duplicates(dataset), json.loads(notes.read_text()))
-    return dataset
+    return Intake(source, format, len(dataset), dataset, notes, Faults(source, *found["faults"]))
 
 
 def row_at(dataset: datasets.Dataset, index: int) -> Row:
@@ -103,12 +153,14 @@ def count_duplicates(dataset: datasets.Dataset) -> int:
 
 
 def _resolve_format(records: Records, options: DataConfig) -> str:
-    look = list(itertools.islice(records, _LOOK))
+    first = list(itertools.islice(records.start(), _LOOK))
+    look = [(where, record) for where, record in first if not isinstance(record, UserError)]
     if not look:
-        raise UserError("has no rows", where=records.name)
-    where, first = look[0]
+        wrong = next((record for _, record in first if isinstance(record, UserError)), None)
+        raise wrong or UserError("has no rows", where=records.name)
+    where, first_record = look[0]
     if options.format == "mapping" or (options.format == "auto" and options.columns):
-        check_columns(options.columns, first, where)
+        check_columns(options.columns, first_record, where)
         return "mapping"
     if options.columns:
         raise UserError(
@@ -123,20 +175,26 @@ def _resolve_format(records: Records, options: DataConfig) -> str:
     return options.format
 
 
-def _write(path: Path, records: Records, format: str, columns: dict[str, str], system: str | None) -> int:
-    """Write all rows; returns how many records were left out because nothing in them is a target."""
-    skipped = 0
+def _write(
+    path: Path, records: Records, format: str, options: DataConfig, notes: Notes, faults: Faults
+) -> int:
+    """Write the rows that can be used, and note the others; returns how many were written."""
+    columns = options.columns if format == "mapping" else {}
     with ArrowWriter(features=FEATURES, path=str(path), writer_batch_size=1000) as writer:
-        for where, record in records:
-            row = to_row(record, where, format=format, columns=columns, system=system)
-            if row is None:
-                skipped += 1
-            else:
-                writer.write(_stored(row))
+        for where, record in records.start():
+            try:
+                if isinstance(record, UserError):
+                    raise record
+                row = to_row(
+                    record, where, format=format, columns=columns, system=options.system, ignore=options.ignore,
+                    notes=notes,
+                )  # fmt: skip
+                if row is not None:
+                    writer.write(_stored(row))
+            except UserError as error:
+                faults.add(error)
         rows, _ = writer.finalize()
-    if rows == 0:
-        raise UserError("has no row with a target", where=records.name)
-    return skipped
+    return int(rows)
 
 
 def _stored(row: Row) -> dict[str, Any]:
@@ -148,19 +206,6 @@ def _stored(row: Row) -> dict[str, Any]:
         raise UserError("a text holds half of a surrogate pair", where=row.where) from None
     digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big", signed=True)
     return {"turns": turns, "where": row.where, "source": row.source, "tools": row.tools, "digest": digest}
-
-
-def _say(
-    source: str, format: str, options: DataConfig, rows: int, duplicates: int, notes: dict[str, int]
-) -> None:
-    how = " (told from its first rows)" if options.format == "auto" and format != "mapping" else ""
-    log.info("%s: %s rows, format %s%s", source, f"{rows:,}", format, how)
-    if duplicates:
-        log.warning("%s: %s rows repeat an earlier one; kept", source, f"{duplicates:,}")
-    if notes["skipped"]:
-        log.warning(
-            "%s: %s rows without a generation marked correct; left out", source, f"{notes['skipped']:,}"
-        )
 
 
 def _key(*parts: Any) -> str:

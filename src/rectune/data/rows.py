@@ -1,4 +1,4 @@
-"""What the stages of rectune hand to each other: rows, problems, samples and pairs.
+"""What the stages of rectune hand to each other: rows, problems and samples.
 
 Plain frozen dataclasses without behaviour beyond reading and writing one JSON object. How foreign
 formats become rows is in `formats.py`; how rows become token ids is in `encoding.py`.
@@ -99,13 +99,3 @@ class Sample:
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     format: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A better and a worse answer to one prompt, for DPO."""
-
-    prompt: tuple[Turn, ...]
-    chosen: str
-    rejected: str
-    where: str = ""

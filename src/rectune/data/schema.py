@@ -7,12 +7,15 @@ unread. Which formats there are is in `formats.py`, what a message of a conversa
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
@@ -21,6 +24,7 @@ from rectune.data.jsonl import json_type
 from rectune.errors import UserError
 
 Record = Mapping[str, Any]
+log = logging.getLogger("rectune")
 
 
 @dataclass
@@ -43,8 +47,16 @@ class Notes:
         self.ignored.update(place.ignored)
         self.said.update(place.said)
 
+    def say(self, source: str) -> None:
+        """Put what was left unread or decided into the log."""
+        for said, rows in sorted(self.said.items()):
+            log.warning("%s: %s %s", source, f"{rows:,}", said)
+        if self.ignored:
+            fields = ", ".join(f"{name} ({rows:,} rows)" for name, rows in sorted(self.ignored.items()))
+            log.info("%s: fields left unread: %s", source, fields)
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class Place:
     """Where a value stands, and what is noted about the record it belongs to.
 
@@ -61,13 +73,17 @@ class Place:
     ignored: set[str] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
 
+    def inside(self, path: str) -> Place:
+        """A place within this one, with the same notes."""
+        return Place(self.where, path, {}, self.read, self.ignored, self.said)
+
     def name(self, info: ValidationInfo) -> str:
         """How the record calls the field that is validated."""
         return f"'{self.path}{self.names.get(str(info.field_name), info.field_name)}'"
 
     def mark(self, names: set[str], name: str) -> None:
         """Add a field to one of the sets, elements of a list as one."""
-        names.add(re.sub(r"\[\d+\]", "[]", self.path) + name)
+        names.add(_unnumbered(self.path) + name)
 
     def wrong(self, info: ValidationInfo, value: object, expected: str) -> UserError:
         """The error for a value of another type."""
@@ -98,23 +114,28 @@ def text(value: object, info: ValidationInfo) -> str:
 
 def json_list(value: object, info: ValidationInfo) -> list[Any]:
     """A list, also one that is written as JSON text (an object is a list of one); "" and "[]" are empty."""
-    place = place_of(info)
+    listed = value
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except (ValueError, RecursionError):
-            raise UserError(f"field {place.name(info)} is no JSON", where=place.where) from None
-    if isinstance(value, Mapping):
-        return [value]
-    if not isinstance(value, list):
-        raise place.wrong(info, value, "a list")
-    return value
+        with suppress(ValueError, RecursionError):
+            listed = json.loads(value) if value.strip() else []
+    if isinstance(listed, Mapping):
+        return [listed]
+    if not isinstance(listed, list):
+        raise place_of(info).wrong(info, value, "a list")
+    return listed
 
 
 Text = Annotated[str, PlainValidator(text)]
 JsonList = Annotated[Sequence[Any], PlainValidator(json_list)]
 
 Kind = TypeVar("Kind", bound="Schema")
+
+
+class Refusal(NamedTuple):
+    """A field that changes what a record means, where no schema reads it: what to do, and which values say anything."""
+
+    hint: str
+    when: Callable[[object], bool] = lambda value: True
 
 
 class Schema(BaseModel):
@@ -133,7 +154,13 @@ class Schema(BaseModel):
         return [names_of(name, info) for name, info in cls.model_fields.items() if info.is_required()]
 
     @classmethod
-    def read(cls: type[Kind], record: Record, place: Place, refused: Mapping[str, str]) -> Kind:
+    def read(
+        cls: type[Kind],
+        record: Record,
+        place: Place,
+        refused: Mapping[str, Refusal],
+        mapped: Mapping[str, str] = MappingProxyType({}),
+    ) -> Kind:
         """The record as this schema, its unread fields noted in `place`.
 
         Args:
@@ -141,14 +168,17 @@ class Schema(BaseModel):
             place: Where it stands.
             refused: Names that change what a record means, and what to do about each; those that this schema does not
                 read are refused if they hold something.
+            mapped: For names of the record that the user has mapped, the field of the schema.
 
         Raises:
             UserError: A field is missing, mistyped, refused, or given under two names with two values.
         """
-        known, given, names = cls.names(), dict[str, Any](), dict[str, str]()
+        known = {**cls.names(), **mapped} if mapped else cls.names()
+        taken = set(mapped.values())
+        given, names = dict[str, Any](), dict[str, str]()
         for name, value in record.items():
             key = known.get(name)
-            if key is None:
+            if key is None or (key in taken and name not in mapped):
                 if holds(value):
                     _refuse(name, value, place, refused)
                     place.mark(place.ignored, name)
@@ -159,9 +189,17 @@ class Schema(BaseModel):
                 given[key], names[key] = value, name
                 place.mark(place.read, name)
         try:
-            return cls.model_validate(given, context=replace(place, names=names))
-        except ValidationError as error:
-            raise _missing(cls, str(error.errors()[0]["loc"][0]), record, place) from None
+            place.names = names
+            return cls.model_validate(given, context=place)
+        except ValidationError as error:  # the validators raise UserErrors of their own
+            key = str(error.errors()[0]["loc"][0])
+            missing = next((name for name, field in mapped.items() if field == key), None)
+            raise _missing(missing or names_of(key, cls.model_fields[key])[0], record, place) from None
+
+
+@lru_cache(maxsize=1024)
+def _unnumbered(path: str) -> str:
+    return re.sub(r"\[\d+\]", "[]", path)
 
 
 @cache
@@ -188,14 +226,22 @@ def truth(value: object) -> bool | None:
     return None
 
 
-def _refuse(name: str, value: object, place: Place, refused: Mapping[str, str]) -> None:
-    hint = refused.get(name)
-    if hint is not None:
-        raise UserError(f"field '{place.path}{name}' cannot be honoured here", where=place.where, hint=hint)
+def is_number(value: object) -> bool:
+    """Whether a value is a number, or a text that is one (of a CSV file)."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _missing(cls: type[Schema], key: str, record: Record, place: Place) -> UserError:
-    name = names_of(key, cls.model_fields[key])[0]
+def _refuse(name: str, value: object, place: Place, refused: Mapping[str, Refusal]) -> None:
+    refusal = refused.get(name)
+    if refusal is not None and refusal.when(value):
+        raise UserError(
+            f"field '{place.path}{name}' cannot be honoured", where=place.where, hint=refusal.hint
+        )
+
+
+def _missing(name: str, record: Record, place: Place) -> UserError:
     if name in record:
         return UserError(f"field '{place.path}{name}' is null", where=place.where)
     has = ", ".join(map(str, record))

@@ -1,4 +1,4 @@
-"""Where records come from: JSONL, JSON, CSV and Parquet files, folders of them, and hub datasets.
+"""Where records come from: JSONL, JSON, CSV, Parquet and Arrow files, folders of them, and hub datasets.
 
 Gives (where, record) one at a time, where `where` is `file:line`, and names what is broken. What a record
 means is left to `formats.py`.
@@ -21,7 +21,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from rectune.data.jsonl import LONGEST, check_text, open_bytes, read_jsonl, text_lines
+from rectune.data.folders import split_files
+from rectune.data.jsonl import LONGEST, check_text, jsonl_records, open_bytes, text_lines
 from rectune.errors import UserError
 
 Record = dict[str, Any]
@@ -42,26 +43,43 @@ class Records:
     Attributes:
         name: As the user wrote it.
         fingerprint: Changes when the content does.
-        start: Begins a pass over (where, record).
+        start: Begins a pass over (where, record), with the error in place of a record that cannot be read.
     """
 
     name: str
     fingerprint: str
-    start: Callable[[], Iterator[tuple[str, Record]]]
+    start: Callable[[], Iterator[tuple[str, Record | UserError]]]
 
     def __iter__(self) -> Iterator[tuple[str, Record]]:
-        return self.start()
+        """(where, record) of each; raises the first error."""
+        for where, record in self.start():
+            if isinstance(record, UserError):
+                raise record
+            yield where, record
 
 
 def open_source(source: str, *, split: str = "train") -> Records:
-    """The records of packaged data, a file, a folder or a hub dataset id; UserError where it is none of them."""
+    """The records of packaged data, a file, a folder or a hub dataset id.
+
+    Args:
+        source: As the user wrote it; a configuration of a folder or a hub dataset is put behind it, as in
+            `openai/gsm8k:main`.
+        split: Of a hub dataset, or of a folder that has splits; a file is read whole.
+
+    Raises:
+        UserError: It is none of them, or lacks the split or configuration.
+    """
     if source in PACKAGED:
         return _files(source, [Path(str(files("rectune") / "assets" / PACKAGED[source]))])
-    path = Path(source).expanduser()
+    path, config = Path(source).expanduser(), ""
+    if not path.exists() and ":" in source:
+        folder, _, name = source.rpartition(":")
+        if Path(folder).expanduser().is_dir():
+            path, config = Path(folder).expanduser(), name
     if path.is_dir():
-        found = [p for p in sorted(path.rglob("[!.]*")) if p.is_file() and _suffix(p) in READERS]
-        if not found:
-            raise UserError("has no file of rows", where=source, hint=f"looked for {', '.join(READERS)}")
+        found = split_files(
+            path, config=config, split=split, source=source, is_data=lambda p: _suffix(p) in READERS
+        )
         return _files(source, found)
     if path.exists():
         if _suffix(path) not in READERS:
@@ -78,7 +96,7 @@ def from_hub(source: str, *, split: str) -> Records:
     try:
         dataset = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
         raise UserError(
             f"is no file or folder, and cannot be loaded from the hub ({reason})",
             where=source,
@@ -87,14 +105,27 @@ def from_hub(source: str, *, split: str) -> Records:
     return Records(
         source,
         f"{name}:{config}:{split}:{dataset._fingerprint}",
-        lambda: ((f"{source}[{i}]", record) for i, record in enumerate(dataset)),
+        lambda: ((f"{source}[{i}]", _without_nulls(record)) for i, record in enumerate(dataset)),
     )
+
+
+def _without_nulls(record: Record) -> Record:
+    """A record of a columnar file, in which every object has the keys of all: without those that say nothing."""
+    return {
+        name: _pruned(value) if isinstance(value, dict | list) else value for name, value in record.items()
+    }
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _pruned(inner) for key, inner in value.items() if inner is not None}
+    return [_pruned(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _files(source: str, paths: list[Path]) -> Records:
     named = {path: source if source in PACKAGED else str(path) for path in paths}
 
-    def start() -> Iterator[tuple[str, Record]]:
+    def start() -> Iterator[tuple[str, Record | UserError]]:
         for path in paths:
             empty = True
             for line, record in READERS[_suffix(path)](path):
@@ -116,7 +147,7 @@ def _suffix(path: Path) -> str:
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
+def read_csv(path: Path) -> Iterator[tuple[int, Record | UserError]]:
     """Lines below a header line; every field is text."""
     csv.field_size_limit(LONGEST)
     reader = csv.reader((line for _, line in text_lines(path)), strict=True)
@@ -127,11 +158,11 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
             if header is None:
                 header = fields
             elif fields:
-                if len(fields) != len(header):
-                    raise UserError(
-                        f"has {len(fields)} fields, the header {len(header)}", where=f"{path}:{line}"
-                    )
-                yield line, dict(zip(header, fields, strict=True))
+                if len(fields) == len(header):
+                    yield line, dict(zip(header, fields, strict=True))
+                else:
+                    what = f"has {len(fields)} fields, the header {len(header)}"
+                    yield line, UserError(what, where=f"{path}:{line}")
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"malformed CSV ({error})", where=f"{path}:{line}") from None
@@ -145,18 +176,36 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
             for batch in file.iter_batches(batch_size=1000):
                 for record in batch.to_pylist():
                     number += 1
-                    yield number, record
+                    yield number, _without_nulls(record)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"is broken Parquet ({error})", where=f"{path}:{number + 1}") from None
 
 
-def read_json(path: Path) -> Iterator[tuple[int, Record]]:
+def read_arrow(path: Path) -> Iterator[tuple[int, Record]]:
+    """Rows of an Arrow stream (as the `datasets` library writes) or file, counted from 1."""
+    number = 0
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            try:
+                batches: Any = pyarrow.ipc.open_stream(source)
+            except pyarrow.ArrowInvalid:
+                file = pyarrow.ipc.open_file(source)
+                batches = (file.get_batch(i) for i in range(file.num_record_batches))
+            for batch in batches:
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, _without_nulls(record)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"is broken Arrow ({error})", where=f"{path}:{number + 1}") from None
+
+
+def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
     """Objects of one array, or of the array `data` of one object; JSON Lines under this name is read too."""
     chunks = _text_chunks(path)
     text = next(chunks, "")
     opening = re.match(r'\s*(\[|\{\s*"data"\s*:\s*\[)', text)
     if opening is None:
-        yield from read_jsonl(path)
+        yield from jsonl_records(path)
         return
     at, line, decode = 0, 1, json.JSONDecoder().raw_decode
     between = opening.end()
@@ -180,10 +229,17 @@ def read_json(path: Path) -> Iterator[tuple[int, Record]]:
                 raise UserError(f"malformed JSON ({reason})", where=f"{path}:{wrong_line}") from None
             text, at, between = text[at:] + more, 0, 0
             continue
-        if not isinstance(record, dict):
-            raise UserError("the array holds something else than objects", where=f"{path}:{line}")
-        check_text(text[at:between], record, f"{path}:{line}")
-        yield line, record
+        yield line, _object(record, text[at:between], f"{path}:{line}")
+
+
+def _object(record: object, text: str, where: str) -> Record | UserError:
+    if not isinstance(record, dict):
+        return UserError("the array holds something else than objects", where=where)
+    try:
+        check_text(text, record, where)
+    except UserError as error:
+        return error
+    return record
 
 
 def _some(chunks: Iterator[str], size: int) -> Iterator[str]:
@@ -213,13 +269,14 @@ def _text_chunks(path: Path) -> Iterator[str]:
                 return
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Record]]]] = {
-    ".jsonl": read_jsonl,
-    ".jsonl.gz": read_jsonl,
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Record | UserError]]]] = {
+    ".jsonl": jsonl_records,
+    ".jsonl.gz": jsonl_records,
     ".json": read_json,
     ".json.gz": read_json,
     ".csv": read_csv,
     ".csv.gz": read_csv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 """Which reader takes which file, by the end of its name."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rectune.config import DataConfig
-from rectune.data.pairs import read_pairs
 from rectune.data.problems import read_problems
 from rectune.disk import load_json
 from rectune.errors import UserError
@@ -96,23 +96,16 @@ def row_wrapping(data: str, rows: DataConfig) -> str | None:
     """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
     from rectune.data.reading import read_rows, row_at  # brings datasets, slow to import
 
-    try:
-        dataset = read_rows(data, options=rows)
-    except UserError:  # pairs, or the rows are gone: said by the caller, who knows what it means
-        return _pair_wrapping(data)
-    some = [row_at(dataset, i) for i in range(min(_LOOK, len(dataset)))]
-    first = [next((t.content for t in row.turns if t.role == "user"), "") for row in some]
-    return shared_wrapping(first)
-
-
-def _pair_wrapping(data: str) -> str | None:
-    """What stands around the question of every pair; None where there are no pairs, or few."""
-    if not Path(data).is_file():
-        return None
-    try:
-        return shared_wrapping([pair.prompt[-1].content for pair in read_pairs(data)[:_LOOK]])
-    except UserError:
-        return None
+    for options in (rows, rows.model_copy(update={"format": "chosen", "columns": {}})):
+        with suppress(
+            UserError
+        ):  # neither rows nor pairs, or gone: said by the caller, who knows what it means
+            dataset = read_rows(data, options=options)
+            some = [row_at(dataset, i) for i in range(min(_LOOK, len(dataset)))]
+            return shared_wrapping(
+                [next((t.content for t in row.turns if t.role == "user"), "") for row in some]
+            )
+    return None
 
 
 def _problem_wrapping(problems: str) -> str | None:
