@@ -301,19 +301,40 @@ BASE = {"kl": 0.0, "entropy": 2.0, "eos_p": 0.8, "repetition": 0.1, "length": 20
 )
 def test_lines(change: dict[str, Any], expected: list[str]) -> None:
     now = {**BASE, **change}
-    assert warnings(now, BASE, reference_length=30.0, last=False) == expected
+    assert warnings(now, BASE, reference_length=30.0) == expected
+    config = load_config(None, {"data": "rows.jsonl", "out": "run"})
     for name in expected:
-        assert "; " in sentence(name, now, BASE)
+        assert "; " in sentence(name, now, BASE, config)
 
 
-def test_lines_are_relative_to_the_base_but_a_finished_model_has_to_stop() -> None:
-    loop_of_base = {**BASE, "repetition": 0.4, "stopped": 0.0}
-    assert warnings({**loop_of_base, "repetition": 0.7}, loop_of_base, reference_length=9.0, last=False) == []
-    assert warnings({**loop_of_base, "stopped": 0.4}, loop_of_base, reference_length=9.0, last=True) == [
-        "stopped"
-    ]
-    assert warnings({**loop_of_base, "stopped": 0.5}, loop_of_base, reference_length=9.0, last=True) == []
-    assert warnings({**BASE, "kl": 99.0, "entropy": 0.0}, {}, reference_length=9.0, last=False) == ["kl"]
+def test_what_was_low_from_the_start_is_no_drift() -> None:
+    low = {**BASE, "repetition": 0.4, "stopped": 0.125, "eos_p": 0.001, "entropy": 0.05}
+    now = {**low, "repetition": 0.7, "stopped": 0.0, "eos_p": 0.0, "entropy": 0.001}
+    assert warnings(now, low, reference_length=9.0) == []
+    assert warnings({**low, "stopped": 0.4}, {**low, "stopped": 0.0}, reference_length=9.0) == []
+    assert warnings({**BASE, "kl": 99.0, "entropy": 0.0}, {}, reference_length=9.0) == ["kl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "advised", "not_advised"),
+    [
+        ("kl", {}, "objective.name = asft", "objective.anchor"),
+        ("kl", {"objective.name": "asft"}, "raise objective.anchor", "asft,"),
+        ("kl", {"objective.phases": "sft:0.5,asft:0.5"}, "raise objective.anchor", "objective.name"),
+        ("entropy", {}, "(uncertain, eaft, psft)", "asft"),
+        ("entropy", {"objective.name": "psft"}, "(uncertain, eaft)", "psft"),
+        ("eos_p", {}, "check that the rows end", "objective.protect"),  # dft protects by itself
+        ("eos_p", {"objective.protect": 0}, "set objective.protect = 1", "asft"),
+        ("stopped", {"objective.protect": 1}, "check that the rows end", "objective.protect"),
+        ("stopped", {"objective.name": "sft"}, "check that the rows end", "objective.protect"),
+    ],
+)
+def test_nothing_is_advised_that_is_set(
+    name: str, given: dict[str, Any], advised: str, not_advised: str
+) -> None:
+    config = load_config(None, {"data": "rows.jsonl", "out": "run", **given})
+    said = sentence(name, {**BASE, name: 0.0}, BASE, config)
+    assert advised in said and not_advised not in said
 
 
 def test_every_line_is_documented() -> None:

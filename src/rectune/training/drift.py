@@ -91,7 +91,7 @@ class Probe:
         self.scorer = Scorer(
             scorer.model, memory_budget=scorer.memory_budget, implementation="plain", check=False
         )
-        self.tokenizer, self.seed, self.speaks = tokenizer, config.seed, speaks
+        self.tokenizer, self.config, self.speaks = tokenizer, config, speaks
         # Batch by batch, which of the rows it holds.
         self.packed = pack([len(row) for row in encoded], capacity(config))
         self.batches = [collate([encoded[i] for i in batch], device) for batch in self.packed]
@@ -127,7 +127,7 @@ class Probe:
                 self.said |= set(line["warnings"])
 
     @torch.no_grad()
-    def measure(self, step: int, *, last: bool = False) -> dict[str, Any]:
+    def measure(self, step: int) -> dict[str, Any]:
         """The drift line of `metrics.jsonl`; says warnings in the log that were not said before.
 
         Figures: `kl` in nats per target, `entropy` in nats, `eos_p` mean probability of turn-ending and special
@@ -152,10 +152,10 @@ class Probe:
         }
         if step == 0:
             self.start = figures
-        crossed = warnings(figures, self.start, reference_length=self.reference_length, last=last)
+        crossed = warnings(figures, self.start, reference_length=self.reference_length)
         for name in crossed:
             if self.speaks and name not in self.said:
-                log.warning("drift at step %d: %s", step, sentence(name, figures, self.start))
+                log.warning("drift at step %d: %s", step, sentence(name, figures, self.start, self.config))
         self.said |= set(crossed)
         seconds = round(time.perf_counter() - began, 3)
         return {"step": step, "kind": "drift", **figures, "warnings": crossed, "seconds": seconds}
@@ -208,7 +208,9 @@ class Probe:
         if self.engine is None:
             return []
         try:
-            return list(self.engine.complete(self.requests, DrawSettings(1.0, 1.0, self.limit, self.seed)))
+            return list(
+                self.engine.complete(self.requests, DrawSettings(1.0, 1.0, self.limit, self.config.seed))
+            )
         except UserError as error:  # a feature of its attention that shows in the forward pass only
             log.info("drift: no sampled answers, since %s", error.what)
             self.engine = None

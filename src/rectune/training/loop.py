@@ -168,7 +168,7 @@ def _train(
         if figures:
             _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
         if probe:
-            _log(accelerator, metrics, probe.measure(step, last=step == steps))
+            _log(accelerator, metrics, probe.measure(step))
         accelerator.wait_for_everyone()  # often only the first process watches
         return figures
 
