@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rectune.errors import UserError
+from rectune.evaluation import voting
 from rectune.evaluation.scoring import correct_matrix, operations, read_graded, score
+from rectune.grading import grade
 
 
 def line(problem, index, verdict, extracted="", **more):
@@ -42,6 +45,53 @@ def test_numbers_by_hand():
         for interval in [numbers[kind]] if kind == "avg" else numbers[kind].values():
             assert interval["low"] < interval["mean"] < interval["high"]
     json.dumps(numbers)
+
+
+def vote(*answers, **more):
+    """maj@n of one problem from (verdict, extracted) pairs."""
+    lines = [line("p", i, *answer, **({"grader": "math"} | more)) for i, answer in enumerate(answers)]
+    return score({"p": lines})["maj_at"][str(len(lines))]["mean"]
+
+
+def test_wrong_answers_vote_together_however_they_are_written():
+    right = [("correct", "3"), ("correct", "3")]
+    assert vote(*right, ("wrong", "1/2"), ("wrong", "0.5"), ("wrong", r"\frac{1}{2}")) == 0
+    assert vote(*right, ("wrong", r"x^2-1"), ("wrong", "(x-1)(x+1)"), ("wrong", "(x+1)(x-1)")) == 0
+    assert vote(*right, ("wrong", "x>2"), ("wrong", r"(2, \infty)"), ("wrong", "2<x")) == 0
+    assert vote(*right, ("wrong", "1/2"), ("wrong", "1/3"), ("wrong", "1/4")) == 1
+    assert vote(*right, ("wrong", "x"), ("wrong", "2x"), ("wrong", "3x")) == 1
+    assert vote(*right, ("wrong", r"2^{-60}"), ("wrong", r"2^{-61}"), ("wrong", r"2^{-62}")) == 1
+    assert vote(*right, ("wrong", "1, 2"), ("wrong", "2, 1"), extra={"multiple": True}) == 0.5
+    words = [("wrong", "Paris"), ("wrong", "paris."), ("wrong", "the Paris")]
+    assert vote(("correct", "Rome"), ("correct", "Rome"), *words, grader="exact") == 0
+
+
+def test_a_majority_of_equal_wrong_answers_is_wrong(tmp_path):
+    """facebookresearch/deepconf#15: one wrong answer in three spellings against two right ones."""
+    case = Path(__file__).parents[1] / "cases" / "41-majority-of-equal-wrongs" / "in.jsonl"
+    grade(case, tmp_path / "graded.jsonl", workers=1)
+    numbers = score(read_graded(tmp_path / "graded.jsonl", ["p"], 5))
+    assert numbers["avg"]["mean"] == 0.4
+    assert numbers["maj_at"]["5"]["mean"] == 0
+
+
+def test_a_vote_of_one_is_the_mean():
+    for n in (1, 3, 7):
+        numbers = score({"a": [line("a", i, "correct" if i % 3 == 1 else "wrong", str(i)) for i in range(n)],
+                         "b": [line("b", i, "unparsed") for i in range(n)]})  # fmt: skip
+        assert numbers["maj_at"]["1"] == pytest.approx(numbers["avg"], abs=0.2)
+        assert numbers["maj_at"]["1"]["mean"] == pytest.approx(numbers["avg"]["mean"], abs=1e-12)
+
+
+def test_many_answers_are_grouped_without_comparing_all_pairs(monkeypatch):
+    compared = []
+    group = voting.Grader.grade
+    monkeypatch.setattr(
+        voting.Grader, "grade", lambda self, items: compared.extend(items) or group(self, items)
+    )
+    lines = [line("p", i, "wrong", f"x+{i % 40}", grader="math") for i in range(80)]
+    assert len(set(voting.votes({"p": lines})[0])) == 40
+    assert 0 < len(compared) <= 40 * voting.COMPARED
 
 
 def test_ks_are_powers_of_two_and_n():

@@ -21,8 +21,7 @@ from rectune.evaluation.statistics import (
     mean_interval,
     pass_at_k_by_problem,
 )
-from rectune.grading.answers import normalize_answer
-from rectune.grading.expression import evaluate_expression
+from rectune.evaluation.voting import votes
 from rectune.grading.verdicts import VERDICTS
 from rectune.sampling.repetition import repetition
 
@@ -106,7 +105,7 @@ def score(samples: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
     }
     if "code" not in graders:  # programs do not vote
-        answers = [[_vote(line) for line in lines] for lines in samples.values()]
+        answers = votes(samples)
         numbers["maj_at"] = {
             str(k): mean_interval(maj_at_k_by_problem(correct, answers, k)[:, None])._asdict() for k in ks
         }
@@ -121,15 +120,6 @@ def score(samples: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         )
         numbers["operations"] = dict(sorted(shape.items()))
     return numbers
-
-
-def _vote(line: Line) -> object:
-    """What a sample votes for: its answer in one spelling, or a calculation's value; None where none."""
-    if line["verdict"] == "unparsed" or not line.get("extracted"):
-        return None
-    extracted = str(line["extracted"])
-    value = evaluate_expression(extracted) if line.get("grader") == "expression" else None
-    return normalize_answer(extracted) if value is None else value
 
 
 def operations(expression: str) -> int:

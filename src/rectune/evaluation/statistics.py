@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -30,6 +32,8 @@ from rectune.evaluation.intervals import (
     wilson,
 )
 
+EVERY_SUBSET = 2000
+"""maj@k is exact where there are so many subsets at most; beyond, it is a mean over 200 random ones."""
 Matrix = Any  # an array PxN, or P sequences of numbers
 
 
@@ -105,10 +109,10 @@ def maj_at_k(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[object]], k: in
 
     Args:
         correct_PxN: 0 or 1.
-        answers_PxN: The extracted answers. All correct samples of a problem are one answer, however they are
-        written;
-            others are the same when equal. None (nothing extracted) does not vote.
-        k: Votes; for k below N the mean over 200 random subsets with a fixed seed.
+        answers_PxN: What each sample votes for, as `voting.votes` groups the answers. All correct samples of a
+            problem are one answer; others are the same when equal. None (nothing extracted) does not vote.
+        k: Votes. The mean over all subsets of k samples, or over 200 random ones with a fixed seed where there are
+            more than `EVERY_SUBSET`; so maj@1 is avg@1.
 
     Raises:
         UserError: as `pass_at_k`; answers of another shape.
@@ -229,6 +233,15 @@ def _comb_ratio(n: int, c: int, k: int) -> float:
     return 0.0 if n - c < k else float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
+@lru_cache(maxsize=16)
+def _subsets(n: int, k: int) -> np.ndarray:
+    """All choices of k out of n: 0 or 1, of shape (C(n, k), n)."""
+    chosen = np.zeros((math.comb(n, k), n))
+    for row, members in zip(chosen, combinations(range(n), k), strict=True):
+        row[list(members)] = 1
+    return chosen
+
+
 def _majority(correct_N: np.ndarray, answers: list[object], k: int, rng: np.random.Generator) -> float:
     names = [
         "correct" if right else (None if a is None else ("wrong", a))
@@ -241,8 +254,8 @@ def _majority(correct_N: np.ndarray, answers: list[object], k: int, rng: np.rand
     for i, name in enumerate(names):
         if name is not None:
             votes_NxC[i, classes[name]] = 1
-    if k == len(names):
-        chosen_RxN = np.ones((1, k))
+    if math.comb(len(names), k) <= EVERY_SUBSET:
+        chosen_RxN = _subsets(len(names), k)
     else:
         chosen_RxN = (rng.random((200, len(names))).argsort(axis=1) < k).astype(float)
     counts_RxC = chosen_RxN @ votes_NxC

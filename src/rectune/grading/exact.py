@@ -24,11 +24,13 @@ def grade_exact(gold: str | Sequence[str], text: str) -> Graded:
     """
     said = final_part(text)
     answer = extract_answer(said, ["boxed"]) or phrase_text(said) or _first_line(said)
-    if not (words := _words(answer)):
+    if not (words := plain_words(answer)):
         return Graded("unparsed", answer)
     golds = [gold] if isinstance(gold, str) else gold
     letter, _ = split_choice(normalize_answer(answer))
-    same = words in [_words(one) for one in golds] or letter in [choice_letter(one) or None for one in golds]
+    same = words in [plain_words(one) for one in golds] or letter in [
+        choice_letter(one) or None for one in golds
+    ]
     return Graded("correct" if same else "wrong", answer)
 
 
@@ -36,7 +38,7 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def _words(text: str) -> str:
+def plain_words(text: str) -> str:
     """Lower case, only letters and digits, no articles; text that is nothing but articles is kept."""
     words = re.sub(r"[^\w\s]|_", "", text.casefold()).split()
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)

@@ -10,6 +10,8 @@ own. In it, `extract_answer` goes through named rules in a fixed order and takes
 | `hash` | what follows the last `####` on its line, unless that is a heading |
 | `phrase` | what follows the last "the answer is", "answer:", on its line or below it |
 | `number` | the last number, fraction or percentage, or the formula that it stands in |
+| `choice` | the last letter that is called an option or correct (asked for where the gold answer is a letter) |
+| `whole` | all of the final part (only where it is asked for) |
 
 Whether two answers are the same is in `math.py`.
 """
@@ -23,7 +25,9 @@ from collections.abc import Callable, Iterable, Iterator
 from rectune.grading.units import UNIT
 
 RULES = ("tag", "boxed", "hash", "phrase", "number")
-"""All rules, in the order used by every benchmark that does not say otherwise."""
+"""The rules used by every benchmark that does not say otherwise, in their order."""
+EXTRACTION = (*RULES, "choice", "whole")
+"""All rules."""
 
 _UNQUOTED = (
     r"(?<![\"'`])(?:%s)(?![\"'`])"  # in quotes a mark is only spoken of, as in a program that reads it

@@ -24,7 +24,7 @@ from typing import Any
 
 from rectune.errors import UserError, unknown_name
 from rectune.grading.code import grade_code
-from rectune.grading.final_answer import RULES
+from rectune.grading.final_answer import EXTRACTION
 from rectune.grading.verdicts import Graded, Item
 
 GRADERS = ("math", "expression", "exact", "code")
@@ -53,8 +53,8 @@ def check_item(grader: object, extra: Mapping[str, Any] | None, *, where: str | 
         if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
             raise UserError(f"extra.{name} is no list of texts", where=where)
     for rule in lists["extract"]:
-        if rule not in RULES:
-            raise unknown_name("extraction rule", rule, RULES, where=where)
+        if rule not in EXTRACTION:
+            raise unknown_name("extraction rule", rule, EXTRACTION, where=where)
     try:
         float(extra.get("tolerance", extra.get("error")) or 0)
     except (TypeError, ValueError, OverflowError):

@@ -12,6 +12,8 @@ be wrong; error: it broke the grader (memory, a crash), not known to be wrong.""
 VERDICTS: tuple[Verdict, ...] = ("correct", "wrong", "unparsed", "timeout", "error")
 
 
+MAX_EXTRACTED = 1000
+"""Characters of an extracted answer that are kept."""
 ADDED = ("verdict", "extracted", "verdict_reason")
 """Fields that grading adds to a line of a file."""
 

@@ -19,13 +19,11 @@ from typing import BinaryIO
 
 from rectune.grading.exact import grade_exact, grade_expression
 from rectune.grading.math import grade_math
-from rectune.grading.verdicts import Graded, Item
+from rectune.grading.verdicts import MAX_EXTRACTED, Graded, Item
 
 MEMORY = 2**30
 """Bytes that an item may map beyond what the idle process has."""
 OVER = "takes too much memory or nests too deeply"
-MAX_EXTRACTED = 1000
-"""Characters of an extracted answer that are kept in the verdict."""
 
 
 def main(timeout: float) -> None:
