@@ -209,7 +209,7 @@ def test_files_that_are_not_whole(make: Make, base: Path) -> None:
     (folder / WEIGHTS).write_bytes(whole[:-50])
     expect(folder, base, "is damaged or not whole")
     (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
-    expect(folder, base, "is a pointer to the weights, not the weights; git lfs pull")
+    expect(folder, base, "is a Git LFS pointer, not the file that it stands for; git lfs pull")
     save_file({}, folder / WEIGHTS)
     expect(folder, base, "lacks 8 of the 8 tensors")
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")

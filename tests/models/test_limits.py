@@ -35,7 +35,7 @@ def larger(tmp_path: Path) -> str:
     folder = tmp_path / "larger"
     tiny_model(vocab_size=272).save_pretrained(folder)
     tokenizer = byte_tokenizer()
-    tokenizer.add_tokens([AddedToken(f"<|x{i}|>", special=True) for i in range(20)])
+    tokenizer.add_tokens([AddedToken(f"<|x{i}|>") for i in range(20)])
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError
@@ -39,6 +43,16 @@ def test_a_folder_gives_the_saved_model_and_tokenizer(folder: Path) -> None:
     assert not model.training
     assert tokenizer("48")["input_ids"] == byte_tokenizer()("48")["input_ids"]
     assert tokenizer.chat_template == byte_tokenizer().chat_template
+
+
+def edit(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_dtype_is_the_stored_one_unless_asked(folder: Path) -> None:
@@ -84,6 +98,14 @@ def test_no_causal_language_model(folder: Path) -> None:
         load_model(folder)
     transformers.BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(folder)
     with pytest.raises(UserError, match="BertForMaskedLM is not a causal language model"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForTokenClassification", "ForRewardModel"])
+def test_a_model_trained_for_something_else(folder: Path, kind: str) -> None:
+    """Its body alone would load, and with tied embeddings nothing would be missing."""
+    edit(folder, architectures=[f"Llama{kind}"])
+    with pytest.raises(UserError, match=f"Llama{kind} is not a causal language model"):
         load_model(folder)
 
 
@@ -152,3 +174,139 @@ def test_the_fingerprint_follows_weights_and_config(folder: Path) -> None:
 
 def test_the_models_to_choose_from() -> None:
     assert [row["model"] for row in model_sources()] == ["smollm2-135m", "FOLDER", "ORG/NAME"]
+
+
+# --- Quantised weights are codes ------------------------------------------------------------------------
+
+QUANTISED: dict[str, tuple[dict[str, Any], str]] = {
+    "bitsandbytes": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, 4 bits"),
+    "its first form": ({"load_in_8bit": True}, "bitsandbytes, 8 bits"),
+    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq, 4 bits"),
+    "awq": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq, 4 bits"),
+    "fp8": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    "mxfp4": ({"quant_method": "mxfp4"}, "mxfp4"),
+    "compressed": ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
+    "modelopt": ({"quant_algo": "NVFP4"}, "NVFP4"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_models_are_refused_from_their_config(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, named = QUANTISED[kind]
+    edit(folder, quantization_config=given)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)  # weights are not read
+    with pytest.raises(
+        UserError, match=rf"is quantised \({named}\), and rectune trains and samples whole weights"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("key", ["quantization", "compression_config"])
+def test_other_names_of_the_entry(folder: Path, key: str) -> None:
+    edit(folder, **{key: {"group_size": 64, "bits": 4}})
+    with pytest.raises(UserError, match=r"is quantised \(.*4 bits\)"):
+        load_model(folder)
+    edit(folder, **{key: None})
+    load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_codes_that_no_config_tells_of(folder: Path, dtype: torch.dtype) -> None:
+    rewrite(folder, lambda tensors: {k: t.to(dtype) if "q_proj" in k else t for k, t in tensors.items()})
+    with pytest.raises(
+        UserError, match=r"model.safetensors: is quantised \(model.layers.0.self_attn.q_proj.weight is"
+    ):
+        load_model(folder)
+
+
+def test_packed_names_that_no_config_tells_of(folder: Path) -> None:
+    rewrite(
+        folder,
+        lambda tensors: {
+            name.replace("weight", "qweight") if "q_proj" in name else name: tensor.to(torch.int32)
+            for name, tensor in tensors.items()
+            if "q_proj" in name
+        },
+    )
+    with pytest.raises(UserError, match=r"is quantised \(model.layers.0.self_attn.q_proj.qweight is I32\)"):
+        load_model(folder)
+
+
+def test_a_quantised_base_of_an_adapter(folder: Path, tmp_path: Path) -> None:
+    add_lora(load_model(folder)[0], LoraConfig(rank=2), seed=0).save_pretrained(tmp_path / "adapter")
+    edit(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(
+        UserError, match=r"its base model cannot be loaded .*is quantised \(bitsandbytes, 4 bits\)"
+    ):
+        load_model(tmp_path / "adapter")
+
+
+# --- Folders that are not whole, or not of one piece ----------------------------------------------------
+
+
+def test_weights_and_config_of_different_models(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(folder, hidden_size=64)
+    with pytest.raises(
+        UserError, match=r"tensors are not of the shape in config.json: .* is \[.*32\], not \[.*64\]"
+    ):
+        load_model(folder)
+    edit(folder, hidden_size=32, num_hidden_layers=1)
+    with caplog.at_level(logging.WARNING, "rectune"):
+        load_model(folder)
+    assert (
+        "9 tensors of the weights have no place in the model that config.json describes: model.layers.1"
+        in (caplog.text)
+    )
+
+
+def test_an_adapter_that_was_not_merged(folder: Path) -> None:
+    extra = {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 32)}
+    rewrite(folder, lambda tensors: tensors | extra)
+    with pytest.raises(UserError, match="hold an adapter that was not merged"):
+        load_model(folder)
+    layer = "model.layers.0.self_attn.q_proj."
+    rewrite(folder, lambda tensors: {k.replace(layer, f"{layer}base_layer."): t for k, t in tensors.items()})
+    with pytest.raises(UserError, match="hold an adapter that was not merged"):
+        load_model(folder)
+
+
+def test_shards_that_are_absent(folder: Path) -> None:
+    names = sorted(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"neither model.safetensors nor model.safetensors.index.json"):
+        load_model(folder)
+    files = dict.fromkeys(names, "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": files | {names[-1]: "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="1 of 2 files of weights are not there: model-00002-of-00002"):
+        load_model(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    pickles = {"metadata": {}, "weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00002.bin")}
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps(pickles)
+    )  # as repositories with both have it
+    load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_git_lfs_pointers(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
+    with pytest.raises(UserError, match=f"{name}: is a Git LFS pointer, .*git lfs pull"):
+        load_model(folder)
+
+
+def test_a_file_in_place_of_a_folder_and_gguf(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"is a file, not the folder of a model; give the folder it is in"):
+        load_model(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "m.gguf")
+    with pytest.raises(UserError, match=r"no weights .*m.gguf is for llama.cpp"):
+        load_model(folder)
+    with pytest.raises(UserError, match=r"convert it to safetensors first"):
+        load_model(folder / "m.gguf")
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config.json.*m.gguf is for llama.cpp"):
+        load_model(folder)

@@ -146,6 +146,28 @@ def test_weights_are_shared_and_the_model_is_left_as_it_was() -> None:
     assert model.lm_head.weight.grad.isfinite().all()
 
 
+def test_a_model_of_text_and_images_draws_text() -> None:
+    import transformers
+
+    text = {
+        "vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
+    }  # fmt: skip
+    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**image, "image_size": 14, "patch_size": 7}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    for completion in drawn(
+        LocalEngine(model, byte_tokenizer()), requests(1), DrawSettings(max_new_tokens=9)
+    ).values():
+        ids = torch.tensor([[*completion.request.prompt_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0].log_softmax(-1)
+        start = len(completion.request.prompt_ids)
+        expected = [logps[start + i - 1, token].item() for i, token in enumerate(completion.token_ids)]
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+
+
 def test_stopped_early_the_iterator_restores_the_model() -> None:
     model = tiny_model().train()
     iterator = LocalEngine(model, byte_tokenizer()).complete(requests(), DrawSettings(max_new_tokens=100))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("rectune")
+
+_OTHER_TASKS = ("ForMaskedLM", "Classification", "ForQuestionAnswering", "RewardModel")
 
 _CODES = {"I8", "U8", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0"}
 """Types of safetensors in which a weight is a code."""
@@ -109,16 +111,37 @@ def _load_whole(
         dtype="auto" if dtype is None else dtype,
         attn_implementation=attn_implementation,
         use_safetensors=True,  # pickle can run code
+        ignore_mismatched_sizes=True,  # refused below, with names
         output_loading_info=True,
         **trust,
     )
-    if absent := sorted(info["missing_keys"]):
-        listed = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
-        raise UserError(f"the weights lack {len(absent)} tensors of the model: {listed}", where=name)
+    _check_loaded(info, name)
     tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, **trust)
     if str(name) in PACKAGED:
         model.config._name_or_path = model.name_or_path = str(name)  # what an adapter notes down as its base
     return model, tokenizer
+
+
+def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `UserError` for tensors of another shape than the config's, or absent; warn of those without a place."""
+    if wrong := sorted(info["mismatched_keys"]):
+        tensor, here, there = wrong[0]
+        what = f"{len(wrong)} tensors are not of the shape in config.json: {tensor} is {list(here)}, not {list(there)}"
+        raise UserError(
+            what, where=name, hint="config.json and weights are of different models, or one was changed"
+        )
+    surplus = sorted(info["unexpected_keys"])
+    if any("lora_" in tensor or ".base_layer." in tensor for tensor in surplus):
+        what = f"the weights hold an adapter that was not merged ({surplus[0]})"
+        raise UserError(
+            what, where=name, hint="merge_and_unload it before saving, or save the adapter by itself"
+        )
+    if absent := sorted(info["missing_keys"]):
+        listed = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        raise UserError(f"the weights lack {len(absent)} tensors of the model: {listed}", where=name)
+    if surplus:
+        what = "%s: %d tensors of the weights have no place in the model that config.json describes: %s%s"
+        log.warning(what, name, len(surplus), surplus[0], " ..." if len(surplus) > 1 else "")
 
 
 def find_folder(name: str) -> Path | None:
@@ -169,13 +192,22 @@ def check_folder(folder: Path) -> None:
                 where=folder,
                 hint="save the model as safetensors with transformers, on a machine where you trust it",
             )
-        raise UserError("no weights (*.safetensors)", where=folder)
-    for index in folder.glob("*.index.json"):
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f"{ggufs[0]} is for llama.cpp: give the model it was made from" if ggufs else None
+        raise UserError("no weights (*.safetensors)", where=folder, hint=hint)
+    for index in folder.glob("*.safetensors.index.json"):
         _check_index(index)
-    for file in sorted(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        what = f"weights ({files[0].name}), but neither model.safetensors nor model.safetensors.index.json"
+        raise UserError(what, where=folder, hint="copy or download the model again")
+    for file in files:
         _check_weights(file)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    tokenizers = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    if not tokenizers:
         raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
+    for file in tokenizers:
+        _check_pointer(file)
 
 
 def _check_index(index: Path) -> None:
@@ -188,16 +220,24 @@ def _check_index(index: Path) -> None:
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
             what = f"names {str(name)[:200]!r}, which is no safetensors file of this folder"
             raise UserError(what, where=index, hint="pickle can run code when it is read")
+    if absent := sorted(name for name in names if not (index.parent / name).is_file()):
+        what = f"{len(absent)} of {len(names)} files of weights are not there: {absent[0]}"
+        raise UserError(what, where=index.parent, hint="copy or download them again")
+
+
+def _check_pointer(file: Path) -> None:
+    """Raise `UserError` for what git leaves in place of a large file where Git LFS is not installed."""
+    with file.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            what = "is a Git LFS pointer, not the file that it stands for"
+            raise UserError(what, where=file, hint="git lfs pull, or download the model anew")
 
 
 def _check_weights(file: Path) -> None:
     """Raise `UserError` for a file that is not whole, or holds codes of a quantisation; reads its header only."""
     from safetensors import safe_open
 
-    with file.open("rb") as stream:
-        if stream.read(40).startswith(b"version https://git-lfs"):
-            what = "is a pointer to the weights, not the weights"
-            raise UserError(what, where=file, hint="git lfs pull, or download the model anew")
+    _check_pointer(file)
     try:
         with safe_open(file, "numpy") as tensors:
             kinds = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
@@ -214,9 +254,9 @@ def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) 
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (trusted and hasattr(config, "auto_map"))
-    # BERT and its like have a causal class, but with masked-language-model weights it would compute nonsense.
-    masked = any(a.endswith("ForMaskedLM") for a in config.architectures or ())
-    if not known or masked or config.is_encoder_decoder:
+    # BERT and reward models have a causal class, but with their weights it would compute nonsense.
+    other = any(a.endswith(_OTHER_TASKS) for a in config.architectures or ())
+    if not known or other or config.is_encoder_decoder:
         architecture = ", ".join(config.architectures or ()) or config.model_type
         raise UserError(f"{architecture} is not a causal language model", where=name)
 
@@ -227,7 +267,7 @@ def check_whole(config: PreTrainedConfig, name: str) -> None:
         for key in ("quantization_config", "compression_config", "quantization"):
             given = getattr(part, key, None)
             if given:
-                raise quantised(_method(given if isinstance(given, dict) else given.to_dict()), name)
+                raise quantised(_method(key, given if isinstance(given, dict) else given.to_dict()), name)
 
 
 def quantised(method: str, where: object) -> UserError:
@@ -238,13 +278,10 @@ def quantised(method: str, where: object) -> UserError:
     )
 
 
-def _method(given: dict[str, Any]) -> str:
+def _method(key: str, given: dict[str, Any]) -> str:
+    """What an entry of a config says about how weights were quantised."""
     loads = [bits for bits in (4, 8) if given.get(f"load_in_{bits}bit") or given.get(f"_load_in_{bits}bit")]
-    name = (
-        given.get("quant_method")
-        or given.get("quant_algo")
-        or ("bitsandbytes" if loads else "unknown method")
-    )
+    name = given.get("quant_method") or given.get("quant_algo") or ("bitsandbytes" if loads else key)
     bits = given.get("bits") or next(iter(loads), None)
     return f"{getattr(name, 'value', name)}{f', {bits} bits' if bits else ''}"
 

@@ -146,7 +146,7 @@ class LocalEngine:
         self, waiting: deque[Request], batch: Batch, settings: DrawSettings
     ) -> tuple[list[Sequence], Tensor]:
         """Fill the free rows; who entered, and the logits of their first tokens (their prompts')."""
-        entering, logits = list[Sequence](), [torch.empty(0, self.model.config.vocab_size)]
+        entering, logits = list[Sequence](), [torch.empty(0, self.model.config.get_text_config().vocab_size)]
         while waiting and len(batch) < self.batch_size:
             request = waiting.popleft()
             prompt = batch.find_prompt(request.prompt_ids) or self._prefill(batch, request.prompt_ids)
