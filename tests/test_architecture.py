@@ -19,7 +19,7 @@ FLOORS = (
     ("reproduction",),
     ("comparison", "online", "offline"),
     ("reporting",),
-    ("diagnosis", "selection", "evaluation"),
+    ("diagnosis", "selection", "evaluation", "checking"),
     ("training", "integrations"),
     ("sampling", "grading"),
     ("models",),

@@ -67,6 +67,8 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     def out(name: str) -> list[str]:
         return ["--out", str(tmp_path / name)]
 
+    assert main(["check", str(rows), "--model", str(model), "--max-length", "64"]) == 0
+    assert "targets in «»" in capsys.readouterr().out
     assert main(["diagnose", *data, *out("diagnosis"), "--rows", "4", "--objectives", "sft,dft"]) == 0
     assert "Mean target probability" in capsys.readouterr().out
     few = ["--steps", "1", "--max-new-tokens", "2", "-n", "1"]

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rectune.checking import check as check
     from rectune.comparison.runner import compare as compare
     from rectune.config import TrainConfig as TrainConfig
     from rectune.data.rows import Problem as Problem
@@ -52,6 +53,7 @@ _HOME = {
     "Sample": "rectune.data.rows",
     "TrainConfig": "rectune.config",
     "train": "rectune.training.loop",
+    "check": "rectune.checking",
     "diagnose": "rectune.diagnosis.diagnose",
     "sample": "rectune.sampling.engine",
     "grade": "rectune.grading.files",

@@ -36,6 +36,7 @@ app = App(
 app.command(
     "rectune.verbs:diagnose", name="diagnose", help="Say which objective fits the data, before any training."
 )
+app.command("rectune.verbs:check", name="check", help="Say what data are, and what would be made of them.")
 app.command("rectune.verbs:train", name="train", help="Fine-tune a model on demonstrations.")
 app.command(
     "rectune.verbs:online", name="online", help="Train a model on its own graded answers: GRPO or PPO."

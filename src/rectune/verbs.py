@@ -258,6 +258,38 @@ def diagnose(
     print_lines(f"\nPage: {config.out / 'diagnosis.html'}")
 
 
+@settings_flags(lambda name: name.startswith("rows.") and name not in ("rows.holdout", "rows.limit"))
+def check(
+    data: str,
+    /,
+    *,
+    model: str | None = None,
+    kind: Literal["rows", "pairs", "problems"] | None = None,
+    max_length: int = 2048,
+    json: Switch = False,
+    **overrides: Any,
+) -> None:
+    """Say what data are and what is made of them: format, fields, faulty rows, and a row as a model reads it.
+
+    Exit code 2 where training or sampling would stop at them.
+
+    Args:
+        data: Rows or pairs as `rectune train` takes them, or a file of problems.
+        model: Also write a row with this model's template, its targets marked; the weights are not loaded.
+        kind: What the data are, where their fields do not tell.
+        max_length: Longest row in tokens; says how many are cut.
+        json: Print all of it as JSON.
+    """
+    from rectune.checking import check as look
+    from rectune.checking import summary
+
+    options = load_config(None, {"data": data, "out": ".", **overrides}).rows
+    result = look(data, kind=kind, options=options, model=model, max_length=max_length)
+    print_lines(*([to_text(result)] if json else summary(result)))
+    if result["errors"]:
+        raise UserError(result["errors"][0], where=None if result["errors"][0].startswith(data) else data)
+
+
 def reproduce(
     name: str,
     /,

@@ -381,7 +381,12 @@ def to_row(
     place = Place(where)
     kept = {name: value for name, value in record.items() if name not in ignore}
     place.ignored.update(name for name in ignore if holds(record.get(name)))
-    row = _row(kept, place, format, columns)
+    try:
+        row = _row(kept, place, format, columns)
+    except UserError:
+        if notes is not None:
+            notes.refused.update(place.refused)
+        raise
     if notes is not None:
         notes.add(place)
     if row is None:

@@ -178,6 +178,7 @@ def problems_of(path: Path | str, notes: Notes) -> Iterator[Problem | UserError]
                 what = f"repeats the problem_id '{problem.problem_id}' of {first}"
                 raise UserError(what, where=place.where)
         except UserError as error:
+            notes.refused.update(place.refused)
             yield error
             continue
         seen[problem.problem_id] = place.where

@@ -34,11 +34,13 @@ class Notes:
     Attributes:
         read: Fields that were read; a field of a message is `messages[].name`.
         ignored: Fields that were not, though they hold something.
+        refused: Fields that cannot be honoured; their rows are faulty.
         said: Whatever else was decided, as the end of a sentence that begins with the number.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
     said: Counter[str] = field(default_factory=Counter)
 
     def add(self, place: Place) -> None:
@@ -71,11 +73,12 @@ class Place:
     names: Mapping[str, str] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     ignored: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
 
     def inside(self, path: str) -> Place:
         """A place within this one, with the same notes."""
-        return Place(self.where, path, {}, self.read, self.ignored, self.said)
+        return Place(self.where, path, {}, self.read, self.ignored, self.refused, self.said)
 
     def name(self, info: ValidationInfo) -> str:
         """How the record calls the field that is validated."""
@@ -236,6 +239,7 @@ def is_number(value: object) -> bool:
 def _refuse(name: str, value: object, place: Place, refused: Mapping[str, Refusal]) -> None:
     refusal = refused.get(name)
     if refusal is not None and refusal.when(value):
+        place.mark(place.refused, name)
         raise UserError(
             f"field '{place.path}{name}' cannot be honoured", where=place.where, hint=refusal.hint
         )

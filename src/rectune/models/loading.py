@@ -84,6 +84,27 @@ def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
     return config  # type: ignore[no-any-return]
 
 
+def load_outline(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model without its weights (on the meta device), and its tokenizer: enough to write rows as it reads them.
+
+    Raises:
+        UserError: As `load_model`, as far as the weights do not matter.
+    """
+    import torch
+    import transformers
+
+    folder = find_folder(str(name))
+    adapter = folder is not None and is_adapter(folder)
+    base = base_of(folder) if folder is not None and adapter else str(name)
+    config = load_config(base)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    own = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
+    source = str(folder if own else find_folder(base) or base)
+    tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, trust_remote_code=False)
+    return model, tokenizer
+
+
 def _load_whole(
     source: str,
     name: str | Path,
