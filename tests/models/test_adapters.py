@@ -15,11 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rectune.config import load_config
 from rectune.data.problems import read_problems
 from rectune.errors import UserError
 from rectune.models import loading
 from rectune.models.loading import load_model
 from rectune.sampling.engine import sample
+from rectune.sampling.server import load_tokenizer
+from rectune.training.loop import train
 from toys import byte_tokenizer, tiny_model
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -292,3 +295,26 @@ def test_an_adapter_of_the_hub(make: Make, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
     model, _ = load_model("someone/adapter")
     assert hasattr(model, "peft_config") and asked == ["someone/adapter"]
+
+
+def test_engines_that_take_an_adapters_folder(make: Make, base: Path, tmp_path: Path) -> None:
+    folder = make()
+    problems = read_problems(CASES / "46-adapter-beside-config" / "p.jsonl")
+    with pytest.raises(UserError, match="is an adapter, and the vllm engine takes whole models"):
+        sample(str(folder), problems, out=tmp_path / "s.jsonl", engine="vllm")
+    assert load_tokenizer(str(folder)).get_vocab() == byte_tokenizer().get_vocab()  # that of its base
+
+
+def test_a_model_that_cannot_be_trained_leaves_no_folder(make: Make, base: Path, tmp_path: Path) -> None:
+    folder = rename(make(), lambda name: f"module.{name}")
+    rows = CASES / "21-train-on-adapter" / "rows.jsonl"
+    settings = {"model": str(folder), "data": str(rows), "out": str(tmp_path / "run"), "steps": 1}
+    with pytest.raises(UserError, match=r"'module.' is too much"):
+        train(load_config(None, settings))
+    whole = Path(shutil.copytree(base, tmp_path / "whole"))
+    config = json.loads((whole / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (whole / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(UserError, match=r"is quantised \(awq, 4 bits\)"):
+        train(load_config(None, settings | {"model": str(whole)}))
+    assert not (tmp_path / "run").exists()

@@ -192,11 +192,14 @@ def check_model(name: str | Path) -> None:
     """Look at the folder that a name stands for, without reading weights; hub ids and packaged names pass.
 
     Raises:
-        UserError: No such folder, or it lacks what a model needs.
+        UserError: No such folder, or what shows of what `load_model` refuses: it lacks something, is quantised or not
+            causal, or an adapter that does not fit its base model.
     """
     folder = None if str(name) in PACKAGED else find_folder(str(name))
-    if folder is not None and not is_adapter(folder):
-        check_folder(folder)
+    if folder is not None and is_adapter(folder):
+        _check_adapter(folder, name)
+    elif folder is not None:
+        load_config(name)
 
 
 def check_folder(folder: Path) -> None:
@@ -378,26 +381,42 @@ def _load_adapter(
     folder: Path, name: str | Path, *, trust_remote_code: bool, **settings: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base model that the adapter names, with the adapter on it; the folder's tokenizer if it has one."""
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    base = _check_adapter(folder, name, **trust)
+    if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
+        log.warning(
+            "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
+            "without adapter_config.json", folder, whole[0],
+        )  # fmt: skip
+    model, tokenizer = _load_whole(str(find_folder(base) or base), base, **trust, **settings)
+    if any((folder / file).is_file() for file in TOKENIZER_FILES):
+        from transformers import AutoTokenizer
+
+        tokenizer = _pretrained(AutoTokenizer.from_pretrained, folder, str(folder), trust_remote_code=False)
+    from rectune.models.adapters import load_adapter
+
+    return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder)), tokenizer
+
+
+def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = False) -> str:
+    """The name of the base model of an adapter that fits it. Raises `UserError`, without reading the base's weights."""
     from rectune.models.lora import need_peft
 
     need_peft()
-    whole = sorted(file.name for file in folder.glob("model*.safetensors"))
-    if not (folder / "adapter_model.safetensors").is_file():
-        hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json" if whole else None
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        hint = None
+        if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
+            hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json"
         if (folder / "adapter_model.bin").is_file():
             hint = (
                 "adapter_model.bin is pickle, which can run code: save the adapter anew with a present peft"
             )
         raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder, hint=hint)
-    if whole:
-        log.warning(
-            "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
-            "without adapter_config.json", folder, whole[0],
-        )  # fmt: skip
-    _check_weights(folder / "adapter_model.safetensors")
-    from rectune.models.adapters import check_adapter, load_adapter
+    _check_weights(weights)
+    from rectune.models.adapters import check_adapter
 
-    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    trust = {"trust_remote_code": trust_remote_code}
     try:
         base = base_of(folder)
         config = load_config(base, **trust)
@@ -405,12 +424,7 @@ def _load_adapter(
         hint = "set base_model_name_or_path in its adapter_config.json to where the base model is"
         raise UserError(f"its base model cannot be loaded ({error})", where=name, hint=hint) from error
     check_adapter(folder, base, config, **trust)
-    model, tokenizer = _load_whole(str(find_folder(base) or base), base, **trust, **settings)
-    if any((folder / file).is_file() for file in TOKENIZER_FILES):
-        from transformers import AutoTokenizer
-
-        tokenizer = _pretrained(AutoTokenizer.from_pretrained, folder, str(folder), trust_remote_code=False)
-    return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder)), tokenizer
+    return base
 
 
 def _hub_adapter(name: str) -> Path | None:

@@ -25,7 +25,7 @@ from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_
 from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
 from rectune.online.policy import Policy
-from rectune.online.problems import ask, read_inputs
+from rectune.online.problems import ask, check_room, read_inputs
 from rectune.online.record import OnlineResult, keep_rollout, line, summary
 from rectune.online.reload import ReloadingServer
 from rectune.online.reward import Rewards
@@ -107,6 +107,8 @@ class _Run:
         self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=device)
         self.template = template = run_template(config.out, config.template, self.tokenizer)
         self.asked, self.kept = (ask(some, self.tokenizer, template) for some in (problems, kept))
+        for some in (self.asked, self.kept):
+            check_room(some, self.model, config.max_new_tokens)
         if config.lora.rank:
             self.model = add_lora(self.model, config.lora, config.seed)
         self.policy = Policy(

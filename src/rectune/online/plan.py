@@ -10,7 +10,7 @@ from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
 from rectune.online.config import OnlineConfig
-from rectune.online.problems import ask, read_inputs
+from rectune.online.problems import ask, check_room, read_inputs
 from rectune.online.reward import Rewards
 from rectune.processes import default_device
 from rectune.training.plan import memory_estimate
@@ -31,8 +31,9 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     dtype, why = choose_precision(config.precision, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     template = run_template(config.out, config.template, tokenizer)
-    prompts = [ids for some in (problems, kept) for ids in ask(some, tokenizer, template).prompts]
-    longest = max(map(len, prompts)) + config.max_new_tokens
+    asked = ask([*problems, *kept], tokenizer, template)
+    check_room(asked, model, config.max_new_tokens)
+    longest = max(map(len, asked.prompts)) + config.max_new_tokens
     answers = config.problems_per_step * config.n
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]

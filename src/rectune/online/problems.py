@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.problems import read_problems
@@ -20,6 +20,7 @@ from rectune.data.templates import Template, check_template
 from rectune.disk import check_writable
 from rectune.errors import UserError
 from rectune.evaluation.benchmarks import load_benchmark
+from rectune.models.limits import embeddings, no_embedding, positions
 from rectune.models.loading import check_model
 from rectune.online.config import OnlineConfig
 
@@ -78,6 +79,20 @@ class Asked:
         ]
         checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
         return f"{len(self):,} problems, checksum {checksum:08x}"
+
+
+def check_room(asked: Asked, model: PreTrainedModel, max_new_tokens: int) -> None:
+    """Raise `UserError` for a problem with a token or, with its answer, positions that the model does not have."""
+    places, known = positions(model), embeddings(model)
+    for problem, ids in zip(asked.problems, asked.prompts, strict=True):
+        where = problem.where or f"problem '{problem.problem_id}'"
+        if max(ids) >= known:
+            raise no_embedding(max(ids), known, where=where)
+        if places is not None and len(ids) + max_new_tokens > places:
+            what = f"{len(ids)} prompt tokens and max_new_tokens = {max_new_tokens} exceed the {places} positions"
+            raise UserError(
+                f"{what} of the model", where=where, hint="lower max_new_tokens, or shorten the prompt"
+            )
 
 
 def ask(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template) -> Asked:

@@ -37,7 +37,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rectune.data.encoding import Template, choose_template, stop_ids
 from rectune.errors import UserError
-from rectune.models.loading import find_folder
+from rectune.models.loading import TOKENIZER_FILES, base_of, find_folder, is_adapter
 from rectune.sampling.draws import sample_key
 from rectune.sampling.endpoint import Api, Refused
 from rectune.sampling.engine import Completion, DrawSettings, Request
@@ -257,8 +257,11 @@ def entry_of(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id, folder or packaged name, without its weights."""
+    folder = find_folder(model)
+    if folder is not None and is_adapter(folder) and not any((folder / f).is_file() for f in TOKENIZER_FILES):
+        model, folder = (base := base_of(folder)), find_folder(base)
     try:
-        return AutoTokenizer.from_pretrained(find_folder(model) or model, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder or model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         hint = "the prompts need the model's tokenizer; give its folder or hub id, and --served-name if that differs"

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from rectune.data.encoding import choose_template, stop_ids
 from rectune.errors import UserError
+from rectune.models.loading import find_folder, is_adapter
 from rectune.sampling.draws import sample_key
 from rectune.sampling.engine import Completion, DrawSettings, Request
 from rectune.sampling.stops import cut, special_stops
@@ -26,12 +27,16 @@ class VllmEngine:
         precision: "auto" (as stored), "bf16" or "fp32".
 
     Raises:
-        UserError: vLLM is not installed.
+        UserError: vLLM is not installed, or the model is an adapter.
     """
 
     name = "vllm"
 
     def __init__(self, model: str, *, template: str = "auto", precision: str = "auto") -> None:
+        folder = find_folder(model)
+        if folder is not None and is_adapter(folder):
+            hint = "merge it, or use --engine local"
+            raise UserError("is an adapter, and the vllm engine takes whole models", where=model, hint=hint)
         if find_spec("vllm") is None:
             raise UserError("vLLM is not installed", where="engine", hint="pip install 'rectune[vllm]'")
         from vllm import LLM
