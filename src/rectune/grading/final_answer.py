@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from rectune.grading.units import UNIT
 
@@ -36,15 +37,16 @@ _TAG = r"(?:\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|scr
 _OPEN = _UNQUOTED % (
     rf"<{_TAG}>|\[THINK\]|<\|(?:begin_of_thought|START_THINKING|inner_prefix|begin_think|think)\|>|◁think▷"
     r"|<\|channel\|>(?:analysis|commentary)\b|<\|channel>thought|<unused94>"
-    r"|\Aanalysis(?=\S[\s\S]*?assistantfinal)|\A\s*Here(?:'s| is) my thought process:"
+    r"|\Aanalysis(?=\S[\s\S]*?assistantfinal)|Here(?:'s| is) my thought process:"
 )
 _CLOSE = _UNQUOTED % (
     rf"</{_TAG}>|\[/THINK\]|<\|(?:end_of_thought|END_THINKING|inner_suffix|end_think|/think)\|>|◁/think▷"
     r"|<\|channel\|>final(?:\s*<\|constrain\|>\w+)?<\|message\|>|<channel\|>|<unused95>"
     r"|assistantfinal(?=\S)|Here(?:'s| is) my response:"
 )
+_THINKING_STARTS = re.compile(r"<|\[|◁|a(?=nalysis|ssistantfinal)|Here")
 _THINKING = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
-_TAGGED = re.compile(_UNQUOTED % "<answer>" + r"([\s\S]*?)(?:</answer>|\Z)", re.IGNORECASE)
+_TAGGED = re.compile(r"(?<![\"'`])<[Aa][Nn][Ss][Ww][Ee][Rr]>([\s\S]*?)(?:</[Aa][Nn][Ss][Ww][Ee][Rr]>|\Z)")
 _TOKEN = _UNQUOTED % (
     r"<\|(?:im_start|im_end|endoftext|end_of_text|begin_of_text|eot_id|eom_id|eot|start_header_id|header_start|start"
     r"|end|return|call|user|system|assistant|end_of_turn|end_of_solution|start_of_role|END_OF_TURN_TOKEN"
@@ -58,6 +60,7 @@ _LABEL = (
     r"(?:question|problem|exercise|q|instruction|prompt)(?:[^\S\n]*\#?\d+)?|(?:example|task)[^\S\n]+\d+"
     r"|(?:问题|题目|问|用户|例题|练习)[^\S\n]*\d*)"
 )
+_MARK_STARTS = re.compile(r"\n|<|\[")
 _MARK = re.compile(
     rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^[^\S\n]*(?:{_LABEL}[^\S\n]*[:：]"
     rf"|(?:\#{{1,6}}[^\S\n]*[*_]{{0,2}}|[*_]{{2}}){_LABEL}[*_]{{0,2}}[^\S\n]*(?:[:：.][*_]{{0,2}}|$)"
@@ -91,13 +94,24 @@ def final_part(text: str) -> str:
 
 def tagged(text: str) -> str:
     """What the last `<answer>` tags with anything in them hold, else ""."""
+    if "nswer>" not in text and "NSWER>" not in text:
+        return ""
     return next((found for one in reversed(_TAGGED.findall(text)) if (found := one.strip())), "")
+
+
+def _matches(
+    pattern: re.Pattern[str], starts: re.Pattern[str], text: str, start: int, end: int
+) -> Iterator[re.Match[str]]:
+    """Matches of a slow pattern, tried at `start` and where a fast one says: there, or behind a line end."""
+    for at in chain([start], (found.start() for found in starts.finditer(text, start, end))):
+        if match := pattern.match(text, at + (text[at : at + 1] == "\n"), end):
+            yield match
 
 
 def _spoken(text: str) -> str:
     """What is said after thinking, up to the next turn."""
     start, thinking = 0, False
-    for mark in _THINKING.finditer(text):
+    for mark in _matches(_THINKING, _THINKING_STARTS, text, 0, len(text)):
         # what stands before the first closing mark is thinking, too, where the prompt has opened it
         shown = not thinking and (start > 0 or mark["open"] is not None)
         if shown and (turn := _next_turn(text, start, mark.start())) is not None:
@@ -110,7 +124,7 @@ def _spoken(text: str) -> str:
 def _next_turn(text: str, start: int, end: int) -> int | None:
     """Where the first turn in text[start:end] begins that is not the answer's own; None where none does."""
     given, fence = _GIVEN.search(text, start, end), ""
-    for mark in _MARK.finditer(text, start, end):
+    for mark in _matches(_MARK, _MARK_STARTS, text, start, end):
         if mark["fence"]:
             line = mark["fence"].strip()
             if not fence:
@@ -131,6 +145,7 @@ _NUMBER = (
     r"(?:(?<![\w.)}\]])[-−])?[$€£¥]?\s?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
     r"|\d+\s*/\s*\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
 )
+_DIGITS = "0123456789½⅓⅔¼¾"
 _WITH_UNIT = re.compile(rf"(?<![\^_])(?<!\^\{{)(?<!_\{{){_NUMBER}(?!\d)(?:\s*(?:{UNIT})(?![\w(]))?")
 _FIRST_NUMBER = re.compile(rf"\s*(?:about |approximately |\\)?({_NUMBER})(?![\w^({{\\*+])")
 _VARIABLE = re.compile(r"(?:[xyzn]\b[^\s.,;:]*)?")
@@ -143,13 +158,15 @@ _REASON = re.compile(r",?\s+(?:because|since|as|so|which|where|after|when|in|not
 _PROSE = re.compile(
     r"(?<!\\)\b(?:that|the|they|she|he|it|is|are|has|have|will|there|must|should)\b", re.IGNORECASE
 )
+_PHRASE_STARTS = re.compile("nswer|NSWER|ption|hoice|案|espuesta|éponse|ntwort|твет|isposta|esposta")
+"""What follows the first letter of the words that `_PHRASE` begins with: literals alone are found fast."""
 _PHRASE = re.compile(
     r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=])"
-    r"|^[^\w\n$\\]*(?:the[^\S\n]+)?(?:final[^\S\n]+)?answers?[^\w\n$\\]*$"
-    r"|\b(?:correct|right|best)[^\S\n]+(?:option|choice)[^\S\n]+is\b[^\S\n]*[:：]?"
+    r"|(?:(?<=correct )|(?<=right )|(?<=best ))(?:option|choice)[^\S\n]+is\b[^\S\n]*[:：]?"
     r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)[*_]*[^\S\n]*[:：]",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
+_ANSWER_LINE = re.compile(r"[^\w\n$\\]*(?:the\s+)?(?:final\s+)?answers?[^\w\n$\\]*", re.IGNORECASE)
 _LABEL_FIRST = re.compile(r"(\(?[A-J]\)?)[.):]*\s")
 _LINE = re.compile(r"[^\n]*")
 _BELOW = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|([^\n]*[^\W_][^\n]*))", re.DOTALL)
@@ -189,15 +206,28 @@ def found_answers(text: str, rules: Iterable[str] = RULES) -> Iterator[str]:
 
 def phrase_text(text: str) -> str:
     """What follows the last "the answer is" up to the end of its sentence, on its line or else below; else ""."""
-    for match in reversed(list(_PHRASE.finditer(text))):
-        line = _LINE.match(text, match.end())
+    for start in reversed(list(_PHRASE_STARTS.finditer(text))):
+        if (end := _phrase_end(text, start.start() - 1)) is None:
+            continue
+        line = _LINE.match(text, end)
         said = line.group().strip(" *_\t\r") if line else ""
-        if not re.search(r"\w", said) and (below := _BELOW.match(text, match.end())):
+        if not re.search(r"\w", said) and (below := _BELOW.match(text, end)):
             said = next(group for group in below.groups() if group)
         said = re.split(r"(?<!\b[A-J])\.\s|[。]", said.strip())[0].strip(" *_").rstrip(".")
         if re.search(r"\w|[^\x00-\x7f]|\\", said):
             return re.sub(r"(?<=\d)[!?]+$", "", said)
     return ""
+
+
+def _phrase_end(text: str, start: int) -> int | None:
+    """Where what is said begins, behind a phrase at `start` or a line that holds "Final answer" alone."""
+    if start < 0:
+        return None
+    if phrase := _PHRASE.match(text, start):
+        return phrase.end()
+    first, last = text.rfind("\n", 0, start) + 1, text.find("\n", start)
+    last = len(text) if last < 0 else last
+    return last if last - first < 100 and _ANSWER_LINE.fullmatch(text, first, last) else None
 
 
 def _tag(text: str) -> str:
@@ -206,6 +236,8 @@ def _tag(text: str) -> str:
 
 
 def _boxed(text: str) -> str:
+    if r"\boxed" not in text and r"\fbox" not in text:
+        return ""
     boxes: list[tuple[int, int, int]] = []  # start of the command, start and end of its content
     open_braces: list[tuple[int, int] | None] = []
     for token in _BOX_TOKEN.finditer(text):
@@ -247,10 +279,10 @@ def _corrected(text: str) -> bool:
 
 
 def _hash(text: str) -> str:
-    for mark in reversed(list(_HASH.finditer(text))):
+    for mark in reversed(list(_HASH.finditer(text) if "####" in text else [])):
         found = mark[1].strip(" *\r")
         if not found or _HEADING.match(found):
-            if found and _PHRASE.search(found):
+            if "answer" in found.lower():
                 return _phrase(text[mark.start() :])
             continue
         if re.search(r"\d|\\|^[A-Z]$", found) or not text[mark.end() :].strip():
@@ -283,7 +315,9 @@ def _clause(found: str) -> str:
 
 
 def _number(text: str) -> str:
-    if not (numbers := deque(_WITH_UNIT.finditer(text), maxlen=1)):
+    last_digit = max(text.rfind(digit) for digit in _DIGITS)
+    begin = max(text.rfind(space, 0, max(0, last_digit - 200)) for space in " \n") + 1
+    if last_digit < 0 or not (numbers := deque(_WITH_UNIT.finditer(text, begin), maxlen=1)):
         return ""
     last = numbers[0]
     for formula in _MATH.finditer(text, text.rfind("\n\n", 0, last.start()) + 1):
