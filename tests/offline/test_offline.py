@@ -28,9 +28,9 @@ from rectune.training import loop
 from training_runs import Died, dies_at, metrics, weights
 
 OWN = """
-problems sampling.n sampling.temperature sampling.top_p sampling.max_new_tokens sampling.seed sampling.samples
-sampling.grader sampling.timeout sampling.workers sampling.engine sampling.server_url sampling.served_name
-sampling.batch_size sampling.benchmark_dir
+problems sampling.n sampling.temperature sampling.top_p sampling.max_new_tokens sampling.stop sampling.seed
+sampling.samples sampling.grader sampling.timeout sampling.workers sampling.engine sampling.server_url
+sampling.served_name sampling.batch_size sampling.benchmark_dir
 selection.per_problem selection.balance selection.unjudged selection.unfinished
 """.split()  # noqa: SIM905
 """Settings beyond those of training. A new one has to be worth its line here."""
