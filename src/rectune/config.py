@@ -83,7 +83,7 @@ class LoraConfig(Settings):
     """Low-rank adapters instead of full fine-tuning."""
 
     rank: int = Field(0, ge=0)
-    """Rank of the adapters; 0 tunes all weights. The paper's appendix uses 8."""
+    """Rank of the adapters; 0 tunes all weights, or an adapter that model names. The paper's appendix uses 8."""
     alpha: float = Field(16.0, gt=0)
     """Scale of the adapters is alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)

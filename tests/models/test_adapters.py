@@ -219,6 +219,31 @@ def test_files_that_are_not_whole(make: Make, base: Path) -> None:
     expect(folder, base, "no adapter_model.safetensors", "adapter_model.bin is pickle")
 
 
+def test_weights_that_were_not_gathered(make: Make, base: Path) -> None:
+    """huggingface/peft#2699: saved from shards, tensors have no elements."""
+    folder = make()
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: tensor.new_zeros(0) for name, tensor in tensors.items()}, folder / WEIGHTS)
+    expect(
+        folder,
+        base,
+        "8 of its 8 tensors have another shape",
+        "is [0], not",
+        "(ZeRO-3, FSDP) that were not gathered",
+    )
+    save_file(tensors, folder / WEIGHTS)
+    rename(folder, lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module."))
+    expect(folder, base, "4 of its 8 tensors fit nothing", "'_fsdp_wrapped_module.' is too much")
+
+
+def test_trained_tokens_that_the_base_does_not_have(make: Make, base: Path) -> None:
+    """huggingface/peft#2898"""
+    model = tiny_model(tie_word_embeddings=False)
+    model.resize_token_embeddings(300, mean_resizing=False)
+    folder = make(model, trainable_token_indices=[5, 290])
+    expect(folder, base, "vocabulary")
+
+
 def test_an_adapter_of_the_prompt(make: Make, base: Path) -> None:
     """Its virtual tokens would be left out where the model's body is run."""
     folder = make(kind=peft.PromptTuningConfig, num_virtual_tokens=4)

@@ -310,3 +310,9 @@ def test_a_file_in_place_of_a_folder_and_gguf(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config.json.*m.gguf is for llama.cpp"):
         load_model(folder)
+
+
+def test_weights_that_were_not_gathered(folder: Path) -> None:
+    rewrite(folder, lambda tensors: {name: tensor.new_zeros(0) for name, tensor in tensors.items()})
+    with pytest.raises(UserError, match=r"is \[0\], not .*the weights are empty: .*ZeRO-3"):
+        load_model(folder)

@@ -200,6 +200,10 @@ def _prefix(here: list[str], there: list[str]) -> str:
 
 
 def _reason_of_shape(name: str, here: list[int], there: list[int], rank: int) -> str:
+    if 0 in here:
+        return (
+            "its tensors are empty: it was saved from sharded weights (ZeRO-3, FSDP) that were not gathered"
+        )
     if ("lora_" not in name or "embed" in name or "lm_head" in name) and here[1:] == there[1:]:
         return (
             f"the vocabulary was resized to {here[0]} for training: resize the base model's and save it first"

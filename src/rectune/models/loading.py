@@ -148,9 +148,10 @@ def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
     if wrong := sorted(info["mismatched_keys"]):
         tensor, here, there = wrong[0]
         what = f"{len(wrong)} tensors are not of the shape in config.json: {tensor} is {list(here)}, not {list(there)}"
-        raise UserError(
-            what, where=name, hint="config.json and weights are of different models, or one was changed"
-        )
+        hint = "config.json and weights are of different models, or one was changed"
+        if 0 in here:
+            hint = "the weights are empty: they were saved sharded (ZeRO-3, FSDP) and not gathered"
+        raise UserError(what, where=name, hint=hint)
     surplus = sorted(info["unexpected_keys"])
     if any("lora_" in tensor or ".base_layer." in tensor for tensor in surplus):
         what = f"the weights hold an adapter that was not merged ({surplus[0]})"
