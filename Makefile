@@ -60,6 +60,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python scripts/make_cli_docs.py --check
 	$(BIN)/python scripts/make_scaling_docs.py --check
+	$(BIN)/python scripts/make_data_docs.py --check
 	$(BIN)/python scripts/audit.py
 
 # Sizes, names used twice, circles of imports, beside their targets; asserts nothing.
