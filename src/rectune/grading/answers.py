@@ -22,6 +22,7 @@ _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅�
 _PLACED = str.maketrans(_RAISED + _LOWERED, "0123456789-+n" * 2)
 _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|lcm|gcd|max|min"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|omega|sigma|phi|pi"
+_SCALES = (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
 _ROUGHLY = "approximately|approx\\.?|about|around|roughly|nearly"
 _QUALIFIER = r"(?:for (?:any|all|every|some|each)|where|such that)\b"
 _REPLACE = [(re.compile(pattern), new) for pattern, new in [
@@ -32,6 +33,9 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\{:\}|\\colon(?![a-zA-Z])", ":"),
     (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
     (r"\\[dtc]frac", r"\\frac"), (r"\{\s*([^{}]+?)\s*\\over\s+([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
+    (r"\{\s*([^{}]+?)\s*\\choose\s+([^{}]+?)\s*\}", r"\\binom{\1}{\2}"), (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
+    *((rf"(?<=\d)\s*\\text\s*\{{\s*{word}\b\s*", rf" \\times 10^{{{power}}} \\text{{") for word, power in _SCALES),
+    *((rf"(?<=\d)\s*{word}\b", rf" \\times 10^{{{power}}} ") for word, power in _SCALES),
     (rf"\\(?:operatorname\*?|mathrm|text|rm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
     (r"\\(?:mbox|textbf|textit|textrm|texttt|textsf|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|emph"
      r"|underline|operatorname\*?)\s*\{", r"\\text{"),
@@ -96,6 +100,8 @@ def normalize_answer(answer: str) -> str:
 
 def _unwrapped(answer: str) -> str:
     """Without braces around all of it, or parentheses around a number."""
+    if numeric := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", answer):
+        answer = numeric[1].strip()
     while answer.startswith("{") and answer.endswith("}") and _closing(answer) == len(answer) - 1:
         answer = answer[1:-1].strip()
     return re.sub(r"^[(\[]\s*([-+]?[\d.,/]*\d)\s*[)\]]$", lambda m: m[0] if "," in m[1] else m[1], answer)
@@ -128,8 +134,6 @@ _FRACTION = re.compile(
 _SCIENTIFIC = re.compile(
     r"(?:(?<=\d)\s*(?:\\times|\\cdot|\*|x)\s*|(?<![\w.}\)])(?=10\s*\^))10\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d))(?=\s*%?$)"
 )
-_SCALE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALED = re.compile(r"(.*\d)\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion)\b\s*\}?")
 _SPELLED = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
     "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
@@ -154,9 +158,6 @@ def read_number(answer: str) -> Number | None:
     if len(answer) > MAX_DIGITS:
         return None
     answer = answer.strip()
-    if scaled := _SCALED.fullmatch(answer):
-        number, factor = read_number(scaled[1]), 10 ** _SCALE[scaled[2]]
-        return number and Number(number.value * factor, number.step * factor)
     answer = _SCIENTIFIC.sub(
         lambda m: f"{'' if m.start() and answer[m.start() - 1].isdigit() else 1}e{m[1] or m[2]}", answer
     )

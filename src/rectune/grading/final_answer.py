@@ -60,13 +60,15 @@ _LABEL = (
     r"(?:question|problem|exercise|q|instruction|prompt)(?:[^\S\n]*\#?\d+)?|(?:example|task)[^\S\n]+\d+"
     r"|(?:问题|题目|问|用户|例题|练习)[^\S\n]*\d*)"
 )
+_NUMBERED = r"(?:question|problem|exercise|example|q)[^\S\n]*\#?\d+[.)](?!\d)"
 _MARK_STARTS = re.compile(r"\n|<|\[")
 _MARK = re.compile(
-    rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^[^\S\n]*(?:{_LABEL}[^\S\n]*[:：]"
+    rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^[^\S\n]*(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
     rf"|(?:\#{{1,6}}[^\S\n]*[*_]{{0,2}}|[*_]{{2}}){_LABEL}[*_]{{0,2}}[^\S\n]*(?:[:：.][*_]{{0,2}}|$)"
     r"|Below is an instruction that describes a task)",
     re.IGNORECASE | re.MULTILINE,
 )
+_OWN_TURN = re.compile(r"[\s*_#]*assistant", re.IGNORECASE)
 _GIVEN = re.compile(
     r"\\(?:boxed|fbox)\b|^\#\#\#\#[^\S\n]*[-$\d\\]|</answer>|\banswer\b[^.\n]{0,60}?(?:\bis\b|[:=：])|答案",
     re.IGNORECASE | re.MULTILINE,
@@ -136,7 +138,8 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
         if not before or (fence and not mark["token"]):
             continue
         answered = given is not None and given.end() <= mark.start()
-        if mark["token"] or answered or not _PREAMBLE.search(before.rpartition("\n")[2]):
+        opens = not _PREAMBLE.search(before.rpartition("\n")[2]) and not _OWN_TURN.match(mark.group())
+        if mark["token"] or answered or opens:
             return mark.start()
     return None
 

@@ -147,7 +147,7 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return decided
     if (number, other) != (gold, answer):
         ratio = unit_ratio(unit, other_unit)
-        return ratio is not None and _same(number, _times(other, ratio), tolerance, depth - 1)
+        return ratio is not None and _same(number, _scaled(other, ratio), tolerance, depth - 1)
     if (words := _words(gold)) or _words(answer):
         if words == _words(answer):
             return True
@@ -158,7 +158,7 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
     return _same_expression(gold, answer, tolerance)
 
 
-def _times(answer: str, ratio: Fraction) -> str:
+def _scaled(answer: str, ratio: Fraction) -> str:
     if ratio == 1:
         return answer
     if (number := read_number(answer)) is not None and not answer.endswith("%"):
@@ -238,9 +238,7 @@ def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int
         return None
     clock, other = _CLOCK.fullmatch(gold), _CLOCK.fullmatch(answer)
     if clock and other:
-        times = [tuple(int(part or 0) for part in one.groups()[:3]) for one in (clock, other)]
-        halves = {one[4].lower() for one in (clock, other) if one[4]}
-        return times[0] == times[1] and len(halves) < 2
+        return bool(_times(clock) & _times(other))
     parts = [one.split(":") if _RATIO.fullmatch(one) else [one] for one in (gold, answer)]
     if len(parts[0]) == len(parts[1]):
         values = [[plain_number(part) or Fraction(0) for part in side] for side in parts]
@@ -254,6 +252,20 @@ def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int
     return False
 
 
+def _times(clock: re.Match[str]) -> set[tuple[int, ...]]:
+    """Times of day that are meant, on a clock of 24 hours; without a.m. or p.m. it may be either."""
+    hour, minute, second = (int(part or 0) for part in clock.groups()[:3])
+    half = (clock[4] or "").lower()
+    hours = (
+        {hour % 12 + 12 * (half == "p")}
+        if half
+        else {hour, hour % 12, hour % 12 + 12}
+        if hour <= 12
+        else {hour}
+    )
+    return {(hour, minute, second) for hour in hours}
+
+
 def _same_equations(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
     """Two equations of one curve. Equations that give one name a value are compared by their values."""
     sides = [len(split_top(one, "=")) for one in (gold, answer)]
@@ -262,7 +274,7 @@ def _same_equations(gold: str, answer: str, tolerance: Fraction, depth: int) -> 
     (name, _), (other, _) = _named(gold), _named(answer)
     if name and other and _letters(name) == _letters(other):
         return None
-    left, right = read(gold), read(answer)
+    left, right = map(read, _cases_apart(gold, answer))
     if not (left and right and isinstance(left[0], Eq) and isinstance(right[0], Eq)):
         return None
     return same_equation(left[0], right[0])
@@ -285,6 +297,12 @@ def _named(answer: str) -> tuple[str, str]:
     rest = split_top(answer, "=")[1:]
     if match := _NAME.match(answer):
         return match[1], rest[-1] if rest else answer[match.end() :].strip()
+    if (
+        len(rest) == 1
+        and re.fullmatch(_SYMBOL, rest[0])
+        and not re.search(r"[a-zA-Z]", answer.partition("=")[0])
+    ):
+        return rest[0], answer.partition("=")[0].strip()  # 16 = x
     if rest and not re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", re.sub(r"\\[a-zA-Z]+", "", answer)):
         return "", rest[-1]
     return "", answer
@@ -292,6 +310,7 @@ def _named(answer: str) -> tuple[str, str]:
 
 def _without_names(gold: str, answer: str) -> tuple[str, str]:
     r"""Both without a leading `x =` or `x \in`, unless they name different things."""
+    gold, answer = (_named(one)[1] if _named(one)[0].startswith("(") else one for one in (gold, answer))
     if (len(split_top(gold)) > 1 and "=" in gold.partition(",")[2]) or "=" in answer.partition(",")[2]:
         return gold, answer  # a list in which each has its name
     (left, bare), (right, other) = _named(gold), _named(answer)
@@ -405,6 +424,7 @@ def _words(answer: str) -> str:
 
 def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
     """One expression against one: by value, else math-verify's verdict."""
+    gold, answer = _cases_apart(gold, answer)
     parsed = read(answer.replace("%", r"\%"))
     if not parsed or isinstance(parsed[0], str):
         raise Unreadable
@@ -423,3 +443,13 @@ def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
         if (decided := same_value(golds[0], parsed[0], max(steps, default=_EXACT))) is not None:
             return decided
     return bool(verify(golds, parsed, allow_set_relation_comp=True, timeout_seconds=None))
+
+
+def _cases_apart(gold: str, answer: str) -> tuple[str, str]:
+    """Both with other letters for capitals that also stand small, which math-verify would not tell apart."""
+    letters = set(re.sub(r"\\[a-zA-Z]+", "", gold + answer))
+    clashing = sorted(one for one in letters if one.isascii() and one.isupper() and one.lower() in letters)
+    spare = [one for one in "qvwuzyxkmnlprstabcgh" if not {one, one.upper()} & letters]
+    new = dict(zip(clashing, spare, strict=False))
+    left, right = (re.sub(r"\\[a-zA-Z]+|[A-Z]", lambda m: new.get(m[0], m[0]), one) for one in (gold, answer))
+    return left, right

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -183,7 +184,7 @@ def _same_number(gold: Any, answer: Any, step: Fraction) -> bool | None:
     return not (rest.is_number and rest != 0 and all(part._prec > 5 for part in rest.atoms(Float)))
 
 
-def _points(symbols: Any) -> list[dict[Symbol, float]]:
+def _points(symbols: Any) -> list[Mapping[Symbol, float]]:
     ordered = sorted(symbols, key=lambda symbol: symbol.name)
     return [
         {symbol: _POINTS[(i + 3 * j) % len(_POINTS)] + 0.01 * j for j, symbol in enumerate(ordered)}
@@ -191,7 +192,12 @@ def _points(symbols: Any) -> list[dict[Symbol, float]]:
     ]
 
 
-def _at(expression: Any, point: dict[Symbol, float]) -> Any:
+def _whole_points(symbols: Any) -> list[Mapping[Symbol, float]]:
+    ordered = sorted(symbols, key=lambda symbol: symbol.name)
+    return [{symbol: i + 2 * j for j, symbol in enumerate(ordered)} for i in range(1, 6)]
+
+
+def _at(expression: Any, point: Mapping[Symbol, float]) -> Any:
     """The real value at a point; None where it has none."""
     value = _number(expression, subs=point)
     return value if value is not None and value.is_real else None
@@ -201,18 +207,29 @@ def _same_function(gold: Any, answer: Any) -> bool | None:
     """Equal where both are real: at positive points at least, and nowhere different at them."""
     if gold.has(*_UNPROBED) or answer.has(*_UNPROBED):
         return None
+    symbols = gold.free_symbols | answer.free_symbols
+    verdict = _agree(gold, answer, _points(symbols))
+    if verdict == "nowhere real":
+        verdict = _agree(gold, answer, _whole_points(symbols))
+    return {"same": True, "different": False}.get(verdict)
+
+
+def _agree(gold: Any, answer: Any, points: Sequence[Mapping[Symbol, float]]) -> str:
+    """What values at `points` say: same, different, doubtful, or nowhere real, as (-1)^n between whole numbers."""
     agreed, doubtful = 0, False
-    for point in _points(gold.free_symbols | answer.free_symbols):
+    for point in points:
         left, right = _at(gold, point), _at(answer, point)
         if left is None or right is None:
             continue
         if _close(left, right):
             agreed += 1
         elif min(point.values()) > 0:
-            return False
+            return "different"
         else:
             doubtful = True
-    return True if agreed >= _ENOUGH and not doubtful else None
+    if doubtful or 0 < agreed < _ENOUGH:
+        return "doubtful"
+    return "same" if agreed else "nowhere real"
 
 
 @lru_cache(maxsize=256)
