@@ -87,14 +87,17 @@ def sample(
     served_name: str | None = None,
     without_logprobs: Switch = False,
     batch_size: int | None = None,
-    template: str = "auto",
+    system: str | None = None,
+    template: str | None = None,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     benchmark_dir: Path | None = None,
 ) -> None:
     """Draw answers to problems from a model, one JSON object a line; run again, it goes on.
 
+    A model that was trained here is asked as it was trained, as in `rectune eval`.
+
     Args:
-        model: Hub id, local folder or packaged model; with the server engine its tokenizer is what is read.
+        model: Hub id, folder, training run or packaged model; with the server engine its tokenizer is what is read.
         problems: JSONL file of problems, or the name of a benchmark.
         out: File of samples; appended to.
         n: Answers to each problem.
@@ -108,18 +111,15 @@ def sample(
         served_name: What the server calls the model, where that is not --model.
         without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
         batch_size: Answers in work at once.
-        template: auto, none, or a Jinja file; as in training.
+        system: System message, instead of the run's; "" for none.
+        template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
         precision: Of the local engine.
         benchmark_dir: Folder that has the benchmark's file.
     """
-    from rectune.data.problems import read_problems
-    from rectune.evaluation.benchmarks import load_benchmark
+    from rectune.evaluation.asking import problems_for
     from rectune.sampling.engine import sample as draw
 
-    if Path(problems).suffix or Path(problems).exists():
-        asked = read_problems(Path(problems))
-    else:
-        asked = load_benchmark(problems, benchmark_dir=benchmark_dir)
+    asked = problems_for(model, problems, system=system, template=template, benchmark_dir=benchmark_dir)
     draw(
         model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop,
         seed=seed, engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
@@ -220,8 +220,8 @@ def eval_(
         benchmark_file: JSONL file of your own problems, with prompt and answer; may be given several times.
         benchmark_dir: Folder that has the benchmarks' files; else they are packaged or come from the hub.
         prompt: The user's turn with {question} in it, instead of the run's or the benchmark's.
-        system: System message, instead of the run's.
-        template: auto, none or a Jinja file, instead of the run's.
+        system: System message, instead of the run's; "" for none.
+        template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
         check_overlap: Training rows in which to look for the problems' texts.
         engine: local runs the model here, server asks an OpenAI-compatible endpoint.
         server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.

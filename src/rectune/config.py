@@ -106,7 +106,7 @@ class DataConfig(Settings):
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, and count them, instead of stopping at them."""
     template: PathOrName = "auto"
-    """auto: the tokenizer's chat template, else a plain one; none: the texts as they are; or a Jinja file."""
+    """auto: the tokenizer's chat template, else a plain one; none: no template; the name of one of its; or a file."""
     system: str | None = None
     """System message put before rows that have none."""
     split: str = "train"

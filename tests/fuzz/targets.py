@@ -165,8 +165,8 @@ FILES = ("comparison.json", "diagnosis.json", "trainerx/trainer_state.json",
 
 def run_folder(draw: Draw) -> None:
     """A comparison folder, damaged in every way: its report as data, Markdown and page, and what eval reads of it."""
+    from rectune.data.run_prompt import run_prompt
     from rectune.evaluation.compare import compare_evaluations
-    from rectune.evaluation.run_prompt import run_prompt
     from rectune.reporting.report import markdown, page, report
     from rectune.training.checkpoints import last_good_checkpoint, to_json
 

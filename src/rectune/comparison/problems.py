@@ -15,10 +15,10 @@ from typing import Any
 
 from rectune.config import TrainConfig
 from rectune.data.rows import Problem
+from rectune.data.run_prompt import RunPrompt
 from rectune.errors import UserError
 from rectune.evaluation.asking import Wanted, ask
 from rectune.evaluation.benchmarks import benchmark_name
-from rectune.evaluation.run_prompt import RunPrompt, row_wrapping
 from rectune.training.checkpoints import write_text
 
 Problems = dict[str, list[Problem]]
@@ -61,7 +61,7 @@ def load_problems(
     Raises:
         UserError: An unknown benchmark, or problems that cannot be read.
     """
-    run = RunPrompt(Path(), config.data, config.rows, row_wrapping(config.data, config.rows))
+    run = RunPrompt(Path(), Path(), config.data, config.rows)
     asked = ask(Wanted(wanted, (), benchmark_dir, limit, config.seed), run, None, config.rows.system)
     return {benchmark_name(name): asked[benchmark_name(name)].problems for name in wanted}
 

@@ -31,10 +31,12 @@ from rectune.comparison.record import read_record, write_record
 from rectune.comparison.runs import is_trained, train_run
 from rectune.comparison.sweep import sweep
 from rectune.config import ObjectiveConfig, TrainConfig
+from rectune.data.run_prompt import as_trained
 from rectune.disk import check_writable, hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
 from rectune.models.lora import with_own_lora
+from rectune.sampling.dated import kept_template
 from rectune.sampling.stops import check_stops
 from rectune.stopping import saying
 from rectune.training.batches import read_texts
@@ -104,6 +106,7 @@ def compare(
     draws = Draws(n, temperature, max_new_tokens, config.seed, check_stops(stop))
     choices = Choices(tuple(sweep), sweep_steps, race, validation)
     config = with_own_lora(config)
+    config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
     matrix = make_matrix(
         config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit
     )
@@ -131,6 +134,9 @@ def _check_inputs(matrix: Matrix) -> None:
 
 
 def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
+    template = kept_template(matrix.out, matrix.config.rows.template, matrix.config.model)
+    rows = matrix.config.rows.model_copy(update={"template": template})
+    matrix = replace(matrix, config=matrix.config.model_copy(update={"rows": rows}))
     out, arms, results = matrix.out, matrix.arms, dict[str, Any]()
     found = read_record(out)
     if found is None:

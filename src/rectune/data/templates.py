@@ -40,9 +40,6 @@ BARE = """\
 {%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
 """Template none, as far as a chat template can say it: what a saved tokenizer gets."""
 
-TEMPLATE = "template.jinja"
-"""In a run's folder: how the run writes conversations, the date included where the template writes it."""
-
 REFUSALS = (
     TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
 )  # fmt: skip
@@ -78,12 +75,6 @@ class Template:
     written: tuple[str, ...] = ()
     today: bool = False
 
-    @property
-    def date(self) -> str | None:
-        """The day that it writes, as 2026-11-30; None where it reads no clock."""
-        found = _FIXED.match(self.text or "")
-        return found[1] if found else None
-
     def kept(self) -> str:
         """The template as one text that writes the same, the day included; template none as far as one can say it."""
         text = BARE if self.text is None else self.text
@@ -91,7 +82,7 @@ class Template:
 
     def saved(self) -> str:
         """The template as a saved tokenizer has it: as `kept`, but it reads the clock."""
-        return _FIXED.sub("", self.kept(), count=1)
+        return without_date(self.kept())
 
 
 @dataclass(frozen=True)
@@ -156,6 +147,20 @@ def _read(name: str, named: dict[str, str]) -> str:
 def reads_clock(text: str) -> bool:
     """Whether a template writes the day on which it runs."""
     return _CLOCK in text and not _FIXED.match(text)
+
+
+def template_date(name: str) -> str | None:
+    """The day that a template file writes, as 2026-11-30; None where it reads no clock, or is no file."""
+    try:
+        found = _FIXED.match(Path(name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found[1] if found else None
+
+
+def without_date(text: str) -> str:
+    """A template with its clock running again."""
+    return _FIXED.sub("", text, count=1)
 
 
 def fixed(text: str, day: date | None = None) -> str:

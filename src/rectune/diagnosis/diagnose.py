@@ -25,6 +25,7 @@ from rectune.data.findings import token_findings
 from rectune.data.overlap import find_overlap
 from rectune.data.packing import Batch, collate
 from rectune.data.reading import read_rows, row_at
+from rectune.data.run_prompt import as_trained, run_prompt
 from rectune.data.templates import check_template
 from rectune.data.tokens import token_texts
 from rectune.diagnosis import figures
@@ -107,10 +108,8 @@ def diagnose(
     chosen = parse(objectives or DEFAULT)
     if (rows is not None and rows < 1) or seconds <= 0:
         raise UserError("nothing to measure", where="rows and seconds", hint="1 or more, and above 0")
-    options = options or DataConfig()
-    run = Path(model).expanduser()
-    if (run / "config.json").is_file() and (run / "model").is_dir():
-        model = str(run / "model")
+    options = as_trained(model, options or DataConfig())
+    model = str(run.model) if (run := run_prompt(model)) else model
     check_writable(Path(out))
     check_model(model)
     check_template(options.template)

@@ -1,19 +1,21 @@
 """What is asked, and how: the problems of an evaluation in the prompt that the model was trained with.
 
-Where problems come from is in `benchmarks.py`, how a training run asked in `run_prompt.py`.
+Where problems come from is in `benchmarks.py`, how a training run asked in `data/run_prompt.py`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rectune.config import DataConfig
 from rectune.data.overlap import find_overlap, row_turns
-from rectune.data.rows import Problem
+from rectune.data.problems import read_problems
+from rectune.data.rows import Problem, Turn
+from rectune.data.run_prompt import RunPrompt, run_prompt, shared_wrapping
 from rectune.errors import UserError
 from rectune.evaluation.benchmarks import (
     AS_IS,
@@ -22,7 +24,6 @@ from rectune.evaluation.benchmarks import (
     load_benchmark,
     load_benchmark_file,
 )
-from rectune.evaluation.run_prompt import RunPrompt, shared_wrapping
 
 log = logging.getLogger("rectune")
 
@@ -58,8 +59,7 @@ def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str |
     for name in wanted.benchmarks:
         if is_problem_file(name):
             continue
-        declared = BENCHMARKS[name].prompt if name in BENCHMARKS else AS_IS
-        chosen = prompt or (run.wrapping if run and declared != AS_IS else None) or declared
+        chosen = prompt or _prompt(name, run)
         problems = load_benchmark(
             name,
             benchmark_dir=wanted.folder,
@@ -83,6 +83,60 @@ def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str |
     return asked
 
 
+def _prompt(name: str, run: RunPrompt | None) -> str:
+    """How a benchmark is asked: as the run's rows ask, else its own way."""
+    declared = BENCHMARKS[name].prompt if name in BENCHMARKS else AS_IS
+    return (run.wrapping if run and declared != AS_IS else None) or declared
+
+
+def load_problems(
+    source: str, *, run: RunPrompt | None = None, system: str | None = None, benchmark_dir: Path | None = None
+) -> list[Problem]:
+    """The problems of a JSONL file, or of a benchmark asked as `run` asked, under the ids that they have there.
+
+    Args:
+        system: System message in front of problems that have none.
+
+    Raises:
+        UserError: No such file or benchmark, or a malformed line.
+    """
+    path = Path(source).expanduser()
+    if not (path.suffix or path.exists()):
+        prompt = _prompt(source, run)
+        return load_benchmark(source, benchmark_dir=benchmark_dir, prompt=prompt, system=system)
+    problems = read_problems(path)
+    if system is None:
+        return problems
+    first = Turn("system", system)
+    return [
+        one if one.prompt[0].role in ("system", "developer") else replace(one, prompt=(first, *one.prompt))
+        for one in problems
+    ]
+
+
+def problems_for(
+    model: str,
+    source: str,
+    *,
+    system: str | None = None,
+    template: str | None = None,
+    benchmark_dir: Path | None = None,
+) -> list[Problem]:
+    """The problems as `model` was trained to be asked; says in the log what is not as in training.
+
+    Args:
+        system, template: Instead of the training run's; "" is no system message.
+    """
+    run = run_prompt(model)
+    system = (run.rows.system if run else None) if system is None else system or None
+    problems = load_problems(source, run=run, system=system, benchmark_dir=benchmark_dir)
+    if run:
+        asked = {source: Asked(_prompt(source, run) if source in BENCHMARKS else AS_IS, problems)}
+        for warning in mismatches(run, asked, system, template or run.rows.template):
+            log.warning("PROMPT MISMATCH: %s", warning)
+    return problems
+
+
 def mismatches(
     run: RunPrompt | None, asked: dict[str, Asked], system: str | None, template: str
 ) -> list[str]:
@@ -99,10 +153,13 @@ def mismatches(
             "how training asked cannot be told (its rows are gone or few); compare the prompts yourself"
         )
         return found
+    before, _, after = run.wrapping.partition("{question}")
     for name, one in asked.items():
         used = one.prompt
         if used == AS_IS:
-            used = shared_wrapping([problem.prompt[-1].content for problem in one.problems]) or run.wrapping
+            texts = [problem.prompt[-1].content for problem in one.problems]
+            fits = all(text.startswith(before) and text.endswith(after) for text in texts)
+            used = run.wrapping if fits else shared_wrapping(texts) or used
         if used != run.wrapping:
             found.append(f"{name} asks {used!r}, the training rows {run.wrapping!r}")
     return found

@@ -20,7 +20,7 @@ from rectune.evaluation.wording import direction
 
 log = logging.getLogger("rectune")
 
-PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "stop", "template", "system")
+PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "stop", "template", "date", "system")
 """Settings whose difference makes two evaluations hard to compare."""
 
 

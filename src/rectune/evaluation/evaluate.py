@@ -19,10 +19,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rectune.data.run_prompt import run_prompt
+from rectune.data.templates import template_date
 from rectune.disk import FORMAT, writing
 from rectune.evaluation.asking import Asked, Wanted, ask, mismatches, overlapping
 from rectune.evaluation.benchmarks import BENCHMARKS
-from rectune.evaluation.run_prompt import run_prompt
 from rectune.evaluation.scoring import Line, read_graded, score
 from rectune.processes import share, wait_for_all
 
@@ -85,11 +86,13 @@ def evaluate(
             that `sample` and `grade` raise.
     """
     from rectune.grading import grade
+    from rectune.sampling.dated import kept_template
     from rectune.sampling.engine import sample
     from rectune.sampling.progress import reporter
     from rectune.sampling.stops import check_stops
 
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
+    asks, name = template or (run.template if run else "auto"), str(run.model) if run else model
     if template is None:
         template = run.rows.template if run else "auto"
     system = (run.rows.system if run else None) if system is None else system or None
@@ -108,13 +111,15 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "seed": seed,
         "stop": list(check_stops(stop)),
-        "template": template,
         "precision": precision,
     }
+    if isinstance(engine, str):
+        asks = kept_template(Path(out), asks, name)
     sample(
-        str(run.model) if run else model,
+        name,
         problems,
         out=samples,
+        template=asks,
         engine=engine,
         batch_size=batch_size,
         server_url=server_url,
@@ -137,8 +142,14 @@ def evaluate(
         "format": FORMAT,
         "model": model,
         "fingerprint": first["fingerprint"],
-        "training_run": str(run.model.parent) if run else None,
-        "protocol": drawn | {"shots": 0, "system": system, "limit": limit, "engine": first["engine"]},
+        "training_run": str(run.run) if run else None,
+        "protocol": drawn
+        | {
+            "template": template,
+            "date": template_date(asks),
+            "template_file": asks if asks != template else None,
+        }
+        | {"shots": 0, "system": system, "limit": limit, "engine": first["engine"]},
         "versions": _versions(),
         "warnings": warnings,
         "overlap": overlap,

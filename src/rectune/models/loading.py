@@ -167,13 +167,15 @@ def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
 
 
 def find_folder(name: str) -> Path | None:
-    """The folder that a name stands for; None for a hub id. `UserError` for a path that is no folder."""
+    """The folder that a name stands for, of a run its model's; None for a hub id. `UserError` for another path."""
     if name in PACKAGED:
         return packaged_folder(name)
+    from rectune.data.run_prompt import answering
+
     try:
         path = Path(name).expanduser()
         if path.is_dir():
-            return path
+            return answering(path)
         if path.exists():
             hint = "convert it to safetensors first" if path.suffix == ".gguf" else "give the folder it is in"
             raise UserError("is a file, not the folder of a model", where=name, hint=hint)

@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectune.data.jsonl import read_jsonl
-from rectune.data.problems import read_problems
-from rectune.data.rows import Problem, Turn
+from rectune.data.rows import Problem
+from rectune.data.run_prompt import as_trained
 from rectune.data.sources import PACKAGED
 from rectune.disk import check_writable, hold, writing
 from rectune.errors import UserError
-from rectune.evaluation.benchmarks import load_benchmark
+from rectune.evaluation.asking import load_problems
 from rectune.grading.files import Summary, grade
 from rectune.grading.pool import check_item
 from rectune.offline.record import Record
 from rectune.offline.settings import OfflineConfig
+from rectune.sampling.dated import kept_template
 from rectune.sampling.engine import sample
 from rectune.sampling.progress import reporter
 from rectune.selection import UNJUDGED, select
@@ -80,9 +81,12 @@ def offline(config: OfflineConfig, *, resume: bool = False) -> OfflineResult:
             hint="for several GPUs run its stages one by one: rectune sample, grade, select, and train by torchrun",
         )
     method, paired = method_of(config)
+    config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
     problems = read(config)
     chosen = config.out / ("pairs.jsonl" if paired else "rows.jsonl")
     with hold(config.out, "running an offline method"), writing(config.out, "go on with --resume"):
+        template = kept_template(config.out, config.rows.template, config.model)
+        config = config.model_copy(update={"rows": config.rows.model_copy(update={"template": template})})
         record = Record(config, problems, paired=paired, resume=resume)
         with saying(lambda: f"{config.out}: interrupted; go on with --resume"):
             counts = _prepare(config, problems, record, chosen)
@@ -122,6 +126,7 @@ def _prepare(
 def plan(config: OfflineConfig) -> dict[str, Any]:
     """What a run would do at most; reads the problems, loads no model and writes nothing."""
     method, paired = method_of(config)
+    config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
     problems, n = read(config), config.sampling.n
     most = n // 2 if paired else n
     return {
@@ -188,15 +193,10 @@ def read(config: OfflineConfig) -> list[Problem]:
     for key, path in (("sampling.samples", chosen.samples), ("rows.holdout", config.rows.holdout)):
         if isinstance(path, str) and path not in PACKAGED and not Path(path).expanduser().exists():
             raise UserError(f"no such file: {path}", where=key)
-    if Path(given).suffix or Path(given).exists():
-        problems = read_problems(Path(given))
-    else:
-        problems = load_benchmark(given, benchmark_dir=chosen.benchmark_dir)
-    system = () if config.rows.system is None else (Turn("system", config.rows.system),)
+    problems = load_problems(given, system=config.rows.system, benchmark_dir=chosen.benchmark_dir)
     ready = []
     for problem in problems:
-        turns = problem.prompt if problem.prompt[0].role == "system" else (*system, *problem.prompt)
-        ready.append(replace(problem, prompt=turns, grader=chosen.grader or problem.grader))
+        ready.append(replace(problem, grader=chosen.grader or problem.grader))
         check_item(ready[-1].grader, problem.extra, where=problem.where)
     return ready
 

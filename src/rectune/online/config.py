@@ -43,7 +43,7 @@ class OnlineConfig(Settings):
     grading_timeout: float = Field(5.0, gt=0)
     """Seconds that grading one answer may take; beyond it the answer is left out of the loss, and counted."""
     template: PathOrName = "auto"
-    """auto: the tokenizer's chat template, else a plain one; none: the texts as they are; or a Jinja file."""
+    """auto: the tokenizer's chat template, else a plain one; none: no template; the name of one of its; or a file."""
     system: str | None = None
     """System message put before problems that have none."""
     engine: Literal["local", "server"] = "local"

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from rectune.data.order import plan_steps
 from rectune.data.rows import Problem
+from rectune.data.run_prompt import as_trained
 from rectune.disk import hold, load_record, writing
 from rectune.errors import UserError
 from rectune.models.loading import load_model
@@ -72,7 +73,7 @@ def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
         Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
     """
     reset_peak_memory()
-    config = with_own_lora(config)
+    config = as_trained(config.model, with_own_lora(config))
     if config.engine == "server" and config.lora.rank:
         raise UserError(
             "the server reloads whole models, not adapters", where="engine", hint="merge it first"

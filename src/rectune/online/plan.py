@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from rectune.config import dump_config
+from rectune.data.run_prompt import as_trained
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
@@ -23,7 +24,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     Raises:
         UserError: Whatever `train_online` would refuse about them.
     """
-    config = with_own_lora(config)
+    config = as_trained(config.model, with_own_lora(config))
     problems, kept = read_inputs(config)
     with Rewards(config.reward, config.grading_timeout) as rewards:
         rewards.check([*problems, *kept])

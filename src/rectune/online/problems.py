@@ -8,39 +8,19 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.data.encoding import prompt_ids
-from rectune.data.problems import read_problems
-from rectune.data.rows import Problem, Turn
+from rectune.data.rows import Problem
 from rectune.data.templates import Template, check_template
 from rectune.disk import check_writable
 from rectune.errors import UserError
-from rectune.evaluation.benchmarks import load_benchmark
+from rectune.evaluation.asking import load_problems
 from rectune.models.limits import embeddings, no_embedding, positions
 from rectune.models.loading import check_model
 from rectune.online.config import OnlineConfig
-
-
-def load_problems(source: str, system: str | None = None) -> list[Problem]:
-    """The problems of a JSONL file or of a benchmark, each with the system message in front if it has none.
-
-    Raises:
-        UserError: No such file or benchmark, or a malformed line.
-    """
-    path = Path(source).expanduser()
-    if path.suffix or path.exists():
-        problems = read_problems(path)
-        if system is None:
-            return problems
-        first = Turn("system", system)
-        return [
-            p if p.prompt[0].role == "system" else replace(p, prompt=(first, *p.prompt)) for p in problems
-        ]
-    return load_benchmark(source, system=system)
 
 
 def read_inputs(config: OnlineConfig) -> tuple[list[Problem], list[Problem]]:
@@ -52,8 +32,8 @@ def read_inputs(config: OnlineConfig) -> tuple[list[Problem], list[Problem]]:
     check_writable(config.out)
     check_model(config.model)
     check_template(config.template)
-    kept = load_problems(config.holdout, config.system) if config.holdout else []
-    return load_problems(config.problems, config.system), kept
+    kept = load_problems(config.holdout, system=config.system) if config.holdout else []
+    return load_problems(config.problems, system=config.system), kept
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ The engines are `local.py`, `server.py` and `vllm.py`; reading and checking the 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.encoding import prompt_ids
 from rectune.data.rows import Problem, Sample
+from rectune.data.run_prompt import run_prompt
 from rectune.data.templates import check_template
 from rectune.disk import check_output, writing
 from rectune.errors import UserError, unknown_name
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rectune.data.templates import Template
+
+log = logging.getLogger("rectune")
 
 ENGINES = ("local", "server", "vllm")
 
@@ -117,7 +121,7 @@ def sample(
     stop: Sequence[str] = (),
     engine: str | Engine = "local",
     batch_size: int | None = None,
-    template: str = "auto",
+    template: str | None = None,
     precision: str = "auto",
     server_url: str | None = None,
     served_name: str | None = None,
@@ -135,7 +139,8 @@ def sample(
         stop: Texts at which an answer ends, besides the template's own mark of the next turn (`stops.py`).
         engine: "local", "server", "vllm", or an engine of your own.
         batch_size: Sequences in work at once (local) or requests in flight (server); None: its own choice.
-        template: As in training: "auto", "none" or a file.
+        template: As in training: "auto", "none", the name of one of the tokenizer's, or a file. None: that of the
+            training run that the model is of, else "auto".
         precision: Of the local engine: "auto", "bf16" or "fp32".
         server_url: Address of an OpenAI-compatible server, for the server engine.
         served_name: What the server calls the model, where that is not `model`.
@@ -158,7 +163,14 @@ def sample(
     check_output(Path(out))
     if isinstance(drawer, str):
         server = {"url": server_url, "served_name": served_name, "logprobs": server_logprobs}
+        if template is None:
+            template = run.template if (run := run_prompt(model)) else "auto"
         drawer = _engine(model, drawer, batch_size, template, precision, server)
+        if drawer.template.today:
+            log.warning(
+                "%s writes today's date: on another day the same problems read otherwise",
+                drawer.template.name,
+            )
     settings = replace(settings, stop=all_stops(drawer, settings.stop))
     prompts = {p.problem_id: _prompt(drawer, p) for p in problems}
     by_id = {p.problem_id: p for p in problems}

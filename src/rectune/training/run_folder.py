@@ -18,7 +18,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig, dump_config
-from rectune.data.templates import TEMPLATE, Template, choose_template
+from rectune.data.run_prompt import TEMPLATE
+from rectune.data.templates import Template, choose_template
 from rectune.data.tokens import stop_ids
 from rectune.disk import FORMAT, check_format, check_writable, load_json, load_record
 from rectune.errors import UserError

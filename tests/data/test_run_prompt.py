@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from rectune.config import DataConfig
+from rectune.data.run_prompt import as_trained, run_prompt, shared_wrapping
 from rectune.errors import UserError
-from rectune.evaluation.run_prompt import run_prompt, shared_wrapping
+from rectune.models.loading import find_folder
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +31,70 @@ def make_run(folder, rows=None, *, count=30, prompt="Question: {i} apples?\nCalc
     return folder / "run"
 
 
-@pytest.mark.parametrize("inside", ["", "model"])
+@pytest.mark.parametrize("inside", ["", "model", "adapter", "checkpoints/step-000002"])
 def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
     run = make_run(tmp_path, {"template": "none", "system": "Be brief."})
+    for name in {"model", inside} - {""}:
+        (run / name).mkdir(parents=True, exist_ok=True)
+        (run / name / "adapter_config.json").write_text("{}")
     found = run_prompt(str(run / inside))
     assert (found.rows.template, found.rows.system) == ("none", "Be brief.")
-    assert found.model == run / "model"
+    assert found.model == run / (inside or "model")
+    assert found.run.samefile(run)
     assert found.wrapping == "Question: {question}\nCalculation: "
+
+
+def test_a_run_without_a_merged_model_is_its_adapter(tmp_path):
+    run = make_run(tmp_path)
+    (run / "model").rmdir()
+    (run / "adapter").mkdir()
+    assert run_prompt(str(run)).model == run / "adapter"
+    assert find_folder(str(run)) == run / "adapter"
+
+
+def test_an_offline_run_is_the_run_in_it(tmp_path):
+    run = make_run(tmp_path)
+    run.rename(tmp_path / "train")
+    assert run_prompt(str(tmp_path)).model == tmp_path / "train" / "model"
+
+
+def test_names_from_within_the_run(tmp_path, monkeypatch):
+    run = make_run(tmp_path, {"system": "Be brief."})
+    (run / "model" / "config.json").write_text("{}")
+    for here, name in ((run, "model"), (run, "."), (run / "model", ".")):
+        monkeypatch.chdir(here)
+        assert run_prompt(name).rows.system == "Be brief."
+
+
+def test_the_template_that_the_run_kept_is_asked_with(tmp_path):
+    run = make_run(tmp_path, {"template": "gone.jinja"})
+    assert run_prompt(str(run)).template == "gone.jinja"
+    (run / "template.jinja").write_text("x")
+    assert run_prompt(str(run)).template == str(run / "template.jinja")
+    run = make_run(tmp_path / "none", {"template": "none"})
+    (run / "template.jinja").write_text("x")
+    assert run_prompt(str(run)).template == "none"
+
+
+def test_settings_that_were_not_given_are_those_of_the_run(tmp_path):
+    run = make_run(tmp_path, {"template": "none", "system": "Be brief."})
+    for model in (run, run / "model"):
+        (run / "model" / "config.json").write_text("{}")
+        rows = as_trained(str(model), DataConfig())
+        assert (rows.template, rows.system) == ("none", "Be brief.")
+        assert as_trained(str(model), rows) == rows
+    rows = as_trained(str(run), DataConfig(template="auto", system="Other."))
+    assert (rows.template, rows.system) == ("auto", "Other.")
+    assert as_trained("owner/name", DataConfig()) == DataConfig()
+
+
+def test_parts_of_a_run_are_no_models(tmp_path):
+    run = make_run(tmp_path)
+    (run / "checkpoints" / "step-000002").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"step-000002: is a part of a run, not a model; give the run itself: .*run$"
+    ):
+        run_prompt(str(run / "checkpoints" / "step-000002"))
 
 
 def test_the_wrapping_is_told_from_pairs(tmp_path):

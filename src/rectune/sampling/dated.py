@@ -1,0 +1,30 @@
+"""A template that writes today's date is kept in a file, so that what is gone on with on another day reads the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rectune.data.run_prompt import TEMPLATE
+from rectune.data.templates import choose_template, without_date
+from rectune.disk import writing
+from rectune.sampling.server import load_tokenizer
+
+
+def kept_template(folder: Path, name: str, model: str) -> str:
+    """`name`; where the template reads the clock, a file in `folder` that writes the day of the first call.
+
+    Args:
+        model: Whose tokenizer it is for.
+
+    Raises:
+        UserError: The template cannot be used, or the folder cannot be written.
+    """
+    template = choose_template(name, load_tokenizer(model)) if name != "none" else None
+    if template is None or not template.today:
+        return name
+    path = folder / TEMPLATE
+    with writing(folder, "run it again"):
+        if not path.is_file() or without_date(path.read_text("utf-8")) != template.saved():
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(template.kept(), encoding="utf-8")
+    return str(path)

@@ -1,0 +1,159 @@
+"""A run, its model and its adapter are asked as they were trained: template, system message, date, and what is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectune.cli import app
+from rectune.config import load_config
+from rectune.evaluation.evaluate import evaluate
+from rectune.training.loop import train
+from toys import CHATML, byte_tokenizer, tiny_model
+
+CASES = Path(__file__).resolve().parents[1] / "cases"
+DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + CHATML
+SHORT = {"n": 1, "max_new_tokens": 2}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def on(monkeypatch: pytest.MonkeyPatch, day: date) -> None:
+    class Day(date):
+        @classmethod
+        def today(cls) -> date:
+            return day
+
+    monkeypatch.setattr("rectune.data.templates.date", Day)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Path]:
+    def start(case: str, *, chat_template: str = CHATML, **settings: Any) -> Path:
+        tiny_model().save_pretrained(tmp_path / "base")
+        byte_tokenizer(chat_template=chat_template).save_pretrained(tmp_path / "base")
+        named = {key.replace("__", "."): value for key, value in settings.items()}
+        given = {
+            "model": str(tmp_path / "base"), "data": str(CASES / case / "rows.jsonl"), "out": tmp_path / "run",
+            "steps": 1, "batch_size": 2, "precision": "fp32", "probe": 0, "max_length": 128, **named,
+        }  # fmt: skip
+        train(load_config(None, given))
+        return tmp_path / "run"
+
+    return start
+
+
+def prompt(file: Path) -> str:
+    return str(json.loads(file.read_text("utf-8").splitlines()[0])["prompt"])
+
+
+def run_sample(model: Path, problems: Path, out: Path, *more: str) -> str:
+    short = ("-n", "1", "--max-new-tokens", "2", "--precision", "fp32")
+    app(
+        ["sample", "--model", str(model), "--problems", str(problems), "--out", str(out), *short, *more],
+        result_action="return_value",
+    )
+    return prompt(out)
+
+
+@pytest.mark.parametrize("inside", ["", "adapter"])
+def test_an_adapter_is_evaluated_as_it_was_trained(
+    trained: Any, tmp_path: Path, inside: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """unslothai/unsloth#1670: a finished LoRA run without a merged model."""
+    case = "39-lora-run-eval"
+    run = trained(case, lora__rank=2, rows__system="Be brief.")
+    problems = CASES / case / "p.jsonl"
+    result = evaluate(
+        str(run / inside), out=tmp_path / "eval", benchmark_files=[problems], precision="fp32", **SHORT
+    )
+    assert result["training_run"] == str(run)
+    assert result["protocol"]["system"] == "Be brief."
+    [warning] = result["warnings"]
+    assert warning == "p asks '{question}', the training rows 'Question: {question}\\nCalculation:'"
+    asked = prompt(tmp_path / "eval/samples.jsonl")
+    assert asked.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+    caplog.set_level(logging.WARNING, "rectune")
+    assert run_sample(run / inside, problems, tmp_path / "samples.jsonl") == asked
+    assert "PROMPT MISMATCH: " + warning.replace("p asks", f"{problems} asks") in caplog.messages
+
+
+def test_a_run_without_a_model_says_so(trained: Any, tmp_path: Path) -> None:
+    run = trained("39-lora-run-eval", lora__rank=2)
+    (run / "adapter").rename(tmp_path / "gone")
+    from rectune.errors import UserError
+
+    with pytest.raises(UserError, match="the run has no model yet; train it to the end"):
+        evaluate(
+            str(run), out=tmp_path / "eval", benchmark_files=[CASES / "39-lora-run-eval/p.jsonl"], **SHORT
+        )
+
+
+@pytest.mark.parametrize("inside", ["", "model"])
+def test_sampling_asks_with_the_template_of_the_run(trained: Any, tmp_path: Path, inside: str) -> None:
+    """hiyouga/LlamaFactory#5904: trained with a template of one's own, sampled with another."""
+    case = CASES / "40-own-template-not-kept"
+    own = tmp_path / "my.jinja"
+    own.write_text((case / "my.jinja").read_text())
+    run = trained(case.name, rows__template=str(own))
+    own.unlink()  # the run has it
+    asked = run_sample(run / inside, case / "p.jsonl", tmp_path / "samples.jsonl")
+    assert asked == "<|im_start|>[user] say 3<|im_end|><|im_start|>[assistant] "
+    evaluate(
+        str(run / inside),
+        out=tmp_path / "eval",
+        benchmark_files=[case / "p.jsonl"],
+        precision="fp32",
+        **SHORT,
+    )
+    assert prompt(tmp_path / "eval/samples.jsonl") == asked
+    other = run_sample(run / inside, case / "p.jsonl", tmp_path / "other.jsonl", "--template", "none")
+    assert other == "say 3"
+
+
+def test_a_run_is_evaluated_on_the_day_that_it_began(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES / "23-date-template"
+    on(monkeypatch, date(2027, 1, 1))
+    run = trained(case.name, chat_template=DATED)
+    on(monkeypatch, date(2027, 1, 3))
+    asked = run_sample(run / "model", case / "p.jsonl", tmp_path / "samples.jsonl")
+    assert asked.startswith("Today: 01 Jan 2027\n")
+    result = evaluate(
+        str(run), out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **SHORT
+    )
+    assert prompt(tmp_path / "eval/samples.jsonl") == asked
+    assert (result["protocol"]["template"], result["protocol"]["date"]) == ("auto", "2027-01-01")
+    assert result["warnings"] == []
+
+
+def test_an_evaluation_that_goes_on_keeps_its_day(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = CASES / "23-date-template"
+    on(monkeypatch, date(2027, 1, 1))
+    trained(case.name, chat_template=DATED)
+    base = str(tmp_path / "base")
+    evaluate(base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **SHORT)
+    on(monkeypatch, date(2027, 1, 2))
+    more = {**SHORT, "n": 2}
+    result = evaluate(
+        base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **more
+    )
+    assert result["protocol"]["date"] == "2027-01-01"
+    caplog.set_level(logging.WARNING, "rectune")
+    assert run_sample(Path(base), case / "p.jsonl", tmp_path / "s.jsonl").startswith("Today: 02 Jan 2027\n")
+    assert (
+        "the tokenizer's chat template writes today's date: on another day the same problems read otherwise"
+        in (caplog.messages)
+    )
