@@ -57,7 +57,7 @@ def test_each_sample_is_one_line_with_all_that_grading_and_training_need(whole: 
         template = engine().template
         assert record["prompt"] == tokenizer.decode(prompt_ids(problem.prompt, tokenizer, template))
         assert record["turns"] == [
-            {"role": "user", "content": problem.prompt[0].content, "supervised": False}
+            {"role": "user", "content": problem.prompt[0].content, "supervised": False, "fields": ""}
         ]
         assert (record["answer"], record["grader"], record["extra"]) == (
             problem.answer,
