@@ -1,49 +1,230 @@
 """Grading programs: find the code in a model's words, run it against tests in a sandbox.
 
 The sandbox is `sandbox/`; what it guarantees is in `docs/grading.md`. `extra` of a problem holds, named as in
-the data sets, `test` and `entry_point` and `prompt` (HumanEval) or `test_list` and `test_setup_code` (MBPP).
+the data sets, `test` and `entry_point` and `prompt` (HumanEval), `test_list` and `test_setup_code` (MBPP), or
+inputs and outputs; `cases.py` reads them.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import re
 import subprocess
+import symtable
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError
+from rectune.grading.cases import read_tests
+from rectune.grading.fences import Block, before_first_fence, fenced_blocks
+from rectune.grading.final_answer import final_part
+from rectune.grading.sandbox.layouts import bound_names, free_names
 from rectune.grading.verdicts import Graded
 
 MEMORY = 2**30
 """Bytes of address space for the candidate."""
-_FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+MAX_BLOCKS = 30
+"""Blocks that are looked through for a program; the last ones of an answer with more."""
+_CODE_LINE = re.compile(r"(?:import|from|def|class|async def)\s+\w|@\w|#!|[A-Za-z_]\w*\s*(?::[^=\n]*)?=[^=]")
+_READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(0")
+_FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
-def extract_code(text: str, *, prompt: str = "", entry_point: str = "") -> str:
-    """The program that a model means: its last fenced block that fits, else all of `text`.
+def extract_code(text: str, *, prompt: str = "", entry_point: str = "", tests: str = "") -> str:
+    """The program that a model means, whole: the blocks of its final part that define what the tests call.
 
-    A block fits that defines `entry_point` (any block where that is ""). Text that defines no such name
-    continues `prompt`, up to its first line that is not indented; otherwise `prompt` is put in front, for its
-    imports and helpers.
+    Of several versions the last one that is complete counts; blocks with helpers that it uses come along.
+    Words that define nothing of it continue `prompt`, up to the first line that is not indented; a whole
+    program gets the imports and helpers of `prompt` in front.
     """
-    blocks = [block for block in _FENCE.findall(text) if block.strip()]
-    defines = re.compile(  # blanks of one line only: over many empty lines it would take quadratic time
-        rf"^[^\S\n]*(?:async[^\S\n]+)?(?:def|class)[^\S\n]+{re.escape(entry_point)}\b|^{re.escape(entry_point)}[^\S\n]*=",
-        re.MULTILINE,
-    )
-    fitting = [block for block in blocks if not entry_point or defines.search(block)]
-    code = (fitting or blocks or [text])[-1]
-    if not code.strip() or not prompt:
+    text = final_part(text)
+    wanted = [entry_point.split(".")[-1].rstrip("()")] if entry_point else _wanted(tests)
+    code = _defining(text, wanted)
+    before, head = _split_prompt(prompt, wanted)
+    if not code.strip():
         return code
-    if defines.search(code):
-        return f"{prompt}\n\n{code}"
+    if not head or _defines(code, wanted) or (not wanted and _names(code)):
+        future = "".join(_FUTURE.findall(code)) if before else ""
+        return f"{future}{before}\n\n{_FUTURE.sub('', code) if future else code}" if before else code
     body = re.split(r"\n(?=[^\s#])", code if code[0] in " \t\n" else f"    {code}")[0]
-    return prompt + body
+    return head + body
+
+
+def _defining(text: str, wanted: list[str]) -> str:
+    """The part of `text` that is the program, blocks in their order."""
+    blocks = [block for block in fenced_blocks(text) if block.code.strip()][-MAX_BLOCKS:]
+    python = [block for block in blocks if block.is_python is not False] or blocks
+    chosen = _chosen(python, wanted)
+    if not chosen:
+        bare = before_first_fence(text) if blocks or "```" in text or "~~~" in text else text
+        bare = bare if bare.strip() else text
+        if not blocks or _defines(bare, wanted):
+            return _without_prose(bare)
+        chosen = [next((i for i in reversed(range(len(python))) if python[i].is_python), len(python) - 1)]
+    while missing := _missing(python, chosen):
+        chosen = sorted({*chosen, missing[0]})
+    return "\n\n".join(python[i].code for i in chosen)
+
+
+def _chosen(blocks: list[Block], wanted: list[str]) -> list[int]:
+    """Indices of the blocks that define what is wanted, the last complete version of each."""
+
+    def rank(i: int) -> tuple[bool, bool, int]:
+        return _names(blocks[i].code) is not None, blocks[i].is_python is True, i
+
+    if not wanted:
+        reading = [i for i, block in enumerate(blocks) if _READS_INPUT.search(block.code)]
+        doing = [
+            i
+            for i, block in enumerate(blocks)
+            if re.search(r"^\s*(?:def|class|import|from|print)\b", block.code, re.M)
+        ]
+        return [max(reading or doing or range(len(blocks)), key=rank)] if blocks else []
+    defining = {
+        name: [i for i, block in enumerate(blocks) if _defines(block.code, [name])] for name in wanted
+    }
+    found = {name for name in wanted if defining[name]}
+    whole = [i for i in range(len(blocks)) if found and all(i in defining[name] for name in found)]
+    if whole:
+        return [max(whole, key=rank)]
+    return sorted({max(defining[name], key=rank) for name in found})
+
+
+def _missing(blocks: list[Block], chosen: list[int]) -> list[int]:
+    """Blocks that define a name which the chosen ones use and do not have, the nearest one before them first."""
+    names = [_names(block.code) for block in blocks]
+    have = {name for i in chosen for name in (names[i] or ((), ()))[0]}
+    need = {name for i in chosen for name in (names[i] or ((), ()))[1]} - have - set(dir(builtins))
+    others = [i for i in range(len(blocks)) if i not in chosen and need & set((names[i] or ((), ()))[0])]
+    return sorted(others, key=lambda i: (i > chosen[-1], -i if i < chosen[-1] else i))
+
+
+def _defines(code: str, names: Iterable[str]) -> bool:
+    """Whether `code` defines one of `names`, in a class too."""
+    any_of = "|".join(map(re.escape, names))
+    return bool(any_of) and bool(
+        re.search(  # blanks of one line only: over many empty lines it would take quadratic time
+            rf"^[^\S\n]*(?:async[^\S\n]+)?(?:def|class)[^\S\n]+(?:{any_of})\b|^(?:{any_of})[^\S\n]*(?::[^=\n]*)?=(?!=)"
+            rf"|^(?:from[^\S\n]+\S+[^\S\n]+)?import\b[^\n]*\b(?:{any_of})[^\S\n]*(?:,|$)",
+            code,
+            re.MULTILINE,
+        )
+    )
+
+
+def _without_prose(text: str) -> str:
+    """`text` from its first line that looks like a program's, up to where it stops being one.
+
+    Text that is a program, or has no such line, stays as it is.
+    """
+    if _names(text) is not None:
+        return text
+    lines = text.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if _CODE_LINE.match(line)), None)
+    if first is None:
+        return text
+    end = len(lines)
+    for _ in range(MAX_BLOCKS):
+        tops = [i for i in range(first + 1, end) if lines[i][:1].strip()]
+        error = _syntax_error("".join(lines[first:end]))
+        if error is None:
+            return "".join(lines[first:end])
+        bad = first + error - 1
+        end = max((i for i in tops if i <= bad), default=0)
+        if not end:
+            break
+    return text
+
+
+def _split_prompt(prompt: str, wanted: list[str]) -> tuple[str, str]:
+    """Of a prompt that is or holds code: its imports and helpers, and all of it, for a body to follow; else ""."""
+    if not prompt.strip():
+        return "", ""
+    lines = prompt.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if _CODE_LINE.match(line)), 0)
+    for head in (
+        prompt,
+        *(block.code + "\n" for block in fenced_blocks(prompt)[::-1]),
+        "".join(lines[first:]),
+    ):
+        for whole in (head, _with_body(head)):
+            if _names(whole) is not None and (head is not prompt or _CODE_LINE.search(head)):
+                return _helpers(whole, wanted), head
+    return "", ""
+
+
+def _with_body(head: str) -> str:
+    """`head` with a body of one statement."""
+    head = head.rstrip()
+    last = head.rpartition("\n")[2]
+    indent = len(last) - len(last.lstrip()) + (4 if last.endswith(":") else 0)
+    return f"{head}\n{' ' * indent}pass\n"
+
+
+def _helpers(program: str, wanted: list[str]) -> str:
+    """A program without the function that is to be written."""
+    tree = _quietly(lambda: ast.parse(program))
+    lines = program.splitlines(keepends=True)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in wanted:
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            lines[first - 1 : node.end_lineno] = [""] * ((node.end_lineno or first) - first + 1)
+    return "".join(lines).strip()
+
+
+def _wanted(tests: str) -> list[str]:
+    """Names that the tests expect from the program."""
+    table = _table(tests)
+    if table is None:
+        return []
+    imported = re.findall(r"^[^\S\n]*from[^\S\n]+\S+[^\S\n]+import[^\S\n]+\(?([^\n)]*)", tests, re.MULTILINE)
+    names = [name.split()[0] for line in imported for name in line.split(",") if name.strip()]
+    attributes = re.findall(r"\b(?:solution|candidate|main|submission|your_module)\.(\w+)", tests)
+    free = [name for name in free_names(table) if name not in dir(builtins)] or free_names(table)
+    return list(dict.fromkeys([*free, *names, *attributes]))
+
+
+_PARSING = threading.Lock()
+
+
+def _quietly(parse: Callable[[], Any]) -> Any:
+    """What `parse` returns; None where there is no program. Its warnings are about what a model wrote."""
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return parse()
+        except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
+            return None
+
+
+def _table(code: str) -> symtable.SymbolTable | None:
+    return _quietly(lambda: symtable.symtable(code, "program.py", "exec"))
+
+
+def _names(code: str) -> tuple[set[str], set[str]] | None:
+    """Names that a program defines, and those that it uses without defining them; None for what is no program."""
+    table = _table(code)
+    return None if table is None else (bound_names(table), set(free_names(table)))
+
+
+def _syntax_error(code: str) -> int | None:
+    """The line of the first one; None where there is none."""
+
+    def line() -> int | None:
+        try:
+            ast.parse(code)
+        except SyntaxError as error:
+            return error.lineno or 1
+        return None
+
+    return _quietly(line)
 
 
 def grade_code(
@@ -62,21 +243,30 @@ def grade_code(
     Raises:
         UserError: `extra` has no tests, or this machine cannot confine a program.
     """
-    entry_point, prompt = str(extra.get("entry_point") or ""), str(extra.get("prompt") or "")
-    tests = extra.get("test") or "\n".join(extra.get("test_list") or [])
-    if not tests:
-        raise UserError("a code problem without tests", hint="give extra.test or extra.test_list")
-    code = extract_code(text, prompt=prompt, entry_point=entry_point)
+    tests, prompt = read_tests(extra), str(extra.get("prompt") or "")
+    code = extract_code(text, prompt=prompt, entry_point=tests.function, tests=tests.program)
     if not code.strip():
         return Graded("unparsed", "")
-    setup = str(extra.get("test_setup_code") or "").replace("\r\n", "\n")
-    job = {"program": code, "prelude": prompt, "tests": f"{setup}\n{tests}", "entry_point": entry_point,
-           "cpu_seconds": int(timeout) + 1, "memory": MEMORY}  # fmt: skip
-    return Graded(_run(job, timeout, started), code[:1000])
+    job = {"program": code, "prelude": _split_prompt(prompt, [tests.function])[0], "tests": tests.program,
+           "entry_point": tests.function or _function_of(prompt, code), "cases": tests.streams,
+           "lenient": tests.lenient, "cpu_seconds": int(timeout) + 1, "memory": MEMORY}  # fmt: skip
+    verdict, reason = _run(job, timeout, started)
+    return Graded(verdict, code[:1000], reason)
 
 
-def _run(job: dict[str, Any], timeout: float, started: Callable[[subprocess.Popen[bytes]], None]) -> Any:
-    """The verdict of one sandbox, in a folder of its own that is removed afterwards."""
+def _function_of(prompt: str, code: str) -> str:
+    """The function that is asked for, where no field names it: the prompt's last, else the program's."""
+    for source in (prompt, code):
+        names = re.findall(r"^(?:async[^\S\n]+)?(?:def|class)[^\S\n]+(\w+)", source, re.MULTILINE)
+        if own := [name for name in names if not re.match(r"main$|test", name)]:
+            return str(own[-1])
+    return ""
+
+
+def _run(
+    job: dict[str, Any], timeout: float, started: Callable[[subprocess.Popen[bytes]], None]
+) -> tuple[Any, str]:
+    """Verdict and reason of one sandbox, in a folder of its own that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="rectune-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).parent / "sandbox")],
@@ -91,16 +281,16 @@ def _run(job: dict[str, Any], timeout: float, started: Callable[[subprocess.Pope
         try:
             output, _ = process.communicate(json.dumps(job).encode(), timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()  # the candidate follows: it asked the kernel to die with its checker
+            process.kill()  # the others follow: they asked the kernel to die with it
             process.communicate()
-            return "timeout"
-    verdict, note = json.loads(output) if output else ("error", "")
-    if verdict == "error" and note:
+            return "timeout", ""
+    verdict, reason, protected = json.loads(output) if output else ("error", "the sandbox died", True)
+    if verdict == "refused":
         raise UserError(
-            f"programs cannot be confined here: {note}", hint="code needs Linux on x86-64 or arm64"
+            f"programs cannot be confined here: {reason}", hint="code needs Linux on x86-64 or arm64"
         )
-    if verdict != "error" and not note:
+    if not protected:
         warnings.warn(
             "no Landlock in this kernel: files are protected by their permissions only", stacklevel=2
         )
-    return verdict
+    return verdict, reason

@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any
 
 from rectune.errors import UserError, unknown_name
+from rectune.grading.cases import read_tests
 from rectune.grading.code import grade_code
 from rectune.grading.final_answer import EXTRACTION
 from rectune.grading.verdicts import Graded, Item
@@ -44,15 +45,12 @@ def check_item(grader: object, extra: Mapping[str, Any] | None, *, where: str | 
     extra = extra or {}
     if grader not in GRADERS:
         raise unknown_name("grader", str(grader), GRADERS, where=where)
-    if grader == "code" and not (extra.get("test") or extra.get("test_list")):
-        raise UserError(
-            "a code problem without tests", where=where, hint="give extra.test or extra.test_list"
-        )
-    lists = {name: extra.get(name) or [] for name in ("extract", "test_list")}
-    for name, value in lists.items():
-        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
-            raise UserError(f"extra.{name} is no list of texts", where=where)
-    for rule in lists["extract"]:
+    if grader == "code":
+        read_tests(extra, where)
+    rules = extra.get("extract") or []
+    if not isinstance(rules, list | tuple) or not all(isinstance(one, str) for one in rules):
+        raise UserError("extra.extract is no list of texts", where=where)
+    for rule in rules:
         if rule not in EXTRACTION:
             raise unknown_name("extraction rule", rule, EXTRACTION, where=where)
     try:

@@ -1,186 +1,269 @@
-"""The checker: starts the confined candidate, runs the tests here, and says whether they reached their end.
+"""Judges one program: starts the confined processes, and says what they found.
 
-The tests run in this process and call the candidate's functions through pipes; the candidate's process holds
-neither the tests nor the pipe that carries the verdict. So leaving early, printing, patching the checker or
-returning objects that equal everything cannot pass. Reads one JSON object from standard input: `program`,
-`prelude`, `tests`, `entry_point`, `cpu_seconds`, `memory`; writes `[verdict, protected]` to standard output.
+The *candidate* runs the program and never sees the tests. The *tests* run in a process of their own and reach
+the program through pipes (`peer.py`); only if they come to their end there, the verdict is `correct`. So leaving
+early, printing, patching what the tests use or returning objects that equal everything cannot pass. If they do not
+come to their end, both run once more in *one* process, as without any protection: where they fail there, too, the
+verdict is `wrong`; where they pass, program and tests share what cannot be carried between processes, and the
+verdict is `error`. Programs that read standard input run once for each input (`stdin.py`).
+
+Reads one JSON object from standard input: `program`, `prelude`, `tests`, `entry_point`, `cases`, `cpu_seconds`,
+`memory`; writes `[verdict, reason, protected]` to standard output.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
 import ctypes
+import io
 import json
 import os
 import resource
+import signal
 import sys
-from typing import Any, BinaryIO
+import types
+from collections.abc import Callable
+from typing import Any, BinaryIO, NoReturn
 
-from candidate import serve
+import candidate
+import streams
 from confine import confine
-from wire import Closed, decode, encode, receive, send
+from layouts import Fault, Tests, describe, line_of
+from peer import Peer, Uncarried
+from wire import Closed, receive, send
 
-
-class Remote:
-    """Something of the candidate's that is not data: a function, a class, an instance."""
-
-    __slots__ = ("_link", "_number")
-
-    def __init__(self, link: Link, number: int) -> None:
-        object.__setattr__(self, "_link", link)
-        object.__setattr__(self, "_number", number)
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        link = self._link
-        message = [self._number, link.encode(arguments), link.encode(keywords)]
-        result, after = link.ask("call", message)
-        for before, now in zip(arguments, after):  # noqa: B905  (whatever the candidate sends)
-            _update(before, now)
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        return self._link.ask("getattr", [self._number, name])
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._link.ask("setattr", [self._number, name, self._link.encode(value)])
-
-
-class Link:
-    """The pipes to the candidate."""
-
-    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
-        self._requests, self._replies = requests, replies
-
-    def encode(self, value: Any) -> Any:
-        return encode(value, _number)
-
-    def ask(self, action: str, body: Any) -> Any:
-        send(self._requests, [action, body])
-        kind, answer = self.reply()
-        if kind == "raised":
-            error = getattr(builtins, str(answer), RuntimeError)
-            if not (isinstance(error, type) and issubclass(error, Exception)):
-                error = RuntimeError
-            raise error("raised by the candidate") if error is not UnicodeDecodeError else RuntimeError()
-        return decode(answer, lambda number: Remote(self, number))
-
-    def reply(self) -> tuple[Any, Any]:
-        reply = receive(self._replies)
-        if not isinstance(reply, list) or len(reply) != 2:
-            raise Closed
-        return reply[0], reply[1]
-
-
-def _update(before: Any, now: Any) -> None:
-    """Do to the tests' own list, dict or set what the candidate did to its copy."""
-    if type(before) is type(now) is list:
-        before[:] = now
-    elif type(before) is type(now) in (dict, set):
-        before.clear()
-        before.update(now)
-
-
-def _number(value: Any) -> int:
-    if isinstance(value, Remote):
-        return object.__getattribute__(value, "_number")
-    raise TypeError(f"a {type(value).__name__} cannot be sent to the candidate")
+Report = list[Any]
+"""`[kind, text, ...]` of a process: what became of the tests."""
+USUAL = ("numpy", "scipy", "pandas", "sympy", "networkx", "sklearn", "matplotlib", "torch", "requests")
+"""Packages whose absence is this machine's, not the program's, fault."""
 
 
 def main() -> None:
-    """Fork the candidate before the tests are read, then judge."""
+    """Fork the candidate before anything is known, then judge."""
     _LIBC.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: no process of the same user can look into this one
-    to_candidate, from_checker = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        _candidate(to_candidate[0], from_checker[1])
-    os.close(to_candidate[0])
-    os.close(from_checker[1])
+    requests, replies = _start(_candidate)
     job = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
-    with open(to_candidate[1], "wb") as requests, open(from_checker[0], "rb") as replies:
-        send(requests, [job[name] for name in ("program", "cpu_seconds", "memory")])
-        verdict = _judge(job, Link(requests, replies))
-    sys.stdout.write(json.dumps(verdict))
-
-
-def _judge(job: dict[str, Any], link: Link) -> list[Any]:
+    send(requests, [job["cpu_seconds"], job["memory"], bool(job["cases"])])
+    verdict, reason, protected = "error", "the candidate did not start", True
     try:
-        kind, protected = link.reply()
+        kind, protected = receive(replies)
         if kind != "confined":
-            return ["error", str(protected)]
-        confine(os.getcwd(), cpu_seconds=job["cpu_seconds"])  # tests come from a file too
-        kind, _ = link.reply()
+            verdict, reason, protected = "refused", str(protected), True
+        elif job["cases"]:
+            verdict, reason = streams.judge(job, requests, replies)
+        else:
+            verdict, reason = _judge(job, requests, replies)
     except Closed:
-        return ["wrong", protected] if "protected" in locals() else ["error", "the candidate did not start"]
-    if kind != "ran":
-        return ["unparsed" if kind == "syntax" else "wrong", protected]
+        pass
+    sys.stdout.write(json.dumps([verdict, reason[:500], bool(protected)]))
+
+
+def _judge(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> tuple[str, str]:
+    kind, text, used = _report_of(
+        lambda report: _run_apart(job, requests, replies, report), job, requests, replies
+    )
+    if kind in ("correct", "unparsed", "error", "wrong"):
+        return kind, text if kind == "error" else ""
+    together, why, missing = _report_of(lambda report: _run_together(job, bool(used), report), job)
+    if together == "passed":
+        return "error", f"passes in one process with its tests, but not apart from them: {text}"
+    if together == "error":
+        return "error", why
+    if missing in USUAL:
+        return "error", f"{missing} is not installed here"
+    return "wrong", ""
+
+
+def _report_of(run: Callable[[Callable[..., None]], None], job: dict[str, Any], *pipes: BinaryIO) -> Report:
+    """What a confined process, which keeps `pipes`, reports; one that ends without a word has failed."""
+    secret = os.urandom(8).hex()
+
+    def child(inward: BinaryIO, outward: BinaryIO) -> None:
+        _close_all_but(outward, *pipes)
+
+        def report(kind: str, text: str = "", more: str = "") -> NoReturn:
+            send(outward, [secret, [kind, text, more]])
+            os._exit(0)
+
+        resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
+        confine(os.getcwd(), cpu_seconds=job["cpu_seconds"])  # tests come from a file too
+        sys.setrecursionlimit(10_000)
+        sys.stdin, sys.stdout = io.StringIO(), open(os.devnull, "w")  # noqa: SIM115
+        run(report)
+
+    _, replies = _start(child)
     try:
-        _run_tests(job, link)
-    except (Exception, SystemExit):  # an assertion, a type that does not fit, a candidate that left: all fail
-        return ["wrong", protected]
-    return ["correct", protected]
+        given, report = receive(replies)
+        return report if given == secret else ["failed", "", ""]
+    except (Closed, ValueError, TypeError):
+        return ["failed", "it ended before its tests did", ""]
 
 
-def _run_tests(job: dict[str, Any], link: Link) -> None:
-    """Run prelude and tests; names that they use without defining them are the candidate's."""
-    sys.setrecursionlimit(10_000)
-    names: dict[str, Any] = {"__name__": "tests"}
-    exec(job["prelude"], names)
-    if entry_point := job["entry_point"]:
-        names[entry_point] = link.ask("get", entry_point)
-    tree = ast.parse(job["tests"])
-    used = {
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
-    wanted = used - set(names) - _defined(tree)
-    # a candidate may stand in for a built-in only where that is the very function under test
-    for name in sorted(wanted - set(dir(builtins)) or (set() if entry_point else wanted)):
-        names[name] = link.ask("get", name)
-    exec(compile(tree, "tests.py", "exec"), names)
-    if entry_point and "check" in names:
-        names["check"](names[entry_point])
+def _run_apart(
+    job: dict[str, Any], requests: BinaryIO, replies: BinaryIO, report: Callable[..., None]
+) -> None:
+    """The tests here, the program in the candidate's process."""
+    side = Peer(replies, requests, guarded=True)
+    side.global_action = _standard_input  # type: ignore[method-assign]
+    module = candidate.new_module("tests")
+
+    def find(name: str) -> Any:
+        value = side.ask("get", name)
+        side.used |= not callable(value)
+        return value
+
+    try:
+        tests = Tests(job["tests"], job["entry_point"], find, lambda error: error is side.raised)
+        _run_prelude(job["prelude"], module)
+        send(requests, job["program"])
+        kind, text = receive(replies)
+        if kind != "ran":
+            report("unparsed" if kind == "syntax" else "failed", str(text))
+        for name, one in list(vars(module).items()):  # the prompt's classes: the program has its own
+            if isinstance(one, type) and one.__module__ == "tests":
+                vars(module)[name] = find(name)
+        sys.modules["solution"] = _Lazy("solution", find)
+        tests.run(module)
+    except Fault as fault:
+        report("error", str(fault))
+    except Closed:
+        report("failed", "the program ended")
+    except Uncarried as reason:
+        report("failed", str(reason))
+    except BaseException as error:
+        report("wrong" if side.forged else "failed", describe(error), "used" if side.used else "")
+    report(*_whether_tested(tests.held, side.used))
 
 
-def _defined(tree: ast.AST) -> set[str]:
-    """Names that the tests bind themselves."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            found.add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found.add(node.name)
-        elif isinstance(node, ast.arg):
-            found.add(node.arg)
-        elif isinstance(node, ast.alias):
-            found.add((node.asname or node.name).partition(".")[0])
-    return found
+def _whether_tested(held: int, used: bool) -> tuple[str, str]:
+    if not used:
+        return "error", "the tests never call the program"
+    return ("correct", "") if held else ("error", "the tests reach no assertion")
 
 
-def _candidate(requests: int, replies: int) -> None:
-    """The child: keep the two pipes only, give everything up, then run the program. Does not return."""
+def _run_together(job: dict[str, Any], used: bool, report: Callable[..., None]) -> None:
+    """Program and tests in this process. What it says is believed only where it is not `passed`."""
+    solution = candidate.new_module("solution")
+    called: list[bool] = []
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == "solution.py":
+            called.append(True)
+            sys.setprofile(None)
+
+    tests = Tests(
+        job["tests"], job["entry_point"], lambda name: candidate.look_up(solution, name), _by_traceback
+    )
+    try:
+        exec(candidate.compile_program(job["program"]), vars(solution))
+        sys.setprofile(watch)
+        tests.run(solution)
+        kind, text, missing = "passed", "", ""
+    except BaseException as error:
+        sys.setprofile(None)
+        at_fault = tests.is_at_fault(error, called=used or bool(called))
+        kind, text = ("error" if at_fault else "failed"), f"the tests fail by themselves: {describe(error)}"
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    report(kind, text, missing)
+
+
+def _by_traceback(error: BaseException) -> bool:
+    """Whether `error` was raised in the program."""
+    return line_of(error, "solution.py") is not None
+
+
+def _run_prelude(prelude: str, module: types.ModuleType) -> None:
+    try:
+        exec(compile(prelude, "prompt.py", "exec", dont_inherit=True), vars(module))
+    except BaseException as error:
+        raise Fault(f"the prompt fails by itself: {describe(error, 'prompt')}") from None
+
+
+def _standard_input(action: str, target: str, arguments: list[Any]) -> Any:
+    """What the tests have patched in for the program to read."""
+    if action != "input":
+        raise NameError(target)
+    return builtins.input(*arguments) if target == "input" else getattr(sys.stdin, target)()
+
+
+class _Lazy(types.ModuleType):
+    """The program as a module that tests import."""
+
+    def __init__(self, name: str, find: Callable[[str], Any]) -> None:
+        super().__init__(name)
+        self.__find = find
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__find(name)
+        except NameError:
+            raise AttributeError(f"the program has no '{name}'", name=name, obj=self) from None
+
+
+def _start(child: Callable[[BinaryIO, BinaryIO], None]) -> tuple[BinaryIO, BinaryIO]:
+    """Fork; the pipes to and from the new process, which runs `child` and ends."""
+    inward, outward = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        _LIBC.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        try:
+            child(os.fdopen(inward[0], "rb"), os.fdopen(outward[1], "wb"))
+        finally:
+            os._exit(1)
+    os.close(inward[0])
+    os.close(outward[1])
+    return os.fdopen(inward[1], "wb"), os.fdopen(outward[0], "rb")
+
+
+def _candidate(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Keep the two pipes only, give everything up, then run the program."""
     os.setsid()
+    cpu_seconds, memory, many = receive(requests)
+    inward, outward = (
+        os.fdopen(os.dup2(requests.fileno(), 60), "rb"),
+        os.fdopen(os.dup2(replies.fileno(), 61), "wb"),
+    )
+    _close_all_but(inward, outward)
+
+    def limit() -> bool:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        return confine(os.getcwd(), cpu_seconds=cpu_seconds)
+
+    if many:
+        streams.serve(inward, outward, limit)
+        return
+    try:
+        protected = limit()
+    except (OSError, ValueError) as error:
+        send(outward, ["refused", str(error)])
+        return
+    send(outward, ["confined", protected])
+    candidate.serve(receive(inward), inward, outward)
+
+
+def _close_all_but(*pipes: BinaryIO) -> None:
+    """Leave no descriptor to a process that runs foreign code but these."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
-    inward, outward = os.fdopen(os.dup2(requests, 60), "rb"), os.fdopen(os.dup2(replies, 61), "wb")
-    os.closerange(3, 60)
-    program, cpu_seconds, memory = receive(inward)
-    del sys.path[0]
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        protected = confine(os.getcwd(), cpu_seconds=cpu_seconds)
-    except (OSError, ValueError) as error:
-        send(outward, ["refused", str(error)])
-        os._exit(1)
-    send(outward, ["confined", protected])
-    try:
-        serve(program, inward, outward)
-    finally:
-        os._exit(0)
+    first = 3
+    for kept in sorted(pipe.fileno() for pipe in pipes):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, 64)
 
 
 _LIBC = ctypes.CDLL(None)
+
+del sys.path[0]
+for _name in (
+    "candidate",
+    "confine",
+    "layouts",
+    "peer",
+    "streams",
+    "wire",
+):  # names that programs and tests may use
+    sys.modules.pop(_name, None)
 
 if __name__ == "__main__":
     main()

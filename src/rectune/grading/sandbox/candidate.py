@@ -1,4 +1,4 @@
-"""The confined half: runs the candidate's program once, then answers the checker's requests about it.
+"""The confined half: runs the candidate's program once, then does what the tests ask of it.
 
 It never sees the tests, only the arguments of each call. What it does to its own interpreter, to
 `assert`, to the built-ins or to this loop changes its own answers at most.
@@ -6,47 +6,101 @@ It never sees the tests, only the arguments of each call. What it does to its ow
 
 from __future__ import annotations
 
+import builtins
+import io
+import re
+import sys
+import types
 from typing import Any, BinaryIO
 
-from wire import Closed, decode, encode, receive, send
+from peer import Peer
+from wire import send
+
+MAX_PRINTED = 2**20
+"""Characters of one call's output that reach the tests."""
 
 
-def serve(program: str, requests: BinaryIO, replies: BinaryIO) -> None:
-    """Run `program`, reply `ran` (or what went wrong), then serve requests until they end."""
-    names: dict[str, Any] = {"__name__": "candidate"}
-    objects: list[Any] = []
-
-    def handle(value: Any) -> int:
-        objects.append(value)
-        return len(objects) - 1
-
-    def value_of(message: Any) -> Any:
-        return decode(message, objects.__getitem__)
-
+def serve(program: str, inward: BinaryIO, outward: BinaryIO) -> None:
+    """Run `program`, send `ran` (or what went wrong), then serve requests until they end."""
     try:
-        code = compile(program, "candidate.py", "exec")
+        code = compile_program(program)
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
-        send(replies, ["syntax", None])
+        send(outward, ["syntax", ""])
         return
-    exec(code, names)
-    send(replies, ["ran", None])
-    while True:
-        try:
-            action, body = receive(requests)
-        except Closed:
-            return
-        try:
-            if action == "get":
-                result = names[body]
-            elif action == "getattr":
-                result = getattr(objects[body[0]], body[1])
-            elif action == "setattr":
-                setattr(objects[body[0]], body[1], value_of(body[2]))
-                result = None
-            else:
-                arguments, keywords = value_of(body[1]), value_of(body[2])
-                result = objects[body[0]](*arguments, **keywords)
-                result = (result, arguments)  # which it may have changed in place
-            send(replies, ["value", encode(result, handle)])
-        except Exception as error:  # whatever the candidate raises is an answer to the checker
-            send(replies, ["raised", type(error).__name__])
+    solution = new_module("solution")
+    try:
+        exec(code, vars(solution))
+    except BaseException as error:
+        send(outward, ["failed", f"{type(error).__name__}: {error}"[:500]])
+        return
+    send(outward, ["ran", ""])
+    _Side(solution, inward, outward).serve()
+
+
+def compile_program(program: str) -> types.CodeType:
+    return compile(program, "solution.py", "exec", dont_inherit=True)
+
+
+def new_module(name: str) -> types.ModuleType:
+    """An empty module that can be imported by its name."""
+    sys.modules[name] = module = types.ModuleType(name)
+    return module
+
+
+def look_up(module: types.ModuleType, path: str) -> Any:
+    """The function that `path` names: `f`, `Solution.f`, `Solution().f`; `f` of a lone `class Solution`, too.
+
+    Raises:
+        NameError: `module` has no such thing.
+    """
+    names = vars(module)
+    parts = re.findall(r"(\w+)(\(\))?", path)
+    if parts and parts[0][0] not in names and hasattr(names.get("Solution"), parts[0][0]):
+        parts = [("Solution", "()"), *parts]
+    try:
+        found = module
+        for name, call in parts:
+            found = names[name] if found is module else getattr(found, name)
+            found = found() if call else found
+    except (KeyError, AttributeError):
+        raise NameError(f"name '{path}' is not defined", name=path) from None
+    return found
+
+
+class _Side(Peer):
+    """The end of the pipes that has the program."""
+
+    def __init__(self, solution: types.ModuleType, inward: BinaryIO, outward: BinaryIO) -> None:
+        sys.stdout = io.StringIO()
+        super().__init__(inward, outward, guarded=False, printed=_take_printed)
+        self.solution = solution
+        sys.stdin = _Stdin(self)
+        builtins.input = lambda prompt="": self.ask("input", "input", str(prompt))
+
+    def global_action(self, action: str, target: str, arguments: list[Any]) -> Any:
+        if action == "get":
+            return look_up(self.solution, target)
+        return list(vars(self.solution))
+
+
+def _take_printed() -> str:
+    output = sys.stdout
+    if not isinstance(output, io.StringIO) or not output.tell():
+        return ""
+    printed = output.getvalue()[:MAX_PRINTED]
+    output.seek(0)
+    output.truncate()
+    return printed
+
+
+class _Stdin(io.TextIOBase):
+    """What the tests give as standard input."""
+
+    def __init__(self, side: Peer) -> None:
+        self._side = side
+
+    def readline(self, size: int = -1) -> str:  # type: ignore[override]
+        return str(self._side.ask("input", "readline"))
+
+    def read(self, size: int | None = -1) -> str:
+        return str(self._side.ask("input", "read"))

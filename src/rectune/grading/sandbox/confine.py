@@ -65,7 +65,6 @@ def confine(folder: str, *, cpu_seconds: int, file_bytes: int = 2**24) -> bool:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: SIGKILL when the checker dies
     _call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     protected = _restrict_files(folder)
     if os.geteuid() == 0 and not protected:
@@ -75,6 +74,7 @@ def confine(folder: str, *, cpu_seconds: int, file_bytes: int = 2**24) -> bool:
         os.setresuid(65534, 65534, 65534)
         os.listdir(os.path.dirname(os.__file__))  # else every import would fail, and look like a wrong answer
     _drop_capabilities()
+    _call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: SIGKILL when its parent dies; another user id clears it
     _filter_system_calls()
     return protected
 

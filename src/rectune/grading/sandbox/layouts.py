@@ -1,0 +1,511 @@
+"""Running tests in any layout: bare assertions, `check(candidate)`, pytest-style functions and classes, unittest.
+
+The same code runs the tests apart from the program, whose functions are then proxies (`peer.py`), and in one
+process with it. A run counts the assertions that held; which of the program's parts was used, its caller knows.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import io
+import itertools
+import os
+import re
+import symtable
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+OWN_NAMES = (
+    "solution",
+    "candidate",
+    "main",
+    "your_module",
+    "submission",
+    "answer",
+    "module",
+    "my_module",
+    "program",
+)
+"""Modules that tests import the program from, where no module of that name can be found."""
+_STANDS_FOR_PROGRAM = ("candidate", "func", "function", "fn", "f", "solution", "method")
+_ASSERTS = re.compile(r"_*assert|raises$", re.IGNORECASE)
+_HELD = "__assertion_held__"
+
+
+class Fault(Exception):
+    """The prompt or the tests are at fault, or do not test anything: nothing is known about the program."""
+
+
+class Skipped(Exception):
+    """A test that does not apply here."""
+
+
+class Tests:
+    """The tests of one problem.
+
+    Args:
+        source: Their text.
+        entry_point: The function under test, "" where that is not known.
+        find: Returns what the program has under a name; NameError where it has none.
+        from_program: Whether the program raised an exception.
+
+    Raises:
+        Fault: They are no program, or assert nothing by mistake.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        entry_point: str,
+        find: Callable[[str], Any],
+        from_program: Callable[[BaseException], bool],
+    ) -> None:
+        self.entry_point, self._find, self._from_program = entry_point, find, from_program
+        self.held = 0
+        try:
+            self._tree = ast.parse(source)
+            table = symtable.symtable(source, "tests.py", "exec")
+        except (SyntaxError, ValueError) as error:
+            raise Fault(f"the tests are no Python: {_text(error)}") from None
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) and node.test.elts:
+                raise Fault(f"line {node.lineno} of the tests asserts a tuple, which is always true")
+        self.wanted = free_names(table)
+        self._explicit = {
+            call.func.id
+            for statement in self._tree.body
+            if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If))
+            for call in ast.walk(statement)
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        }
+        self._suites_ran = False
+        self._names: dict[str, Any] = {}
+
+    def run(self, module: types.ModuleType) -> None:
+        """Run them in the namespace of `module`; raises what a test raises, or Fault where none can be run."""
+        self._names = names = vars(module)
+        names.update(__name__="tests", __file__="tests.py")
+        sys.modules["tests"] = module
+        before = set(names)
+        self._give_modules()
+        self._bind(names)
+        self._adapt_frameworks()
+        names[_HELD] = self._hold
+        tree = ast.fix_missing_locations(_Counting().visit(self._tree))
+        try:
+            exec(compile(tree, "tests.py", "exec", dont_inherit=True), names)
+        except SystemExit as end:
+            if self._from_program(end) or end.code not in (None, 0, False):
+                raise
+        own = {
+            name: one for name, one in names.items() if name not in before or name in _assigned(self._tree)
+        }
+        for test in self._collect(own):
+            self._run_one(test)
+
+    def is_at_fault(self, error: BaseException, *, called: bool) -> bool:
+        """Whether the tests are to blame for `error`, which ended them, and not the program.
+
+        Args:
+            called: Whether they had called the program by then.
+        """
+        if isinstance(error, Fault):
+            return True
+        if self._from_program(error) or (isinstance(error, (SystemExit, AssertionError)) and called):
+            return False
+        if isinstance(error, NameError):
+            return not self._is_asked_for(error.name)
+        if line_of(error) is None:  # not even raised in the tests: the program has broken what runs them
+            return False
+        if isinstance(error, ImportError):
+            return error.name not in (*OWN_NAMES, "tests")
+        if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
+            return error.obj.__name__ != "solution"
+        return not called
+
+    def _is_asked_for(self, name: str | None) -> bool:
+        """Whether the program was to define `name`, and not a helper of the tests that is missing or misspelt."""
+        if (
+            not name
+            or (name in sys.stdlib_module_names and name != self.entry_point)
+            or name in ("np", "pd", "pytest")
+        ):
+            return False
+        for node in ast.walk(self._tree):
+            if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+                continue
+            call = node.value
+            if isinstance(call.func, ast.Name) and call.func.id == name != self.entry_point:
+                inner = [
+                    one.func
+                    for argument in call.args
+                    for one in ast.walk(argument)
+                    if isinstance(one, ast.Call)
+                ]
+                if any(isinstance(one, ast.Name) and one.id in self.wanted for one in inner):
+                    return False
+        return name in self.wanted or name == self.entry_point
+
+    def _hold(self, value: Any = None) -> Any:
+        self.held += 1
+        return value
+
+    def _bind(self, names: dict[str, Any]) -> None:
+        """Names that the tests use without defining them are the program's."""
+        shadowing = {name for name in self.wanted if hasattr(builtins, name)}
+        wanted = [name for name in self.wanted if name not in shadowing]
+        if (
+            not wanted and not self.entry_point
+        ):  # a built-in is replaced only where that is the function under test
+            wanted = sorted(shadowing)
+        for name in dict.fromkeys(
+            [*wanted, *([self.entry_point] if self.entry_point.isidentifier() else [])]
+        ):
+            if name in names and name != self.entry_point:  # a helper of the prompt's
+                continue
+            try:
+                names[name] = self._find(name)
+            except NameError:
+                if name == "candidate" and self.entry_point and self._has(self.entry_point):
+                    names[name] = self._find(self.entry_point)
+
+    def _give_modules(self) -> None:
+        """Let the tests import the program, under the name that they expect."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.ImportFrom):
+                if node.level:
+                    node.level, node.module = 0, node.module or "solution"
+                wanted = [alias.name for alias in node.names]
+                if self._is_program(str(node.module), wanted):
+                    kept = [alias for alias in node.names if alias.name != "*"]
+                    node.names = kept or [ast.alias("__doc__")]  # what is used of all is given anyway
+                    self._give(str(node.module))
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if self._is_program(alias.name, self._attributes_of(alias.asname or alias.name)):
+                        self._give(alias.name)
+
+    def _attributes_of(self, module: str) -> list[str]:
+        return [
+            node.attr
+            for node in ast.walk(self._tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module
+        ]
+
+    def _is_program(self, module: str, names: list[str]) -> bool:
+        root = module.partition(".")[0]
+        if root in OWN_NAMES:
+            return True
+        try:
+            found = importlib.import_module("importlib.util").find_spec(root)
+        except (ImportError, ValueError):
+            found = None
+        if found is not None and found.origin != "namespace":
+            real = importlib.import_module(module) if root in sys.stdlib_module_names else None
+            return real is not None and any(
+                not hasattr(real, one) and one != "*" and self._has(one) for one in names
+            )
+        return self.entry_point in names or any(map(self._has, names))
+
+    def _has(self, name: str) -> bool:
+        try:
+            self._find(name)
+        except NameError:
+            return False
+        return True
+
+    def _give(self, module: str) -> None:
+        path = ""
+        for part in module.split("."):
+            path = f"{path}.{part}".lstrip(".")
+            sys.modules[path] = sys.modules["solution"]
+
+    def _adapt_frameworks(self) -> None:
+        """Let `unittest.main` and `pytest.main` do nothing, since the tests are found and run here."""
+        used = {name.split(".")[0] for name in _imported(self._tree)}
+        if "unittest" in used:
+            unittest = importlib.import_module("unittest")
+            unittest.main = lambda *_, **__: None  # type: ignore[attr-defined]
+            unittest.TextTestRunner.run = lambda _, suite: self._run_suite(suite)  # type: ignore[attr-defined]
+        if "pytest" in used:
+            pytest: Any = importlib.import_module("pytest")
+            pytest.main = lambda *_, **__: 0
+            pytest.fixture = _fixture
+
+    def _collect(self, own: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+        """The tests that nothing has called yet."""
+        cases = []
+        for name, one in own.items():
+            if isinstance(one, type) and one.__module__ == "tests":
+                if "unittest" in sys.modules and issubclass(one, sys.modules["unittest"].TestCase):
+                    cases.append(one)
+                elif name.startswith("Test"):
+                    yield from self._methods(one)
+            elif isinstance(one, types.FunctionType) and one.__module__ == "tests":
+                is_test = re.match(r"_?(test|check|run_test|verify)", name) and name not in self._explicit
+                if (
+                    is_test
+                    and not hasattr(one, "is_fixture")
+                    and (name == "check" or self._is_uncalled(name))
+                ):
+                    yield from self._calls(one, one)
+        if cases and not self._suites_ran:
+            unittest = sys.modules["unittest"]
+            loader = unittest.defaultTestLoader
+            suite = unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in cases)
+            yield lambda: self._run_suite(suite)
+
+    def _is_uncalled(self, name: str) -> bool:
+        """Whether no other function of the tests calls this one as its helper."""
+        return (
+            name.startswith("test")
+            or not any(
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+                for node in ast.walk(self._tree)
+            )
+            or name in self._guarded_calls()
+        )
+
+    def _guarded_calls(self) -> set[str]:
+        """Functions that are called under `if __name__ == "__main__"`."""
+        return {
+            call.func.id
+            for statement in self._tree.body
+            if isinstance(statement, ast.If)
+            for call in ast.walk(statement)
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        }
+
+    def _methods(self, kind: type) -> Iterator[Callable[[], Any]]:
+        """The test methods of a pytest-style class, each on an instance of its own."""
+        for name in [name for name in dir(kind) if name.startswith("test")]:
+            function = getattr(kind, name)
+            for call in self._calls(function, kind, bound=True):
+
+                def one(call: Any = call, function: Any = function) -> Any:
+                    instance = kind()
+                    for setup in ("setup_class", "setup", "setup_method"):
+                        if method := getattr(instance, setup, None):
+                            method(*[function] * (method.__code__.co_argcount - 1))
+                    return call(instance)
+
+                yield one
+
+    def _calls(self, function: Any, marked: Any, bound: bool = False) -> Iterator[Callable[..., Any]]:
+        """`function` with each of its sets of arguments."""
+        marks = [*getattr(function, "pytestmark", []), *(getattr(marked, "pytestmark", []) if bound else [])]
+        if any(mark.name in ("skip", "skipif", "xfail") for mark in marks):
+            return
+        sets: list[list[dict[str, Any]]] = [_parameters(mark) for mark in marks if mark.name == "parametrize"]
+        for chosen in itertools.product(*sets):
+            given = {name: value for one in chosen for name, value in one.items()}
+
+            def call(*instance: Any, given: dict[str, Any] = given) -> Any:
+                if function.__code__.co_argcount == len(given) + bound:
+                    return function(*instance, **given)
+                return function(*instance, **given, **self._fixtures(function, given, skip=bound))
+
+            yield call
+
+    def _fixtures(self, function: Any, given: dict[str, Any], skip: bool = False) -> dict[str, Any]:
+        """Arguments that pytest would find by their names, and the function under test."""
+        names = _required(function)[skip:]
+        found = {}
+        for name in names:
+            if name in given:
+                continue
+            fixture: Any = self._names.get(name)
+            if hasattr(fixture, "is_fixture"):
+                value = fixture(**self._fixtures(fixture, {}))
+                found[name] = next(value) if isinstance(value, types.GeneratorType) else value
+            elif name in _FIXTURES:
+                found[name] = _FIXTURES[name]()
+            elif len(names) == 1 and (
+                name in (*_STANDS_FOR_PROGRAM, self.entry_point) or "test" not in function.__name__
+            ):
+                if not self.entry_point:
+                    raise Fault(
+                        f"{function.__name__}({name}) needs to know the function: give extra.entry_point"
+                    )
+                found[name] = self._find(self.entry_point)
+            else:
+                raise Fault(f"{function.__name__} needs a pytest fixture '{name}'")
+        return found
+
+    def _run_one(self, test: Callable[[], Any]) -> None:
+        try:
+            result = test()
+            if isinstance(result, types.CoroutineType):
+                importlib.import_module("asyncio").run(result)
+        except BaseException as error:
+            if type(error).__name__ not in ("SkipTest", "Skipped"):
+                raise
+
+    def _run_suite(self, suite: Any) -> Any:
+        self._suites_ran = True
+        unittest = sys.modules["unittest"]
+        result = unittest.TestResult()
+        first: list[BaseException] = []
+
+        def note(_: Any, error: Any, *more: Any) -> None:
+            if (more and more[0]) or not more:
+                first.append((more or (error,))[0][1])
+
+        result.addError = result.addFailure = result.addSubTest = note
+        result.addUnexpectedSuccess = lambda case: first.append(AssertionError(f"{case} succeeds"))
+        suite.run(result)
+        if first:
+            raise first[0]
+        return result
+
+
+def _required(function: Any) -> list[str]:
+    """Parameters without a default."""
+    code, optional = function.__code__, len(function.__defaults__ or ())
+    positional = code.co_varnames[: code.co_argcount - optional]
+    only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    return [*positional, *(name for name in only if name not in (function.__kwdefaults__ or {}))]
+
+
+class _Counting(ast.NodeTransformer):
+    """Count what holds: each assertion that can fail, and each condition that would raise."""
+
+    def visit_Assert(self, node: ast.Assert) -> Any:
+        self.generic_visit(node)
+        return node if isinstance(node.test, ast.Constant) else [node, _held(node)]
+
+    def visit_If(self, node: ast.If) -> Any:
+        self.generic_visit(node)
+        return [node, _held(node)] if any(map(_leaves, (*node.body, *node.orelse))) else node
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        self.generic_visit(node)
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if not _ASSERTS.match(name):
+            return node
+        return ast.copy_location(ast.Call(ast.Name(_HELD, ast.Load()), [node], []), node)
+
+
+def _leaves(node: ast.stmt) -> bool:
+    """Whether a statement is `raise` or `exit(...)`."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+    return isinstance(node, ast.Raise) or name in ("exit", "quit", "sys.exit")
+
+
+def _held(node: ast.stmt) -> ast.stmt:
+    return ast.copy_location(ast.Expr(ast.Call(ast.Name(_HELD, ast.Load()), [], [])), node)
+
+
+def bound_names(table: symtable.SymbolTable) -> set[str]:
+    """Names that a module binds."""
+    return {
+        one.get_name()
+        for one in table.get_symbols()
+        if one.is_assigned() or one.is_imported() or one.is_namespace()
+    }
+
+
+def free_names(table: symtable.SymbolTable) -> list[str]:
+    """Names that a module reads and does not bind, sorted."""
+    bound = bound_names(table)
+    free: set[str] = set()
+    waiting = [table]
+    while waiting:
+        scope = waiting.pop()
+        free |= {
+            one.get_name()
+            for one in scope.get_symbols()
+            if (one.is_global() or scope is table) and one.is_referenced() and one.get_name() not in bound
+        }
+        waiting += scope.get_children()
+    return sorted(name for name in free if not (name.startswith("__") and name.endswith("__")))
+
+
+def _assigned(tree: ast.Module) -> set[str]:
+    return {
+        one.name
+        for one in tree.body
+        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def _parameters(mark: Any) -> list[dict[str, Any]]:
+    """The sets of arguments of one `pytest.mark.parametrize`."""
+    names, values = (*mark.args, mark.kwargs.get("argvalues", mark.kwargs.get("argnames")))[:2]
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    sets = []
+    for value in values:
+        marks = [one.name for one in getattr(value, "marks", ())]
+        row = value.values if hasattr(value, "marks") else (value if len(names) > 1 else [value])
+        if not {"skip", "skipif", "xfail"} & set(marks):
+            sets.append(dict(zip(names, row)))  # noqa: B905  (the tests' own mistake shows in the call)
+    return sets
+
+
+def _fixture(function: Any = None, **settings: Any) -> Any:
+    """`pytest.fixture`, without its scopes."""
+    if function is None:
+        return _fixture
+    function.is_fixture = True
+    return function
+
+
+class _Captured:
+    """pytest's `capsys`."""
+
+    def __init__(self) -> None:
+        sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+
+    def readouterr(self) -> Any:
+        streams: Any = (sys.stdout, sys.stderr)
+        written = [stream.getvalue() for stream in streams]
+        self.__init__()  # type: ignore[misc]
+        return types.SimpleNamespace(out=written[0], err=written[1])
+
+
+def _own_folder() -> Any:
+    folder = importlib.import_module("pathlib").Path(os.getcwd(), f"tmp_path-{os.urandom(4).hex()}")
+    folder.mkdir()
+    return folder
+
+
+_FIXTURES: dict[str, Callable[[], Any]] = {
+    "capsys": _Captured,
+    "monkeypatch": lambda: importlib.import_module("pytest").MonkeyPatch(),
+    "tmp_path": _own_folder,
+}
+
+
+def _text(error: BaseException) -> str:
+    line = getattr(error, "lineno", None)
+    return f"{type(error).__name__}: {getattr(error, 'msg', error)}" + (f" (line {line})" if line else "")
+
+
+def line_of(error: BaseException, filename: str = "tests.py") -> int | None:
+    """The last line of `filename` on the way to `error`."""
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == filename:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def describe(error: BaseException, place: str = "tests") -> str:
+    """One line: what was raised, and at which line of the tests or the prompt."""
+    line = line_of(error, f"{place}.py")
+    words = f"{type(error).__name__}: {error}".strip(": ")
+    return words[:300] + (f" (line {line} of the {place})" if line else "")

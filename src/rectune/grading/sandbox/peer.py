@@ -1,0 +1,582 @@
+"""One end of the pipes between tests and candidate: what it has goes out as numbers, what comes in is a proxy.
+
+Both ends are alike: either may call what the other handed over, in the middle of a call too (a test's lambda that
+the candidate calls). The end that runs the tests is *guarded*: it lets the candidate reach nothing but what the
+tests handed to it, and lets no object of the candidate decide whether it equals a value of the tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import os
+import sys
+import types
+from _thread import RLock
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from wire import Closed, Decoder, Encoder, is_data, named_type, receive, send
+
+_COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul", "and", "or", "xor",
+           "lshift", "rshift")  # fmt: skip
+_ARITHMETIC = tuple(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r", "i"))
+_JUDGING = frozenset((*_COMPARISONS, *_ARITHMETIC))
+"""Operators that show the candidate a value of the tests and then answer for it."""
+_FORWARDED = frozenset((
+    *_JUDGING, "__call__", "__len__", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__hash__",
+    "__iter__", "__next__", "__reversed__", "__getitem__", "__setitem__", "__delitem__", "__enter__", "__exit__",
+    "__abs__", "__neg__", "__pos__", "__invert__", "__round__", "__floor__", "__ceil__", "__trunc__", "__format__",
+    "__str__", "__repr__", "__bytes__", "__fspath__"))  # fmt: skip
+_CLASSES = frozenset(("__iter__", "__len__", "__getitem__", "__contains__"))
+_FIXED = (int, float, str, tuple, bytes, complex, frozenset)
+"""Built-in types whose subclasses cross with their value."""
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType,
+              types.WrapperDescriptorType, types.MethodDescriptorType)  # fmt: skip
+_ITERATORS: Any = (types.GeneratorType, map, filter, zip, enumerate, reversed, type(iter([])), type(iter(())),
+                   type(iter({})), type(iter({}.values())), type(iter({}.items())), type(iter(set())),
+                   type(iter("")), type(iter(range(0))), type(iter(int, 1)))  # fmt: skip
+SINGLE = 32
+"""Items that are fetched from an iterator one by one, before whole batches are."""
+
+_WHERE: dict[int, tuple[Peer, int]] = {}
+"""Peer and number of each proxy, by its id; proxies live as long as the process."""
+
+
+class Uncarried(BaseException):
+    """Something that tests and candidate can only share within one process."""
+
+
+class Peer:
+    """Both pipes, and the objects known on either side.
+
+    Args:
+        guarded: Whether the other side must not be believed.
+        printed: Returns, and forgets, what was printed since it was asked last.
+
+    Attributes:
+        used: Whether anything of the other side's was called or read.
+        raised: The last exception that came from there.
+        forged: Whether an object from there claimed to equal values that it cannot know.
+    """
+
+    def __init__(
+        self, inward: BinaryIO, outward: BinaryIO, *, guarded: bool, printed: Callable[[], str] = str
+    ) -> None:
+        self._inward, self._outward, self._guarded, self._printed = inward, outward, guarded, printed
+        self._lock = RLock()
+        self._own: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._theirs: dict[int, Any] = {}
+        self._built: set[int] = set()
+        self._informed: set[int] = set()
+        self._classes: set[int] = set()
+        self.used, self.forged = False, False
+        self.raised: BaseException | None = None
+
+    # what this side asks
+
+    def ask(self, action: str, target: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Let the other side do `action` on `target` (a number or a name); its result, or its exception."""
+        encode = Encoder(self._refer)
+        body = [
+            action,
+            target,
+            [encode(one) for one in arguments],
+            {k: encode(v) for k, v in keywords.items()},
+        ]
+        with self._lock:
+            send(self._outward, ["ask", body, self._printed()])
+            kind, answer, after = self._answer()
+        decode = Decoder(self._resolve, encode.shared)
+        result = decode(answer)
+        for one, now in zip(encode.shared, after):  # noqa: B905  (whatever the other side sends)
+            decode.fill(one, now)
+        if kind == "raised":
+            self.raised = (
+                result if isinstance(result, BaseException) else RuntimeError("raised by the program")
+            )
+            raise self.raised
+        return result
+
+    def serve(self) -> None:
+        """Answer until the other side closes its pipe."""
+        while True:
+            try:
+                self._answer()
+            except Closed:
+                return
+
+    def _answer(self) -> tuple[str, Any, list[Any]]:
+        """The answer to what was asked; until it comes, serve what the other side asks."""
+        while True:
+            message = receive(self._inward)
+            if not isinstance(message, list) or len(message) not in (3, 4):
+                raise Closed
+            if isinstance(printed := message[2], str) and printed:
+                sys.stdout.write(printed)
+            if message[0] != "ask":
+                return str(message[0]), message[1], message[3] if isinstance(message[3], list) else []
+            self._do(message[1])
+
+    def _do(self, body: Any) -> None:
+        decode = Decoder(self._resolve)
+        kind = "value"
+        try:
+            action, target, arguments, keywords = body
+            arguments = [decode(one) for one in arguments]
+            keywords = {name: decode(one) for name, one in keywords.items()}
+            result = self._act(action, target, arguments, keywords)
+        except Closed:
+            raise
+        except BaseException as error:  # whatever is raised, the other side has to deal with it
+            if isinstance(error, Uncarried) or (self._guarded and not isinstance(error, Exception)):
+                raise
+            kind, result = "raised", error
+        encode = Encoder(self._refer, decode.shared)
+        try:
+            encoded = encode(result)
+            after = [encode.contents(one) for one in decode.shared]
+        except (RecursionError, MemoryError) as error:
+            kind, encoded, after = "raised", self._refer(type(error)()), []
+        send(self._outward, [kind, encoded, self._printed(), after])
+
+    # what this side does for the other
+
+    def _act(self, action: str, target: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+        if action in ("get", "names", "input"):
+            return self.global_action(action, target, arguments)
+        subject = self._own[target]
+        if self._guarded:
+            _check_allowed(action, subject, arguments)
+        if action == "call":
+            return subject(*arguments, **keywords)
+        if action == "op":
+            name, *operands = arguments
+            if name == "__getitem__":
+                return subject[operands[0]]
+            if name == "__str__":
+                return str(subject)
+            return getattr(type(subject), name)(subject, *operands, **keywords)
+        if action == "getattr":
+            return getattr(subject, arguments[0])
+        if action == "setattr":
+            return setattr(subject, *arguments)
+        if action == "delattr":
+            return delattr(subject, arguments[0])
+        if action == "copy":
+            return getattr(importlib.import_module("copy"), "deepcopy" if arguments[0] else "copy")(subject)
+        if action == "plain":
+            return _plain_copy(subject)
+        if action == "pull":
+            return _pull(subject, arguments[0])
+        if action == "run":
+            return importlib.import_module("asyncio").run(subject)
+        return self._describe(subject)
+
+    def global_action(self, action: str, target: str, arguments: list[Any]) -> Any:
+        """What is asked of the side itself; set by whoever has something to give."""
+        raise NameError(target)
+
+    def _number(self, value: Any) -> int:
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._own)
+            self._own.append(value)
+        return self._numbers[id(value)]
+
+    def _refer(self, value: Any) -> Any:
+        """The message for what is not data."""
+        if id(value) in _WHERE:
+            return ["h", _WHERE[id(value)][1]]
+        kind = type(value)
+        if kind is types.ModuleType and value.__name__ not in ("solution", "tests"):
+            return ["m", value.__name__]
+        if isinstance(value, type):
+            named = named_type(value.__module__, value.__qualname__) is value
+            return ["y", [value.__module__, value.__qualname__]] if named else ["k", self._number(value)]
+        if isinstance(value, _FUNCTIONS):
+            name = [getattr(value, "__module__", None), getattr(value, "__qualname__", "")]
+            return ["F", [self._number(value), *name]]
+        if isinstance(value, types.CoroutineType):
+            return ["co", self._number(value)]
+        if isinstance(value, _ITERATORS):
+            return ["g", self._number(value)]
+        if isinstance(value, BaseException):
+            if named_type(kind.__module__, kind.__qualname__) is kind:
+                return ["x", [kind.__qualname__, self._plain(value.args)]]
+            data = self._plain(value.args)
+        else:
+            base = _fixed_base(kind)
+            data = self._plain(_value_of(value, base)) if base else None
+        return ["o", [self._number(value), self._refer(kind), data]]
+
+    def _plain(self, value: Any) -> Any:
+        return Encoder(self._refer)(value)
+
+    def _describe(self, kind: type) -> list[Any]:
+        """What the other side needs to make a proxy class."""
+        ancestors = [one for one in kind.__mro__ if one.__module__ in ("solution", "tests")]
+        base = _fixed_base(kind)
+        if issubclass(kind, BaseException):
+            base = next(one for one in kind.__mro__ if one.__module__ == "builtins")
+        skipped = set(base.__mro__) if base else {object}
+        names = {name for one in kind.__mro__ if one not in skipped for name in vars(one)}
+        if getattr(kind, "__hash__", 1) is None:
+            names.discard("__hash__")
+        stands_for = next((one for one in kind.__mro__ if one not in ancestors), object)
+        return [kind.__module__, kind.__qualname__, [one for one in kind.__bases__ if one in ancestors],
+                base, sorted(names & _FORWARDED), [stands_for.__module__, stands_for.__qualname__],
+                kind.__doc__ if isinstance(kind.__doc__, str) else None]  # fmt: skip
+
+    # proxies for what the other side has
+
+    def _resolve(self, kind: str, body: Any) -> Any:
+        try:
+            if kind == "h":
+                return self._own[body]
+            if kind == "y":
+                if (named := named_type(*body)) is None:
+                    raise Closed
+                return named
+            if kind == "m":
+                return _module(str(body), guarded=self._guarded)
+            if kind == "x":
+                return self._exception(body)
+            number = body if isinstance(body, int) else body[0]
+            if number not in self._theirs:
+                self._theirs[number] = self._proxy(kind, number, body)
+            return self._theirs[number]
+        except (ValueError, TypeError, LookupError, AttributeError, ImportError):
+            raise Closed from None
+
+    def _exception(self, body: Any) -> BaseException:
+        kind = named_type("builtins", body[0])
+        if kind is None or not issubclass(kind, BaseException):
+            raise Closed
+        arguments = Decoder(self._resolve)(body[1])
+        try:
+            return kind(*arguments)
+        except TypeError:
+            return kind.__new__(kind)
+
+    def _proxy(self, kind: str, number: int, body: Any) -> Any:
+        proxy: Any
+        if kind == "k":
+            proxy = self._mirror(number)
+        elif kind == "F":
+            if not self._guarded and (found := _named_function(*body[1:])):
+                return found
+            proxy = RemoteFunction(self, number, str(body[2]))
+        elif kind == "g":
+            proxy = self._items(number)
+        elif kind == "co":
+            proxy = self._await(number)
+        else:
+            mirror = Decoder(self._resolve)(body[1])
+            if not isinstance(mirror, Mirror):
+                mirror = self._stand_in(mirror)
+            data = Decoder(self._resolve)(body[2])
+            base: Any = next(one for one in mirror.__mro__ if one.__module__ == "builtins")
+            if issubclass(base, BaseException):
+                proxy = mirror.__new__(mirror, *data)
+                BaseException.args.__set__(proxy, data)  # type: ignore[attr-defined]
+            else:
+                proxy = base.__new__(mirror) if base is object else base.__new__(mirror, data)
+        _WHERE[id(proxy)] = (self, number)
+        return proxy
+
+    def _stand_in(self, kind: type) -> Any:
+        """A proxy class for an instance of a type that both sides have (a bound module, a foreign zone)."""
+        return type.__new__(
+            Mirror, kind.__name__, (Remote,), {"__slots__": (), "__module__": kind.__module__}
+        )
+
+    def _mirror(self, number: int) -> Any:
+        """The proxy class of the other side's class `number`."""
+        module, name, bases, base, dunders, stands_for, doc = self.ask("describe", number)
+        namespace = {"__slots__": (), "__module__": str(module), "__qualname__": str(name), "__doc__": doc}
+        namespace.update({one: _forward(one) for one in dunders if one in _FORWARDED})  # type: ignore[misc]
+        if "__eq__" in namespace and "__hash__" not in namespace:
+            namespace["__hash__"] = None  # type: ignore[assignment]
+        local: Any = named_or_loaded(*stands_for)
+        if local not in (None, object) and base is None:  # isinstance(x, list) holds for a subclass of list
+            shadow: Any = local
+            with suppress(Exception):  # a class that cannot be derived from stands for itself
+                shadow = type(str(name), (local,), {"__module__": str(module)})
+            namespace["__class__"] = property(lambda _: shadow)  # type: ignore[assignment]
+        mirrors = tuple(one for one in bases if isinstance(one, Mirror))
+        kinds: tuple[Any, ...] = mirrors or (Remote,)
+        if isinstance(base, type) and not any(issubclass(one, base) for one in mirrors):
+            if base not in _FIXED and not issubclass(base, BaseException):
+                raise Closed
+            kinds = (*kinds, base)
+        return type.__new__(Mirror, str(name).rpartition(".")[2], kinds, namespace)
+
+    def _items(self, number: int) -> Iterator[Any]:
+        """A generator over what the other side's iterator yields, fetched when it is asked for."""
+        fetched = 0
+        while True:
+            items, ended, value = self.ask("pull", number, max(1, fetched // 4) if fetched >= SINGLE else 1)
+            for one in items:
+                if (yield one) is not None:
+                    raise Uncarried("the tests send values into a generator of the program")
+            if ended:
+                if isinstance(value, BaseException):
+                    raise value
+                return value
+            fetched += len(items)
+
+    async def _await(self, number: int) -> Any:
+        return self.ask("run", number)
+
+    # operators on proxies
+
+    def build(self, mirror: Any, arguments: Any, keywords: Any) -> Any:
+        """An instance that this side asks for, of the other side's class."""
+        self.used = True
+        made = self.ask("call", _WHERE[id(mirror)][1], *arguments, **keywords)
+        if id(made) in _WHERE and mirror.__name__[:1].isupper():
+            self._built.add(id(made))
+        return made
+
+    def reach(self, proxy: Any, name: str) -> Any:
+        """An attribute of what `proxy` stands for."""
+        self.used = True
+        found = self._uninformed(proxy, self.ask("getattr", _WHERE[id(proxy)][1], name))
+        self._classes.add(id(type(proxy)))
+        return found
+
+    def _uninformed(self, proxy: Any, result: Any) -> Any:
+        """`result`, unless it may rest on a value of the tests that was shown to `proxy`."""
+        if id(proxy) in self._informed:
+            if id(result) not in _WHERE and result is not NotImplemented:
+                raise Uncarried(f"a {type(proxy).__name__} of the program computes with a value of the tests")
+            self._informed.add(id(result))
+        return result
+
+    def operate(self, proxy: Any, number: int, name: str, arguments: Any, keywords: Any) -> Any:
+        """`name` is the method of an operator, as the other side has it for the object behind `proxy`."""
+        self.used = True
+        shown = [one for one in arguments if id(one) not in _WHERE]
+        known = (
+            id(proxy) in self._built and id(type(proxy)) in self._classes
+        )  # a class that the tests ask for
+        if not self._guarded or name not in _JUDGING or not shown or known:
+            result = self.ask("op", number, name, *arguments, **keywords)
+            return result if name in _COMPARISONS else self._uninformed(proxy, result)
+        if not all(map(is_data, shown)):
+            return NotImplemented  # an object of the tests decides by itself
+        if name in _COMPARISONS:
+            return self._compare(proxy, number, name, *arguments)
+        self._informed.add(id(proxy))
+        return self._uninformed(proxy, self.ask("op", number, name, *arguments))
+
+    def _compare(self, proxy: Any, number: int, name: str, value: Any) -> Any:
+        """What the object behind `proxy` says of a value of the tests, if it can be believed."""
+        answer = self.ask("op", number, name, value)
+        own = next((getattr(one, name)(proxy, value) for one in _FIXED if isinstance(proxy, one)), None)
+        if own is None and type(copied := self.ask("plain", number)) in (list, dict, set):
+            own = getattr(copied, name)(value)
+        if answer is NotImplemented or (own is not None and own == answer):
+            return answer
+        if name not in ("__eq__", "__ne__", "__contains__"):
+            raise Uncarried(
+                f"a {type(proxy).__name__} of the program orders itself among values of the tests"
+            )
+        if answer is (name == "__ne__"):
+            return answer  # like any object that does not know the value
+        unknown = int.from_bytes(os.urandom(6), "big")
+        if all(self.ask("op", number, name, one) == answer for one in (unknown, str(unknown), [unknown])):
+            self.forged = True
+            return name == "__ne__"
+        raise Uncarried(
+            f"a {type(proxy).__name__} of the program decides whether it equals a value of the tests"
+        )
+
+
+def _pull(iterator: Any, count: int) -> list[Any]:
+    """`[items, whether it has ended, what it returned or raised]`."""
+    items: list[Any] = []
+    try:
+        while len(items) < count:
+            items.append(next(iterator))
+    except StopIteration as end:
+        return [items, True, end.value]
+    except Exception as error:
+        return [items, True, error]
+    return [items, False, None]
+
+
+def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
+    """Refuse what the candidate may not do with what the tests handed to it."""
+    kind = subject if isinstance(subject, type) else type(subject)
+    exposed = kind.__module__ in ("tests", "unittest.mock", "_io")
+    name = str(arguments[0]) if arguments else ""
+    if (
+        (action == "call" and callable(subject))
+        or (action == "pull" and isinstance(subject, _ITERATORS) and type(arguments[0]) is int)
+        or (action == "describe" and isinstance(subject, type))
+        or action == "plain"
+        or (action == "op" and name in _FORWARDED and (exposed or name == "__call__"))
+        or (action == "getattr" and exposed and not name.startswith("_"))
+        or (action == "setattr" and exposed and not name.startswith("_") and not isinstance(subject, type))
+    ):
+        return
+    raise AttributeError(f"{action} {name} is not for the program")
+
+
+def _fixed_base(kind: type) -> Any:
+    return next((one for one in kind.__mro__ if one in _FIXED), None)
+
+
+def _value_of(value: Any, base: Any) -> Any:
+    """The built-in value in an instance of a subclass, whatever that overrides."""
+    if base in (tuple, frozenset):
+        return base(list(base.__iter__(value)))
+    if base is str:
+        return str.__str__(value)
+    if base is int:
+        return int.__index__(value)
+    return bytes(memoryview(value)) if base is bytes else base.__pos__(value)
+
+
+def _plain_copy(value: Any) -> Any:
+    """What a list, dict or set of a class of its own holds; None for anything else."""
+    for base in (list, set):
+        if isinstance(value, base):
+            return base(base.__iter__(value))  # type: ignore[arg-type]
+    return dict(dict.items(value)) if isinstance(value, dict) else None
+
+
+def _module(name: str, *, guarded: bool) -> Any:
+    """Python's own module or numpy; for the candidate's end any."""
+    root = name.partition(".")[0]
+    if guarded and root not in sys.stdlib_module_names | {"numpy"}:
+        raise Closed
+    return importlib.import_module(name)
+
+
+def named_or_loaded(module: str, name: str) -> type | None:
+    """The type of that name, if its module is one of Python's and in use here."""
+    if module.partition(".")[0] not in sys.stdlib_module_names or module not in sys.modules:
+        return None
+    found = getattr(sys.modules[module], name, None)
+    return found if isinstance(found, type) else None
+
+
+def _named_function(module: object, name: str) -> Any:
+    """A function of Python's or numpy's that tests hand over: the candidate uses its own."""
+    if isinstance(module, str) and module.partition(".")[0] in sys.stdlib_module_names | {"numpy"}:
+        try:
+            return operator.attrgetter(name)(importlib.import_module(module))
+        except (AttributeError, ImportError):
+            return None
+    return None
+
+
+class RemoteFunction:
+    """A function of the other side's."""
+
+    __slots__ = ("__name__", "__qualname__")
+
+    def __init__(self, peer: Peer, number: int, name: str) -> None:
+        self.__qualname__, self.__name__ = name, name.rpartition(".")[2]
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        peer, number = _WHERE[id(self)]
+        peer.used = True
+        return peer._uninformed(self, peer.ask("call", number, *arguments, **keywords))
+
+    def __getattr__(self, name: str) -> Any:
+        return _WHERE[id(self)][0].reach(self, name)
+
+    __doc__: Any = property(lambda self: self.__getattr__("__doc__"))
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a function of the program cannot be copied")
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class Mirror(type):
+    """The class of proxies for one class of the other side's; it stands for that class itself."""
+
+    def __new__(cls, name: str, *_: Any, **__: Any) -> Any:
+        raise Uncarried(f"the tests derive a class ({name}) from one of the program")
+
+    def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return _WHERE[id(cls)][0].build(cls, arguments, keywords)
+
+    def __getattr__(cls, name: str) -> Any:
+        if id(cls) not in _WHERE:
+            raise AttributeError(name)
+        peer, number = _WHERE[id(cls)]
+        return peer.ask("getattr", number, name)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        peer, number = _WHERE[id(cls)]
+        peer.ask("setattr", number, name, value)
+
+    def __bool__(cls) -> bool:
+        return True
+
+
+def _forward(name: str) -> Any:
+    def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        peer, number = _WHERE[id(self)]
+        return peer.operate(self, number, name, arguments, keywords)
+
+    return method
+
+
+for _name in _CLASSES:  # list(Colour), Colour["RED"]
+    setattr(Mirror, _name, _forward(_name))
+
+
+class Remote:
+    """An instance of a class of the other side's."""
+
+    __slots__ = ()
+    __str__ = _forward("__str__")
+    __repr__ = _forward("__repr__")
+    __dict__: Any = property(lambda self: self.__getattr__("__dict__"))
+
+    def __getattr__(self, name: str) -> Any:
+        if id(self) not in _WHERE:
+            raise AttributeError(name)
+        return _WHERE[id(self)][0].reach(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):  # an exception's traceback
+            return object.__setattr__(self, name, value)
+        peer, number = _WHERE[id(self)]
+        peer.ask("setattr", number, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        peer, number = _WHERE[id(self)]
+        peer.ask("delattr", number, name)
+
+    def __copy__(self) -> Any:
+        return self._copied(False)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._copied(True)
+
+    def _copied(self, deep: bool) -> Any:
+        peer, number = _WHERE[id(self)]
+        made = peer.ask("copy", number, deep)
+        if id(self) in peer._built:
+            peer._built.add(id(made))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise Uncarried("the tests pickle an object of the program")
