@@ -112,7 +112,7 @@ class DataConfig(Settings):
     split: str = "train"
     """Split of a hub dataset, or of a folder that has splits."""
     holdout: float | str = 0.05
-    """Rows kept aside for evaluation: a share of the data, or a file of rows."""
+    """Rows kept aside for evaluation: a share of the data, split by question, or a file of rows."""
     limit: int | None = Field(None, gt=0)
     """Use only this many rows, drawn at random with the seed."""
 
