@@ -218,6 +218,8 @@ BOXED: list[tuple[Any, ...]] = [
     ("f(x)=2x", "2x", RIGHT),
     ("f(x)=cx", r"f(x) = cx \text{ where } c \text{ is a constant}", RIGHT),
     ("f(x)=cx", r"f(x) = cx^2 \text{ for any constant } c", WRONG),
+    (r"f(x)=cx, \text{ where } c > 0", r"f(x)=cx \text{ where } c > 1", WRONG),
+    (r"f(x)=cx, \text{ where } c > 0", r"f(x)=cx \text{ for all } c > 0", RIGHT),
     ("x=2, y=3", "(2, 3)", RIGHT),
     ("x=2, y=3", "(3, 2)", WRONG),
     ("x=2, y=3", "y=3, x=2", RIGHT),

@@ -24,7 +24,6 @@ _FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|omega|sigma|phi|pi"
 _SCALES = (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
 _ROUGHLY = "approximately|approx\\.?|about|around|roughly|nearly"
-_QUALIFIER = r"(?:for (?:any|all|every|some|each)|where|such that)\b"
 _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\(?:boxed|fbox)\s*(?=\{)", ""), (r"\{,\}|,\s*\\!\s*", ","),
     (r"\\(?:left|right|[bB]ig+[lr]?)(?![a-zA-Z])|\\(?:displaystyle|textstyle|limits|bf|rm|it|large|Large|small)"
@@ -52,7 +51,6 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\\{\s*\\\}|\\varnothing(?![a-zA-Z])|^\s*\{\s*\}\s*$", r"\\emptyset "),
     (r"(?i)^\W*(?:\\text\s*\{\s*)?(?:the )?(?:empty set|no solutions?)[\s.}]*$", r"\\emptyset"),
     (rf"(?i)^\s*(?:\\(?:approx|simeq|sim)(?![a-zA-Z])|\\text\s*\{{\s*(?:{_ROUGHLY})\s*\}}|(?:{_ROUGHLY})\b)\s*", ""),
-    (rf"(?<=\S)[\s,]*(?:\\text\s*\{{[\s,]*{_QUALIFIER}|(?<=[\s,]){_QUALIFIER}).*$", ""),
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?C\b\s*\}?|°\s*C\b", r"\\text{ celsius}"),
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?F\b\s*\}?|°\s*F\b", r"\\text{ fahrenheit}"),
     (r"\\?(?:%|\bpercent(?:age)?\b|\\text\s*\{\s*percent\s*\})", "%"),
@@ -185,6 +183,18 @@ def _decimal(match: re.Match[str]) -> Number:
         step = Fraction(0)
     scale = Fraction(10) ** exponent
     return Number((-value if sign == "-" else value) * scale, step * scale)
+
+
+_QUALIFIER = re.compile(
+    r"(?<=\S)[\s,]*(?:\\text\s*\{[\s,]*|(?<=[\s,]))(?:for (?:any|all|every|some|each)|where|such that)\b.*$",
+    re.DOTALL,
+)
+
+
+def split_qualifier(answer: str) -> tuple[str, str]:
+    r"""An answer and what it says of its letters: `f(x)=cx` and `\text{for any constant } c`."""
+    match = _QUALIFIER.search(answer)
+    return (answer[: match.start()].rstrip(" ,"), match.group()) if match else (answer, "")
 
 
 def split_top(answer: str, separators: str = ",;") -> list[str]:

@@ -19,7 +19,15 @@ from math_verify import verify
 from sympy import Eq, Set
 from sympy.core.relational import Relational
 
-from rectune.grading.answers import MAX_DIGITS, Number, normalize_answer, plain_number, read_number, split_top
+from rectune.grading.answers import (
+    MAX_DIGITS,
+    Number,
+    normalize_answer,
+    plain_number,
+    read_number,
+    split_qualifier,
+    split_top,
+)
 from rectune.grading.choices import choice_letter, split_choice
 from rectune.grading.final_answer import RULES, found_answers
 from rectune.grading.regions import REGION, same_region
@@ -103,6 +111,9 @@ def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fr
         if re.fullmatch(r"[-+]?[\d,.]+", right):
             return False
         raise Unreadable
+    (left, condition), (right, other_condition) = split_qualifier(left), split_qualifier(right)
+    if condition and other_condition and re.findall(r"\d+", condition) != re.findall(r"\d+", other_condition):
+        return False
     (asked, value), (chosen, content) = split_choice(left), split_choice(right)
     if choice_letter(left) and chosen:
         return asked == chosen
