@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -136,6 +137,39 @@ def test_a_label_that_is_no_verdict() -> None:
     assert notes.ignored == {"label": 1}
     with pytest.raises(UserError, match="field 'label' is 3: neither a good answer"):
         noted("prompt_completion", {**record, "label": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([{"type": "function", "function": {"name": "f"}}], [{"type": "function", "function": {"name": "f"}}]),
+        ([{"name": "f"}], [{"type": "function", "function": {"name": "f"}}]),
+        ('[{"name": "f"}]', [{"type": "function", "function": {"name": "f"}}]),
+        (['{"name": "f"}'], [{"type": "function", "function": {"name": "f"}}]),
+        ({"name": "f"}, [{"type": "function", "function": {"name": "f"}}]),
+        ([], None), ("[]", None), ("", None), (None, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["tools", "functions"])
+def test_tools(name: str, given: object, kept: object) -> None:
+    made = row("messages", {"messages": CHAT, name: given})
+    assert made is not None
+    assert (json.loads(made.tools) if made.tools else None) == kept
+
+
+def test_source_is_a_text() -> None:
+    assert noted("messages", {"messages": CHAT, "source": "web"})[0][0].source == "web"
+    made, notes = noted("messages", {"messages": CHAT, "source": {"url": "x"}})
+    assert (made[0].source, notes.ignored) == ("", {"source": 1})
+
+
+def test_messages_as_json_text() -> None:
+    record = {"prompt": json.dumps(CHAT[:1]), "completion": json.dumps(CHAT[1:])}
+    made, notes = noted("prompt_completion", record)
+    assert made[0].turns == (HI, YO)
+    assert notes.said == {f"rows have messages as JSON text in '{n}'; read as messages": 1 for n in record}
+    plain = {"prompt": "hi", "completion": '[{"city": "x"}]'}
+    assert noted("prompt_completion", plain)[0][0].turns[1].content == plain["completion"]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,9 @@ def completions(*args: Any, **options: Any) -> list[str]:
         ("train/a.jsonl", "test/a.jsonl"),
         ("my_train_v2.jsonl", "my_eval.jsonl"),
         ("training.jsonl", "dev.jsonl"),
+        ("gsm.train.jsonl", "gsm.test.jsonl"),
+        ("TrainData.jsonl", "TestData.jsonl"),
+        ("trainset.jsonl", "testset.jsonl"),
     ],
 )
 def test_files_named_by_their_split(tmp_path: Path, names: tuple[str, str]) -> None:
@@ -193,6 +196,12 @@ def test_files_named_by_their_split(tmp_path: Path, names: tuple[str, str]) -> N
     assert completions(tmp_path / "d", tmp_path) == ["train"]
     with pytest.raises(UserError, match=r"has no split 'nosuch'; choose with --rows.split: "):
         rows(tmp_path / "d", tmp_path, split="nosuch")
+
+
+def test_a_split_by_its_other_name(tmp_path: Path) -> None:
+    lines(tmp_path / "d" / "val.jsonl", SPLIT[1])
+    for name in ("val", "dev", "validation"):
+        assert completions(tmp_path / "d", tmp_path, split=name) == ["test"]
 
 
 def test_splits_that_have_names_of_their_own(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def test_fields(message: dict[str, Any], content: str, fields: dict[str, Any]) -
     assert (json.loads(turn.fields) if turn.fields else {}) == fields
 
 
-@pytest.mark.parametrize("name", ["train", "weight", "loss", "training", "train_on_turn", "trainable"])
+@pytest.mark.parametrize(
+    "name", ["train", "weight", "loss", "training", "train_on_turn", "trainable", "loss_mask"]
+)
 @pytest.mark.parametrize(("value", "trained"), [
     (False, False), (0, False), (0.0, False), ("false", False), ("0", False), ("False", False),
     (True, True), (1, True), (1.0, True), ("true", True), (None, True),
@@ -87,6 +89,9 @@ def test_speakers(speaker: str, role: str) -> None:
             said(content=[{"type": "image", "image": "a.png"}]),
             r"'messages\[0\].content\[0\]' is no text but image",
         ),
+        (said(content=["a"]), r"'messages\[0\].content\[0\]' is no text but a bare text; only text"),
+        (said(content=[{"type": "thinking", "thinking": "a"}]), "no text but thinking; .* reasoning_content"),
+        (said(content=[{"type": "tool_use", "name": "f"}]), "no text but tool_use; .* tool_calls"),
         (said(images=["a.png"]), r"'messages\[0\].images' cannot be honoured"),
         (said(audio={"id": "a"}), r"'messages\[0\].audio' cannot be honoured"),
         (said(refusal="no"), "refusal"),

@@ -63,6 +63,7 @@ def test_what_select_writes(tmp_path: Path, turns: list[dict[str, str]], prompt:
     {"chosen": [Q, said("a")], "rejected": [Q, said("b")]},
     {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"},
      "rejected": {"from": "gpt", "value": "b"}},
+    {"prompt": "q", "chosen": json.dumps([Q, said("a")]), "rejected": json.dumps([Q, said("b")])},
     {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"},
     {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "\n\nHuman: q\n\nAssistant: a",
@@ -100,7 +101,7 @@ def test_what_stands_beside(tmp_path: Path) -> None:
     assert better == (Turn("system", "s"), Turn("user", "u"), Turn("assistant", "v"), Turn("user", "c\n\nq"),
                       Turn("assistant", "a", True, '{"reasoning_content": "r"}'))  # fmt: skip
     dataset = read_rows(str(path), options=DataConfig(format="rejected"), cache_dir=tmp_path)
-    assert row_at(dataset, 0).tools == '[{"name": "t"}]'
+    assert row_at(dataset, 0).tools == '[{"type": "function", "function": {"name": "t"}}]'
 
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}

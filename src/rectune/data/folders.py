@@ -177,7 +177,7 @@ def _by_name(folder: Path, split: str, source: str, is_data: Callable[[Path], bo
         if split != "train":
             raise UserError(f"has no split '{split}': its files are of none", where=source)
         return found
-    _chosen_split(sorted(splits), split, source)
+    split = _chosen_split(sorted(splits), SPLITS.get(split, split), source)
     chosen = [path for path in found if named[path] == split]
     homes = {_home(path.relative_to(folder)) for path in chosen}
     if len(homes) > 1:
@@ -196,14 +196,14 @@ def _by_name(folder: Path, split: str, source: str, is_data: Callable[[Path], bo
 
 def split_named(relative: Path) -> str | None:
     """The split that a path says: `data/train-00000-of-00001.parquet`, `test.jsonl`, `validation/a.csv`."""
-    stem = relative.name.split(".")[0]
-    if shard := _SHARD.match(stem):
+    if shard := _SHARD.match(relative.name.split(".")[0]):
         word = shard["split"]
         return SPLITS.get(word.lower(), word)
-    for part in (stem, *reversed(relative.parts[:-1])):
-        words = [SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS]
-        if words:
-            return words[0]
+    for part in reversed(relative.parts):
+        for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part):
+            split = SPLITS.get(re.sub(r"(?<=[a-z])(set|data|split|file)$", "", word.lower()))
+            if split is not None:
+                return split
     return None
 
 

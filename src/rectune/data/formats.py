@@ -18,6 +18,7 @@ from rectune.data.messages import (
     IN_RECORD,
     Conversation,
     Question,
+    Tools,
     Turns,
     Words,
     answer_turn,
@@ -58,10 +59,8 @@ def _verdict(value: object, info: ValidationInfo) -> bool | None:
     if is_number(value):
         what = f"field {place.name(info)} is {word}: neither a good answer (1) nor a bad one (0)"
         raise UserError(what, where=place.where, hint="mend it, or leave the field unread with --rows.ignore")
-    if truth(value) is None:
-        name = place.name(info)[1:-1]
-        place.read.discard(name)
-        place.ignored.add(name)
+    if truth(value) is None and holds(value):
+        _unread(info)
     return truth(value)
 
 
@@ -88,14 +87,30 @@ def _spans(value: object, info: ValidationInfo) -> str | None:
     return None if texts == [] else _answer(texts, info)
 
 
+def _source(value: object, info: ValidationInfo) -> str:
+    """A text; anything else is left unread."""
+    if isinstance(value, str):
+        return value
+    _unread(info)
+    return ""
+
+
+def _unread(info: ValidationInfo) -> None:
+    """Take back that a field was read."""
+    place = place_of(info)
+    name = place.name(info)[1:-1]
+    place.read.discard(name)
+    place.ignored.add(name)
+
+
 class Demonstration(Schema):
     """What any row may have besides."""
 
     label: Annotated[bool | None, PlainValidator(_verdict), Names("label", "kto_tag")] = None
     """Whether the answer is a good one (unpaired preferences); rows with a bad one are left out."""
-    tools: Annotated[JsonList, Names("tools", "functions")] = ()
+    tools: Tools = ()
     """Tools that the chat template is given, also as JSON text."""
-    source: Any = None
+    source: Annotated[str, PlainValidator(_source)] = ""
     """Where the row is from, for reports."""
 
     def turns(self, place: Place) -> Turns:
@@ -405,7 +420,7 @@ def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) 
         prompt, *answers = read.sides(place)
         for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs
             _check_targets(answer, place.where)
-        turns, source = (*prompt, *answers[PAIR.index(format)]), None
+        turns, source = (*prompt, *answers[PAIR.index(format)]), ""
     else:
         assert isinstance(read, Demonstration)
         turns, source = read.turns(place), read.source
@@ -416,7 +431,7 @@ def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) 
         return None
     _check_targets(turns, place.where)
     tools = json.dumps(read.tools, ensure_ascii=False) if read.tools else ""
-    return Row(turns, place.where, source if isinstance(source, str) else "", tools)
+    return Row(turns, place.where, source, tools)
 
 
 def _check_targets(turns: Turns, where: str) -> None:

@@ -7,7 +7,8 @@ decides whether the turn is a target. Whole records are left to `formats.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -54,12 +55,20 @@ _MEDIA = dict.fromkeys(
 _UNCLEAR = Refusal('say "train": true or false on each assistant message instead')
 IN_MESSAGE = {
     **_MEDIA,
-    **dict.fromkeys(("mask", "masked", "loss_mask", "train_detail", "training_detail"), _UNCLEAR),
+    **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), _UNCLEAR),
     **dict.fromkeys(("tools", "functions"), Refusal("give them as the row's field 'tools'")),
     "refusal": Refusal("put its words into 'content'"),
     "label": Refusal("give it as the row's field 'label'", lambda value: truth(value) is not None),
 }
 """Fields of a message that change its meaning and are read nowhere."""
+
+_TEXTS = ("text", "input_text", "output_text")
+_PARTS = {
+    **dict.fromkeys(("thinking", "reasoning"), "give it as the message's reasoning_content"),
+    **dict.fromkeys(("tool_use", "tool_call", "function_call"), "give it in the message's tool_calls"),
+    "tool_result": "give it as a message of role tool",
+}
+"""What to do about parts of a content that are neither text nor media."""
 
 _LEAVE = "or leave it unread with --rows.ignore"
 _WEIGHT = Refusal(
@@ -97,11 +106,11 @@ def _content(value: object, info: ValidationInfo) -> str:
         return text(value, info)
     place, words = place_of(info), []
     for i, part in enumerate(value):
-        kind = part.get("type", "text") if isinstance(part, Mapping) else json_type(part)
-        if kind != "text" or not isinstance(part.get("text"), str):
-            name = place.name(info)[1:-1]
+        kind = part.get("type", "text") if isinstance(part, Mapping) else f"a bare {json_type(part)}"
+        if kind not in _TEXTS or not isinstance(part.get("text"), str):
+            hint = _PARTS.get(str(kind), _MEDIA["image"].hint)
             raise UserError(
-                f"'{name}[{i}]' is no text but {kind}", where=place.where, hint=_MEDIA["image"].hint
+                f"'{place.name(info)[1:-1]}[{i}]' is no text but {kind}", where=place.where, hint=hint
             )
         words.append(part["text"])
     return "".join(words)
@@ -134,7 +143,7 @@ class Message(Schema):
     """Which call a tool answers; given to the chat template."""
     train: Annotated[
         bool | None, PlainValidator(_trained),
-        Names("train", "weight", "loss", "training", "train_on_turn", "trainable", "loss_weight"),
+        Names("train", "weight", "loss", "training", "train_on_turn", "trainable", "loss_weight", "loss_mask"),
     ] = None  # fmt: skip
     """Whether an assistant's message is a target: true, false, 1, 0."""
 
@@ -179,12 +188,32 @@ def read_message(item: object, place: Place) -> Turn:
     return Turn(role, content or "", role == "assistant" and message.train is not False, dump(fields))
 
 
-def _words(value: object, info: ValidationInfo) -> str | Turns:
-    """A text as it is, or messages."""
+def words_or_turns(value: object, info: ValidationInfo) -> str | Turns:
+    """A text as it is, or messages, also as JSON text (of a CSV file)."""
+    place = place_of(info)
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        with suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            if found and all(isinstance(m, Mapping) and m.keys() & {"role", "from"} for m in found):
+                place.said.add(f"rows have messages as JSON text in {place.name(info)}; read as messages")
+                value = found
     if not isinstance(value, list):
         return text(value, info)
-    place = place_of(info)
     return read_messages(value, place.name(info)[1:-1], place)
+
+
+def _tools(value: object, info: ValidationInfo) -> list[Any]:
+    """Tools as chat templates take them; each may be JSON text, or the bare function."""
+    place, tools = place_of(info), list[Any]()
+    for tool in json_list(value, info):
+        if isinstance(tool, str):
+            with suppress(ValueError, RecursionError):
+                tool = json.loads(tool)
+        if not isinstance(tool, Mapping) or not tool:
+            raise UserError(f"field {place.name(info)} holds a tool that is no object", where=place.where)
+        bare = "name" in tool and not tool.keys() & {"type", "function"}
+        tools.append({"type": "function", "function": tool} if bare else tool)
+    return tools
 
 
 def _conversation(value: object, info: ValidationInfo) -> Turns:
@@ -218,7 +247,8 @@ def unsupervised(turns: Iterable[Turn]) -> Turns:
     return tuple(replace(turn, supervised=False) for turn in turns)
 
 
-Words = Annotated[str | tuple[Turn, ...], PlainValidator(_words)]
+Words = Annotated[str | tuple[Turn, ...], PlainValidator(words_or_turns)]
+Tools = Annotated[Sequence[Any], PlainValidator(_tools), Names("tools", "functions")]
 Conversation = Annotated[tuple[Turn, ...], PlainValidator(_conversation)]
 
 
@@ -229,7 +259,7 @@ class Question(Schema):
     """System message."""
     history: Annotated[tuple[Turn, ...], PlainValidator(_history)] = ()
     """Earlier turns, as pairs of question and answer or as messages; not targets."""
-    context: Annotated[str, PlainValidator(_context), Names("context", "passage")] = ""
+    context: Annotated[str, PlainValidator(_context), Names("context", "passage", "article")] = ""
     """Text that the question is about; put above it, after a blank line."""
 
     def prompt_turns(self, prompt: str | Turns, where: str) -> Turns:

@@ -15,14 +15,15 @@ from pydantic import PlainValidator, ValidationInfo
 from rectune.data.messages import (
     Conversation,
     Question,
+    Tools,
     Turns,
     Words,
     read_message,
-    read_messages,
     unsupervised,
+    words_or_turns,
 )
 from rectune.data.rows import Turn
-from rectune.data.schema import JsonList, Names, Place, Text, place_of, text
+from rectune.data.schema import Names, Place, Text, place_of
 from rectune.errors import UserError
 
 _HH = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -34,9 +35,7 @@ def _side(value: object, info: ValidationInfo) -> str | Turns:
     name = place.name(info)[1:-1]
     if isinstance(value, Mapping):
         return (read_message(value, place.inside(f"{name}.")),)
-    if isinstance(value, list):
-        return read_messages(value, name, place)
-    return text(value, info)
+    return words_or_turns(value, info)
 
 
 Side = Annotated[str | tuple[Turn, ...], PlainValidator(_side)]
@@ -55,7 +54,7 @@ class Preference(Question):
     """Put below the prompt, after a blank line."""
     conversations: Annotated[Conversation | None, Names("conversations", "messages")] = None
     """What is answered, as messages, where there is no prompt."""
-    tools: Annotated[JsonList, Names("tools", "functions")] = ()
+    tools: Tools = ()
     """Tools that the chat template is given."""
 
     def sides(self, place: Place) -> tuple[Turns, Turns, Turns]:
