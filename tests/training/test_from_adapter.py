@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rectune.config import load_config
+from rectune.diagnosis.diagnose import diagnose
 from rectune.errors import UserError
 from rectune.models.loading import load_model
 from rectune.training.loop import train
@@ -103,6 +104,13 @@ def test_a_dry_run_and_other_kinds_of_adapters(run: Any, adapter: str, toy: Any,
     (other / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "IA3"}))
     with pytest.raises(UserError, match="is no LoRA adapter that can be trained on"):
         train(load_config(None, given | {"model": str(other)}))
+
+
+def test_an_adapter_is_diagnosed(adapter: str, toy: Any, tmp_path: Path) -> None:
+    """Loading leaves it frozen, but its gradients are asked for: those of what would be trained."""
+    found = diagnose(adapter, toy["data"], out=tmp_path / "diagnosis")
+    ratios = [one["gradient_norm_ratio"] for one in found["objectives"]]
+    assert len(ratios) > 3 and all(ratio is not None and ratio > 0 for ratio in ratios)
 
 
 def test_the_case(run: Any, adapter: str) -> None:

@@ -48,6 +48,7 @@ from rectune.disk import check_writable
 from rectune.errors import UserError
 from rectune.models.limits import encode_for
 from rectune.models.loading import check_model, fingerprint, load_model
+from rectune.models.lora import unfreeze
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
@@ -121,7 +122,7 @@ def diagnose(
     encoded = encode_for(loaded, dataset, tokenizer, template, max_length=max_length)
     log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), why)
     loaded.eval()
-    scorer = Scorer(loaded, memory_budget=memory_budget << 20)
+    scorer = Scorer(unfreeze(loaded), memory_budget=memory_budget << 20)
 
     total = len(encoded) if rows is None else min(rows, len(encoded))
     log.info(

@@ -91,14 +91,17 @@ def listed(words: Collection[str]) -> str:
     return ", ".join(repr(word) for word in list(words)[:3]) + more
 
 
-def no_embedding(token: int, known: int, word: str | None = None, where: str | None = None) -> UserError:
-    """The error for a text with a token id that the model does not know."""
-    named = f" ({word!r})" if word else ""
-    return UserError(
-        f"token id {token}{named} has no embedding: the model knows ids below {known}",
-        where=where or None,
-        hint="use the model's own tokenizer, or resize_token_embeddings and save the model",
-    )
+def no_embedding(
+    token: int, known: int, tokenizer: PreTrainedTokenizerBase | None = None, where: str | None = None
+) -> UserError:
+    """The error for a text with a token id that is not among the `known` embeddings of the model."""
+    what = f"token id {token} has no embedding: the model has {known}"
+    if tokenizer is not None:
+        word = tokenizer.convert_ids_to_tokens(token)
+        numbers = f"the tokenizer has {len(tokenizer)} tokens, the model {known}"
+        what = f"token id {token} ({word!r}) has no embedding: {numbers}"
+    hint = "use the model's own tokenizer, or resize_token_embeddings and save the model"
+    return UserError(what, where=where or None, hint=hint)
 
 
 def check_tokens(
@@ -108,8 +111,7 @@ def check_tokens(
     model: PreTrainedModel,
 ) -> None:
     """Raise `UserError` for the first row with a token id beyond the model's embeddings."""
-    unknown = beyond(tokenizer, model)
-    if not unknown:  # the usual case: no row needs to be read
+    if not beyond(tokenizer, model):  # the usual case: no row needs to be read
         return
     known, done = embeddings(model), 0
     for part in encoded.dataset.with_format("arrow").iter(batch_size=1000):
@@ -123,5 +125,5 @@ def check_tokens(
             )
             token = int(numbers[place])
             where = rows[encoded.dataset[done + row]["row"]]["where"]
-            raise no_embedding(token, known, unknown.get(token), str(where))
+            raise no_embedding(token, known, tokenizer, str(where))
         done += len(part)

@@ -87,9 +87,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     if config.rank == 0:
         raise UserError("is 0, which means no adapter", where="lora.rank")
     if hasattr(model, "peft_config"):
-        tuned: Any = model
-        tuned.set_adapter(tuned.active_adapter)  # makes it trainable
-        return tuned
+        return unfreeze(model)  # type: ignore[return-value]
     import warnings
 
     import peft
@@ -107,6 +105,13 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads an old attribute of transformers
         torch.manual_seed(seed)
         return peft.get_peft_model(model, settings)  # type: ignore[return-value]
+
+
+def unfreeze(model: Any) -> Any:
+    """The model, and where it was loaded with an adapter, that alone trainable; loading leaves it frozen."""
+    if hasattr(model, "peft_config"):
+        model.set_adapter(model.active_adapter)
+    return model
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:

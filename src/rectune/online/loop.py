@@ -109,7 +109,7 @@ class _Run:
         self.template = template = run_template(config.out, config.template, self.tokenizer)
         self.asked, self.kept = (ask(some, self.tokenizer, template) for some in (problems, kept))
         for some in (self.asked, self.kept):
-            check_room(some, self.model, config.max_new_tokens)
+            check_room(some, self.model, self.tokenizer, config.max_new_tokens)
         if config.lora.rank:
             self.model = add_lora(self.model, config.lora, config.seed)
         self.policy = Policy(

@@ -33,7 +33,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     model, tokenizer = load_model(config.model, dtype=dtype)
     template = run_template(config.out, config.template, tokenizer)
     asked = ask([*problems, *kept], tokenizer, template)
-    check_room(asked, model, config.max_new_tokens)
+    check_room(asked, model, tokenizer, config.max_new_tokens)
     longest = max(map(len, asked.prompts)) + config.max_new_tokens
     answers = config.problems_per_step * config.n
     if config.lora.rank:

@@ -61,13 +61,15 @@ class Asked:
         return f"{len(self):,} problems, checksum {checksum:08x}"
 
 
-def check_room(asked: Asked, model: PreTrainedModel, max_new_tokens: int) -> None:
+def check_room(
+    asked: Asked, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> None:
     """Raise `UserError` for a problem with a token or, with its answer, positions that the model does not have."""
     places, known = positions(model), embeddings(model)
     for problem, ids in zip(asked.problems, asked.prompts, strict=True):
         where = problem.where or f"problem '{problem.problem_id}'"
         if max(ids) >= known:
-            raise no_embedding(max(ids), known, where=where)
+            raise no_embedding(max(ids), known, tokenizer, where)
         if places is not None and len(ids) + max_new_tokens > places:
             what = f"{len(ids)} prompt tokens and max_new_tokens = {max_new_tokens} exceed the {places} positions"
             raise UserError(

@@ -224,8 +224,8 @@ class LocalEngine:
         known = embeddings(self.model)
         for request in requests:
             if (token := max(request.prompt_ids)) >= known:
-                word = str(self.tokenizer.convert_ids_to_tokens(token))
-                raise no_embedding(token, known, word, request.where or f"problem '{request.problem_id}'")
+                where = request.where or f"problem '{request.problem_id}'"
+                raise no_embedding(token, known, self.tokenizer, where)
             length = len(request.prompt_ids)
             if (limit := self.limit(length)) is None or length + settings.max_new_tokens <= limit[0]:
                 continue
