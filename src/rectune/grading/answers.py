@@ -59,9 +59,14 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-    (r"\\sqrt\s+(\d+)", r"\\sqrt{\1}"), (r"\\sqrt(\d)", r"\\sqrt{\1}"), (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\\sqrt\s+(\d+)", r"\\sqrt{\1}"), (r"\\sqrt(\d)", r"\\sqrt{\1}"),
     (r"\^\s*(-\d+|\d\d+)", r"^{\1}"),
 ]]  # fmt: skip
+_CALLS = {
+    "sqrt": (r"\sqrt{", "}"), "cbrt": (r"\sqrt[3]{", "}"), "abs": ("|", "|"), "factorial": ("(", ")!"),
+    "floor": (r"\lfloor ", r"\rfloor "), "ceil": (r"\lceil ", r"\rceil "), "ceiling": (r"\lceil ", r"\rceil "),
+}  # fmt: skip
+_CALL = re.compile(rf"(?<![a-zA-Z\\])\\?({'|'.join(sorted(_CALLS, key=len, reverse=True))})\s*(?=\()")
 _DEGREES = re.compile(
     r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|°|\\degree(?![a-zA-Z])|\s*(?:\\text\s*\{\s*)?\bdegrees?\b(?:\s*\})?"
 )
@@ -87,6 +92,7 @@ def normalize_answer(answer: str) -> str:
     answer = _DECORATION.sub("", answer.replace("$", "").strip()).replace("**", "^").replace(_DOLLAR, "$")
     for pattern, new in _REPLACE:
         answer = pattern.sub(new, answer)
+    answer = _without_calls(answer)
     related = _RELATION.search(answer)
     answer = _OR.sub(r" \\lor " if related else ", ", answer)
     answer = _AND.sub(r" \\land " if related else ", ", answer)
@@ -94,6 +100,17 @@ def normalize_answer(answer: str) -> str:
     answer = _DEGREES.sub(degree, answer)
     answer = re.sub(r"\s+", " ", answer.strip().rstrip(".,;:").removesuffix("\\").strip())
     return _unwrapped(answer)
+
+
+def _without_calls(answer: str) -> str:
+    r"""With `\sqrt{2}` for `sqrt(2)`, and so on for the functions that LaTeX writes around their argument."""
+    for _ in range(20):
+        if not (call := _CALL.search(answer)) or (length := _closing(answer[call.end() :])) < 0:
+            break
+        before, after = _CALLS[call[1]]
+        inside, rest = answer[call.end() + 1 : call.end() + length], answer[call.end() + length + 1 :]
+        answer = f"{answer[: call.start()]}{before}{inside}{after}{rest}"
+    return answer
 
 
 def _unwrapped(answer: str) -> str:

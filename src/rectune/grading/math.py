@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from math_verify import verify
-from sympy import Eq, Set
+from sympy import Eq, Rational, Set
 from sympy.core.relational import Relational
 
 from rectune.grading.answers import (
@@ -436,10 +436,10 @@ def _words(answer: str) -> str:
 def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
     """One expression against one: by value, else math-verify's verdict."""
     gold, answer = _cases_apart(gold, answer)
-    parsed = read(answer.replace("%", r"\%"))
+    parsed = _parsed(answer)
     if not parsed or isinstance(parsed[0], str):
         raise Unreadable
-    golds = read(gold.replace("%", r"\%"))
+    golds = _parsed(gold)
     if golds and not isinstance(golds[0], str):
         if isinstance(golds[0], Relational) != isinstance(parsed[0], Relational) and not isinstance(
             golds[0], Set
@@ -454,6 +454,13 @@ def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
         if (decided := same_value(golds[0], parsed[0], max(steps, default=_EXACT))) is not None:
             return decided
     return bool(verify(golds, parsed, allow_set_relation_comp=True, timeout_seconds=None))
+
+
+def _parsed(answer: str) -> list[Any]:
+    """As `read`; plain numbers exactly, which math-verify would take 1e-5 for a product."""
+    if "%" not in answer and (number := plain_number(answer)) is not None:
+        return [Rational(number.numerator, number.denominator)]
+    return read(answer.replace("%", r"\%"))
 
 
 def _cases_apart(gold: str, answer: str) -> tuple[str, str]:
