@@ -39,7 +39,8 @@ def diagnosis(rows: int = 6, repeat: int = 1, seed: int = 0) -> dict[str, Any]:
     return {
         "format": 1, "rectune": "0.4", "model": "smollm2-135m", "fingerprint": "sha256:0123abcd",
         "data": "gsm8k", "template": "chat template of the tokenizer", "goal": None, "rows": 7473, "measured_rows": 240,
-        "measured_targets": len(p), "seconds": 118.0, "tokens_per_second": 913.2, "bins": list(PROBABILITY_BINS),
+        "measured_targets": len(p), "seconds": 131.0, "seconds_measuring": 118.0,
+        "tokens_per_second": 913.2, "bins": list(PROBABILITY_BINS),
         "overall": _figures(p), "by_class": groups,
         "by_position": [{"name": name, **_figures(p)} for name in ("0% to 10%", "10% to 25%", "90% to 100%")],
         "by_source": [{"name": "web", **_figures(p)}],

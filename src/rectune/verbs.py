@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,7 @@ def train(
         resume: Go on from the last checkpoint in the run folder, if there is one.
         dry_run: Print the settings, rows, tokens, steps and memory estimate, and stop.
     """
+    began = time.perf_counter()
     config = load_config(recipe, overrides)
     if dry_run:
         from rectune.training.plan import plan
@@ -46,7 +48,7 @@ def train(
     from rectune.training.checkpoints import to_json
     from rectune.training.loop import train
 
-    result = train(config, resume=resume)
+    result = train(config, resume=resume, began=began)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print_lines(to_json(asdict(result), indent=2))
 
@@ -71,6 +73,7 @@ def online(
         dry_run: Print the settings, problems, answers, updates and memory estimate, and stop.
         json: Print summary.json instead of a table.
     """
+    began = time.perf_counter()
     config = load_config(recipe, overrides, OnlineConfig)
     if dry_run:
         from rectune.online.plan import plan
@@ -80,7 +83,7 @@ def online(
     from rectune.online.loop import train_online
     from rectune.online.record import table
 
-    result = train_online(config, resume=resume)
+    result = train_online(config, resume=resume, began=began)
     if json:
         print_lines(to_text(asdict(result)))
         return
@@ -235,6 +238,7 @@ def diagnose(
         without_gradients: Leave out gradient norms, which take a backward pass for each objective.
         json: Print diagnosis.json instead of a summary.
     """
+    began = time.perf_counter()
     config = load_config(recipe, overrides)
     from rectune.diagnosis import diagnose
     from rectune.diagnosis.summary import summary
@@ -245,7 +249,7 @@ def diagnose(
         config.model, config.data, out=config.out, goal=goal, rows=rows, seconds=seconds, objectives=names(objectives),
         options=config.rows, max_length=config.max_length, gradients=not without_gradients,
         problems=questions(benchmarks, benchmark_dir) if benchmarks else None, precision=config.precision,
-        memory_budget=config.memory_budget, seed=config.seed,
+        memory_budget=config.memory_budget, seed=config.seed, began=began,
     )  # fmt: skip
     if json:
         print_lines(to_text(result))

@@ -15,7 +15,7 @@ def summary(diagnosis: Mapping[str, Any]) -> list[str | list[dict[str, str]]]:
     verdict, overall = diagnosis["verdict"], diagnosis["overall"]
     measured = (
         f"{diagnosis['measured_rows']:,} of {diagnosis['rows']:,} rows, {diagnosis['measured_targets']:,} targets, "
-        f"{diagnosis['seconds']:.0f} s"
+        f"{diagnosis['seconds_measuring']:.0f} s for the pass over rows, {diagnosis['seconds']:.0f} s in all"
     )
     shown: list[str | list[dict[str, str]]] = [
         _wrap(verdict["sentence"]),

@@ -56,13 +56,14 @@ log = logging.getLogger("rectune")
 _GIVE_UP_AFTER = 10  # steps in a row of which nothing could be judged, or without a finite gradient
 
 
-def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
+def train_online(config: OnlineConfig, *, resume: bool = False, began: float | None = None) -> OnlineResult:
     """Train `config.model` on its own answers to `config.problems`; writes the run folder `config.out`.
 
     Args:
         config: All settings.
         resume: Go on from the last checkpoint in the folder, with the same bits as an uninterrupted run on this
             machine; with nothing there, start afresh.
+        began: `time.perf_counter()` as the command began, for the summary's `seconds`; None: now.
 
     Returns:
         The content of `summary.json`.
@@ -72,6 +73,7 @@ def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
             full disk. Where a reward function fails, a checkpoint of the steps before is written first.
         Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
     """
+    began = time.perf_counter() if began is None else began
     reset_peak_memory()
     config = as_trained(config.model, with_own_lora(config))
     if config.engine == "server" and config.lora.rank:
@@ -81,23 +83,28 @@ def train_online(config: OnlineConfig, *, resume: bool = False) -> OnlineResult:
     check_run(config, resume=resume)  # type: ignore[arg-type]
     if resume and (config.out / "summary.json").exists():
         log.info("%s: the run is finished", config.out)
-        fields = tuple(OnlineResult.__dataclass_fields__)
-        finished = load_record(config.out / "summary.json", *fields)
-        return OnlineResult(**{name: finished[name] for name in fields})
+        fields = set(OnlineResult.__dataclass_fields__)
+        finished = load_record(config.out / "summary.json", *fields - {"step_seconds"})
+        return OnlineResult(**{name: finished.get(name) for name in fields})
     problems, kept = read_inputs(config)
     with hold(config.out, "training"), writing(config.out, "go on with --resume"):
         check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before
         with Rewards(config.reward, config.grading_timeout) as rewards:
-            return _Run(config, rewards, problems, kept).go(resume=resume)
+            return _Run(config, rewards, problems, kept, began).go(resume=resume)
 
 
 class _Run:
     """What a run consists of, made once; `go` is the loop."""
 
     def __init__(
-        self, config: OnlineConfig, rewards: Rewards, problems: list[Problem], kept: list[Problem]
+        self,
+        config: OnlineConfig,
+        rewards: Rewards,
+        problems: list[Problem],
+        kept: list[Problem],
+        began: float,
     ) -> None:
-        self.config, self.rewards = config, rewards
+        self.config, self.rewards, self.began = config, rewards, began
         self.accelerator = Accelerator(cpu=on_cpu())
         if self.accelerator.num_processes > 1:
             hint = "for several GPUs see examples/trl_grpo.py"
@@ -196,8 +203,8 @@ class _Run:
                     raise Stopped(
                         f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop
                     )
-        result = summary(config, self.metrics, before, after)
         self._save()
+        result = summary(config, self.metrics, before, after, time.perf_counter() - self.began)
         write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
         return result
 
@@ -258,6 +265,7 @@ class _Run:
 
     def _checkpoint(self, step: int, idle: int, before: dict[str, Any]) -> None:
         state = {"data": self.asked.fingerprint, "idle": idle, "before": before, "room": self.room.tokens}
+        state["seconds"] = time.perf_counter() - self.began
         keep = self.config.keep_checkpoints
         save_checkpoint(self.checkpoints, step, self.masters.masters, self.optimizer, {}, state, keep)
 
@@ -272,6 +280,7 @@ class _Run:
             raise UserError(was, where=self.config.problems, hint="restore them, or give another --out")
         self.masters.publish()
         self.room.tokens = state.get("room", self.room.tokens)
+        self.began -= state.get("seconds", 0.0)
         log.info("going on from %s, step %d of %d", found, state["step"], self.config.steps)
         return state["step"], state["idle"], state["before"]
 

@@ -25,7 +25,9 @@ class OnlineResult:
         reward: Mean reward of the first and of the last tenth of the steps, each an own rollout of the policy then.
         tokens_per_second: Drawn tokens per second of steps.
         peak_memory_mib: Of the process, or of the GPU where there is one.
-        seconds: Of all steps.
+        seconds: That passed from the command's start to its end; of a run that went on from a checkpoint, those up to
+            that checkpoint are in it.
+        step_seconds: Of all steps; None in summaries of older versions, whose `seconds` they are.
     """
 
     out: str
@@ -35,6 +37,7 @@ class OnlineResult:
     tokens_per_second: float
     peak_memory_mib: float
     seconds: float
+    step_seconds: float | None = None
     format: int = 1
 
 
@@ -74,7 +77,7 @@ def line(figures: dict[str, Any]) -> str:
 
 
 def summary(
-    config: OnlineConfig, metrics: Path, before: dict[str, Any], after: dict[str, Any]
+    config: OnlineConfig, metrics: Path, before: dict[str, Any], after: dict[str, Any], seconds: float
 ) -> OnlineResult:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     taken = [line for line in lines if line["kind"] == "train"]
@@ -84,15 +87,16 @@ def summary(
     for name, some in ends.items():
         known = [line["reward"] for line in some if line["reward"] is not None]
         reward[name] = sum(known) / len(known) if known else None
-    seconds = sum(line["seconds"] for line in taken)
+    step_seconds = sum(line["seconds"] for line in taken)
     return OnlineResult(
         out=str(config.out),
         steps=config.steps,
         validation={"before": before, "after": after},
         reward=reward,
-        tokens_per_second=sum(line["tokens"] for line in taken) / seconds if seconds else 0.0,
+        tokens_per_second=sum(line["tokens"] for line in taken) / step_seconds if step_seconds else 0.0,
         peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
-        seconds=seconds,
+        seconds=round(seconds, 3),
+        step_seconds=step_seconds,
     )
 
 

@@ -62,7 +62,7 @@ def _cost(data: Data) -> Section:
     rows = [
         [
             one["label"], "-" if one["seed"] is None else str(one["seed"]), one["state"], f"{one['steps']:,}",
-            _time(one["seconds"]), "-" if not one["tokens"] else f"{one['tokens']:,.0f}",
+            _time(one["seconds"]), _time(one["step_seconds"]), "-" if not one["tokens"] else f"{one['tokens']:,.0f}",
             "-" if not one["tokens_per_second"] else f"{one['tokens_per_second']:,.0f}",
             "-" if not one["peak_memory_mib"] else f"{one['peak_memory_mib'] / 1024:.2f} GiB",
         ]
@@ -71,21 +71,26 @@ def _cost(data: Data) -> Section:
     bold = set()
     if len(rows) > 1:
         bold = {len(rows)}
-        seconds, tokens = (sum(one[name] or 0 for one in data["cost"]) for name in ("seconds", "tokens"))
-        steps, most = (
-            sum(one["steps"] for one in data["cost"]),
-            [o["peak_memory_mib"] or 0 for o in data["cost"]],
+        costs = data["cost"]
+        whole = [one["seconds"] for one in costs]
+        steps, step_seconds, tokens = (
+            sum(one[name] or 0 for one in costs) for name in ("steps", "step_seconds", "tokens")
         )
-        rows.append(
-            ["all", "", "", f"{steps:,}", _time(seconds), f"{tokens:,.0f}", "", f"{max(most) / 1024:.2f} GiB"]
-        )
-    head = ["model", "seed", "state", "steps", "time", "tokens", "tokens/s", "peak memory"]
+        most = max(one["peak_memory_mib"] or 0 for one in costs)
+        rows.append([
+            "all", "", "", f"{steps:,}", _time(None if None in whole else sum(whole)), _time(step_seconds),
+            f"{tokens:,.0f}", "", f"{most / 1024:.2f} GiB",
+        ])  # fmt: skip
+    head = ["model", "seed", "state", "steps", "time", "time of steps", "tokens", "tokens/s", "peak memory"]
     return Section(
         "cost",
         "Cost",
         "Cost",
         tables=[Table(head, rows, text=3, bold=bold)] if rows else [],
-        caveats=["Training steps alone: loading, hold-out passes and evaluations come on top."],
+        caveats=[
+            "Time is from a run's beginning to its end, with loading, hold-out passes and saving; a finished run that "
+            "went on from a checkpoint has the time up to it in it. Sampling and grading of evaluations come on top."
+        ],
     )
 
 

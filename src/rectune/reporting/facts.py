@@ -62,13 +62,18 @@ def _flat(record: Record) -> dict[str, str]:
 
 
 def cost(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """A record for each run: steps done and planned, seconds and tokens of training steps, speed, peak memory."""
+    """A record for each run: steps done and planned, seconds in all and of its steps, tokens, speed, peak memory.
+
+    `seconds` are None where the run has not finished, or is of a version that counted its steps' alone.
+    """
     return [_cost(arm, seed, run) for arm in arms for seed, run in arm.runs.items()]
 
 
 def _cost(arm: Arm, seed: int, run: Run) -> dict[str, Any]:
-    seconds, tokens = _total(run.train, "seconds"), _total(run.train, "tokens")
-    seconds = run.summary.get("seconds", seconds)
+    own = run.summary
+    whole = own.get("seconds") if "step_seconds" in own else None
+    steps, tokens = _total(run.train, "seconds"), _total(run.train, "tokens")
+    steps = own.get("step_seconds", own.get("seconds", steps))
     memory = [line["peak_memory_mib"] for line in run.train if "peak_memory_mib" in line]
     done = max([*(line["step"] for line in [*run.train, *run.log]), run.summary.get("steps", 0)], default=0)
     planned = number(run.config.get("steps"))
@@ -79,10 +84,11 @@ def _cost(arm: Arm, seed: int, run: Run) -> dict[str, Any]:
         "path": str(run.path),
         "steps": int(done),
         "state": _state(run, arm, finished, int(done), planned),
-        "seconds": seconds,
+        "seconds": whole,
+        "step_seconds": steps,
         "tokens": tokens or None,
         "tokens_per_second": run.summary.get("tokens_per_second")
-        or (tokens / seconds if tokens and seconds else None),
+        or (tokens / steps if tokens and steps else None),
         "peak_memory_mib": run.summary.get("peak_memory_mib") or max(memory, default=None),
     }
 

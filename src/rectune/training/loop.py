@@ -54,7 +54,9 @@ from rectune.training.weights import Masters, learning_rate, make_optimizer
 log = logging.getLogger("rectune")
 
 
-def train(config: TrainConfig, *, resume: bool = False, until: int | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: bool = False, until: int | None = None, began: float | None = None
+) -> TrainResult:
     """Fine-tune `config.model` on `config.data`; writes the run folder `config.out`.
 
     Args:
@@ -63,6 +65,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
             machine; with nothing there, start afresh.
         until: Pause after this step, if it is not the last: with a checkpoint and the weights in OUT/model, without
             summary.json. Going on later gives the bits of a run that never paused.
+        began: `time.perf_counter()` as the command began, for the summary's `seconds`; None: now.
 
     Returns:
         The content of `summary.json`; at a pause `after` are the figures of the last evaluation.
@@ -72,6 +75,7 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
             process, or a disk that is full.
         Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
     """
+    began = time.perf_counter() if began is None else began
     reset_peak_memory()
     config = with_own_lora(config)
     accelerator = _accelerator(config)
@@ -88,11 +92,17 @@ def train(config: TrainConfig, *, resume: bool = False, until: int | None = None
             writing(config.out, "run it again (train with --resume)"),
             losing_peers(),
         ):
-            return _train(config, texts, accelerator, resume=resume, until=until)
+            return _train(config, texts, accelerator, resume=resume, until=until, began=began)
 
 
 def _train(
-    config: TrainConfig, texts: Texts, accelerator: Accelerator, *, resume: bool, until: int | None
+    config: TrainConfig,
+    texts: Texts,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    until: int | None,
+    began: float,
 ) -> TrainResult:
     phases = make_phases(config.objective)
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
@@ -144,6 +154,7 @@ def _train(
             raise UserError(was, where="reference", hint="restore it, or give another --out")
         masters.publish()
         start, skipped, before, best = state["step"], state["skipped"], state["before"], state["best"]
+        began -= state.get("seconds", 0.0)
         gradients.limit = state.get("limit")
         log.info("going on from %s, step %d of %d", found, start, steps)
         if start > last:
@@ -181,6 +192,7 @@ def _train(
         sync(metrics)  # a power cut must not leave fewer lines than steps
         state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
         state |= {"limit": gradients.limit, "reference": ref_logp.identity if ref_logp else None}
+        state |= {"seconds": time.perf_counter() - began}
         keep = config.keep_checkpoints
         save_checkpoint(checkpoints, step, *kept, state, keep)
 
@@ -193,7 +205,7 @@ def _train(
     model.train()
     with progress(steps, start, shown=main) as advance, finishing() as signalled:
         for step in range(start, last):
-            began = time.perf_counter()
+            at = time.perf_counter()
             phase = phase_at(phases, step, steps)
             if old and step % config.objective.refresh == 0:
                 old.model.load_state_dict(model.state_dict())
@@ -217,7 +229,7 @@ def _train(
                     say = "step %d: the loss or gradient is not finite, %s; the weights stay as they are"
                     log.warning(say, done, which)
             tokens = sum(data.train.lengths(data.plan.rows(step)))
-            seconds = max(time.perf_counter() - began, 1e-9)
+            seconds = max(time.perf_counter() - at, 1e-9)
             figures = {
                 "step": done,
                 "kind": "train",
@@ -253,13 +265,13 @@ def _train(
             if stop and done < last:
                 raise Stopped(f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop)
         accelerator.wait_for_everyone()
-        result = summarise(config.out, last, before, best or after)
         plain = whole_model()
         if main:
             _save(config, plain, tokenizer, data.template, chosen=bool(best))
+        if main and last == steps and probe and not best:
+            probe.write(config.out / "probe.json")
+        result = summarise(config.out, last, before, best or after, time.perf_counter() - began)
         if main and last == steps:
-            if probe and not best:
-                probe.write(config.out / "probe.json")
             write_result(result)
     if config.trackers:
         accelerator.end_training()

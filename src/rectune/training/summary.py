@@ -23,7 +23,9 @@ class TrainResult:
             saved; empty without hold-out rows.
         tokens_per_second: Tokens of the rows, prompts included, per second of training steps.
         peak_memory_mib: Of the process, or of the GPU where there is one.
-        seconds: Of training steps.
+        seconds: That passed from the command's start to its end: loading, steps, evaluations and saving. Of a run that
+            went on from a checkpoint, those up to that checkpoint are in it.
+        step_seconds: Of training steps alone; None in summaries of older versions, whose `seconds` they are.
     """
 
     out: str
@@ -33,22 +35,26 @@ class TrainResult:
     tokens_per_second: float
     peak_memory_mib: float
     seconds: float
+    step_seconds: float | None = None
 
 
-def summarise(out: Path, steps: int, before: dict[str, Any], after: dict[str, Any]) -> TrainResult:
-    """The result of the run in `out`, from its metrics."""
+def summarise(
+    out: Path, steps: int, before: dict[str, Any], after: dict[str, Any], seconds: float
+) -> TrainResult:
+    """The result of the run in `out`, from its metrics and the seconds that it took."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     taken = [line for line in lines if line["kind"] == "train"]
-    seconds = sum(line["seconds"] for line in taken)
+    step_seconds = sum(line["seconds"] for line in taken)
     tokens = sum(line["tokens"] for line in taken)
     return TrainResult(
         out=str(out),
         steps=steps,
         before=before,
         after=after,
-        tokens_per_second=tokens / seconds if seconds else 0.0,
+        tokens_per_second=tokens / step_seconds if step_seconds else 0.0,
         peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
-        seconds=seconds,
+        seconds=round(seconds, 3),
+        step_seconds=step_seconds,
     )
 
 
@@ -69,6 +75,7 @@ def read_result(out: Path) -> TrainResult | None:
     try:
         content = load_json(path)
         check_format(content, path)
+        content.setdefault("step_seconds", None)
         return TrainResult(**{name: content[name] for name in TrainResult.__dataclass_fields__})
     except (ValueError, KeyError, TypeError, AttributeError):
         hint = "remove it, and the run goes on from its last checkpoint"
