@@ -84,8 +84,9 @@ def train_online(config: OnlineConfig, *, resume: bool = False, began: float | N
     if resume and (config.out / "summary.json").exists():
         log.info("%s: the run is finished", config.out)
         fields = set(OnlineResult.__dataclass_fields__)
-        finished = load_record(config.out / "summary.json", *fields - {"step_seconds"})
-        return OnlineResult(**{name: finished.get(name) for name in fields})
+        path = config.out / "summary.json"
+        finished = {"step_seconds": None, **load_record(path, *fields - {"step_seconds"})}
+        return OnlineResult(**{name: finished[name] for name in fields})
     problems, kept = read_inputs(config)
     with hold(config.out, "training"), writing(config.out, "go on with --resume"):
         check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -191,6 +191,33 @@ def number(value: object) -> float | None:
         return None
 
 
+def odd_steps(lines: Sequence[tuple[float, Record]], names: Sequence[str], loss: str) -> Iterator[str]:
+    """What to know about a run's log: steps with figures that are not finite, and a loss of exactly 0.
+
+    Args:
+        lines: Steps and what was logged, in order.
+        names: Figures that have to be finite where they are logged.
+        loss: The one that is never exactly 0 while there is something to learn.
+    """
+    broken = [any(name in line and number(line[name]) is None for name in names) for _, line in lines]
+    steps = [step for (step, _), bad in zip(lines, broken, strict=True) if bad]
+    if steps and all(broken[broken.index(True) :]):
+        yield f"is not finite from step {steps[0]:g} on ({_listed(names)})"
+    elif steps:
+        which = f"{len(steps)} of {len(lines)} logged steps, the first is {steps[0]:g}"
+        yield f"is not finite in {which} ({_listed(names)})"
+    zero = [step for step, line in lines if number(line.get(loss)) == 0]
+    if zero:
+        which = (
+            f"step {zero[0]:g}" if len(zero) == 1 else f"{len(zero)} logged steps, the first is {zero[0]:g}"
+        )
+        yield f"the {loss} is exactly 0.0 at {which}: nothing was learnt there, or the figure is broken"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(names)
+
+
 def figures(line: object) -> Record:
     """What is a figure in a line of metrics: finite numbers, the histogram, and texts of warnings."""
     if not isinstance(line, dict):
@@ -255,12 +282,17 @@ def _run(place: Path, notes: Notes) -> Run:
             notes.add(place / f"{name}.json", f"is missing: {lost}")
     run.summary = {**figures(run.summary), **{k: figures(run.summary.get(k)) for k in ("before", "after")}}
     lines: dict[str, dict[float, Record]] = {"train": {}, "holdout": {}, "drift": {}}
+    raw: dict[float, Record] = {}
     for line in read_lines(place / "metrics.jsonl", notes, _MOST_METRICS):
         step, kind = number(line.get("step")), line.get("kind")
         if step is not None and isinstance(kind, str) and kind in lines:
             lines[kind][step] = figures(line)
+            if kind == "train":  # online, a step without updates has no gradient
+                raw[step] = line if "updates" not in line or line.get("skipped") else {}
     for kind, by_step in lines.items():
         setattr(run, kind, [by_step[step] for step in sorted(by_step)])
+    for odd in odd_steps(sorted(raw.items()), ("grad_norm",), "objective"):
+        notes.add(place / "metrics.jsonl", odd)
     if not any(lines.values()):
         notes.add(
             place / "metrics.jsonl", "has no lines that can be read, so there are no curves of this run"
@@ -319,13 +351,19 @@ def _trainer_states(place: Path) -> list[Path]:
 def _foreign(place: Path, states: list[Path], notes: Notes) -> Run | None:
     for state in states:
         history = read_object(state, notes).get("log_history")
-        log = [f for f in map(figures, history if isinstance(history, list) else []) if "step" in f]
+        raw = [line for line in (history if isinstance(history, list) else []) if isinstance(line, dict)]
+        log = [f for f in map(figures, raw) if "step" in f]
         if log:
             notes.add(
                 place,
                 "is a run of transformers' Trainer: its loss and learning rate are shown. Whether that loss is NLL is "
                 'not recorded; a DFT loss (TRL\'s loss_type="dft") is -p log p and says nothing about NLL',
             )
+            steps = [(step, line) for line in raw if (step := number(line.get("step"))) is not None]
+            for odd in odd_steps(
+                sorted(steps, key=lambda one: one[0]), ("loss", "grad_norm", "eval_loss"), "loss"
+            ):
+                notes.add(state, odd)
             return Run(place, foreign=True, log=sorted(log, key=lambda line: line["step"]))
     notes.add(states[0], "has no log_history, so there is nothing to show of this run")
     return None
