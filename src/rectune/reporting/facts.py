@@ -73,7 +73,7 @@ def _cost(arm: Arm, seed: int, run: Run) -> dict[str, Any]:
     own = run.summary
     whole = own.get("seconds") if "step_seconds" in own else None
     steps, tokens = _total(run.train, "seconds"), _total(run.train, "tokens")
-    steps = float(own.get("step_seconds", own.get("seconds", steps)))
+    steps = own.get("step_seconds", own.get("seconds")) or steps
     memory = [line["peak_memory_mib"] for line in run.train if "peak_memory_mib" in line]
     done = max([*(line["step"] for line in [*run.train, *run.log]), run.summary.get("steps", 0)], default=0)
     planned = number(run.config.get("steps"))

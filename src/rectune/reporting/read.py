@@ -359,10 +359,11 @@ def _foreign(place: Path, states: list[Path], notes: Notes) -> Run | None:
                 "is a run of transformers' Trainer: its loss and learning rate are shown. Whether that loss is NLL is "
                 'not recorded; a DFT loss (TRL\'s loss_type="dft") is -p log p and says nothing about NLL',
             )
-            steps = [(step, line) for line in raw if (step := number(line.get("step"))) is not None]
-            for odd in odd_steps(
-                sorted(steps, key=lambda one: one[0]), ("loss", "grad_norm", "eval_loss"), "loss"
-            ):
+            by_step: dict[float, Record] = {}
+            for line in raw:
+                if (step := number(line.get("step"))) is not None:
+                    by_step[step] = {**by_step.get(step, {}), **line}
+            for odd in odd_steps(sorted(by_step.items()), ("loss", "grad_norm", "eval_loss"), "loss"):
                 notes.add(state, odd)
             return Run(place, foreign=True, log=sorted(log, key=lambda line: line["step"]))
     notes.add(states[0], "has no log_history, so there is nothing to show of this run")
