@@ -64,11 +64,13 @@ class ObjectiveConfig(Settings):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     name: str = "dft"
-    """Objective, one of `rectune list objectives`; its settings follow as --objective.alpha 0.5 and so on."""
+    """Objective, one of `rectune list objectives`; its settings follow as --objective.alpha 0.5 and so on.
+    dft is the paper's Eq. 9 but for turn ends and special tokens, which keep weight 1 unless protect is 0."""
     phases: str | None = None
     """Several objectives in place of name, one after the other by share of the steps: sft:0.3,dft:0.7."""
     protect: float | None = None
-    """Least weight of tokens that end a turn or are special. Unset: 1 if the loss vanishes with p, else 0."""
+    """Least weight of tokens that end a turn or are special; 0 is the paper's Eq. 9. Unset: 1 if the loss (of any
+    phase) vanishes with p, as dft's does, else 0."""
 
     refresh: int = Field(8, gt=0)
     """Steps between refreshes of the old policy that psft refers to."""

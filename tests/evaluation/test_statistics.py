@@ -248,7 +248,7 @@ def test_seeds_intervals_cover(seed):
     assert np.all(hits / runs <= 0.99)
 
 
-@pytest.mark.parametrize(("S", "at_most"), [(2, 0.05), (3, 0.07), (5, 0.06)])
+@pytest.mark.parametrize(("S", "at_most"), [(2, 0.05), (3, 0.08), (5, 0.06)])
 def test_arms_whose_seeds_differ_by_4_points_are_rarely_called_different(S, at_most):
     """Two equal arms on 400 problems; two seeds at the 5 % level were wrong in 9 % of cases once."""
     rng, P, runs = np.random.default_rng(0), 400, 600

@@ -117,7 +117,9 @@ def test_answers_are_of_the_same_problems_and_chosen_by_a_rule(data: Any) -> Non
 
 
 def test_settings_environment_and_cost(data: Any) -> None:
-    assert data["settings"]["differ"] == {"objective.name": {"sft": "sft", "dft": "dft"}}
+    assert data["settings"]["differ"] == {
+        "objective.name": {"sft": "sft", "dft": "dft"}, "objective.protect": {"sft": "0", "dft": "1"},
+    }  # fmt: skip
     assert data["settings"]["same"]["batch_size"] == "7"
     assert "torch" in data["environment"]["same"] and not data["environment"]["differ"]
     assert [(one["label"], one["seed"], one["state"], one["steps"]) for one in data["cost"]] == [

@@ -255,3 +255,34 @@ def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
     memory = planned["memory_mib"]
     assert memory.pop("total") == sum(memory.values())
     assert set(memory) == {"weights", "masters", "gradients", "moments", "activations", "head", "probe"}
+
+
+def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_not(run: Any) -> None:
+    out = Path(run(objective__name="dft", steps=2).out)
+    config = json.loads((out / "config.json").read_text())
+    assert config["objective"]["protect"] == 1.0
+    assert config["precision"] in ("bf16", "fp32")
+    assert config["reference"] is None  # dft has none
+    assert config["decided"]["turn_end"] and config["decided"]["template"]
+    again = {"out": out, "steps": 2, "resume": True}
+    run(objective__name="dft", objective__protect=1.0, precision=config["precision"], **again)
+    with pytest.raises(UserError, match=r"objective was .*'protect': 1.0.*, is .*'protect': 0.0"):
+        run(objective__name="dft", objective__protect=0, **again)
+    older = config | {"objective": config["objective"] | {"protect": None}, "precision": "auto"}
+    older.pop("decided")
+    (out / "config.json").write_text(json.dumps(older))
+    run(objective__name="dft", **again)
+
+
+@pytest.mark.parametrize(("objective", "protect", "reference"), [
+    ({"objective__name": "sft"}, 0.0, False),
+    ({"objective__name": "iw_sft"}, 0.0, True),
+    ({"objective__phases": "sft:0.5,dft:0.5"}, 1.0, False),
+    ({"objective__name": "dft", "objective__protect": 0.5}, 0.5, False),
+])  # fmt: skip
+def test_config_json_has_the_weight_of_turn_ends_and_the_reference(
+    run: Any, objective: dict[str, Any], protect: float, reference: bool
+) -> None:
+    config = json.loads((Path(run(**objective, steps=2).out) / "config.json").read_text())
+    assert config["objective"]["protect"] == protect
+    assert config["reference"] == (config["model"] if reference else None)

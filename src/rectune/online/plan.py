@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from rectune.config import dump_config
 from rectune.data.run_prompt import as_trained
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
@@ -15,7 +13,7 @@ from rectune.online.problems import ask, check_room, read_inputs
 from rectune.online.reward import Rewards
 from rectune.processes import default_device
 from rectune.training.plan import memory_estimate
-from rectune.training.run_folder import run_template
+from rectune.training.run_folder import run_template, settled
 
 
 def plan(config: OnlineConfig) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
     if config.lora.rank:
         model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
     return {
-        "config": json.loads(dump_config(config)),
+        "config": settled(config),
         "precision": f"{dtype} ({why})".removeprefix("torch."),
         "template": template.name,
         "problems": len(problems),

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from rectune.config import ObjectiveConfig
+from rectune.errors import UserError
 from rectune.reporting.read import Evaluation, Found, Notes, Record, Run
+from rectune.training.phases import make_phases
 from rectune.training.run_folder import FREE
 from rectune.visible import visible
 
@@ -76,9 +81,19 @@ def label_of(config: Mapping[str, Any]) -> str:
         return short(config["algorithm"])
     if not isinstance(objective, dict):
         return "unknown objective"
-    own = {k: v for k, v in objective.items() if k not in ("name", "phases", "refresh") and v is not None}
+    left_out = {"name", "phases", "refresh"} | ({"protect"} if _usual_protection(objective) else set())
+    own = {k: v for k, v in objective.items() if k not in left_out and v is not None}
     name = objective.get("phases") or objective.get("name") or "unknown objective"
     return short(" ".join([str(name), *(f"{k}={plain(v)}" for k, v in own.items())]))
+
+
+def _usual_protection(objective: Mapping[str, Any]) -> bool:
+    """Whether turn ends are protected as they are where nobody says otherwise."""
+    try:
+        left_open = ObjectiveConfig.model_validate({**objective, "protect": None})
+        return objective.get("protect") == make_phases(left_open)[0].protect
+    except (ValidationError, UserError):  # of another version, or damaged
+        return False
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

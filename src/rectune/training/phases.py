@@ -42,13 +42,17 @@ def make_phases(config: ObjectiveConfig) -> list[Phase]:
         if setting not in known:
             objectives = ", ".join(objective for objective, _ in shares)
             raise unknown_name(f"setting of {objectives}", setting, known, where=f"objective.{setting}")
+    own = [
+        check_settings(name, {k: v for k, v in config.settings.items() if k in setting_names(name)})
+        for name, _ in shares
+    ]
+    protect = config.protect
+    if protect is None:
+        protect = float(
+            any(vanishes(name, **settings) for (name, _), settings in zip(shares, own, strict=True))
+        )
     phases, end = [], 0.0
-    for name, share in shares:
-        mine = {k: v for k, v in config.settings.items() if k in setting_names(name)}
-        settings = check_settings(name, mine)
-        protect = config.protect
-        if protect is None:
-            protect = 1.0 if vanishes(name, **settings) else 0.0
+    for (name, share), settings in zip(shares, own, strict=True):
         end += share
         phases.append(Phase(resolve(name), settings, protect, end))
     if len({"pair" in phase.columns for phase in phases}) > 1:

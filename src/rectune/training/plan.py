@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from rectune.config import TrainConfig, dump_config
+from rectune.config import TrainConfig
 from rectune.disk import check_writable
 from rectune.models.loading import load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
@@ -17,6 +16,7 @@ from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
 from rectune.training.inputs import read_inputs
 from rectune.training.phases import Phase, make_phases
+from rectune.training.run_folder import settled
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
     lengths, steps = data.train.lengths(), len(data.plan)
     trained = sum(lengths[row] for step in range(steps) for row in data.plan.rows(step))
     return {
-        "config": json.loads(dump_config(data.config)),
+        "config": settled(data.config),
         "objective": [f"{phase.name} until step {round(phase.end * steps)}" for phase in phases],
         "template": data.template.name,
         "rows": len(data.train),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rectune.config import TrainConfig
+from rectune.objectives import vanishes
 from rectune.training.batches import TrainingData
 from rectune.training.phases import Phase
 
@@ -26,17 +27,13 @@ def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], 
         log.info(
             "objective: objective.phases decides; objective.name = %s is not used", config.objective.name
         )
-    for phase in phases:
-        if phase.protect:
-            reason = (
-                ""
-                if config.objective.protect is not None
-                else (
-                    f", because {phase.name} gives no weight to what the model never says"
-                    " (objective.protect = 0 is the paper exactly)"
-                )
-            )
-            log.info("protect: turn-ending and special tokens keep weight %g%s", phase.protect, reason)
+    if protect := phases[0].protect:
+        names = " and ".join(p.name for p in phases if vanishes(p.objective, **p.settings))
+        reason = (
+            f", because {names} gives no weight to what the model never says (objective.protect = 0 is Eq. 9)"
+        )
+        reason = reason if config.objective.protect is None else ""
+        log.info("protect: turn-ending and special tokens keep weight %g%s", protect, reason)
     log.info("precision: %s", precision)
     log.info(
         "rows: %s to train on, %s kept aside, written with %s; %s steps of %s rows",

@@ -17,14 +17,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rectune.config import TrainConfig, dump_config
+from rectune.config import Settings, TrainConfig, dump_config
 from rectune.data.run_prompt import TEMPLATE
 from rectune.data.templates import Template, choose_template
 from rectune.data.tokens import stop_ids
 from rectune.disk import FORMAT, check_format, check_writable, load_json, load_record
 from rectune.errors import UserError
 from rectune.models.loading import quiet_bars
+from rectune.models.precision import PRECISIONS, choose_precision
+from rectune.processes import default_device
 from rectune.training.checkpoints import write_text
+from rectune.training.phases import make_phases
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
 TRACKING = {"trackers", "project", "run_name", "logging_dir"}
@@ -62,9 +65,26 @@ def open_run(config: TrainConfig, template: Template) -> None:
     with _writing(config.out):
         if template.text is not None and not (config.out / "config.json").exists():
             write_text(config.out / TEMPLATE, template.kept())
-        for name, content in (("environment", environment()), ("config", json.loads(dump_config(config)))):
+        decided = {"template": template.name, "turn_end": template.closing}
+        for name, content in (
+            ("environment", environment()),
+            ("config", {**settled(config), "decided": decided}),
+        ):
             text = json.dumps({"format": FORMAT, **content}, indent=2)
             write_text(config.out / f"{name}.json", text + "\n")
+
+
+def settled(config: Settings) -> dict[str, Any]:
+    """The settings in force, JSON-ready: those that the config leaves open are decided, as far as they play a part."""
+    found: dict[str, Any] = json.loads(dump_config(config))
+    dtype, _ = choose_precision(found["precision"], default_device())
+    found["precision"] = next(name for name, known in PRECISIONS.items() if known == dtype)
+    if isinstance(config, TrainConfig):
+        phases = make_phases(config.objective)
+        found["objective"]["protect"] = phases[0].protect
+        if any({"ref_logp", "kl"} & {*phase.columns} for phase in phases):
+            found["reference"] = found["reference"] or found["model"]
+    return found
 
 
 def keep_limit(out: Path, process: int, tokens: int) -> None:
@@ -104,8 +124,8 @@ def _check_same(config: TrainConfig, path: Path) -> None:
         raise UserError("is no JSON", where=path, hint="give another --out") from None
     check_format(before, path)
     defaults: Any = type(config).model_construct  # without the settings that have none
-    before = _filled(before, defaults().model_dump(mode="json"))
-    now: dict[str, Any] = json.loads(dump_config(config))
+    now = settled(config)
+    before = _filled(before, defaults().model_dump(mode="json"), now)
     differing = sorted(
         key for key in before.keys() | now.keys() if key not in FREE and before.get(key) != now.get(key)
     )
@@ -119,12 +139,18 @@ def _check_same(config: TrainConfig, path: Path) -> None:
         )
 
 
-def _filled(before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an earlier version: those that it did not have yet are at their default."""
-    before = {**defaults, **{key: value for key, value in before.items() if key != "format"}}
+def _filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier version: those that it did not have yet, or left open, are at their default."""
+    kept = {key: value for key, value in before.items() if key not in ("format", "decided")}
+    before = {**defaults, **kept}
     for key, value in defaults.items():
         if isinstance(value, dict) and isinstance(before[key], dict):
             before[key] = {**value, **before[key]}
+    if before.get("precision") == "auto":
+        before["precision"] = now["precision"]
+    if isinstance(objective := before.get("objective"), dict) and objective["protect"] is None:
+        objective["protect"] = now["objective"]["protect"]
+        before["reference"] = before["reference"] or now["reference"]
     return before
 
 
