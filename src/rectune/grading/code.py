@@ -44,12 +44,27 @@ def extract_code(text: str, *, prompt: str = "", entry_point: str = "", tests: s
     Words that define nothing of it continue `prompt`, up to the first line that is not indented; a whole
     program gets the imports and helpers of `prompt` in front.
     """
-    text = final_part(text)
     wanted = [entry_point.split(".")[-1].rstrip("()")] if entry_point else _wanted(tests)
+    part = final_part(text)
+    code = _whole(part, prompt, wanted)
+    if (
+        len(part) < len(text) and part and not _fits(code, wanted)
+    ):  # a docstring may look like another question
+        longer = _whole(text[max(0, text.rfind(part)) :], prompt, wanted)
+        return longer if _fits(longer, wanted) else code
+    return code
+
+
+def _fits(code: str, wanted: list[str]) -> bool:
+    return _names(code) is not None and (not wanted or _defines(code, wanted))
+
+
+def _whole(text: str, prompt: str, wanted: list[str]) -> str:
+    """The program in `text`, together with what it needs of `prompt`."""
     code = _defining(text, wanted)
-    before, head = _split_prompt(prompt, wanted)
-    if not code.strip():
+    if not code.strip() or not prompt.strip():
         return code
+    before, head = _split_prompt(prompt, wanted)
     if not head or _defines(code, wanted) or (not wanted and _names(code)):
         future = "".join(_FUTURE.findall(code)) if before else ""
         return f"{future}{before}\n\n{_FUTURE.sub('', code) if future else code}" if before else code

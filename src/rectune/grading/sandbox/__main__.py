@@ -50,6 +50,7 @@ def main() -> None:
         if kind != "confined":
             verdict, reason, protected = "refused", str(protected), True
         elif job["cases"]:
+            reason = "the program cannot be compiled"
             verdict, reason = streams.judge(job, requests, replies)
         else:
             verdict, reason = _judge(job, requests, replies)
@@ -181,7 +182,7 @@ def _run_prelude(prelude: str, module: types.ModuleType) -> None:
 
 def _standard_input(action: str, target: str, arguments: list[Any]) -> Any:
     """What the tests have patched in for the program to read."""
-    if action != "input":
+    if action != "input" or target not in ("input", "readline", "read"):
         raise NameError(target)
     return builtins.input(*arguments) if target == "input" else getattr(sys.stdin, target)()
 
@@ -218,6 +219,7 @@ def _candidate(requests: BinaryIO, replies: BinaryIO) -> None:
     """Keep the two pipes only, give everything up, then run the program."""
     os.setsid()
     cpu_seconds, memory, many = receive(requests)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     inward, outward = (
         os.fdopen(os.dup2(requests.fileno(), 60), "rb"),
         os.fdopen(os.dup2(replies.fileno(), 61), "wb"),
@@ -225,7 +227,6 @@ def _candidate(requests: BinaryIO, replies: BinaryIO) -> None:
     _close_all_but(inward, outward)
 
     def limit() -> bool:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         return confine(os.getcwd(), cpu_seconds=cpu_seconds)
 
     if many:

@@ -40,10 +40,6 @@ class Fault(Exception):
     """The prompt or the tests are at fault, or do not test anything: nothing is known about the program."""
 
 
-class Skipped(Exception):
-    """A test that does not apply here."""
-
-
 class Tests:
     """The tests of one problem.
 
@@ -99,7 +95,8 @@ class Tests:
         try:
             exec(compile(tree, "tests.py", "exec", dont_inherit=True), names)
         except SystemExit as end:
-            if self._from_program(end) or end.code not in (None, 0, False):
+            left = _innermost(end) in ("tests.py", "_sitebuiltins.py") and not self._from_program(end)
+            if not left or end.code not in (None, 0, False):
                 raise
         own = {
             name: one for name, one in names.items() if name not in before or name in _assigned(self._tree)
@@ -337,13 +334,13 @@ class Tests:
         return found
 
     def _run_one(self, test: Callable[[], Any]) -> None:
+        skips = [("unittest", "SkipTest"), ("_pytest.outcomes", "Skipped")]
         try:
             result = test()
             if isinstance(result, types.CoroutineType):
                 importlib.import_module("asyncio").run(result)
-        except BaseException as error:
-            if type(error).__name__ not in ("SkipTest", "Skipped"):
-                raise
+        except tuple(getattr(sys.modules[module], name) for module, name in skips if module in sys.modules):
+            pass
 
     def _run_suite(self, suite: Any) -> Any:
         self._suites_ran = True
@@ -502,6 +499,14 @@ def line_of(error: BaseException, filename: str = "tests.py") -> int | None:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
+
+
+def _innermost(error: BaseException) -> str:
+    """The file in which `error` was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return os.path.basename(trace.tb_frame.f_code.co_filename) if trace is not None else ""
 
 
 def describe(error: BaseException, place: str = "tests") -> str:

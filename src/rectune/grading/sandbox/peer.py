@@ -38,6 +38,8 @@ _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, t
 _ITERATORS: Any = (types.GeneratorType, map, filter, zip, enumerate, reversed, type(iter([])), type(iter(())),
                    type(iter({})), type(iter({}.values())), type(iter({}.items())), type(iter(set())),
                    type(iter("")), type(iter(range(0))), type(iter(int, 1)))  # fmt: skip
+_HARMLESS = ("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
+             "itertools", "json", "math", "numpy", "operator", "random", "re", "statistics", "string")  # fmt: skip
 SINGLE = 32
 """Items that are fetched from an iterator one by one, before whole batches are."""
 
@@ -376,7 +378,8 @@ class Peer:
     def _compare(self, proxy: Any, number: int, name: str, value: Any) -> Any:
         """What the object behind `proxy` says of a value of the tests, if it can be believed."""
         answer = self.ask("op", number, name, value)
-        own = next((getattr(one, name)(proxy, value) for one in _FIXED if isinstance(proxy, one)), None)
+        base: Any = next((one for one in _FIXED if issubclass(type(proxy), one)), None)
+        own = getattr(base, name)(proxy, value) if base is not None and hasattr(base, name) else None
         if own is None and type(copied := self.ask("plain", number)) in (list, dict, set):
             own = getattr(copied, name)(value)
         if answer is NotImplemented or (own is not None and own == answer):
@@ -413,7 +416,8 @@ def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
     """Refuse what the candidate may not do with what the tests handed to it."""
     kind = subject if isinstance(subject, type) else type(subject)
     exposed = kind.__module__ in ("tests", "unittest.mock", "_io")
-    name = str(arguments[0]) if arguments else ""
+    name = arguments[0] if arguments and type(arguments[0]) is str else "_"
+    is_mock = kind.__module__ == "unittest.mock"  # its own assertions are attributes
     if (
         (action == "call" and callable(subject))
         or (action == "pull" and isinstance(subject, _ITERATORS) and type(arguments[0]) is int)
@@ -421,7 +425,13 @@ def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
         or action == "plain"
         or (action == "op" and name in _FORWARDED and (exposed or name == "__call__"))
         or (action == "getattr" and exposed and not name.startswith("_"))
-        or (action == "setattr" and exposed and not name.startswith("_") and not isinstance(subject, type))
+        or (
+            action in ("setattr", "delattr")
+            and exposed
+            and not is_mock
+            and kind is not subject
+            and name[0] != "_"
+        )
     ):
         return
     raise AttributeError(f"{action} {name} is not for the program")
@@ -451,9 +461,8 @@ def _plain_copy(value: Any) -> Any:
 
 
 def _module(name: str, *, guarded: bool) -> Any:
-    """Python's own module or numpy; for the candidate's end any."""
-    root = name.partition(".")[0]
-    if guarded and root not in sys.stdlib_module_names | {"numpy"}:
+    """A module; for the guarded end one that is loaded, or whose import does nothing else."""
+    if guarded and name not in sys.modules and name not in _HARMLESS:
         raise Closed
     return importlib.import_module(name)
 

@@ -20,8 +20,8 @@ MAX_LINE = 2**24
 """Bytes of the longest message."""
 
 
-class Closed(Exception):
-    """The other side is gone, or does not keep to the protocol."""
+class Closed(BaseException):
+    """The other side is gone, or does not keep to the protocol. No test can take it for the program's exception."""
 
 
 def send(pipe: BinaryIO, message: Any) -> None:
