@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import rectune
+from rectune.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -89,6 +90,11 @@ def test_the_site_has_every_page_once() -> None:
 
     docs = ROOT / "docs"
     assert sorted(pages(site()["nav"])) == sorted(p.relative_to(docs).as_posix() for p in docs.rglob("*.md"))
+
+
+def test_the_first_page_names_every_verb() -> None:
+    named = set(re.findall(r"`rectune (\w+)", (ROOT / "docs" / "index.md").read_text("utf-8")))
+    assert named == {name for name in app if not name.startswith("-")}
 
 
 def test_every_public_name_is_on_one_page() -> None:
