@@ -169,7 +169,7 @@ def test_draws_beside_a_longer_prompt_are_those_alone(arch: str) -> None:
     [
         ("longrope", 12, "rope_type longrope change beyond 16; at most 4 fit"),
         ("dynamic", 12, "rope_type dynamic change beyond 16; at most 4 fit"),
-        ("dynamic", 20, "rope_type dynamic change beyond 16; shorten the prompt"),
+        ("dynamic", 20, "rope_type dynamic change beyond 16; shorten the prompts"),
         ("longrope", 60, "the model has 64; at most 4 fit"),
     ],
 )

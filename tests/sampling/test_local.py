@@ -199,6 +199,11 @@ def test_too_long_is_refused_before_anything_is_drawn(setting: dict[str, int], w
     engine = LocalEngine(tiny_model(), byte_tokenizer())
     with pytest.raises(UserError, match=words):
         next(engine.complete(requests(), DrawSettings(**setting)))
+    longest = max(len(request.prompt_ids) for request in requests())
+    with pytest.raises(
+        UserError, match=f"and 3 other problems more than fit; .* has 512; at most {512 - longest} fit"
+    ):
+        next(engine.complete(requests(), DrawSettings(**setting)))
 
 
 def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:

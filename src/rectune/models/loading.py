@@ -95,13 +95,16 @@ def load_outline(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
 
     folder = find_folder(str(name))
     adapter = folder is not None and is_adapter(folder)
-    base = base_of(folder) if folder is not None and adapter else str(name)
+    base = _check_adapter(folder, name) if folder is not None and adapter else str(name)
     config = load_config(base)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     own = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
     source = str(folder if own else find_folder(base) or base)
     tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, trust_remote_code=False)
+    from rectune.models.limits import say_beyond
+
+    say_beyond(tokenizer, model)
     return model, tokenizer
 
 

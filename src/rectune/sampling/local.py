@@ -221,20 +221,26 @@ class LocalEngine:
         return finished
 
     def _check(self, requests: Iterable[Request], settings: DrawSettings) -> None:
-        known = embeddings(self.model)
+        known, new = embeddings(self.model), settings.max_new_tokens
+        too_long: dict[str, tuple[int, tuple[int, str]]] = {}
         for request in requests:
             if (token := max(request.prompt_ids)) >= known:
                 where = request.where or f"problem '{request.problem_id}'"
                 raise no_embedding(token, known, self.tokenizer, where)
             length = len(request.prompt_ids)
-            if (limit := self.limit(length)) is None or length + settings.max_new_tokens <= limit[0]:
-                continue
-            raise UserError(
-                f"problem '{request.problem_id}' needs {length + settings.max_new_tokens} positions "
-                f"({length} prompt tokens and max_new_tokens); {limit[1]} {limit[0]}",
-                where="max_new_tokens",
-                hint=f"at most {limit[0] - length} fit" if limit[0] > length else "shorten the prompt",
-            )
+            if (limit := self.limit(length)) is not None and length + new > limit[0]:
+                too_long[request.problem_id] = length, limit
+        if not too_long:
+            return
+        name, (length, (places, why)) = next(iter(too_long.items()))
+        others = f", and {len(too_long) - 1} other problems more than fit" if len(too_long) > 1 else ""
+        fit = min(limit[0] - length for length, limit in too_long.values())
+        raise UserError(
+            f"problem '{name}' needs {length + new} positions ({length} prompt tokens and max_new_tokens){others}; "
+            f"{why} {places}",
+            where="max_new_tokens",
+            hint=f"at most {fit} fit" if fit > 0 else "shorten the prompts",
+        )
 
     def limit(self, prompt: int) -> tuple[int, str] | None:
         """The longest that a prompt of so many tokens may become with its answer, and why; None for any length."""
