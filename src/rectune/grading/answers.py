@@ -33,6 +33,7 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
     (r"\\[dtc]frac", r"\\frac"), (r"\{\s*([^{}]+?)\s*\\over\s+([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
     (r"\{\s*([^{}]+?)\s*\\choose\s+([^{}]+?)\s*\}", r"\\binom{\1}{\2}"), (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
+    (r"\\lg(?![a-zA-Z])", r"\\log_{10} "), (r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
     *((rf"(?<=\d)\s*\\text\s*\{{\s*{word}\b\s*", rf" \\times 10^{{{power}}} \\text{{") for word, power in _SCALES),
     *((rf"(?<=\d)\s*{word}\b", rf" \\times 10^{{{power}}} ") for word, power in _SCALES),
     (rf"\\(?:operatorname\*?|mathrm|text|rm)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
@@ -133,10 +134,14 @@ def _closing(answer: str) -> int:
 
 
 class Number(NamedTuple):
-    """An exact value and the last decimal place it is written to (0 where it is no decimal)."""
+    r"""An exact value and the last decimal place it is written to (0 where it is no decimal).
+
+    `ongoing`: more places would follow, as in `0.333\ldots`.
+    """
 
     value: Fraction
     step: Fraction
+    ongoing: bool = False
 
 
 _PLAIN = re.compile(
@@ -173,6 +178,9 @@ def read_number(answer: str) -> Number | None:
     if len(answer) > MAX_DIGITS:
         return None
     answer = answer.strip()
+    if (ongoing := re.sub(r"(?<=\.\d\d)(\d*)\s*\\ldots\s*$", r"\1", answer)) != answer:
+        number = read_number(ongoing)
+        return number and number._replace(ongoing=True)
     answer = _SCIENTIFIC.sub(
         lambda m: f"{'' if m.start() and answer[m.start() - 1].isdigit() else 1}e{m[1] or m[2]}", answer
     )

@@ -38,7 +38,7 @@ from rectune.grading.verdicts import Graded
 _SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"
 _NAME = re.compile(
     rf"({_SYMBOL}(?:\s*\(\s*(?:[a-z]|\d+|[A-Z])\s*\))?|\\(?:angle|triangle|overline|text)\s*\{{?\s*[A-Za-z ]+\}}?"
-    rf"|\|?[A-Z]{{2,3}}\|?|[a-z](?:\s*[-+]?\s*[a-z])+|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\))"
+    rf"|\|?[A-Z]{{2,3}}\|?|[a-z](?:\s*[-+]?\s*[a-z])+|\(\s*(?:[a-z]|\\[a-z]+)(?:\s*,\s*(?:[a-z]|\\[a-z]+))+\s*\))"
     r"\s*(?:=|\\in(?![a-z]))\s*(?=\S)"
 )
 _CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
@@ -162,9 +162,10 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
     if (words := _words(gold)) or _words(answer):
         if words == _words(answer):
             return True
-        if len(words) > 3 or words in _OPPOSED or (words and r"\text" in gold):
-            return False  # shorter words may be products: ab is ba
-        if len(_words(answer)) > 3:
+        longest = max(len(words), len(_words(answer)))  # shorter words may be products: ab is ba
+        if words and (longest > 3 or words in _OPPOSED or r"\text" in gold):
+            return False
+        if longest > 3:
             raise Unreadable
     return _same_expression(gold, answer, tolerance)
 
@@ -200,8 +201,12 @@ def _same_number(gold: str, answer: str, tolerance: Fraction) -> bool | None:
     if gold.endswith("%") and not answer.endswith("%"):
         scales.add(Fraction(100))
     if answer.endswith("%") and not gold.endswith("%"):
-        scales.add(Fraction(1, 100))
-    return any(_close(left, Number(right.value * s, right.step * s), tolerance) for s in scales)
+        scales = {Fraction(1, 100)} | (
+            scales if left.value.denominator == 1 or abs(left.value) > 1 else set()
+        )
+    return any(
+        _close(left, Number(right.value * s, right.step * s, right.ongoing), tolerance) for s in scales
+    )
 
 
 def _close(gold: Number, answer: Number, tolerance: Fraction) -> bool:
@@ -215,7 +220,7 @@ def _close(gold: Number, answer: Number, tolerance: Fraction) -> bool:
     if difference == 0 or not (gold.step or answer.step):
         return difference == 0
     rounded = gold.step != answer.step and difference < max(gold.step, answer.step)
-    if rounded and difference <= RELATIVE * size:
+    if rounded and (gold.ongoing or answer.ongoing or difference <= RELATIVE * size):
         return True
     finest = min(gold.step or answer.step, answer.step or gold.step)
     return finest <= Fraction(1, 10**6) and difference <= size / 10**6
@@ -256,7 +261,7 @@ def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int
         if all(chain(*values)):
             (first, *_), (other_first, *_) = values
             return all(g * other_first == a * first for g, a in zip(values[0], values[1], strict=True))
-        return None
+        return _all_same(parts[0], parts[1], tolerance, depth)
     for (top, *rest), single in ((parts[0], parts[1]), (parts[1], parts[0])):
         if len(rest) == 1 and len(single) == 1 and re.search(r"/|\\frac|\.", single[0]):
             return _same(rf"\frac{{{top.strip()}}}{{{rest[0].strip()}}}", single[0], tolerance, depth - 1)
@@ -435,6 +440,8 @@ def _words(answer: str) -> str:
 
 def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
     """One expression against one: by value, else math-verify's verdict."""
+    if r"\ldots" in gold + answer:
+        return False  # a pattern has no value
     gold, answer = _cases_apart(gold, answer)
     parsed = _parsed(answer)
     if not parsed or isinstance(parsed[0], str):

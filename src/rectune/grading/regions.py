@@ -12,7 +12,7 @@ from rectune.grading.answers import read_number, split_top
 from rectune.grading.values import read_expression, same_value
 
 _SIGN = r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])"
-REGION = re.compile(rf"{_SIGN}|\\setminus|\\backslash|\\mathbb\s*\{{?R\}}?|all real")
+REGION = re.compile(rf"{_SIGN}|\\\}}\s*\\cup\s*\\\{{|\\setminus|\\backslash|\\mathbb\s*\{{?R\}}?|all real")
 """What an answer has that is a set of numbers and no interval or list."""
 _BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:[|:,]|\\text\s*\{[^{}]*\})\s*(.*)\\\}",
@@ -84,6 +84,10 @@ def _read(answer: str, depth: int) -> Set | None:
             return None if any(one is None for one in regions) else combine(*regions)
     if re.fullmatch(r"\\mathbb\s*\{?R\}?|(?:\\text\s*\{)?\s*all reals?(?: numbers?)?\s*\}?", answer):
         return Reals
+    if (excluded := re.fullmatch(r"(.*\\ne)(?![a-zA-Z])([^<>=]*)", answer)) and len(
+        split_top(excluded[2])
+    ) > 1:
+        return _several([_read(excluded[1] + " " + one, depth - 1) for one in split_top(excluded[2])], True)
     if len(parts := split_top(answer)) > 1 and all(re.search(_SIGN, part) for part in parts):
         return _several([_read(part, depth - 1) for part in parts], r"\ne" in answer)
     return _simple(answer)

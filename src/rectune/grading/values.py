@@ -180,6 +180,8 @@ def _same_number(gold: Any, answer: Any, step: Fraction) -> bool | None:
         return bool(difference <= 1e-6 * largest)
     if difference > 10.0 ** (5 - DIGITS) * largest:
         return False
+    if gold.has(*_UNPROBED) or answer.has(*_UNPROBED):
+        return True  # 1000 digits of an integral take too long
     rest = (gold - answer).evalf(10, maxn=MAX_DIGITS)  # digits agree where a tiny number is added, too
     return not (rest.is_number and rest != 0 and all(part._prec > 5 for part in rest.atoms(Float)))
 
