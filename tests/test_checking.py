@@ -62,6 +62,9 @@ def test_rows_that_are_cut(tmp_path: Path, model: str) -> None:
 def test_pairs(tmp_path: Path) -> None:
     result = check(str(CASES / "01-pair-question-inside" / "pairs.jsonl"))
     assert (result["kind"], result["rows"], result["also"]) == ("pairs", 6, [])
+    assert result["example"]["turns"][-1]["content"] == "River 0."
+    assert result["example"]["rejected"][-1]["content"] == "Bread."
+    assert "  assistant (target): Bread." in summary(result)
     whole = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     both = {"messages": whole, "prompt": "q", "chosen": "a", "rejected": "b"}
     source = lines(tmp_path / "a.jsonl", both)
@@ -113,6 +116,8 @@ def test_what_no_format_fits(tmp_path: Path) -> None:
 
 
 def test_the_summary_names_all() -> None:
+    tools = check(str(CASES / "10-tool-call-turns" / "null.jsonl"))
+    assert any(line.startswith('  assistant (target):  {"tool_calls": [') for line in summary(tools))
     result = check(str(CASES / "06-kto-label" / "rows.jsonl"))
     assert "3 rows are marked as bad answers; left out" in summary(result)
     assert "fields read: completion (6), label (6), prompt (6)" in summary(result)

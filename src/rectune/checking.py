@@ -7,6 +7,7 @@ written for a model. What a record means is in `data/`, what texts bring of toke
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -67,8 +68,11 @@ def check(
     result: dict[str, Any] = {"source": source, "kind": chosen, "also": [k for k in kinds if k != chosen]}
     if chosen == "problems":
         return result | _problems(source, options, model)
-    format = PAIR[0] if chosen == "pairs" else options.format
-    read = intake(source, options=options.model_copy(update={"format": format, "skip_bad_rows": True}))
+    formats = PAIR if chosen == "pairs" else (options.format,)
+    read, *worse = (
+        intake(source, options=options.model_copy(update={"format": format, "skip_bad_rows": True}))
+        for format in formats
+    )
     result |= {"format": "pairs" if chosen == "pairs" else read.format, "rows": read.rows}
     result |= {"duplicates": 0 if read.dataset is None else count_duplicates(read.dataset)}
     result |= _noted(read.notes, read.faults)
@@ -76,10 +80,12 @@ def check(
     if read.dataset is None:
         errors += [] if errors else [f"{source}: has no row with a target"]
         return result
-    result["example"] = {
-        "where": row_at(read.dataset, 0).where,
-        "turns": _shown(row_at(read.dataset, 0).turns),
-    }
+    first = row_at(read.dataset, 0)
+    result["example"] = {"where": first.where, "turns": _shown(first.turns)}
+    if first.tools:
+        result["example"]["tools"] = json.loads(first.tools)
+    if worse and worse[0].dataset is not None:
+        result["example"]["rejected"] = _shown(row_at(worse[0].dataset, 0).turns)
     if model is not None:
         try:
             result |= _written(read, options, model, max_length)
@@ -127,7 +133,8 @@ def _settled(faults: Faults, rows: int) -> list[str]:
 
 
 def _shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in asdict(turn).items() if value != ""} for turn in turns]
+    shown = [asdict(turn) for turn in turns]
+    return [turn | {"fields": json.loads(turn["fields"]) if turn["fields"] else {}} for turn in shown]
 
 
 def _problems(source: str, options: DataConfig, model: str | None) -> dict[str, Any]:
@@ -227,10 +234,9 @@ def summary(result: dict[str, Any]) -> list[str]:
         ]
     elif "example" in result:
         lines.append(f"example, {result['example']['where']}:")
-        lines += [
-            f"  {turn['role']}{' (target)' if turn['supervised'] else ''}: {turn['content']}"
-            for turn in result["example"]["turns"]
-        ]
+        lines += _conversation(result["example"]["turns"])
+        if "rejected" in result["example"]:
+            lines += ["  the worse answer:", *_conversation(result["example"]["rejected"][-1:])]
     if "tokens" in result:
         counts = result["tokens"]
         lines.append(
@@ -238,4 +244,15 @@ def summary(result: dict[str, Any]) -> list[str]:
             f"{counts['truncated']:,} rows cut at {counts['max_length']:,} tokens, {counts['dropped']:,} dropped"
         )
         lines += result["findings"]
+    return lines
+
+
+def _conversation(turns: Sequence[dict[str, Any]]) -> list[str]:
+    """Turns, one a line, with what the template is given besides."""
+    lines = []
+    for turn in turns:
+        fields = f" {json.dumps(turn['fields'], ensure_ascii=False)}" if turn["fields"] else ""
+        lines.append(
+            f"  {turn['role']}{' (target)' if turn['supervised'] else ''}: {turn['content']}{fields}"
+        )
     return lines
