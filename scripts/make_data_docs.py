@@ -60,7 +60,7 @@ def by_format() -> str:
 def _cell(schema: type[Schema], name: str) -> str:
     if any(name in names for names in schema.required()):
         return "R"
-    return "r" if name in schema.names() else "-" if name in IN_RECORD else ""
+    return "r" if name in schema.names() else "-" if name in schema.refused else ""
 
 
 def meanings(schema: type[Schema]) -> str:

@@ -66,7 +66,7 @@ def made(format: str, record: dict[str, Any], notes: Notes) -> Row | Problem | N
     if format != "problems":
         return to_row(record, "f:1", format=format, columns={}, system=None, notes=notes)
     place = Place("f:1")
-    problem = ProblemRecord.read(record, place, IN_RECORD).problem("1", record, place)
+    problem = ProblemRecord.read(record, place).problem("1", record, place)
     notes.add(place)
     return problem
 

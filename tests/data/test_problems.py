@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
@@ -37,9 +39,69 @@ def test_fields(tmp_path: Path) -> None:
     ]
 
 
+def one(tmp_path: Path, **record: object) -> Problem:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "a", **record}))
+    return read_problems(path)[0]
+
+
+def test_what_the_grader_is_given(tmp_path: Path) -> None:
+    assert one(tmp_path, tolerance=0.01, unit="m").extra == {"tolerance": 0.01, "unit": "m"}
+    tests = {"test_list": ["assert f(1) == 2"], "entry_point": "f"}
+    assert one(tmp_path, grader="code", extra={"prompt": "p"}, **tests).extra == {"prompt": "p", **tests}
+    stdin = {"inputs": ["3\n"], "outputs": ["6\n"]}
+    assert one(tmp_path, grader="code", input_output=stdin).extra == {"input_output": stdin}
+    assert one(tmp_path, tolerance=None, extra=None).extra is None
+    with pytest.raises(UserError, match=r"fields 'tolerance' and 'extra.tolerance' differ"):
+        one(tmp_path, tolerance=0.1, extra={"tolerance": 0.2})
+
+
+def test_what_the_question_is_about(tmp_path: Path) -> None:
+    asked = one(tmp_path, system="s", history=[["u", "v"]], passage="p")
+    assert asked.prompt == (
+        Turn("system", "s"), Turn("user", "u"), Turn("assistant", "v"), Turn("user", "p\n\nq"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "record", [{"answer": 1}, {"answer": "y"}, {"answer": "B"}, {"answer": None, "answerKey": "B"}]
+)
+def test_choices(record: dict[str, object], tmp_path: Path) -> None:
+    problem = one(tmp_path, choices=["x", "y"], **record)
+    assert problem.prompt == (Turn("user", "q\n\nA. x\nB. y"),)
+    assert problem.answer == ["B", "y"]
+
+
+def test_only_the_last_line_is_gsm8k(tmp_path: Path) -> None:
+    assert one(tmp_path, answer="1+1 = 2\n#### 2").answer == "2"
+    assert one(tmp_path, answer="use #### for\nheadings", grader="exact").answer == "use #### for\nheadings"
+
+
+def test_all_faulty_lines_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a"}\n{"prompt": \n{"answer": "b"}\n')
+    with pytest.raises(
+        UserError, match=r"p.jsonl: 3 of 4 rows cannot be used, the first: .*p.jsonl:2: field 'answer'"
+    ):
+        read_problems(path)
+    assert [message.split(": ")[0] for message in caplog.messages] == [f"{path}:{i}" for i in (2, 3, 4)]
+
+
+def test_unread_fields_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rectune")
+    one(tmp_path, level=3, reasoning="r")
+    assert caplog.messages == [
+        f"{tmp_path / 'p.jsonl'}: fields left unread: level (1 rows), reasoning (1 rows)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"prompt": "a", "answer": "1", "tools": [{"name": "f"}]}', "field 'tools' cannot be honoured"),
+        ('{"prompt": "a", "answer": "1", "images": ["a.png"]}', "field 'images' cannot be honoured"),
+        ('{"question": "a", "answer": "C", "choices": ["x", "y"]}', "none of the choices"),
+        ('{"messages": [{"role": "user", "content": "a"}], "answer": 0, "choices": ["x", "y"]}', "'choices' cannot"),
         ("", "has no problems"),
         ('{"prompt": "a"}', "p.jsonl:1: field 'answer' is missing; has: prompt"),
         ('{"answer": "a"}', "p.jsonl:1: has no question"),

@@ -106,6 +106,8 @@ def _unread(info: ValidationInfo) -> None:
 class Demonstration(Schema):
     """What any row may have besides."""
 
+    refused = IN_RECORD
+
     label: Annotated[bool | None, PlainValidator(_verdict), Names("label", "kto_tag")] = None
     """Whether the answer is a good one (unpaired preferences); rows with a bad one are left out."""
     tools: Tools = ()
@@ -415,7 +417,7 @@ def to_row(
 def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
     schema: type[Schema] = PromptCompletion if format == "mapping" else FORMATS[format]
     names = {field: key for key, field in columns.items()} if format == "mapping" else {}
-    read = schema.read(record, place, IN_RECORD, names)
+    read = schema.read(record, place, names)
     if isinstance(read, Preference):
         prompt, *answers = read.sides(place)
         for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs

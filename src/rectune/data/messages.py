@@ -48,13 +48,13 @@ CALLS = ("function_call", "tool_call")
 _PLAIN = {name: name for name in ("system", "developer", "user", "assistant", "tool")}
 """The names that are offered where one is misspelt."""
 
-_MEDIA = dict.fromkeys(
+MEDIA = dict.fromkeys(
     ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_path"),
     Refusal("only text is trained on and sampled; remove these rows"),
 )
 _UNCLEAR = Refusal('say "train": true or false on each assistant message instead')
-IN_MESSAGE = {
-    **_MEDIA,
+IN_MESSAGE: Mapping[str, Refusal] = {
+    **MEDIA,
     **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), _UNCLEAR),
     **dict.fromkeys(("tools", "functions"), Refusal("give them as the row's field 'tools'")),
     "refusal": Refusal("put its words into 'content'"),
@@ -75,8 +75,8 @@ _WEIGHT = Refusal(
     f"rows have no weights; remove or repeat rows, {_LEAVE}", lambda value: truth(value) is not True
 )
 _SCORE = Refusal(f"keep the rows with a good score and remove the field, {_LEAVE}", is_number)
-IN_RECORD = {
-    **_MEDIA,
+IN_RECORD: Mapping[str, Refusal] = {
+    **MEDIA,
     **dict.fromkeys(
         ("weight", "loss_weight", "sample_weight", "train", "training", "mask", "loss_mask"), _WEIGHT
     ),
@@ -108,7 +108,7 @@ def _content(value: object, info: ValidationInfo) -> str:
     for i, part in enumerate(value):
         kind = part.get("type", "text") if isinstance(part, Mapping) else f"a bare {json_type(part)}"
         if kind not in _TEXTS or not isinstance(part.get("text"), str):
-            hint = _PARTS.get(str(kind), _MEDIA["image"].hint)
+            hint = _PARTS.get(str(kind), MEDIA["image"].hint)
             raise UserError(
                 f"'{place.name(info)[1:-1]}[{i}]' is no text but {kind}", where=place.where, hint=hint
             )
@@ -126,6 +126,8 @@ def _trained(value: object, info: ValidationInfo) -> bool:
 
 class Message(Schema):
     """One message."""
+
+    refused = IN_MESSAGE
 
     role: Annotated[Text, Names("role", "from")]
     """Who speaks."""
@@ -162,7 +164,7 @@ def read_message(item: object, place: Place) -> Turn:
     here = place.path[:-1]
     if not isinstance(item, Mapping):
         raise UserError(f"field '{here}' is {json_type(item)}, not an object", where=place.where)
-    message = Message.read(item, place, IN_MESSAGE)
+    message = Message.read(item, place)
     if message.role not in ROLES:
         kind = "role" if item.get("role") is not None else "speaker"
         raise unknown_name(kind, message.role, _PLAIN if kind == "role" else ROLES, where=place.where)
@@ -254,6 +256,8 @@ Conversation = Annotated[tuple[Turn, ...], PlainValidator(_conversation)]
 
 class Question(Schema):
     """What any record with a question may have besides."""
+
+    refused = IN_RECORD
 
     system: Annotated[Text, Names("system", "system_prompt")] = ""
     """System message."""

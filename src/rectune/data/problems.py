@@ -6,18 +6,18 @@ Known benchmarks and their prompts are left to `evaluation/benchmarks.py`, judgi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import PlainValidator, ValidationInfo
 
 from rectune.data.faults import Faults
 from rectune.data.jsonl import jsonl_records
-from rectune.data.messages import IN_RECORD, Conversation, Question, Turns, Words
+from rectune.data.messages import IN_RECORD, MEDIA, Conversation, Question, Turns, Words
 from rectune.data.multiple_choice import Choices, right_choice
 from rectune.data.rows import Problem
-from rectune.data.schema import Names, Notes, Place, Record, Text, place_of
+from rectune.data.schema import Names, Notes, Place, Record, Refusal, Text, place_of
 from rectune.errors import UserError
 
 log = logging.getLogger("rectune")
@@ -60,6 +60,10 @@ def _id(value: object, info: ValidationInfo) -> str:
 
 class ProblemRecord(Question):
     """A problem, as `rectune sample` and `rectune eval` read it."""
+
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        name: IN_RECORD[name] for name in (*MEDIA, "tools", "functions", "function_call", "tool_calls")
+    }
 
     answer: Annotated[Any, PlainValidator(_gold)] = None
     """The gold answer: a text, a number, or a list of which any counts; of a GSM8K answer what follows `####`."""
@@ -172,7 +176,7 @@ def problems_of(path: Path | str, notes: Notes) -> Iterator[Problem | UserError]
             continue
         place = Place(f"{path}:{number}")
         try:
-            problem = ProblemRecord.read(record, place, IN_RECORD).problem(str(number), record, place)
+            problem = ProblemRecord.read(record, place).problem(str(number), record, place)
             if problem.problem_id in seen:
                 first = seen[problem.problem_id]
                 what = f"repeats the problem_id '{problem.problem_id}' of {first}"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
@@ -145,6 +145,8 @@ class Schema(BaseModel):
     """One kind of record. A field's docstring is its line in the documentation; null is as good as missing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    refused: ClassVar[Mapping[str, Refusal]] = {}
+    """Names that would change what the record means; those that the schema does not read are refused."""
 
     @classmethod
     def names(cls) -> dict[str, str]:
@@ -161,7 +163,6 @@ class Schema(BaseModel):
         cls: type[Kind],
         record: Record,
         place: Place,
-        refused: Mapping[str, Refusal],
         mapped: Mapping[str, str] = MappingProxyType({}),
     ) -> Kind:
         """The record as this schema, its unread fields noted in `place`.
@@ -169,8 +170,6 @@ class Schema(BaseModel):
         Args:
             record: Decoded JSON object, CSV line or Parquet row.
             place: Where it stands.
-            refused: Names that change what a record means, and what to do about each; those that this schema does not
-                read are refused if they hold something.
             mapped: For names of the record that the user has mapped, the field of the schema.
 
         Raises:
@@ -183,7 +182,7 @@ class Schema(BaseModel):
             key = known.get(name)
             if key is None or (key in taken and name not in mapped):
                 if holds(value):
-                    _refuse(name, value, place, refused)
+                    _refuse(name, value, place, cls.refused)
                     place.mark(place.ignored, name)
             elif value is not None:
                 if key in given and given[key] != value:
