@@ -56,7 +56,7 @@ def test_texts_that_bring_their_template(tmp_path: Path) -> None:
         finding = found(path, tmp_path, text=text, bos=text is None)
         assert list(finding) == ["template in text"]
         assert "rows.template = none if each text is a whole prompt" in str(finding["template in text"])
-    assert found(path, tmp_path, name="none") == {}
+    assert list(found(path, tmp_path, name="none")) == ["own end"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,15 @@ def test_special_tokens_in_texts(tmp_path: Path) -> None:
     finding = found(path, tmp_path, name="none")
     assert list(finding) == ["control tokens"]
     assert "with template none they are control tokens" in str(finding["control tokens"])
+
+
+def test_spaces_that_the_template_trims(tmp_path: Path) -> None:
+    path = written(tmp_path, "Complete:\n", "    return 4\n")
+    assert found(path, tmp_path) == {}
+    trims = CHATML.replace("['content']", "['content'].strip()")
+    finding = found(path, tmp_path, text=trims)
+    assert list(finding) == ["spaces"]
+    assert finding["spaces"].where == [f"{tmp_path}/rows.jsonl:2"]
 
 
 def test_todays_date(tmp_path: Path) -> None:

@@ -240,6 +240,13 @@ def test_the_end_token_besides_the_templates_own_is_not_doubled_either() -> None
     assert stop_ids(tokenizer, choose_template("none", tokenizer)) == [EOS, tokenizer.eos_token_id]
 
 
+def test_an_end_token_that_is_neither_is_not_learnt_as_text() -> None:
+    """Llama 3 has `<|end_of_text|>` besides its turn end, Qwen `<|endoftext|>`."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|end_of_text|>"]})
+    assert target(encoded(pair("a", "b<|end_of_text|>"), tokenizer), tokenizer) == "b<|im_end|>"
+
+
 def test_an_own_end_in_an_earlier_answer_is_not_doubled() -> None:
     turns = (
         Turn("user", "a"),

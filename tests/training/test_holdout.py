@@ -30,7 +30,7 @@ def test_several_answers_to_a_question_stay_together(
     data = load(CASE, tmp_path, rows__holdout=0.1)
     assert (len(data.train), len(data.holdout)) == (72, 8)
     assert not set(data.train.asked) & set(data.holdout.asked)
-    assert "hold-out: 8 rows that ask 2 questions, none of them trained on" in caplog.messages
+    assert "hold-out: 8 rows, 2 questions, none of them trained on" in caplog.messages
 
 
 def test_the_question_is_all_before_the_first_supervised_turn_whatever_its_spaces(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.marks import Marks
-from rectune.data.rows import Row
-from rectune.data.templates import Template
+from rectune.data.rows import Row, Turn
+from rectune.data.templates import Template, Writer
 
 ROLES = (
     r"<\|(?:im_start|start_header_id|header_start|start_of_role|start)\|>\s*"
@@ -40,7 +40,7 @@ class Finding:
     """One kind of thing that rows bring along.
 
     Attributes:
-        name: "own end", "own start", "special tokens", "control tokens", "template in text" or "today's date".
+        name: One of those in `_kinds`.
         what: Sentence behind "N of M rows", with the tokens in it.
         remedy: What to do, or what was done.
         rows, of: How many rows have it, of how many.
@@ -55,6 +55,11 @@ class Finding:
     of: int = 0
     where: list[str] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
+
+    def add(self, where: str) -> None:
+        """Count a row."""
+        self.rows += 1
+        self.where += [where] * (len(self.where) < _EXAMPLES)
 
     def __str__(self) -> str:
         tokens = ", ".join(repr(token) for token, _ in self.tokens.most_common(3))
@@ -84,6 +89,10 @@ def _kinds() -> dict[str, Finding]:
                 "with template none they are control tokens; a chat template writes them as text",
             ),
             Finding(
+                "spaces", "have spaces or line ends around an answer",
+                "the template trims them; one of your own can keep them",
+            ),
+            Finding(
                 "today's date", "are written with today's date",
                 "the template reads the clock; a training run keeps the day that it began",
             ),
@@ -97,9 +106,11 @@ def token_findings(
     """What rows of a `read_rows` dataset bring along under this tokenizer and template, as far as there is any."""
     from rectune.data.reading import row_of
 
-    marks = Marks.of(tokenizer, template if template.text is not None else replace(template, text=""))
+    trims = _trims(tokenizer, template)
+    control = Marks.of(tokenizer, replace(template, text=template.text or "")).control
+    marks = replace(Marks.of(tokenizer, template), control=control)
     tokens = [re.escape(token) for token in {*marks.control, *marks.ends}]
-    pattern = "|".join([*tokens, ROLES])
+    pattern = "|".join([*tokens, ROLES, *[r"\A\s", r"\s\z"] * trims])
     found = _kinds()
     for batch in dataset.with_format("arrow").iter(1000):
         contents = batch["turns"].combine_chunks()
@@ -107,7 +118,10 @@ def token_findings(
         parents = pyarrow.compute.list_parent_indices(contents)
         some = np.unique(parents.filter(holds).to_numpy(zero_copy_only=False))
         for record in batch.take(pyarrow.array(some)).to_pylist():
-            _note(row_of(record), marks, template, found)
+            row = row_of(record)
+            _note(row, marks, template, found)
+            if trims and any(turn.supervised and turn.content != turn.content.strip() for turn in row.turns):
+                found["spaces"].add(row.where)
     if template.today:
         found["today's date"].rows = len(dataset)
     for finding in found.values():
@@ -115,18 +129,23 @@ def token_findings(
     return [finding for finding in found.values() if finding.rows]
 
 
+def _trims(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
+    """Whether the template leaves out spaces around an answer."""
+    turns = (Turn("user", "probe"), Turn("assistant", "\n  answer \n", True))
+    return turns[1].content not in Writer(template, tokenizer).text(turns, "rows.template")
+
+
 def _note(row: Row, marks: Marks, template: Template, found: dict[str, Finding]) -> None:
-    noted: dict[str, set[str]] = {}
+    noted: dict[str, dict[str, None]] = {}  # in the order of the text
     for name, token in _in_row(row, marks, template):
-        noted.setdefault(name, set()).add(token)
-    if "template in text" in noted:  # which says it all
-        noted = {"template in text": noted["template in text"]}
-        if template.text is None:  # as it should be
-            return
+        noted.setdefault(name, {})[token] = None
+    if "template in text" in noted:  # which says it all; with template none it is as it should be
+        apart = {"special tokens", "control tokens", "own start"}
+        apart |= {"template in text"} if template.text is None else {"own end"}
+        noted = {name: tokens for name, tokens in noted.items() if name not in apart}
     for name, tokens in noted.items():
-        found[name].rows += 1
-        found[name].tokens.update(tokens)
-        found[name].where += [row.where] * (len(found[name].where) < _EXAMPLES)
+        found[name].add(row.where)
+        found[name].tokens.update(tokens.keys())
 
 
 def _in_row(row: Row, marks: Marks, template: Template) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 START, END = "\ufdd0", "\ufdd1"
 """Stand around a control token that is text; Unicode keeps these two out of all texts."""
 
+_ENDS = re.compile(
+    r"<\|(?:im_end|eot_id|eom_id|end|endoftext|end_of_text|end_of_turn|return)\|>|<end_of_turn>|</s>|<eos>"
+    "|<｜end▁of▁sentence｜>"
+)  # which of a tokenizer's special tokens end a text or turn, besides its eos
 _THINKING = re.compile("think|thought|reason", re.IGNORECASE)
 
 
@@ -31,7 +35,7 @@ class Marks:
 
     Attributes:
         bos: The tokenizer's beginning-of-text token; "" for none.
-        ends: Tokens that end a turn.
+        ends: Tokens that end a turn or a text.
         control: Tokens that are text in a content, the longest first: special ones, and those that the template
             writes, but marks of thinking. None for template none, whose texts are read as they are.
     """
@@ -44,14 +48,14 @@ class Marks:
     def of(cls, tokenizer: PreTrainedTokenizerBase, template: Template) -> Marks:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         control = {*special, *map(str, tokenizer.all_special_tokens), *template.written}
+        ends = dict.fromkeys(template.ends)
         if template.text is None:
             control = set()
+        else:
+            ends |= dict.fromkeys(filter(_ENDS.fullmatch, sorted(special)))
         kept = (token for token in control if token.strip() and not _THINKING.search(token))
-        return cls(
-            str(tokenizer.bos_token or ""),
-            tuple(template.ends),
-            tuple(sorted(kept, key=lambda t: (-len(t), t))),
-        )
+        longest_first = sorted(kept, key=lambda token: (-len(token), token))
+        return cls(str(tokenizer.bos_token or ""), tuple(ends), tuple(longest_first))
 
     def without_start(self, text: str) -> str:
         """The text without the beginning-of-text token at its start; `<s>` that is closed later is HTML."""

@@ -214,9 +214,7 @@ def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) ->
     """How many rows and questions are kept aside, and how many of them are trained on as well; given what they ask."""
     shared = int(np.isin(holdout, train).sum())
     rows, asked = f"{len(holdout):,}", f"{len(np.unique(holdout)):,}"
-    log.info(
-        "hold-out: %s rows that ask %s questions%s", rows, asked, ", none of them trained on" * (not shared)
-    )
+    log.info("hold-out: %s rows, %s questions%s", rows, asked, ", none of them trained on" * (not shared))
     if shared:
         log.warning(
             "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
