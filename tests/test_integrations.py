@@ -111,6 +111,13 @@ def test_forms_of_outputs_and_counts() -> None:
     assert nothing == 0 and all((p.grad == 0).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("label", [7, -1])
+def test_a_label_outside_the_vocabulary(label: int) -> None:
+    outputs = {"logits": torch.randn(1, 3, 7)}
+    with pytest.raises(UserError, match=f"target {label} is no id of a vocabulary of 7; .* the label -100"):
+        dft_loss(outputs, torch.tensor([[-100, 2, label]]))
+
+
 def test_what_a_trainer_cannot_give_is_refused() -> None:
     for name, column in (("eaft", "entropy20"), ("iw_sft", "ref_logp"), ("psft", "old_logp"), ("asft", "kl")):
         with pytest.raises(

@@ -203,7 +203,11 @@ H, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64
         ),
         ((H, W, Y + 5), {}, "target 5 is no id of a vocabulary of 5"),
         ((H, W, Y - 5), {}, "target -5 is no id of a vocabulary of 5"),
-        ((H, W, Y - 100), {}, "target -100 is no id .*leave positions without a target out"),
+        (
+            (H, W, Y - 100),
+            {},
+            "target -100 is no id .*positions without a target have the label -100, and are left out",
+        ),
         ((H, W.to("meta"), Y), {}, "hidden states, head weight and targets are on cpu and meta"),
         ((H, W, Y.to("meta")), {}, "are on cpu and meta"),
         ((H, W, Y), {"bias": torch.zeros(5, device="meta")}, "are on cpu and meta"),

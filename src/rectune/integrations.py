@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import GRADERS, Grader
-from rectune.logprobs import supervised_positions
+from rectune.logprobs import check_targets, supervised_positions
 from rectune.objectives import Objective, apply_objective, check_settings, column_names, resolve
 
 __all__ = ["dft_loss", "grader_reward", "objective_loss"]
@@ -51,7 +51,10 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        index, targets = supervised_positions(labels)
+        index, targets = supervised_positions(
+            labels.to(logits.device)
+        )  # of the last part, where a model is on several
+        check_targets(targets, logits.shape[-1])
         chosen = logits.flatten(0, 1)[index].float()
         logp = chosen.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
         columns = {"logp": logp, "row": index // labels.shape[1]}

@@ -211,13 +211,18 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
         raise UserError(
             f"the head's weight is {weight.dtype}: quantised, and codes are no numbers to compute with"
         )
-    # On a GPU an index out of range would end the process's use of the device, hence a look at the values.
-    if len(targets):
-        least, most = (int(end) for end in targets.aminmax())
-        if least < 0 or most >= weight.shape[0]:
-            wrong = least if least < 0 else most
-            hint = "leave positions without a target out" if wrong == IGNORE else None
-            raise UserError(f"target {wrong} is no id of a vocabulary of {weight.shape[0]}", hint=hint)
+    check_targets(targets, weight.shape[0])
+
+
+def check_targets(targets_N: Tensor, vocabulary: int) -> None:
+    """Raise `UserError` for a target outside the vocabulary; on a GPU it would end the process's use of the device."""
+    if not len(targets_N):
+        return
+    least, most = (int(end) for end in targets_N.aminmax())
+    if least < 0 or most >= vocabulary:
+        wrong = least if least < 0 else most
+        hint = f"positions without a target have the label {IGNORE}, and are left out of targets"
+        raise UserError(f"target {wrong} is no id of a vocabulary of {vocabulary}", hint=hint)
 
 
 def _dense(

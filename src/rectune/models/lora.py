@@ -62,9 +62,10 @@ def with_own_lora(config: Run) -> Run:
         raise UserError("is no LoRA adapter that can be trained on", where=config.model) from None
     for name, value in own.items():
         given, default = getattr(config.lora, name), LoraConfig.model_fields[name].default
-        if name == "targets":
-            given = given if given == default else ",".join(sorted(part.strip() for part in given.split(",")))
-        if given not in (default, value):
+        sorted_names = (
+            ",".join(sorted(part.strip() for part in given.split(","))) if name == "targets" else given
+        )
+        if given not in (default, value) and sorted_names != value:
             what = f"is {given}, but the adapter {config.model} has {value}"
             raise UserError(what, where=f"lora.{name}", hint="leave it out, or merge the adapter first")
     return config.model_copy(update={"lora": config.lora.model_copy(update=own)})

@@ -92,7 +92,7 @@ class Scorer:
             raise UserError(
                 "an adapter on the language-model head is not supported",
                 where="lora.targets",
-                hint="leave lm_head out of the targets",
+                hint="leave lm_head out of the targets, or merge the adapter first",
             )
         if not isinstance(layer, nn.Linear):
             raise UserError(f"the head of {name} is no linear layer but {type(layer).__name__}")
