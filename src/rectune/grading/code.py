@@ -34,6 +34,9 @@ MAX_BLOCKS = 30
 """Blocks that are looked through for a program; the last ones of an answer with more."""
 _CODE_LINE = re.compile(r"(?:import|from|def|class|async def)\s+\w|@\w|#!|[A-Za-z_]\w*\s*(?::[^=\n]*)?=[^=]")
 _READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(0")
+_TAG = re.compile(r"^[^\S\n]*(?:\[(?P<open>BEGIN|PYTHON|CODE)\]|<(?P<tag>code|python)>|\[(?:DONE|END|/PYTHON|/CODE)\]"
+                  r"|</(?:code|python)>)[^\S\n]*$", re.MULTILINE | re.IGNORECASE)  # fmt: skip
+_NOTEBOOK = re.compile(r"^[!%].*$", re.MULTILINE)
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
@@ -74,7 +77,9 @@ def _whole(text: str, prompt: str, wanted: list[str]) -> str:
 
 def _defining(text: str, wanted: list[str]) -> str:
     """The part of `text` that is the program, blocks in their order."""
-    blocks = [block for block in fenced_blocks(text) if block.code.strip()][-MAX_BLOCKS:]
+    if "```" not in text and "~~~" not in text:  # marks of other prompts, as MBPP's [BEGIN] and [DONE]
+        text = _TAG.sub(lambda mark: "```python" if mark["open"] or mark["tag"] else "```", text)
+    blocks = [_without_commands(block) for block in fenced_blocks(text) if block.code.strip()][-MAX_BLOCKS:]
     python = [block for block in blocks if block.is_python is not False] or blocks
     chosen = _chosen(python, wanted)
     if not chosen:
@@ -86,6 +91,12 @@ def _defining(text: str, wanted: list[str]) -> str:
     while missing := _missing(python, chosen):
         chosen = sorted({*chosen, missing[0]})
     return "\n\n".join(python[i].code for i in chosen)
+
+
+def _without_commands(block: Block) -> Block:
+    """A block without a notebook's commands (`!pip install`), where these keep it from being a program."""
+    code = _NOTEBOOK.sub("", block.code)
+    return block._replace(code=code) if code != block.code and _names(block.code) is None else block
 
 
 def _chosen(blocks: list[Block], wanted: list[str]) -> list[int]:

@@ -32,8 +32,11 @@ class Block(NamedTuple):
         return bool(_PYTHON.match(self.info)) if self.info.strip(" {}.") else None
 
 
-def fenced_blocks(text: str) -> list[Block]:
-    """All blocks of `text`, in order; the last one may be open. Linear in its length."""
+def fenced_blocks(text: str, depth: int = 0) -> list[Block]:
+    """All blocks of `text`, in order; the last one may be open. Linear in its length.
+
+    A block of another language around blocks of Python, as of a whole answer in Markdown, gives way to these.
+    """
     lines = text.splitlines()
     blocks: list[Block] = []
     start = 0
@@ -44,7 +47,9 @@ def fenced_blocks(text: str) -> list[Block]:
             continue
         end = _closing(lines, start, opening)
         code = "\n".join(_unquoted(lines[start:end], opening["lead"]))
-        blocks.append(Block(opening["info"].strip(), code, end < len(lines) and not _opens(lines[end])))
+        block = Block(opening["info"].strip(), code, end < len(lines) and not _opens(lines[end]))
+        inner = [] if block.is_python or depth > 1 else fenced_blocks(code, depth + 1)
+        blocks += inner if any(one.is_python for one in inner) else [block]
         start = end if end < len(lines) and _opens(lines[end]) else end + 1
     return blocks
 

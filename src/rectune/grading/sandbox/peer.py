@@ -95,7 +95,8 @@ class Peer:
         decode = Decoder(self._resolve, encode.shared)
         result = decode(answer)
         for one, now in zip(encode.shared, after):  # noqa: B905  (whatever the other side sends)
-            decode.fill(one, now)
+            if now is not None:  # null where nothing has changed
+                decode.fill(one, now)
         if kind == "raised":
             self.raised = (
                 result if isinstance(result, BaseException) else RuntimeError("raised by the program")
@@ -140,7 +141,10 @@ class Peer:
         encode = Encoder(self._refer, decode.shared)
         try:
             encoded = encode(result)
-            after = [encode.contents(one) for one in decode.shared]
+            after = []
+            for one, before in list(zip(decode.shared, decode.messages)):  # noqa: B905  (equally many)
+                count, now = len(encode.shared), encode.contents(one)
+                after.append(None if now == before and count == len(encode.shared) else now)
         except (RecursionError, MemoryError) as error:
             kind, encoded, after = "raised", self._refer(type(error)()), []
         send(self._outward, [kind, encoded, self._printed(), after])

@@ -95,6 +95,7 @@ class Decoder:
 
     def __init__(self, resolve: Callable[[str, Any], Any], shared: Iterable[Any] = ()) -> None:
         self._resolve, self.shared = resolve, list(shared)
+        self.messages: list[Any] = []  # of the containers that it has made
 
     def __call__(self, message: Any) -> Any:
         if message is None or isinstance(message, (bool, str, int, float)):
@@ -106,6 +107,7 @@ class Decoder:
             if kind in _EMPTY:
                 target = _EMPTY[kind](body)
                 self.shared.append(target)
+                self.messages.append(message)
                 self.fill(target, message)
                 return target
             if kind == "t":
