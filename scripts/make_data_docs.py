@@ -67,7 +67,7 @@ def meanings(schema: type[Schema]) -> str:
     """The fields that a schema adds to those of its bases."""
 
     def rows() -> Iterator[str]:
-        for key in inspect.get_annotations(schema):
+        for key in filter(schema.model_fields.__contains__, inspect.get_annotations(schema)):
             info = schema.model_fields[key]
             usual, *others = names_of(key, info)
             required = "**required**; " if info.is_required() else ""

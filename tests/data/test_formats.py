@@ -54,6 +54,8 @@ RECORDS: list[tuple[str, dict[str, Any], tuple[Turn, ...]]] = [
      (Turn("system", "s"), HI, YO)),
     ("sharegpt", {"conversations": CHAT}, (HI, YO)),
     ("sharegpt", {"conversation": CHAT}, (HI, YO)),
+    ("sharegpt", {"conversations": {"from": ["human", "gpt"], "value": ["hi", "yo"]}}, (HI, YO)),
+    ("messages", {"messages": json.dumps(CHAT)}, (HI, YO)),
     ("numina", {"problem": "hi", "solution": "yo", "messages": CHAT, "source": "cn_k12"}, (HI, YO)),
     ("openr1", {**R1, "correctness_math_verify": [False, None, True]}, (HI, YO)),
     ("openr1", {**R1, "correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}, (HI, YO)),
@@ -116,7 +118,7 @@ def noted(format: str, *records: dict[str, Any], **options: Any) -> tuple[list[R
     return [one for one in made if one is not None], notes
 
 
-@pytest.mark.parametrize("name", ["label", "kto_tag"])
+@pytest.mark.parametrize("name", ["label", "kto_tag", "is_correct", "accepted"])
 @pytest.mark.parametrize(("good", "bad"), [
     (True, False), (1, 0), (1.0, 0.0), (1, -1), ("true", "false"), ("True", "False"), ("1", "0"),
     ("desirable", "undesirable"), ("chosen", "rejected"),
@@ -178,6 +180,8 @@ def test_messages_as_json_text() -> None:
         ("messages", {"images": ["a.png"]}, "images"),
         ("messages", {"history": [["a", "b"]]}, "history"),
         ("messages", {"context": "so"}, "context"),
+        ("messages", {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ("messages", {"documents": [{"text": "so"}]}, "documents"),
         ("messages", {"reasoning_content": "r"}, "reasoning_content"),
         ("messages", {"function_call": {"name": "f"}}, "function_call"),
         ("prompt_completion", {"tool_calls": [{"name": "f"}]}, "tool_calls"),

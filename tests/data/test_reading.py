@@ -128,6 +128,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.json", b'{"version": 1}', "a.json:1: no known row format"),
     ("a.csv", b"", "a.csv: is empty"),
     ("a.csv", b"prompt,completion\n", "a.csv: is empty"),
+    ("a.csv", b"prompt,completion,prompt\na,b,c\n", "a.csv:1: has two columns named 'prompt'"),
     ("a.csv", b"prompt,completion\na,b\na\n", "a.csv:3: has 1 fields, the header 2"),
     ("a.csv", b'prompt,completion\na,b\n"a,b\n', "a.csv:3: malformed CSV"),
     ("a.csv", b"prompt,completion\na,b\na,\n", "a.csv:3: the completion is empty"),

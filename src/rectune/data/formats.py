@@ -108,7 +108,10 @@ class Demonstration(Schema):
 
     refused = IN_RECORD
 
-    label: Annotated[bool | None, PlainValidator(_verdict), Names("label", "kto_tag")] = None
+    label: Annotated[
+        bool | None, PlainValidator(_verdict),
+        Names("label", "kto_tag", "is_correct", "correct", "desirable", "accepted"),
+    ] = None  # fmt: skip
     """Whether the answer is a good one (unpaired preferences); rows with a bad one are left out."""
     tools: Tools = ()
     """Tools that the chat template is given, also as JSON text."""

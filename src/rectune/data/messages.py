@@ -91,6 +91,11 @@ IN_RECORD: Mapping[str, Refusal] = {
     ),
     **dict.fromkeys(("system", "system_prompt"), Refusal(f"give it as the first message, {_LEAVE}")),
     "history": Refusal(f"give it as messages, {_LEAVE}"),
+    "documents": Refusal(f"put their texts into the question, {_LEAVE}"),
+    **dict.fromkeys(
+        ("chat_template_kwargs", "enable_thinking"),
+        Refusal(f"rows have no settings for the template; write them into one of your own, {_LEAVE}"),
+    ),
     **dict.fromkeys(("context", "passage"), Refusal(f"put its text into the question, {_LEAVE}")),
     **dict.fromkeys(("choices", "options"), Refusal(f"put them into the question, {_LEAVE}")),
     "label": Refusal(
@@ -219,6 +224,9 @@ def _tools(value: object, info: ValidationInfo) -> list[Any]:
 
 
 def _conversation(value: object, info: ValidationInfo) -> Turns:
+    """Messages: a list, also as JSON text, or an object with a list for each key (a `Sequence` of `datasets`)."""
+    if isinstance(value, Mapping) and all(isinstance(column, list) for column in value.values()):
+        value = [dict(zip(value, item, strict=True)) for item in zip(*value.values(), strict=False)]
     place, items = place_of(info), json_list(value, info)
     if not holds(items):
         raise UserError(f"field {place.name(info)} is empty", where=place.where)

@@ -157,6 +157,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record | UserError]]:
         for fields in reader:
             if header is None:
                 header = fields
+                if twice := [name for name in header if header.count(name) > 1]:
+                    raise UserError(f"has two columns named '{twice[0]}'", where=f"{path}:{line}")
             elif fields:
                 if len(fields) == len(header):
                     yield line, dict(zip(header, fields, strict=True))
