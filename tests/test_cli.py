@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def test_train_from_flags(trained: list[Any], capsys: pytest.CaptureFixture[str]
     )
     assert main(["train", *flags.split(), "--rows.columns", "prompt=q,completion=a"]) == 0
     ((config, how),) = trained
+    assert 0 < how.pop("began") <= time.perf_counter()  # when the command began
     assert (config.batch_size, config.lora.merge, how) == (8, True, {"resume": True, "dry_run": False})
     assert (config.objective.name, config.objective.settings) == ("power", {"alpha": "0.5"})
     assert config.rows.columns == {"prompt": "q", "completion": "a"}
