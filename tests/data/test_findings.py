@@ -10,8 +10,9 @@ import pytest
 
 from rectune.config import DataConfig
 from rectune.data.encoding import choose_template, encode_rows
-from rectune.data.findings import Finding, token_findings
+from rectune.data.findings import Finding, findings_in, token_findings
 from rectune.data.reading import read_rows
+from rectune.data.rows import Row, Turn
 from toys import CHATML, byte_tokenizer
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -113,6 +114,16 @@ def test_todays_date(tmp_path: Path) -> None:
     finding = found(CASES / "23-date-template/rows.jsonl", tmp_path, text=dated)
     assert list(finding) == ["today's date"]
     assert finding["today's date"].rows == 24
+
+
+def test_questions_that_bring_their_template() -> None:
+    tokenizer = byte_tokenizer()
+    asked = [Row((Turn("user", text),), "f:1") for text in ("[INST] Hi [/INST]", "Hi", "a <pad>")]
+    findings = findings_in(asked, 3, tokenizer, choose_template("auto", tokenizer), unit="problems")
+    assert [str(finding).split(" (")[0] for finding in findings] == [
+        "1 of 3 problems hold what a chat template writes around turns",
+        "1 of 3 problems have special tokens in their texts",
+    ]
 
 
 def test_encoding_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

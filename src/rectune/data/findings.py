@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import datasets
@@ -46,6 +46,7 @@ class Finding:
         rows, of: How many rows have it, of how many.
         where: `file:line` of some of them.
         tokens: Which tokens or marks, and in how many rows.
+        unit: What rows are called.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Finding:
     of: int = 0
     where: list[str] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
+    unit: str = "rows"
 
     def add(self, where: str) -> None:
         """Count a row."""
@@ -65,7 +67,7 @@ class Finding:
         tokens = ", ".join(repr(token) for token, _ in self.tokens.most_common(3))
         named = f" ({tokens})" if tokens else ""
         first = f", the first {self.where[0]}" if self.where else ""
-        return f"{self.rows:,} of {self.of:,} rows {self.what}{named}{first}; {self.remedy}"
+        return f"{self.rows:,} of {self.of:,} {self.unit} {self.what}{named}{first}; {self.remedy}"
 
 
 def _kinds() -> dict[str, Finding]:
@@ -104,29 +106,52 @@ def token_findings(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> list[Finding]:
     """What rows of a `read_rows` dataset bring along under this tokenizer and template, as far as there is any."""
+    return findings_in(_candidates(dataset, tokenizer, template), len(dataset), tokenizer, template)
+
+
+def findings_in(
+    rows: Iterable[Row],
+    of: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    unit: str = "rows",
+) -> list[Finding]:
+    """What some rows bring along, of `of` in all: questions too, which have no answer yet."""
+    marks, trims = _marks(tokenizer, template), _trims(tokenizer, template)
+    found = _kinds()
+    for row in rows:
+        _note(row, marks, template, found)
+        if trims and any(turn.supervised and turn.content != turn.content.strip() for turn in row.turns):
+            found["spaces"].add(row.where)
+    if template.today:
+        found["today's date"].rows = of
+    for finding in found.values():
+        finding.of, finding.unit = of, unit
+    return [finding for finding in found.values() if finding.rows]
+
+
+def _candidates(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> Iterator[Row]:
+    """The rows of which a text has anything of what is looked for; found without making texts of all."""
     from rectune.data.reading import row_of
 
-    trims = _trims(tokenizer, template)
-    control = Marks.of(tokenizer, replace(template, text=template.text or "")).control
-    marks = replace(Marks.of(tokenizer, template), control=control)
+    marks = _marks(tokenizer, template)
     tokens = [re.escape(token) for token in {*marks.control, *marks.ends}]
-    pattern = "|".join([*tokens, ROLES, *[r"\A\s", r"\s\z"] * trims])
-    found = _kinds()
+    pattern = "|".join([*tokens, ROLES, *[r"\A\s", r"\s\z"] * _trims(tokenizer, template)])
     for batch in dataset.with_format("arrow").iter(1000):
         contents = batch["turns"].combine_chunks()
         holds = pyarrow.compute.match_substring_regex(contents.flatten().field("content"), pattern)
         parents = pyarrow.compute.list_parent_indices(contents)
         some = np.unique(parents.filter(holds).to_numpy(zero_copy_only=False))
-        for record in batch.take(pyarrow.array(some)).to_pylist():
-            row = row_of(record)
-            _note(row, marks, template, found)
-            if trims and any(turn.supervised and turn.content != turn.content.strip() for turn in row.turns):
-                found["spaces"].add(row.where)
-    if template.today:
-        found["today's date"].rows = len(dataset)
-    for finding in found.values():
-        finding.of = len(dataset)
-    return [finding for finding in found.values() if finding.rows]
+        yield from map(row_of, batch.take(pyarrow.array(some)).to_pylist())
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> Marks:
+    """The marks of the template; of template none also the control tokens."""
+    control = Marks.of(tokenizer, replace(template, text=template.text or "")).control
+    return replace(Marks.of(tokenizer, template), control=control)
 
 
 def _trims(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.encoding import prompt_ids
-from rectune.data.rows import Problem, Sample
+from rectune.data.findings import findings_in
+from rectune.data.rows import Problem, Row, Sample
 from rectune.data.run_prompt import run_prompt
 from rectune.data.templates import check_template
 from rectune.disk import check_output, writing
@@ -166,12 +167,10 @@ def sample(
         if template is None:
             template = run.template if (run := run_prompt(model)) else "auto"
         drawer = _engine(model, drawer, batch_size, template, precision, server)
-        if drawer.template.today:
-            log.warning(
-                "%s writes today's date: on another day the same problems read otherwise",
-                drawer.template.name,
-            )
     settings = replace(settings, stop=all_stops(drawer, settings.stop))
+    asked = (Row(p.prompt, p.where or p.problem_id) for p in problems)
+    for finding in findings_in(asked, len(problems), drawer.tokenizer, drawer.template, unit="problems"):
+        log.warning("%s", finding)
     prompts = {p.problem_id: _prompt(drawer, p) for p in problems}
     by_id = {p.problem_id: p for p in problems}
 
