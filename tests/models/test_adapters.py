@@ -13,6 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from rectune.config import load_config
@@ -119,6 +120,32 @@ def test_names_with_the_adapters_own_name_in_them_load(make: Make) -> None:
     assert_same_logits(folder)
 
 
+@pytest.mark.parametrize("names", ["now", "of transformers 4"])
+def test_an_adapter_of_a_model_of_text_and_images(tmp_path: Path, names: str) -> None:
+    """peft converts the names of earlier versions; they fit."""
+    text = {
+        "vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
+    }  # fmt: skip
+    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**image, "image_size": 14, "patch_size": 7}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    ).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    change(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
+    if names != "now":
+        now, before = "model.model.language_model.", "model.language_model.model."
+        rename(tmp_path / "adapter", lambda name: name.replace(now, before))
+    with torch.no_grad():
+        found, expected = (m(input_ids=IDS).logits for m in (load_model(tmp_path / "adapter")[0], tuned))
+    torch.testing.assert_close(found, expected)
+
+
 def expect(folder: Path, base: Path, *words: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -163,7 +190,7 @@ def test_names_that_fit_nothing(make: Make, base: Path, kind: str) -> None:
 SIZES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "more layers": (
         {"num_hidden_layers": 4},
-        ("8 of its 16 tensors fit nothing", "layers.2.", "for 4 layers, the base has 2: is it another size"),
+        ("8 of its 16 tensors fit nothing", "layers.2.", "for 4 layers, the base has 2: another size"),
     ),
     "fewer layers": ({"num_hidden_layers": 1}, ("lacks 4 of the 8 tensors", "layers.1.", "fewer modules")),
     "wider": (
@@ -193,7 +220,10 @@ def test_a_config_that_is_not_the_weights(make: Make, base: Path) -> None:
     change(folder, r=8)
     expect(folder, base, "is [4, 32], not [8, 32]", "adapter_config.json says r = 8, the tensors have rank 4")
     change(folder, r=4, target_modules=["q_proj"])
-    expect(folder, base, "does not have down_proj among its target_modules")
+    expect(folder, base, "does not have down_proj of this layer among its target_modules")
+    change(folder, target_modules=["q_proj", "down_proj"], layers_to_transform=[1])
+    expect(folder, base, "layers.0.", "of this layer among its target_modules")
+    change(folder, layers_to_transform=None)
     change(folder, target_modules=["Wqkv"])
     expect(folder, base, "does not fit its base model BASE: Target modules {'Wqkv'} not found")
     change(folder, target_modules=["q_proj", "down_proj"], modules_to_save=["embed_tokens"])

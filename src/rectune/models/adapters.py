@@ -20,8 +20,6 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from rectune.errors import UserError
 
-_WEIGHTS = "adapter_model.safetensors"
-
 
 @dataclass(frozen=True)
 class Misfit:
@@ -53,17 +51,16 @@ def check_adapter(folder: Path, base: str, config: PreTrainedConfig, *, trust_re
     if settings.task_type not in (None, "CAUSAL_LM"):
         raise UserError(f"is an adapter for {settings.task_type}, not for a causal model", where=folder)
     try:
-        state = _load_file(folder / _WEIGHTS)
-        with torch.device("meta"), quiet():
+        with quiet(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
             settings.init_lora_weights = False  # the others compute with the base's weights
             wrapped: Any = peft.PeftModelForCausalLM(model, settings)
+        renamed = getattr(model, "_checkpoint_conversion_mapping", {})  # what peft's from_pretrained hands on
+        state = peft.load_peft_weights(str(folder), device="cpu", key_mapping=renamed)
+        with quiet():
             found = _compare(wrapped, state, settings)
-    except UserError:
-        raise
-    except (
-        Exception
-    ) as error:  # peft's words for targets that the model lacks, and for settings it does not know
+    except Exception as error:
+        # peft's words for targets that the model lacks, and for settings it does not know
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"does not fit its base model {base}: {line[:300]}", where=folder) from error
     if found.unknown or found.absent or found.shapes:
@@ -96,15 +93,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _load_file(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise UserError(f"cannot be read ({error})", where=path, hint="copy it again") from error
-
-
 def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
     """Load the tensors into a model without weights, as peft would, and see what is left over on either side."""
     own = {name: list(tensor.shape) for name, tensor in wrapped.state_dict().items()}
@@ -123,9 +111,7 @@ def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
     except KeyError:  # a module that was trained whole and is not in the file
         return Misfit([name for name in state if name not in expected], absent, shapes, expected, own)
     unknown = [_saved(name) for name in result.unexpected_keys if _saved(name) not in shapes]
-    lacking = {
-        names.get(name, name) for name in result.missing_keys
-    }  # names may have been converted meanwhile
+    lacking = {names.get(name, name) for name in result.missing_keys}  # names of the file may be converted
     lora = str(getattr(settings.peft_type, "value", settings.peft_type)) == "LORA"
     absent = [name for name in absent if name in lacking and name not in shapes] if lora else []
     return Misfit(unknown, absent, shapes, expected, own)
@@ -149,12 +135,9 @@ def _error(found: Misfit, total: int, folder: Path, base: str, layers: int | Non
         what += f": {name} is {here}, not {there}"
         return UserError(what, where=folder, hint=_reason_of_shape(name, here, there, rank))
     what = f"lacks {len(found.absent)} of the {len(found.expected)} tensors {of}: {_first(found.absent)}"
-    whole = any("lora_" not in name for name in found.absent)
-    hint = (
-        "modules_to_save are not in the file"
-        if whole
-        else "it belongs to a base with fewer modules, or was not saved whole"
-    )
+    hint = "it belongs to a base with fewer modules, or was not saved whole"
+    if any("lora_" not in name for name in found.absent):
+        hint = "modules_to_save are not in the file"
     return UserError(what, where=folder, hint=hint)
 
 
@@ -173,10 +156,8 @@ def _reason(name: str, found: Misfit, layers: int | None) -> str:
         before, there = parts[:start], match.removesuffix(ending).split(".")
         if parts[start - 1].isdigit() and layers is not None and int(parts[start - 1]) >= layers:
             most = 1 + max(int(p) for n in found.unknown for p in n.split(".") if p.isdigit())
-            return (
-                f"the adapter is for {most} layers, the base has {layers}: is it another size of the model?"
-            )
-        if start < len(parts) - 2:
+            return f"the adapter is for {most} layers, the base has {layers}: another size of the model?"
+        if start < len(parts) - 2 and not parts[start - 1].isdigit():
             begin = f"its names begin with '{'.'.join(before)}.' where '{'.'.join(there)}.' is expected"
             return f"{begin}: {_prefix(before, there)}"
         break
@@ -184,7 +165,7 @@ def _reason(name: str, found: Misfit, layers: int | None) -> str:
         return "the file also holds other weights than the adapter's"
     module = name.partition(".lora_")[0]
     if any(other.startswith(f"{module}.") for other in found.modules):
-        return f"adapter_config.json does not have {module.rpartition('.')[2]} among its target_modules"
+        return f"adapter_config.json does not have {module.rpartition('.')[2]} of this layer among its target_modules"
     return "the base has no such module: is it another architecture?"
 
 
@@ -201,13 +182,9 @@ def _prefix(here: list[str], there: list[str]) -> str:
 
 def _reason_of_shape(name: str, here: list[int], there: list[int], rank: int) -> str:
     if 0 in here:
-        return (
-            "its tensors are empty: it was saved from sharded weights (ZeRO-3, FSDP) that were not gathered"
-        )
+        return "its tensors are empty: saved from sharded weights (ZeRO-3, FSDP) that were not gathered"
     if ("lora_" not in name or "embed" in name or "lm_head" in name) and here[1:] == there[1:]:
-        return (
-            f"the vocabulary was resized to {here[0]} for training: resize the base model's and save it first"
-        )
+        return f"the vocabulary was resized to {here[0]} for training: resize and save the base model first"
     side = 0 if "lora_A" in name else -1
     if "lora_" in name and len(here) == len(there) and here[side] != there[side]:
         return f"adapter_config.json says r = {rank}, the tensors have rank {here[side]}"
