@@ -110,3 +110,16 @@ def test_tests_that_cannot_be_read_are_refused(extra: dict, says: str) -> None:
     with pytest.raises(UserError) as raised:
         check_item("code", extra, where="x.jsonl:3")
     assert "x.jsonl:3" in str(raised.value) and says in f"{raised.value} {raised.value.hint}"
+
+
+def test_processor_time_of_threads_is_a_timeout_and_long_output_counts() -> None:
+    burn = "import hashlib, threading\ndef burn():\n    while True: hashlib.sha256(b'x' * 10**6).digest()\n"
+    threads = burn + "def f(x):\n    for _ in range(8): threading.Thread(target=burn).start()\n    burn()"
+    many = {"input_output": {"inputs": [""], "outputs": ["x\n" * 2_000_000]}}
+    check_rows(
+        [
+            {"name": "threads", "text": threads, "extra": {"test": "assert f(2) == 4"}, "want": "timeout"},
+            {"name": "long", "text": "print('x\\n' * 2_000_000)", "extra": many, "want": "correct"},
+            {"name": "endless", "text": "while True: print('x' * 999)", "extra": many, "want": "wrong"},
+        ]
+    )

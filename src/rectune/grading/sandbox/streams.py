@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, NoReturn
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO, NoReturn
 import candidate
 from wire import Closed, receive, send
 
+MAX_OUTPUT = 2**27
+"""Bytes of the longest output in a message: no file is larger than 16 MiB, and escapes take six times that."""
 TOLERANCE = "1e-5"
 """Relative or absolute, of numbers with a decimal point or an exponent, where the form of the tests allows any."""
 
@@ -22,7 +25,9 @@ def judge(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> tuple[s
     """The verdict over all `cases` of a job: `[input, output]` each; the first that fails decides."""
     for given, wanted in job["cases"]:
         send(requests, [job["program"], given])
-        kind, printed = receive(replies)
+        kind, printed = receive(replies, MAX_OUTPUT)
+        if kind == "timeout":
+            return kind, ""
         if kind == "syntax":
             return "unparsed", ""
         if kind != "ran" or not same_output(str(printed), wanted, lenient=job["lenient"]):
@@ -78,7 +83,8 @@ def serve(inward: BinaryIO, outward: BinaryIO, limit: Callable[[], bool]) -> Non
             send(outward, ["syntax", ""])
             continue
         status, printed = _in_child(lambda code=code: _run(code, limit), given)  # type: ignore[misc]
-        send(outward, ["ran" if status == 0 else "failed", printed])
+        over_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+        send(outward, ["timeout" if over_time else "failed" if status else "ran", printed])
 
 
 def _try(limit: Callable[[], bool]) -> int:

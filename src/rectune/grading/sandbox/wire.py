@@ -30,9 +30,9 @@ def send(pipe: BinaryIO, message: Any) -> None:
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> Any:
+def receive(pipe: BinaryIO, longest: int = MAX_LINE) -> Any:
     """Read one message, not yet decoded; Closed at the end."""
-    line = pipe.readline(MAX_LINE)
+    line = pipe.readline(longest)
     if not line.endswith(b"\n"):
         raise Closed
     try:
