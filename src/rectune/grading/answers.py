@@ -76,7 +76,7 @@ _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 _OR, _AND = (
     re.compile(rf",?\s*(?:\\text\s*\{{\s*,?\s*{word}\s*\}}|\b{word}\b)\s*") for word in ("or", "and")
 )
-_DECORATION = re.compile(r"\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|^\*\*|\*\*$")
+_DECORATION = re.compile(r"^\s*=\s*|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|^\*\*|\*\*$")
 _DOLLAR = "\x01"
 
 

@@ -12,7 +12,13 @@ _LABELLED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _NO_TEXT = re.compile(r"[+*/=^_<>|]|-\s|\\(?:cdot|times|cup|cap|le|ge|ne|in|to)\b")
+_SEVERAL = re.compile(r"\(?[A-J]\)?\s*(?:[,;/&]|and\b|or\b|\\lor\b|\\land\b)\s*\(?[A-J]\b")
 _ANOTHER = re.compile(r"(?:[,;/&]|and\b|or\b|\\lor\b|\\land\b)\s*\(?[A-J]\b", re.IGNORECASE)
+
+
+def names_choices(answer: str) -> bool:
+    """Whether a normalised answer is a choice, or several, as in `A or B`."""
+    return bool(split_choice(answer)[0] or _SEVERAL.match(_TEXT.sub(r"\1 ", answer[:500]).strip()))
 
 
 def choice_letter(answer: str) -> str:

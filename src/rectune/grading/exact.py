@@ -35,23 +35,25 @@ def grade_exact(gold: str | Sequence[str], text: str) -> Graded:
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    lines = (line.strip(" *`$\t") for line in text.splitlines() if not line.lstrip().startswith("```"))
+    return next((line for line in lines if line), "")
 
 
 def plain_words(text: str) -> str:
     """Lower case, only letters and digits, no articles; text that is nothing but articles is kept."""
-    words = re.sub(r"[^\w\s]|_", "", text.casefold()).split()
+    words = re.sub(r"\\(?:text\w*|math\w+)\s*\{|[^\w\s]|_", "", text.casefold()).split()
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def grade_expression(gold: str | Sequence[str], text: str) -> Graded:
     """The model writes a calculation such as `(48 / 2) + 48`; its exact value must be the gold number.
 
-    Read is the first line with words, up to its first `=`. Where the gold number has a decimal point, values
-    within `DECIMAL_TOLERANCE` of it count, so that 1/3 is the 0.33333 that a data set prints.
+    Read is the first line with words, behind "the answer is" and up to its first `=`. Where the gold number has a
+    decimal point, values within `DECIMAL_TOLERANCE` of it count, so that 1/3 is the 0.33333 that a data set prints.
     """
     said = final_part(text)
-    answer = (extract_answer(said, ["boxed"]) or _first_line(said)).partition("=")[0].strip()
+    line = _first_line(said)
+    answer = (extract_answer(said, ["boxed"]) or phrase_text(line) or line).partition("=")[0].strip()
     plain = re.sub(r"(?<=\d),(?=\d{3})|[$]", "", answer.replace("×", "*").replace("÷", "/").replace("−", "-"))
     value = evaluate_expression(plain.strip(" ."))
     if value is None:

@@ -33,20 +33,21 @@ EXTRACTION = (*RULES, "choice", "whole")
 _UNQUOTED = (
     r"(?<![\"'`])(?:%s)(?![\"'`])"  # in quotes a mark is only spoken of, as in a program that reads it
 )
-_TAG = r"(?:\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad)"
+_THOUGHT = r"(?:[\w▁:-]*(?:think|thought|reason|reflect|scratchpad|monologue|internal|analysis)[\w▁:-]*|cot)"
+_ENDS = r"(?:/|end(?:_of)?[_▁]|\w+?_end(?=[|｜]))"
 _OPEN = _UNQUOTED % (
-    rf"<{_TAG}>|\[THINK\]|<\|(?:begin_of_thought|START_THINKING|inner_prefix|begin_think|think)\|>|◁think▷"
+    rf"(?<!\w)<{_THOUGHT}>|<[|｜](?!{_ENDS}){_THOUGHT}[|｜]>|<\|inner_prefix\|>|◁think▷|\[(?:BEGIN_OF_)?(?-i:THINK|THOUGHT)\]"
     r"|<\|channel\|>(?:analysis|commentary)\b|<\|channel>thought|<unused94>"
     r"|\Aanalysis(?=\S[\s\S]*?assistantfinal)|Here(?:'s| is) my thought process:"
 )
 _CLOSE = _UNQUOTED % (
-    rf"</{_TAG}>|\[/THINK\]|<\|(?:end_of_thought|END_THINKING|inner_suffix|end_think|/think)\|>|◁/think▷"
-    r"|<\|channel\|>final(?:\s*<\|constrain\|>\w+)?<\|message\|>|<channel\|>|<unused95>"
-    r"|assistantfinal(?=\S)|Here(?:'s| is) my response:"
+    rf"</{_THOUGHT}>|<[|｜](?={_ENDS}){_THOUGHT[:-5]}|/{_THOUGHT})[|｜]>|<\|inner_suffix\|>|◁/think▷"
+    r"|\[(?:/|END_OF_)(?-i:THINK|THOUGHT)\]|<\|channel\|>final(?:\s*<\|constrain\|>\w+)?<\|message\|>|<channel\|>|<unused95>"
+    r"|assistantfinal(?=\S)|Here(?:'s| is) my response:|(?<![^\n])\#+[^\S\n]*final response[^\S\n]*(?=\n)"
 )
-_THINKING_STARTS = re.compile(r"<|\[|◁|a(?=nalysis|ssistantfinal)|Here")
+_THINKING_STARTS = re.compile(r"<|\[|◁|a(?=nalysis|ssistantfinal)|Here|\n(?=#)")
 _THINKING = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
-_TAGGED = re.compile(r"(?<![\"'`])<[Aa][Nn][Ss][Ww][Ee][Rr]>([\s\S]*?)(?:</[Aa][Nn][Ss][Ww][Ee][Rr]>|\Z)")
+_TAGGED = re.compile(r"(?i:(?<![\"'`])<(?:final_?)?answer>)([\s\S]*?)(?i:</(?:final_?)?answer>|\Z)")
 _TOKEN = _UNQUOTED % (
     r"<\|(?:im_start|im_end|endoftext|end_of_text|begin_of_text|eot_id|eom_id|eot|start_header_id|header_start|start"
     r"|end|return|call|user|system|assistant|end_of_turn|end_of_solution|start_of_role|END_OF_TURN_TOKEN"
@@ -60,7 +61,7 @@ _LABEL = (
     r"(?:question|problem|exercise|q|instruction|prompt)(?:[^\S\n]*\#?\d+)?|(?:example|task)[^\S\n]+\d+"
     r"|(?:问题|题目|问|用户|例题|练习)[^\S\n]*\d*)"
 )
-_NUMBERED = r"(?:question|problem|exercise|example|q)[^\S\n]*\#?\d+[.)](?!\d)"
+_NUMBERED = r"(?:question|problem|exercise|example|q)[^\S\n]*\#?\d+(?:[.)](?!\d)|[^\S\n]*$)"
 _MARK_STARTS = re.compile(r"\n|<|\[")
 _MARK = re.compile(
     rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^[^\S\n]*(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
@@ -145,8 +146,8 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
 
 
 _NUMBER = (
-    r"(?:(?<![\w.)}\]])[-−])?[$€£¥]?\s?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
-    r"|\d+\s*/\s*\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
+    r"(?:(?<![\w.)}\]\n])[-−][^\S\n]?|(?<=\n)[-−])?[$€£¥]?[^\S\n]?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
+    r"|\d+\s*/\s*\d+|\d{1,3}:\d{1,3}(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
 )
 _DIGITS = "0123456789½⅓⅔¼¾"
 _WITH_UNIT = re.compile(rf"(?<![\^_])(?<!\^\{{)(?<!_\{{){_NUMBER}(?!\d)(?:\s*(?:{UNIT})(?![\w(]))?")
@@ -164,15 +165,22 @@ _PROSE = re.compile(
 _PHRASE_STARTS = re.compile("nswer|NSWER|ption|hoice|案|espuesta|éponse|ntwort|твет|isposta|esposta")
 """What follows the first letter of the words that `_PHRASE` begins with: literals alone are found fast."""
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=])"
+    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are|be|equals)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=])"
     r"|(?:(?<=correct )|(?<=right )|(?<=best ))(?:option|choice)[^\S\n]+is\b[^\S\n]*[:：]?"
     r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)[*_]*[^\S\n]*[:：]",
     re.IGNORECASE,
 )
 _ANSWER_LINE = re.compile(r"[^\w\n$\\]*(?:the\s+)?(?:final\s+)?answers?[^\w\n$\\]*", re.IGNORECASE)
-_LABEL_FIRST = re.compile(r"(\(?[A-J]\)?)[.):]*\s")
+_LABEL_FIRST = re.compile(r"(\(?[A-Z]\)?)[.):]*\s")
+_NAMED_AFTER = re.compile(r"([^\n.,;:]*)\s(?:is|are)\s+(?:the|our|my)\s+(?:(?:final|correct|right)\s+)*")
+_ASIDE = re.compile(r"\s+\((?=[^()]*[A-Za-z]{2})[^()]*\)")
+_AROUND = ' *_`"\t\r'
+_BOLD = re.compile(r"(?<![\w)}\]])\*\*|\*\*(?![\w(\\{-])")
+_SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|Ms|No))(?<!\bMrs)\.\s|。|;\s(?=[A-Za-z]{2})")
 _LINE = re.compile(r"[^\n]*")
-_BELOW = re.compile(r"\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|([^\n]*[^\W_][^\n]*))", re.DOTALL)
+_BELOW = re.compile(
+    r"(?:[-=*_`>#~\s]*\n)*\s*(?:[>*+-]\s+|`+)?(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|([^\n]*[^\W_][^\n]*))", re.DOTALL
+)
 _MATH = re.compile(
     r"\$\$([^$]+)\$\$|\$(?=\s)([^$\n]+)(?<=\s)\$|\$(?!\s)([^$\n]+)(?<!\s)\$(?!\d)|\\\((.+?)\\\)|\\\[([^\[]+?)\\\]"
 )
@@ -211,15 +219,25 @@ def phrase_text(text: str) -> str:
     """What follows the last "the answer is" up to the end of its sentence, on its line or else below; else ""."""
     for start in reversed(list(_PHRASE_STARTS.finditer(text))):
         if (end := _phrase_end(text, start.start() - 1)) is None:
+            if said := _said_before(text, start.start() - 1):
+                return said
             continue
         line = _LINE.match(text, end)
-        said = line.group().strip(" *_\t\r") if line else ""
+        said = line.group().strip(_AROUND) if line else ""
         if not re.search(r"\w", said) and (below := _BELOW.match(text, end)):
             said = next(group for group in below.groups() if group)
-        said = re.split(r"(?<!\b[A-J])\.\s|[。]", said.strip())[0].strip(" *_").rstrip(".")
+        said = _SENTENCE_END.split(_BOLD.sub("", said).strip())[0].strip(_AROUND).rstrip(".")
         if re.search(r"\w|[^\x00-\x7f]|\\", said):
             return re.sub(r"(?<=\d)[!?]+$", "", said)
     return ""
+
+
+def _said_before(text: str, end: int) -> str:
+    """The number or letter in "42 is the answer", whose "answer" is at `end`."""
+    line = text[max(text.rfind("\n", 0, max(end, 0)) + 1, end - 200) : max(end, 0)]
+    if not (named := _NAMED_AFTER.fullmatch(line[line.rfind(". ") + 1 :].lstrip())):
+        return ""
+    return _number(named[1]) or next(iter(re.findall(r"\(?\b[A-J]\b\)?$", named[1])), "")
 
 
 def _phrase_end(text: str, start: int) -> int | None:
@@ -283,9 +301,11 @@ def _corrected(text: str) -> bool:
 
 def _hash(text: str) -> str:
     for mark in reversed(list(_HASH.finditer(text) if "####" in text else [])):
-        found = mark[1].strip(" *\r")
+        found = re.sub(
+            r"^(?:[A-Za-z]{2}[A-Za-z ]*:\s+|=\s*)(?=\S)", "", _BOLD.sub("", mark[1]).strip(" *#\r")
+        )
         if not found or _HEADING.match(found):
-            if "answer" in found.lower():
+            if "answer" in mark[1].lower():
                 return _phrase(text[mark.start() :])
             continue
         if re.search(r"\d|\\|^[A-Z]$", found) or not text[mark.end() :].strip():
@@ -309,7 +329,12 @@ def _clause(found: str) -> str:
         return label[1]
     found = re.sub(r"^not\b.*?\bbut\s+(?:rather\s+)?", "", found, flags=re.IGNORECASE)
     found = _REASON.split(found)[0]
-    if (number := _FIRST_NUMBER.match(found)) and _NOUN.match(found, number.end()):
+    if _FIRST_NUMBER.match(found):
+        found = _ASIDE.sub("", found)
+    number = _FIRST_NUMBER.match(found)
+    if number and re.match(r"\s+(?:is|are|was)\b", found[number.end() :]):
+        return number.group(1)
+    if number and _NOUN.match(found, number.end()):
         if _SECOND_NUMBER.match(found, number.end()):
             return found
         unit = _WITH_UNIT.match(found, number.start(1))
@@ -330,16 +355,22 @@ def _number(text: str) -> str:
 
 
 _CHOICE = re.compile(
-    r"\b(?:option|choice|choose|select|pick|answer|be|is)\b[\s:*$]*(\(?[A-J]\)?)(?![\w'’(])(?!\s*[=+*/^-])"
+    r"\b(?:option|choice|choose|select|pick|answer|be|is|[Ii]t's)\b[\s:*$]*(\(?[A-J]\)?)(?![\w'’(])(?!\s*[=+*/^-])"
     r"|(?<!\w)(\(?[A-J]\)?)[\s*$]*\bis\b[^.\n]{0,20}?\b(?:correct|right|answer)\b"
 )
-_CHOICE_LINE = re.compile(r"^\W*([A-J](?:[).:]|\W*$).*)$", re.MULTILINE)
+_CHOICE_LAST = re.compile(r"\([A-J]\)(?=\W*\Z)")
+_CHOICE_LINE = re.compile(r"^\W*([A-J](?:[*]*[).:]|\W*$).*)$", re.MULTILINE)
 
 
 def _choice(text: str) -> str:
     """The last letter that is called an option or correct, else the last line that is a choice."""
     named = [next(group for group in match.groups() if group) for match in _CHOICE.finditer(text)]
-    return (named or [line.strip(" *$") for line in _CHOICE_LINE.findall(text)] or [""])[-1]
+    return (
+        named
+        or [_BOLD.sub("", line).strip(" *$") for line in _CHOICE_LINE.findall(text)]
+        or _CHOICE_LAST.findall(text)
+        or [""]
+    )[-1]
 
 
 _RULES: dict[str, Callable[[str], str]] = {

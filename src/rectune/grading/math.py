@@ -28,7 +28,7 @@ from rectune.grading.answers import (
     split_qualifier,
     split_top,
 )
-from rectune.grading.choices import choice_letter, split_choice
+from rectune.grading.choices import choice_letter, names_choices, split_choice
 from rectune.grading.final_answer import RULES, found_answers
 from rectune.grading.regions import REGION, same_region
 from rectune.grading.units import split_unit, unit_ratio
@@ -95,7 +95,7 @@ def _answer(golds: list[str], text: str, rules: Sequence[str]) -> str:
     if not all(choice_letter(normalize_answer(one)) for one in golds):
         return next(found_answers(text, rules), "")
     found = list(found_answers(text, [*rules[:-1], "choice", *rules[-1:]] if rules is RULES else rules))
-    return next((one for one in found if split_choice(_tidy(one))[0]), found[0] if found else "")
+    return next((one for one in found if names_choices(_tidy(one))), found[0] if found else "")
 
 
 def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fraction = _EXACT) -> bool:
