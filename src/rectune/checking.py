@@ -68,24 +68,32 @@ def check(
     result: dict[str, Any] = {"source": source, "kind": chosen, "also": [k for k in kinds if k != chosen]}
     if chosen == "problems":
         return result | _problems(source, options, model)
-    formats = PAIR if chosen == "pairs" else (options.format,)
+    return result | _rows(
+        source, PAIR if chosen == "pairs" else (options.format,), options, model, max_length
+    )
+
+
+def _rows(
+    source: str, formats: Sequence[str], options: DataConfig, model: str | None, max_length: int
+) -> dict[str, Any]:
+    """What there is to know about rows, or about pairs, which are read in two formats."""
     read, *worse = (
         intake(source, options=options.model_copy(update={"format": format, "skip_bad_rows": True}))
         for format in formats
     )
-    result |= {"format": "pairs" if chosen == "pairs" else read.format, "rows": read.rows}
-    result |= {"duplicates": 0 if read.dataset is None else count_duplicates(read.dataset)}
+    duplicates = 0 if read.dataset is None else count_duplicates(read.dataset)
+    result = {"format": "pairs" if worse else read.format, "rows": read.rows, "duplicates": duplicates}
     result |= _noted(read.notes, read.faults)
     errors = result["errors"] = [] if options.skip_bad_rows else _settled(read.faults, read.rows)
     if read.dataset is None:
         errors += [] if errors else [f"{source}: has no row with a target"]
         return result
     first = row_at(read.dataset, 0)
-    result["example"] = {"where": first.where, "turns": _shown(first.turns)}
+    example = result["example"] = {"where": first.where, "turns": _shown(first.turns)}
     if first.tools:
-        result["example"]["tools"] = json.loads(first.tools)
+        example["tools"] = json.loads(first.tools)
     if worse and worse[0].dataset is not None:
-        result["example"]["rejected"] = _shown(row_at(worse[0].dataset, 0).turns)
+        example["rejected"] = _shown(row_at(worse[0].dataset, 0).turns)
     if model is not None:
         try:
             result |= _written(read, options, model, max_length)

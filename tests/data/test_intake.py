@@ -72,9 +72,13 @@ def test_calculator_marks_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize(("split", "count", "first"), [("train", 4, "train 0"), ("test", 2, "SECRET TEST 0")])
-def test_a_cloned_repository(tmp_path: Path, split: str, count: int, first: str) -> None:
+def test_a_cloned_repository(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str, count: int, first: str
+) -> None:
     """marin-community/marin#2381"""
+    caplog.set_level(logging.INFO, "rectune")
     read = rows(CASES / "08-hub-clone-splits" / "clone", tmp_path, split=split)
+    assert f"split {split} ({split}-00000-of-00001.parquet); other splits, not read: " in caplog.text
     assert len(read) == count
     assert read[0].turns[0].content == first
 
@@ -204,9 +208,11 @@ def test_a_split_by_its_other_name(tmp_path: Path) -> None:
         assert completions(tmp_path / "d", tmp_path, split=name) == ["test"]
 
 
-def test_splits_that_have_names_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("digest", ["", "-a09b74b3ef9c3b56"])
+def test_splits_that_have_names_of_their_own(tmp_path: Path, digest: str) -> None:
     for name in ("train_sft", "test_sft"):
-        lines(tmp_path / "d" / f"data/{name}-00000-of-00001.jsonl", {"prompt": "a", "completion": name})
+        path = tmp_path / "d" / "data" / f"{name}-00000-of-00001{digest}.jsonl"
+        lines(path, {"prompt": "a", "completion": name})
     with pytest.raises(UserError, match=r"has no split 'train'; .*: test_sft, train_sft"):
         rows(tmp_path / "d", tmp_path)
     assert completions(tmp_path / "d", tmp_path, split="train_sft") == ["train_sft"]

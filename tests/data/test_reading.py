@@ -117,6 +117,8 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"prompt": "a", "completion": 5}\n', "a.jsonl:1: field 'completion' is number, not text"),
     ("a.jsonl", b'{"prompt": "a", "completion": ""}\n', "a.jsonl:1: the completion is empty"),
     ("a.jsonl", b'{"prompt": "a", "completion": "\\ud800"}\n', "a.jsonl:1: a text holds half of a surrogate"),
+    ("a.jsonl", b'{"prompt": "a", "completion": "b", "prompt": "c"}', "an object has the key 'prompt' twice"),
+    ("a.json", b'[\n{"prompt": "a", "completion": "b", "prompt": "c"}]', "a.json:2: an object has the key 'prompt'"),
     ("a.jsonl", b'{"text": "a"}\n', "a.jsonl:1: no known row format has the fields text"),
     ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: is a broken gzip file"),
     ("a.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-12], "is a broken gzip file"),

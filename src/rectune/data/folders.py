@@ -26,7 +26,7 @@ SPLITS = {
 }  # fmt: skip
 """Words in the names of files and folders, and the split that they mean; those of the `datasets` library."""
 
-_SHARD = re.compile(r"^(?P<split>\w+)-\d{5}-of-\d{5}$")
+_SHARD = re.compile(r"^(?P<split>\w+)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe data and hold none."""
 
@@ -187,6 +187,9 @@ def _by_name(folder: Path, split: str, source: str, is_data: Callable[[Path], bo
             where=source,
             hint=f"choose one as {source}:NAME",
         )
+    others = ", ".join(sorted(splits - {split})) or "none"
+    names = ", ".join(path.name for path in chosen[:3]) + (" ..." if len(chosen) > 3 else "")
+    log.info("%s: split %s (%s); other splits, not read: %s", source, split, names, others)
     left = [path.relative_to(folder).as_posix() for path in found if named[path] is None]
     if left:
         shown = ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")

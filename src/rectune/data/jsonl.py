@@ -70,7 +70,9 @@ def _decoded(line: bytes, number: int, path: Path) -> str:
 def parse_object(text: str, where: str) -> dict[str, Any]:
     """One JSON object from one line; UserError at `where` for anything else."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
+    except UserError as error:
+        raise UserError(error.what, where=where) from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise UserError(
@@ -80,6 +82,16 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         raise UserError(f"is a JSON {json_type(value)}, not an object", where=where)
     check_text(text, value, where)
     return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; UserError (without a place) where a key stands in it twice, of which Python keeps the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"an object has the key '{twice}' twice")
+    return found
 
 
 def check_text(text: str, value: object, where: str) -> None:

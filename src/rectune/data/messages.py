@@ -225,8 +225,9 @@ def _tools(value: object, info: ValidationInfo) -> list[Any]:
 
 def _conversation(value: object, info: ValidationInfo) -> Turns:
     """Messages: a list, also as JSON text, or an object with a list for each key (a `Sequence` of `datasets`)."""
-    if isinstance(value, Mapping) and all(isinstance(column, list) for column in value.values()):
-        value = [dict(zip(value, item, strict=True)) for item in zip(*value.values(), strict=False)]
+    columns = list(value.values()) if isinstance(value, Mapping) else []
+    if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+        value = [dict(zip(value, item, strict=True)) for item in zip(*columns, strict=True)]  # type: ignore[call-overload]
     place, items = place_of(info), json_list(value, info)
     if not holds(items):
         raise UserError(f"field {place.name(info)} is empty", where=place.where)

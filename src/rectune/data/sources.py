@@ -22,7 +22,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rectune.data.folders import split_files
-from rectune.data.jsonl import LONGEST, check_text, jsonl_records, open_bytes, text_lines
+from rectune.data.jsonl import LONGEST, check_text, jsonl_records, open_bytes, text_lines, unique_keys
 from rectune.errors import UserError
 
 Record = dict[str, Any]
@@ -209,7 +209,7 @@ def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
     if opening is None:
         yield from jsonl_records(path)
         return
-    at, line, decode = 0, 1, json.JSONDecoder().raw_decode
+    at, line, decode = 0, 1, json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
     between = opening.end()
     while True:
         between = _GAP.match(text, between).end()  # type: ignore[union-attr]  # matches always
@@ -219,6 +219,8 @@ def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
             return
         try:
             record, between = decode(text, at)
+        except UserError as error:
+            raise UserError(error.what, where=f"{path}:{line}") from None
         except (ValueError, RecursionError) as error:
             if len(text) - at > LONGEST:
                 raise UserError(
