@@ -5,7 +5,6 @@ A tiny model and small files stand in for those that are named; what takes long 
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -186,11 +185,3 @@ def test_a_recipe_is_read(tmp_path: Path, where: str, text: str) -> None:
     path.write_text(text)
     kinds = {"docs/offline.md": OfflineConfig, "docs/online.md": OnlineConfig}
     load_config(path, {}, kinds.get(where.partition(":")[0], TrainConfig))
-
-
-@pytest.mark.parametrize(
-    ("where", "text"), [*blocks(("json", "jsonl"))], ids=lambda text: text[:40] if ".md:" in text else ""
-)
-def test_json_is_json(where: str, text: str) -> None:
-    for line in text.splitlines() if "jsonl" in text or text.count("\n{") else [text]:
-        json.loads(line)
