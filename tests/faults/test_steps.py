@@ -88,6 +88,21 @@ def test_without_a_good_step_there_is_no_checkpoint(run: Any, monkeypatch: pytes
         run(give_up_after=3)
 
 
+def test_a_run_whose_steps_are_all_skipped_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they are fewer than `give_up_after`."""
+    monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
+    with pytest.raises(UserError, match="no finite gradient in 6 steps in a row, up to step 6"):
+        run(give_up_after=10)
+
+
+def test_skipped_steps_are_counted(
+    run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), {2, 4}))
+    assert run().skipped == 2
+    assert "2 of 6 steps were skipped: no finite loss or gradient" in caplog.text
+
+
 def cuda_error() -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -235,11 +234,11 @@ def test_broken_gradients_skip_the_step_and_then_give_up(
     monkeypatch.setattr(
         gradients, "apply_objective", lambda *args, **settings: apply(*args, **settings) * float("nan")
     )
-    out = Path(run("few", steps=9).out)
+    with pytest.raises(UserError, match="no finite gradient in 9 steps in a row, up to step 9"):
+        run("few", steps=9)  # all of a short run: nothing was trained
     assert "step 9: the loss or gradient is not finite, in " in caplog.text
-    before, after = load_file(Path(toy["model"]) / "model.safetensors"), weights(out)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert "NaN" not in (out / "metrics.jsonl").read_text()
+    assert "NaN" not in (tmp_path / "few" / "metrics.jsonl").read_text()
+    assert not (tmp_path / "few" / "model").exists()
     with pytest.raises(UserError, match="no finite gradient in 10 steps in a row, up to step 10") as caught:
         run("many", steps=12)
     assert "\n" not in str(caught.value)

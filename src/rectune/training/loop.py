@@ -244,7 +244,7 @@ def _train(
             }
             _log(accelerator, metrics, figures)
             advance(figures)
-            if skipped >= config.give_up_after:
+            if skipped >= min(config.give_up_after, steps):  # of a short run all may be skipped
                 if done > skipped and not extra:  # masters and moments still are those of that step
                     save(done - skipped, 0)
                 accelerator.wait_for_everyone()
@@ -271,6 +271,8 @@ def _train(
         if main and last == steps and probe and not best:
             probe.write(config.out / "probe.json")
         result = summarise(config.out, last, before, best or after, time.perf_counter() - began)
+        if main and result.skipped:
+            log.warning("%d of %d steps were skipped: no finite loss or gradient", result.skipped, last)
         if main and last == steps:
             write_result(result)
     if config.trackers:

@@ -25,6 +25,7 @@ class TrainResult:
         peak_memory_mib: Of the process, or of the GPU where there is one.
         seconds: That passed from the command's start to its end: loading, steps, evaluations and saving. Of a run that
             went on from a checkpoint, those up to that checkpoint are in it.
+        skipped: Steps without a finite loss or gradient, which changed nothing.
         step_seconds: Of training steps alone; None in summaries of older versions, whose `seconds` they are.
     """
 
@@ -36,6 +37,7 @@ class TrainResult:
     peak_memory_mib: float
     seconds: float
     step_seconds: float | None = None
+    skipped: int = 0
 
 
 def summarise(
@@ -55,6 +57,7 @@ def summarise(
         peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
         seconds=round(seconds, 3),
         step_seconds=step_seconds,
+        skipped=sum(line["grad_norm"] is None for line in taken),
     )
 
 
@@ -75,8 +78,8 @@ def read_result(out: Path) -> TrainResult | None:
     try:
         content = load_json(path)
         check_format(content, path)
-        content.setdefault("step_seconds", None)
-        return TrainResult(**{name: content[name] for name in TrainResult.__dataclass_fields__})
+        older = {"step_seconds": None, "skipped": 0, **content}
+        return TrainResult(**{name: older[name] for name in TrainResult.__dataclass_fields__})
     except (ValueError, KeyError, TypeError, AttributeError):
         hint = "remove it, and the run goes on from its last checkpoint"
         raise UserError("is not the summary of a run", where=path, hint=hint) from None
