@@ -214,15 +214,35 @@ def test_decay_is_on_matrices_only(toy: Any) -> None:
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [
-        ("constant", [0.5, 1, 1, 1, 1, 1]),
-        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1, 1, 0.8535533905932737, 0.5, 0.14644660940672627]),
+        ("constant", [0, 0.5, 1, 1, 1, 1]),
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, 0.8535533905932737, 0.5, 0.14644660940672627]),
     ],
 )
 def test_learning_rate(run: Any, schedule: str, rates: list[float]) -> None:
     out = run(schedule=schedule, warmup=1 / 3, learning_rate=0.01, steps=6).out
     logged = [line["learning_rate"] for line in metrics(out, "train")]
     assert logged == pytest.approx([0.01 * rate for rate in rates])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 390), (0.05, 60), (0.0, 7), (0.5, 2)])
+def test_the_schedules_are_those_of_transformers(toy: Any, schedule: str, warmup: float, steps: int) -> None:
+    from transformers import get_scheduler
+
+    config = load_config(
+        None, {**toy, "out": "unused", "schedule": schedule, "warmup": warmup, "learning_rate": 3.0}
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=round(warmup * steps), num_training_steps=steps)
+    expected = []
+    for _ in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert [learning_rate(config, step, steps) for step in range(steps)] == pytest.approx(expected)
+    assert schedule == "constant" or expected.count(3.0) == 1
 
 
 def test_no_warmup_and_one_step(toy: Any) -> None:

@@ -110,10 +110,13 @@ def make_optimizer(masters: Masters, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Learning rate of `step` (from 0) of `steps`: linear warm-up, then the schedule, which reaches 0 at `steps`."""
+    """Learning rate of `step` (from 0) of `steps`, as transformers' `get_*_schedule_with_warmup`.
+
+    It is 0 at the first step of a warm-up, at its peak once, at the first step behind it, and would be 0 at `steps`.
+    """
     warmup = round(config.warmup * steps)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return config.learning_rate * step / warmup
     if config.schedule == "constant":
         return config.learning_rate
     done = (step - warmup) / max(1, steps - warmup)
