@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from rectune.config import Settings, TrainConfig, flag, settings_fields
+from rectune.config import Settings, StopTexts, TrainConfig, flag, settings_fields
 from rectune.parameters import texts
 
 Verb = Callable[..., None]
@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     table = name.partition(".")[0] if "." in name else ""
     description = " ".join((field.description or "").split())
     default = _show(field)
-    several = field.annotation == tuple[str, ...]
+    several = set(get_args(StopTexts)[1:]) <= set(field.metadata)
     parameter = Parameter(
         name=flag(name),
         help=f"{description} [default: {default}]" if default else description,
