@@ -14,7 +14,8 @@ model reference data out seed epochs steps batch_size max_length micro_batch_tok
 learning_rate schedule warmup weight_decay betas clip normalization micro_batch_rows precision
 gradient_checkpointing memory_budget
 objective.name objective.phases objective.protect objective.refresh
-rows.format rows.columns rows.ignore rows.skip_bad_rows rows.template rows.system rows.split rows.holdout rows.limit
+rows.format rows.columns rows.ignore rows.skip_bad_rows rows.template rows.system rows.split rows.too_long
+rows.holdout rows.limit
 lora.rank lora.alpha lora.dropout lora.targets lora.merge
 evaluate_every probe checkpoint_every keep_checkpoints give_up_after choose trackers
 project run_name logging_dir

@@ -108,11 +108,14 @@ class DataConfig(Settings):
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, and count them, instead of stopping at them."""
     template: PathOrName = "auto"
-    """auto: the tokenizer's chat template, else a plain one; none: no template; the name of one of its; or a file."""
+    """auto: the tokenizer's chat template, else a plain one; eos: the same, but answers end with the eos token, as verl
+    has it; none: no template; the name of one of its; or a file."""
     system: str | None = None
     """System message put before rows that have none."""
     split: str = "train"
     """Split of a hub dataset, or of a folder that has splits."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """Rows of more than max_length tokens: cut at the end, or left out."""
     holdout: float | str = 0.05
     """Rows kept aside for evaluation: a share of the data, split by question, or a file of rows."""
     limit: int | None = Field(None, gt=0)

@@ -25,6 +25,7 @@ SAID = {"role": "assistant", "content": "yo"}
 CHAT = [{"role": "user", "content": "hi"}, SAID]
 BASE: dict[str, dict[str, Any]] = {
     "openr1": {"problem": "hi", "generations": ["no", "yo"], "correctness_llama": [False, True]},
+    "openr1_judged": {"problem": "hi", "generations": ["no", "yo"], "correctness_llama": [False, True]},
     "numina": {"problem": "hi", "solution": "yo"},
     "sharegpt": {"conversations": CHAT},
     "messages": {"messages": CHAT},
@@ -58,7 +59,7 @@ def test_every_format_has_a_base() -> None:
     assert set(BASE) == {*FORMATS, "problems"}
     for name in FORMATS:
         assert made(name, BASE[name], Notes()) is not None
-        if name not in ("chosen", "rejected"):
+        if name not in ("chosen", "rejected", "openr1_judged"):
             assert detect_format([BASE[name]], "f") == name
 
 

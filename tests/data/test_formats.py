@@ -58,7 +58,7 @@ RECORDS: list[tuple[str, dict[str, Any], tuple[Turn, ...]]] = [
     ("messages", {"messages": json.dumps(CHAT)}, (HI, YO)),
     ("numina", {"problem": "hi", "solution": "yo", "messages": CHAT, "source": "cn_k12"}, (HI, YO)),
     ("openr1", {**R1, "correctness_math_verify": [False, None, True]}, (HI, YO)),
-    ("openr1", {**R1, "correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}, (HI, YO)),
+    ("openr1", {**R1, "correctness_math_verify": None, "correctness_llama": [False, False, True]}, (HI, YO)),
     ("openr1", {**R1, "is_reasoning_complete": [False, False, True]}, (HI, YO)),
     ("openr1", R1, (HI, Turn("assistant", "a", True))),
 ]  # fmt: skip
@@ -258,6 +258,13 @@ def test_turns(format: str, record: dict[str, Any], turns: tuple[Turn, ...]) -> 
 
 def test_openr1_without_a_correct_generation_has_no_row() -> None:
     assert row("openr1", {**R1, "correctness_math_verify": [False] * 3, "correctness_llama": None}) is None
+
+
+def test_an_answer_that_the_judge_alone_accepts_is_taken_where_that_is_wanted() -> None:
+    record = {**R1, "correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}
+    assert row("openr1", record) is None
+    assert row("openr1_judged", record) == Row((HI, YO), "f:1", "aime")
+    assert detect_format([record], "f") == "openr1"
 
 
 def test_one_bad_record_does_not_change_the_format() -> None:

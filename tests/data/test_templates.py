@@ -470,3 +470,22 @@ def test_a_fixed_clock_writes_any_format(format: str, said: str, line: str) -> N
     stopped = fixed(text, date(2027, 1, 5))
     assert render(stopped).strip() == said
     assert re.sub(r"\S.*", "", render(stopped)) == re.sub(r"\S.*", "", render(text))
+
+
+def test_template_eos_is_the_chat_template_whose_answers_end_with_the_eos_token() -> None:
+    """As verl's SFT data set has it, which the paper's code uses: the turn end of the template is not trained."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    usual, by_eos = (choose_template(name, tokenizer) for name in ("auto", "eos"))
+    row = Row((Turn("user", "1+1?"), Turn("assistant", "2", True)), "f:1")
+    (piece,) = Writer(by_eos, tokenizer).row(row)
+    assert (piece.before, piece.target) == (Writer(usual, tokenizer).row(row)[0].before, "2<|endoftext|>")
+    assert set(stop_ids(tokenizer, by_eos)) == set(stop_ids(tokenizer, usual))  # answers stop at either
+    more = Row(
+        (*row.turns[:1], Turn("assistant", "2"), Turn("user", "2+2?"), Turn("assistant", "4", True)), "f:1"
+    )
+    (piece,) = Writer(by_eos, tokenizer).row(more)
+    assert piece.before == Writer(usual, tokenizer).row(more)[-1].before or "2<|im_end|>" in piece.before
+    assert piece.target == "4<|endoftext|>"
+    plain = byte_tokenizer(chat_template=None)
+    assert choose_template("eos", plain) == choose_template("auto", plain)

@@ -285,3 +285,25 @@ def test_config_json_has_the_weight_of_turn_ends_and_the_reference(
     config = json.loads((Path(run(**objective, steps=2).out) / "config.json").read_text())
     assert config["objective"]["protect"] == protect
     assert config["reference"] == (config["model"] if reference else None)
+
+
+def test_rows_that_are_too_long_are_left_out_where_that_is_wanted(
+    toy: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(toy["model"])
+    whole = load_data(load_config(None, {**toy, "out": "unused", "rows.holdout": 0}), tokenizer)
+    lengths = sorted(whole.train.lengths())
+    middle = lengths[len(lengths) // 2]
+    fit = sum(length <= middle for length in lengths)
+    assert 0 < fit < len(lengths)
+    settings = {**toy, "out": "unused", "rows.holdout": 0, "max_length": middle}
+    with caplog.at_level("INFO", "rectune"):
+        data = load_data(load_config(None, {**settings, "rows.too_long": "drop"}), tokenizer)
+    assert sorted(data.train.lengths()) == lengths[:fit]
+    assert f"{len(lengths) - fit} of {len(lengths)} rows are too long; left out" in caplog.text
+    cut = load_data(load_config(None, settings), tokenizer)
+    assert max(cut.train.lengths()) == middle and len(cut.train) > fit
+    few = load_data(load_config(None, {**settings, "rows.too_long": "drop", "rows.limit": fit}), tokenizer)
+    assert len(few.train) == fit  # the limit draws among those that fit

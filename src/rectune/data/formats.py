@@ -284,7 +284,7 @@ class OpenR1(Single):
     correctness_math_verify: Any = None
     """Marks, one for each generation."""
     correctness_llama: Any = None
-    """Marks, one for each generation; of the two, one is enough."""
+    """Marks of a language model as judge; they count where there are none of math-verify."""
 
     def turns(self, place: Place) -> Turns:
         complete = self._marks("is_reasoning_complete", place)
@@ -296,7 +296,7 @@ class OpenR1(Single):
         if not self.generations:
             raise UserError("field 'generations' is empty", where=place.where)
         for i, generation in enumerate(self.generations):
-            if (complete is None or complete[i]) and (not correct or any(marks[i] for marks in correct)):
+            if (complete is None or complete[i]) and (not correct or self._accepted(i, correct)):
                 if not isinstance(generation, str):
                     what = f"field 'generations[{i}]' is {json_type(generation)}, not text"
                     raise UserError(what, where=place.where)
@@ -304,12 +304,23 @@ class OpenR1(Single):
         place.said.add("rows without a generation marked correct; left out")
         return ()
 
+    def _accepted(self, i: int, marks: list[list[Any]]) -> bool:
+        """Whether the first judge that has marks accepts generation i."""
+        return bool(marks[0][i])
+
     def _marks(self, name: str, place: Place) -> list[Any] | None:
         marks = getattr(self, name)
         if marks is not None and (not isinstance(marks, list) or len(marks) != len(self.generations)):
             what = f"field '{name}' is not a list of {len(self.generations)} marks"
             raise UserError(what, where=place.where)
         return marks
+
+
+class OpenR1Judged(OpenR1):
+    """As `openr1`, but the mark of either judge is enough: math-verify's, or the language model's alone."""
+
+    def _accepted(self, i: int, marks: list[list[Any]]) -> bool:
+        return any(of_one[i] for of_one in marks)
 
 
 FORMATS: dict[str, type[Schema]] = {
@@ -325,6 +336,7 @@ FORMATS: dict[str, type[Schema]] = {
     "question_answer": QuestionAnswer,
     "chosen": Preference,
     "rejected": Preference,
+    "openr1_judged": OpenR1Judged,
 }
 """Schemas by name, in the order in which `detect_format` tries them (the more particular first)."""
 

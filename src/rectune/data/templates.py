@@ -40,6 +40,13 @@ BARE = """\
 {%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
 """Template none, as far as a chat template can say it: what a saved tokenizer gets."""
 
+_ASK = """\
+{%- if messages[-1].role == 'assistant' %}
+{%- set answer, messages, add_generation_prompt = messages[-1].content, messages[:-1], true %}
+{%- endif %}"""
+_ANSWER = "{%- if answer is defined %}{{ answer + eos_token }}{% endif %}"
+"""Around a chat template: the last answer stands behind the generation prompt and ends with the eos token."""
+
 REFUSALS = (
     TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
 )  # fmt: skip
@@ -95,7 +102,7 @@ class Piece:
 
 
 def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template for `rows.template`: auto, none, the name of one of the tokenizer's, or a Jinja file.
+    """The template for `rows.template`: auto, eos, none, the name of one of the tokenizer's, or a Jinja file.
 
     A template that reads the clock writes the day of this call from then on. One that was chosen before stays.
 
@@ -113,7 +120,7 @@ def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) ->
     named = known if isinstance(known, dict) else {}
     if name in named:
         text, label = named[name], f"the tokenizer's chat template '{name}'"
-    elif name != "auto":
+    elif name not in ("auto", "eos"):
         text, label = _read(name, named), f"the template {name}"
     elif known is None:
         _eos(tokenizer)
@@ -126,12 +133,18 @@ def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) ->
         )
     else:
         text, label = named.get("default", known), "the tokenizer's chat template"
+    by_eos = name == "eos" and name not in named
     if not isinstance(text, str):
         raise UserError(
             f"{label} is not text", where="rows.template", hint="give one with --rows.template FILE"
         )
+    if by_eos:
+        text, label = f"{_ASK}{text}{_ANSWER}", f"{label}, answers ended by eos"
     today = reads_clock(text)
-    return _probed(Template(fixed(text) if today else text, "", "", label, today=today), tokenizer)
+    found = _probed(Template(fixed(text) if today else text, "", "", label, today=today), tokenizer)
+    if by_eos:
+        found = replace(found, ends=tuple(dict.fromkeys((*found.ends, *_turn_ends(tokenizer)))))
+    return found
 
 
 def _read(name: str, named: dict[str, str]) -> str:

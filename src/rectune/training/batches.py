@@ -184,9 +184,10 @@ def load_data(
 
     def encoded(sides: list[datasets.Dataset]) -> Split:
         max_length = config.max_length
-        return _together(
+        found = _together(
             [encode_for(model, r, tokenizer, template, max_length=max_length) for r in sides], sides[0]
         )
+        return _without_cut(found) if config.rows.too_long == "drop" else found
 
     everything = encoded(texts.rows)
     chosen = np.array(draw(len(everything), config.rows.limit, config.seed))
@@ -220,6 +221,16 @@ def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) ->
             "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
             config.rows.holdout, f"{shared:,}", rows,
         )  # fmt: skip
+
+
+def _without_cut(split: Split) -> Split:
+    """The rows, or pairs, of which nothing was cut."""
+    cut = np.asarray(split.encoded.dataset.with_format("numpy")["truncated"][:])
+    whole = ~cut[split.members].any(axis=1)
+    log.info("%s of %s rows are too long; left out", f"{int((~whole).sum()):,}", f"{len(whole):,}")
+    if not whole.any():
+        raise UserError("no row fits in whole", where="max_length", hint="make it larger")
+    return replace(split, members=split.members[whole])
 
 
 def _together(sides: list[EncodedRows], rows: datasets.Dataset) -> Split:
