@@ -73,7 +73,7 @@ WEIGHTS: dict[str, Closed] = {
     "eaft": lambda c: c["entropy20"] / math.log(20),
     "iw_sft": lambda c: ratio(c, "ref_logp").clamp(0.2, 1.8),
     "iw_sft_sequence": lambda c: by_row(
-        c, lambda own: (2 * (c["logp"] - c["ref_logp"])[own].mean()).exp().clamp(max=16)
+        c, lambda own: ((c["logp"] - c["ref_logp"])[own].mean()).exp().clamp(max=16)
     ),
     "psft": lambda c: ratio(c, "old_logp") * (ratio(c, "old_logp") <= 1.28),
     "asft": lambda c: c["logp"].exp(),
@@ -187,7 +187,11 @@ def test_long_rows_stay_in_log_space(dtype: torch.dtype) -> None:
     torch.testing.assert_close(whole[-1], torch.tensor(1e-3, dtype=dtype))
     geometric = effective_weight("geometric_dft", c)
     torch.testing.assert_close(geometric, torch.full_like(geometric, 1e-3), rtol=1e-3, atol=0)
-    torch.testing.assert_close(effective_weight("iw_sft_sequence", c), torch.full_like(logp, math.exp(2)))
+    torch.testing.assert_close(effective_weight("iw_sft_sequence", c), torch.full_like(logp, math.e))
+    twice = effective_weight(
+        "iw_sft_sequence", c, temperature=2
+    )  # the default of the published loss function
+    torch.testing.assert_close(twice, torch.full_like(logp, math.exp(2)))
     far = {**c, "ref_logp": logp - 1000}
     assert (effective_weight("iw_sft_sequence", far) == 16).all()
 

@@ -297,7 +297,7 @@ def iw_sft(logp: Tensor, ref_logp: Tensor, *, low: float = 0.2, high: float = 1.
 
 
 def iw_sft_sequence(
-    logp: Tensor, row: Tensor, ref_logp: Tensor, *, temperature: float = 2.0, high: float = 16.0
+    logp: Tensor, row: Tensor, ref_logp: Tensor, *, temperature: float = 1.0, high: float = 16.0
 ) -> Tensor:
     """Importance-weighted SFT per row, arXiv:2507.12856. Weight min(exp(temperature * mean log p / p_ref), high).
 
@@ -305,7 +305,8 @@ def iw_sft_sequence(
         logp: Log-probability of each target, (N,).
         row: Index of the row of each token, (N,), int64.
         ref_logp: The same targets under the reference model, (N,); without gradient.
-        temperature: Factor on the row's mean log-ratio.
+        temperature: Factor on the row's mean log-ratio. 1 is what the published trainer passes; the default of its
+            loss function, which that never uses, is 2.
         high: Greatest weight.
 
     Returns:
@@ -317,7 +318,7 @@ def iw_sft_sequence(
     Example:
         >>> columns = {"logp": torch.tensor([0.9, 0.1]).log(), "ref_logp": torch.tensor([0.6, 0.1]).log()}
         >>> effective_weight("iw_sft_sequence", {**columns, "row": torch.tensor([0, 0])})
-        tensor([1.5000, 1.5000])
+        tensor([1.2247, 1.2247])
     """
     return -sg((temperature * mean_by(row, logp - ref_logp)).exp().clamp(max=high)[row]) * logp
 
