@@ -70,9 +70,46 @@ def test_the_papers_settings_are_in_the_plan(tmp_path: Path) -> None:
         0.05,
     )
     assert runs["RFT"]["sampling"]["n"] == runs["GRPO"]["n"] == 4
+    assert (runs["PPO"]["n"], runs["PPO"]["problems_per_step"], runs["GRPO"]["problems_per_step"]) == (
+        1,
+        256,
+        256,
+    )
+    assert {run["rows"]["template"] for run in runs.values() if "rows" in run} == {"eos"}
     table1 = reproduce("table1", scale="full", out=tmp_path, dry_run=True)
     rates = {model["model"]: model["runs"][0]["settings"]["learning_rate"] for model in table1["models"]}
     assert rates.pop("meta-llama/Llama-3.1-8B") == 2e-5 and set(rates.values()) == {5e-5}
+
+
+@pytest.mark.parametrize("name", ["table2", "table6", "table7"])
+def test_iw_sft_is_called_as_its_source_calls_it(name: str) -> None:
+    """One weight a row at temperature 1 (bounding_trainers.py), 8 rows a step on 8 GPUs (iw_sft.sh)."""
+    arms = [arm for arm in load_recipe(name).arms if arm.label.startswith("iw-SFT")]
+    assert arms
+    for arm in arms:
+        assert dict(arm.settings) == {
+            "objective.name": "iw_sft_sequence", "objective.temperature": 1.0, "learning_rate": 1e-5,
+            "batch_size": 8, "weight_decay": 1e-4, "warmup": 0.05,
+        }  # fmt: skip
+
+
+def test_planned_steps_are_those_of_training(tmp_path: Path) -> None:
+    """100,000 rows, 200 of them kept aside, 256 a step: 390 steps, as in the paper's figure."""
+    steps = {
+        name: {
+            run["arm"]: run["steps"]
+            for run in reproduce(name, scale="full", out=tmp_path, dry_run=True)["models"][0]["runs"]
+        }
+        for name in ("table2", "table8")
+    }
+    assert steps["table2"]["SFT"] == steps["table2"]["DFT"] == 390
+    assert steps["table2"]["iw-SFT"] == 99_800 // 8
+    assert steps["table8"]["SFT"] == -(-3 * (45_000 - 90) // 256)
+
+
+def test_openr1_rows_that_are_too_long_are_left_out(tmp_path: Path) -> None:
+    run = reproduce("table8", scale="full", out=tmp_path, dry_run=True)["models"][0]["runs"][0]["settings"]
+    assert (run["max_length"], run["rows"]["too_long"], run["rows"]["format"]) == (8192, "drop", "openr1")
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rectune.config import DataConfig
+from rectune.data.order import plan_steps
 from rectune.reproduction.job import Job
 from rectune.reproduction.paper import figures
 from rectune.reproduction.recipe import Arm
@@ -52,8 +54,10 @@ def full_estimate(job: Job, arm: Arm) -> dict[str, Any]:
             paired = given["objective.name"] == "dpo"
             rows = questions if paired else round(drawn * assumed["correct"])
             tokens = rows * (prompt + answer) * (1 + paired)
+        share = given.get("rows.holdout", DataConfig().holdout)
+        rows -= max(1, round(rows * float(share))) if share else 0
+        steps = len(plan_steps(rows, given["batch_size"], epochs=given["epochs"]))
         rows, tokens = rows * given["epochs"], tokens * given["epochs"]
-        steps = -(-rows // given["batch_size"])
     reference = given.get("objective.name") in ("dpo", "iw_sft", "iw_sft_sequence")
     per_token = (8 if given.get("gradient_checkpointing") else 6) + 2 * reference
     asked = sum(PROBLEMS[name] for name in job.recipe.benchmarks) * job.asking.draws.n

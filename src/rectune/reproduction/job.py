@@ -162,6 +162,7 @@ def full_asking(recipe: Recipe, folder: Path | None, engine: str) -> Asking:
         benchmarks=dict.fromkeys(recipe.benchmarks, ""),
         files=(),
         draws=Draws(n=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]),
+        template=recipe.full["settings"]["rows.template"],
         prompt=draws["prompt"] or None,
         system=draws["system"],
         folder=folder,

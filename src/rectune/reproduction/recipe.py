@@ -162,14 +162,15 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
     }
     steps, rows, draws = shared["steps"], shared["batch_size"], mini["draws"]
     if arm.method == "online":
+        n = arm.settings.get("n", 4)
         return {
             **{
                 name: shared[name]
                 for name in ("steps", "precision", "micro_batch_tokens", "memory_budget", "warmup")
             },
             **{name: shared[name] for name in ("checkpoint_every", "keep_checkpoints", "schedule")},
-            "n": 4,
-            "problems_per_step": rows // 4,
+            "n": n,
+            "problems_per_step": rows // n,
             "max_new_tokens": draws["max_new_tokens"],
             "template": "none",
             "rollouts_every": 0,
