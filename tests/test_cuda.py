@@ -23,6 +23,7 @@ from rectune import elementwise
 from rectune.config import load_config
 from rectune.data.packing import collate
 from rectune.data.tokens import Encoded
+from rectune.errors import UserError
 from rectune.logprobs import COLUMNS, token_columns
 from rectune.models.scorer import Scorer
 from rectune.sampling.engine import DrawSettings, Request
@@ -85,6 +86,22 @@ def test_compiled_is_as_exact_as_dense(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_as_exact_as_dense(case, implementation="fused", memory_budget=rows * case.row_bytes)
         assert_as_exact_as_dense(case, "kl", implementation="fused", memory_budget=2 * rows * case.row_bytes)
     assert set(compiled) == {"sums", "softmax_", "divergence", "differences_"}
+
+
+def test_ids_that_do_not_exist_leave_the_gpu_usable() -> None:
+    """An index out of range on a GPU is an assertion there, behind which nothing more can be computed."""
+    case, model = Case(41, 1031, torch.float32).cuda(), tiny_model().cuda()
+    for target in (1031, -100):
+        with pytest.raises(UserError, match=f"target {target} is no id of a vocabulary of 1031"):
+            token_columns(case.hidden, case.weight, torch.full_like(case.targets, target))
+    with pytest.raises(UserError, match="are on cpu and cuda:0"):
+        token_columns(case.hidden, case.weight.cpu(), case.targets)
+    row = Encoded([5, 300, 6], [-100, -100, 6], [False] * 3)
+    with pytest.raises(UserError, match="token id 300 has no embedding: the model has 272"):
+        Scorer(model).columns(collate([row], "cuda"))
+    with pytest.raises(UserError, match="the rows are on cpu, the model on cuda:0"):
+        Scorer(model).columns(collate([row]))
+    assert token_columns(case.hidden, case.weight, case.targets)["logp"].isfinite().all()
 
 
 @pytest.mark.parametrize("implementation", ["plain", "fused"])

@@ -218,7 +218,7 @@ def check_targets(targets_N: Tensor, vocabulary: int) -> None:
     """Raise `UserError` for a target outside the vocabulary; on a GPU it would end the process's use of the device."""
     if not len(targets_N):
         return
-    least, most = (int(end) for end in targets_N.aminmax())
+    least, most = torch.stack(targets_N.aminmax()).tolist()
     if least < 0 or most >= vocabulary:
         wrong = least if least < 0 else most
         hint = f"positions without a target have the label {IGNORE}, and are left out of targets"

@@ -124,9 +124,9 @@ class Scorer:
         weight = self.causal.get_input_embeddings().weight
         if batch.input_ids.device != weight.device:
             raise UserError(f"the rows are on {batch.input_ids.device}, the model on {weight.device}")
-        for token in batch.input_ids.aminmax():
-            if not 0 <= int(token) < weight.shape[0]:
-                raise no_embedding(int(token), weight.shape[0])
+        for token in torch.stack(batch.input_ids.aminmax()).tolist():
+            if not 0 <= token < weight.shape[0]:
+                raise no_embedding(token, weight.shape[0])
         longest, places = max(batch.row_lengths), positions(self.causal)
         if places and longest > places and not rope_kinds(self.causal.config.get_text_config()):
             raise UserError(f"a row of {longest} tokens does not fit the model's {places} positions")
