@@ -36,6 +36,7 @@ def said(**message: Any) -> dict[str, Any]:
         (said(function_call=CALL["function"]), "yo", {"tool_calls": [ANONYMOUS]}),
         ({"from": "function_call", "value": json.dumps(CALL["function"])}, "", {"tool_calls": [ANONYMOUS]}),
         (said(reasoning_content="since"), "yo", {"reasoning_content": "since"}),
+        (said(thinking="y"), "yo", {"reasoning_content": "y"}),
         (said(thinking="since", reasoning=None), "yo", {"reasoning_content": "since"}),
         (said(reasoning="since", content="<think>since</think>yo"), "<think>since</think>yo", {}),
         ({"role": "tool", "content": "wet", "tool_call_id": "1", "name": "sky"}, "wet",

@@ -135,6 +135,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.csv", b'prompt,completion\na,b\n"a,b\n', "a.csv:3: malformed CSV"),
     ("a.csv", b"prompt,completion\na,b\na,\n", "a.csv:3: the completion is empty"),
     ("a.parquet", b"no parquet", "a.parquet:1: is broken Parquet"),
+    ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a.parquet: is a Git LFS pointer"),
     ("a.txt", b"hello", "a.txt: is not a file of rows; known: .jsonl"),
 ]  # fmt: skip
 

@@ -110,7 +110,7 @@ class Demonstration(Schema):
 
     label: Annotated[
         bool | None, PlainValidator(_verdict),
-        Names("label", "kto_tag", "is_correct", "correct", "desirable", "accepted"),
+        Names("label", "kto_tag", "is_correct", "correct", "is_good", "desirable", "accepted"),
     ] = None  # fmt: skip
     """Whether the answer is a good one (unpaired preferences); rows with a bad one are left out."""
     tools: Tools = ()

@@ -7,6 +7,7 @@ decides whether the turn is a target. Whole records are left to `formats.py`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -187,7 +188,7 @@ def read_message(item: object, place: Place) -> Turn:
         raise UserError(f"'{here}' has tool calls, but is no assistant's message", where=place.where)
     thinking = message.reasoning_content
     fields = {
-        "reasoning_content": "" if thinking.strip() in (content or "") else thinking,
+        "reasoning_content": "" if _thought(thinking, content or "") else thinking,
         "tool_calls": calls,
         "name": message.name,
         "tool_call_id": message.tool_call_id,
@@ -282,7 +283,11 @@ class Question(Schema):
             UserError: A context, a history or another system message beside a prompt that is messages.
         """
         if isinstance(prompt, str):
-            words = f"{self.context}\n\n{prompt}" if self.context.strip() not in prompt else prompt
+            words = (
+                f"{self.context}\n\n{prompt}"
+                if self.context and not _quoted(self.context, prompt)
+                else prompt
+            )
             turns: Turns = (*self.history, Turn("user", words))
         else:
             for name in ("context", "history"):
@@ -291,6 +296,12 @@ class Question(Schema):
                     raise UserError(what, where=where, hint="make it part of the messages")
             turns = unsupervised(prompt)
         return with_system(turns, self.system, where)
+
+
+def _quoted(context: str, prompt: str) -> bool:
+    """Whether a prompt has the context already: as lines of its own, or so much of it that it is no chance."""
+    text = context.strip()
+    return f"\n{text}\n" in f"\n{prompt}\n" or (len(text) >= 40 and text in prompt)
 
 
 def with_system(turns: Turns, system: str, where: str) -> Turns:
@@ -306,8 +317,13 @@ def with_system(turns: Turns, system: str, where: str) -> Turns:
 
 def answer_turn(content: str, reasoning: str) -> Turn:
     """A supervised answer with its thinking, unless the words already have it."""
-    thinking = "" if reasoning.strip() in content else reasoning
+    thinking = "" if _thought(reasoning, content) else reasoning
     return Turn("assistant", content, True, dump({"reasoning_content": thinking}))
+
+
+def _thought(thinking: str, content: str) -> bool:
+    """Whether the words hold the thinking already, between marks of their own."""
+    return re.search(r"<\|?[\w/]*(think|reason|thought)", content) is not None and thinking.strip() in content
 
 
 def dump(fields: Mapping[str, Any]) -> str:

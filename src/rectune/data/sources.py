@@ -33,6 +33,7 @@ PACKAGED = {
 """Names of data that come with the package."""
 
 _CHUNK = 1 << 20  # bytes read at a time
+_POINTER = b"version https://git-lfs"
 _GAP = re.compile(r"[\s,]*")  # between two records of an array
 
 
@@ -127,6 +128,9 @@ def _files(source: str, paths: list[Path]) -> Records:
 
     def start() -> Iterator[tuple[str, Record | UserError]]:
         for path in paths:
+            with path.open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise UserError("is a Git LFS pointer, not the data", where=path, hint="run git lfs pull")
             empty = True
             for line, record in READERS[_suffix(path)](path):
                 empty = False
