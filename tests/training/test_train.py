@@ -263,6 +263,7 @@ def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_n
     assert config["precision"] in ("bf16", "fp32")
     assert config["reference"] is None  # dft has none
     assert config["decided"]["turn_end"] and config["decided"]["template"]
+    assert config["decided"]["steps"] == 2
     again = {"out": out, "steps": 2, "resume": True}
     run(objective__name="dft", objective__protect=1.0, precision=config["precision"], **again)
     with pytest.raises(UserError, match=r"objective was .*'protect': 1.0.*, is .*'protect': 0.0"):

@@ -167,7 +167,7 @@ class _Run:
     def go(self, *, resume: bool) -> OnlineResult:
         config, steps = self.config, self.config.steps
         start, idle, before = self._recall() if resume else (0, 0, {})
-        open_run(config, self.template)  # type: ignore[arg-type]
+        open_run(config, self.template, config.steps)  # type: ignore[arg-type]
         take_back_metrics(self.metrics, start if start else -1)
         if not start:
             before = self._measure(0)

@@ -165,7 +165,7 @@ def _train(
         log.info("micro-batches of at most %d tokens: more did not fit into memory", gradients.limit)
     accelerator.wait_for_everyone()  # all have checked the folder
     if main:
-        open_run(config, data.template)
+        open_run(config, data.template, steps)
         take_back_metrics(metrics, start if found else -1)
     if probe and found and main:
         probe.recall(metrics)

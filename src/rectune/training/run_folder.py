@@ -60,12 +60,12 @@ def run_template(out: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Te
     return choose_template(str(kept), tokenizer)
 
 
-def open_run(config: TrainConfig, template: Template) -> None:
+def open_run(config: TrainConfig, template: Template, steps: int) -> None:
     """Write the template, `config.json` and `environment.json`: from now on the folder holds this run."""
     with _writing(config.out):
         if template.text is not None and not (config.out / "config.json").exists():
             write_text(config.out / TEMPLATE, template.kept())
-        decided = {"template": template.name, "turn_end": template.closing}
+        decided = {"template": template.name, "turn_end": template.closing, "steps": steps}
         for name, content in (
             ("environment", environment()),
             ("config", {**settled(config), "decided": decided}),
@@ -84,6 +84,8 @@ def settled(config: Settings) -> dict[str, Any]:
         found["objective"]["protect"] = phases[0].protect
         if any({"ref_logp", "kl"} & {*phase.columns} for phase in phases):
             found["reference"] = found["reference"] or found["model"]
+    elif "epsilon_high" in found:
+        found["epsilon_high"] = found["epsilon_high"] or found["epsilon"]
     return found
 
 
@@ -146,6 +148,8 @@ def _filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any
     for key, value in defaults.items():
         if isinstance(value, dict) and isinstance(before[key], dict):
             before[key] = {**value, **before[key]}
+    if before.get("epsilon_high", 0) is None:
+        before["epsilon_high"] = before["epsilon"]
     if before.get("precision") == "auto":
         before["precision"] = now["precision"]
     if isinstance(objective := before.get("objective"), dict) and objective["protect"] is None:
