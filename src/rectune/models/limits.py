@@ -80,7 +80,7 @@ def say_beyond(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> No
     """Warn of tokens without an embedding; a row that has one is refused."""
     if unknown := beyond(tokenizer, model):
         log.warning(
-            "the tokenizer has %s tokens, the model %s embeddings: no text may have %s",
+            "the tokenizer has %s tokens, the model %s embeddings: rows and prompts with %s are refused",
             f"{len(tokenizer):,}", f"{embeddings(model):,}", listed(unknown.values()),
         )  # fmt: skip
 
