@@ -245,7 +245,10 @@ def test_files_that_are_not_whole(make: Make, base: Path) -> None:
     expect(folder, base, "is a Git LFS pointer, not the file that it stands for; git lfs pull")
     save_file({}, folder / WEIGHTS)
     expect(folder, base, "lacks 8 of the 8 tensors")
-    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    shutil.copy(folder / WEIGHTS, folder / "adapters.safetensors")
+    (folder / WEIGHTS).rename(folder / "other")
+    expect(folder, base, "no adapter_model.safetensors", "adapters.safetensors is MLX's")
+    (folder / "other").rename(folder / "adapter_model.bin")
     expect(folder, base, "no adapter_model.safetensors", "adapter_model.bin is pickle")
 
 

@@ -414,6 +414,8 @@ def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = 
         hint = None
         if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
             hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json"
+        if (folder / "adapters.safetensors").is_file():
+            hint = "adapters.safetensors is MLX's, which names tensors otherwise: fuse it into its model"
         if (folder / "adapter_model.bin").is_file():
             hint = (
                 "adapter_model.bin is pickle, which can run code: save the adapter anew with a present peft"
