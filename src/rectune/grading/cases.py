@@ -14,8 +14,12 @@ from rectune.errors import UserError
 PROGRAMS = ("test", "tests", "unit_tests", "test_list", "test_cases")
 """Fields of `extra` that hold a program, or a list of its lines; the first one that does so counts."""
 PAIRS = ("input_output", "test_cases", "public_test_cases", "private_test_cases", "public_tests", "private_tests",
-         "generated_tests", "tests")  # fmt: skip
+         "generated_tests", "official_tests", "tests")  # fmt: skip
 """Fields of `extra` that hold pairs; all that are there count together, and `inputs` with `outputs` too."""
+_INPUTS, _OUTPUTS = (
+    ("input", "inputs", "stdin"),
+    ("output", "outputs", "expected_output", "expected", "stdout"),
+)
 _NAMES = ("fn_name", "func_name", "function_name")
 _CHECK = """
 def plain(value):
@@ -139,7 +143,7 @@ def _parsed(value: Any, name: str, where: str | None) -> Any:
 def _pairs(value: Any, name: str, where: str | None) -> list[tuple[Any, Any, bool | None]]:
     """Input, output and whether it is a call's (None where it does not say) of each test."""
     if isinstance(value, Mapping):
-        inputs, outputs = (value.get(f"{side}s", value.get(side)) for side in ("input", "output"))
+        inputs, outputs = _side(value, _INPUTS), _side(value, _OUTPUTS)
         if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence):
             raise UserError(f"extra.{name} has no 'inputs' and 'outputs'", where=where)
         if isinstance(inputs, str) and isinstance(outputs, str):
@@ -150,12 +154,20 @@ def _pairs(value: Any, name: str, where: str | None) -> list[tuple[Any, Any, boo
     pairs: list[tuple[Any, Any, bool | None]] = []
     for one in value if isinstance(value, list | tuple) else [value]:
         kind = one.get("testtype", one.get("type")) if isinstance(one, Mapping) else None
-        if not isinstance(one, Mapping) or "input" not in one or "output" not in one:
+        if None in (_side(one, _INPUTS), _side(one, _OUTPUTS)):
             raise UserError(f"extra.{name} is no list of tests with 'input' and 'output'", where=where)
         if kind not in (None, "stdin", "stdin_stdout", "functional", "function_call"):
             raise UserError(f"extra.{name}: no such test type: {kind}", where=where)
-        pairs.append((one["input"], one["output"], None if kind is None else kind.startswith("function")))
+        pairs.append(
+            (_side(one, _INPUTS), _side(one, _OUTPUTS), None if kind is None else kind.startswith("function"))
+        )
     return pairs
+
+
+def _side(record: Any, names: Sequence[str]) -> Any:
+    """The input or the output of a test, under any of its names; None where it has none."""
+    named = [record[name] for name in names if name in record] if isinstance(record, Mapping) else []
+    return named[0] if named else None
 
 
 def _lines(value: Any) -> str:

@@ -195,13 +195,19 @@ def _with_body(head: str) -> str:
 
 
 def _helpers(program: str, wanted: list[str]) -> str:
-    """A program without the function that is to be written."""
-    tree = _quietly(lambda: ast.parse(program))
+    """The imports, definitions and constants of a program, without the function that is to be written."""
     lines = program.splitlines(keepends=True)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in wanted:
-            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            lines[first - 1 : node.end_lineno] = [""] * ((node.end_lineno or first) - first + 1)
+    for node in _quietly(lambda: ast.parse(program)).body:
+        used = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+        defines = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        constant = isinstance(node, ast.Assign | ast.AnnAssign | ast.Try | ast.If) and not used & {
+            *wanted,
+            "__name__",
+        }
+        if (defines and node.name not in wanted) or constant or isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
+        lines[first - 1 : node.end_lineno] = [""] * ((node.end_lineno or first) - first + 1)
     return "".join(lines).strip()
 
 
@@ -269,7 +275,8 @@ def grade_code(
     Raises:
         UserError: `extra` has no tests, or this machine cannot confine a program.
     """
-    tests, prompt = read_tests(extra), str(extra.get("prompt") or "")
+    tests = read_tests(extra)
+    prompt = "" if tests.streams else str(extra.get("prompt") or "")
     code = extract_code(text, prompt=prompt, entry_point=tests.function, tests=tests.program)
     if not code.strip():
         return Graded("unparsed", "")

@@ -68,8 +68,11 @@ class Tests:
         except (SyntaxError, ValueError) as error:
             raise Fault(f"the tests are no Python: {_text(error)}") from None
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) and node.test.elts:
-                raise Fault(f"line {node.lineno} of the tests asserts a tuple, which is always true")
+            if _always_holds(node):
+                line = getattr(node, "lineno", None)
+                raise Fault(
+                    f"line {line} of the tests asserts a tuple, or has the expected value as its message"
+                )
         self.wanted = free_names(table)
         self._explicit = {
             call.func.id
@@ -392,6 +395,22 @@ def _leaves(node: ast.stmt) -> bool:
     call = node.value if isinstance(node, ast.Expr) else None
     name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
     return isinstance(node, ast.Raise) or name in ("exit", "quit", "sys.exit")
+
+
+def _always_holds(node: ast.AST) -> bool:
+    """`assert (f(2) == 4, "message")`, `assert f(2), 4` and `assertTrue(f(2), 4)` hold whatever is returned."""
+    if isinstance(node, ast.Assert):
+        if isinstance(node.test, ast.Tuple) and node.test.elts:
+            return True
+        test, message = node.test, node.msg
+    elif (
+        isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "assertTrue" and len(node.args) == 2
+    ):
+        test, message = node.args
+    else:
+        return False
+    literal = isinstance(message, ast.List | ast.Tuple | ast.Dict | ast.Set | ast.Constant)
+    return isinstance(test, ast.Call) and literal and not isinstance(getattr(message, "value", 0), str)
 
 
 def _held(node: ast.stmt) -> ast.stmt:

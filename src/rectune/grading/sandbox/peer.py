@@ -23,6 +23,7 @@ _COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__c
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul", "and", "or", "xor",
            "lshift", "rshift")  # fmt: skip
 _ARITHMETIC = tuple(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r", "i"))
+_IN_PLACE = tuple(f"__i{name}__" for name in _BINARY)
 _JUDGING = frozenset((*_COMPARISONS, *_ARITHMETIC))
 """Operators that show the candidate a value of the tests and then answer for it."""
 _FORWARDED = frozenset((
@@ -35,9 +36,6 @@ _FIXED = (int, float, str, tuple, bytes, complex, frozenset)
 """Built-in types whose subclasses cross with their value."""
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType,
               types.WrapperDescriptorType, types.MethodDescriptorType)  # fmt: skip
-_ITERATORS: Any = (types.GeneratorType, map, filter, zip, enumerate, reversed, type(iter([])), type(iter(())),
-                   type(iter({})), type(iter({}.values())), type(iter({}.items())), type(iter(set())),
-                   type(iter("")), type(iter(range(0))), type(iter(int, 1)))  # fmt: skip
 _HARMLESS = ("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
              "itertools", "json", "math", "numpy", "operator", "random", "re", "statistics", "string")  # fmt: skip
 SINGLE = 32
@@ -207,7 +205,7 @@ class Peer:
             return ["F", [self._number(value), *name]]
         if isinstance(value, types.CoroutineType):
             return ["co", self._number(value)]
-        if isinstance(value, _ITERATORS):
+        if _is_iterator(value):
             return ["g", self._number(value)]
         if isinstance(value, BaseException):
             if named_type(kind.__module__, kind.__qualname__) is kind:
@@ -354,9 +352,9 @@ class Peer:
         self._classes.add(id(type(proxy)))
         return found
 
-    def _uninformed(self, proxy: Any, result: Any) -> Any:
-        """`result`, unless it may rest on a value of the tests that was shown to `proxy`."""
-        if id(proxy) in self._informed:
+    def _uninformed(self, proxy: Any, result: Any, *, shown: bool = False) -> Any:
+        """`result`, unless it is data that may rest on a value of the tests that was shown to `proxy`."""
+        if shown or id(proxy) in self._informed:
             if id(result) not in _WHERE and result is not NotImplemented:
                 raise Uncarried(f"a {type(proxy).__name__} of the program computes with a value of the tests")
             self._informed.add(id(result))
@@ -366,18 +364,17 @@ class Peer:
         """`name` is the method of an operator, as the other side has it for the object behind `proxy`."""
         self.used = True
         shown = [one for one in arguments if id(one) not in _WHERE]
-        known = (
-            id(proxy) in self._built and id(type(proxy)) in self._classes
-        )  # a class that the tests ask for
-        if not self._guarded or name not in _JUDGING or not shown or known:
+        asked_for = (
+            id(type(proxy)) in self._classes or name in _IN_PLACE
+        )  # a class, and not a function's answer
+        if not (self._guarded and name in _JUDGING and shown) or (asked_for and id(proxy) in self._built):
             result = self.ask("op", number, name, *arguments, **keywords)
             return result if name in _COMPARISONS else self._uninformed(proxy, result)
         if not all(map(is_data, shown)):
             return NotImplemented  # an object of the tests decides by itself
         if name in _COMPARISONS:
             return self._compare(proxy, number, name, *arguments)
-        self._informed.add(id(proxy))
-        return self._uninformed(proxy, self.ask("op", number, name, *arguments))
+        return self._uninformed(proxy, self.ask("op", number, name, *arguments), shown=True)
 
     def _compare(self, proxy: Any, number: int, name: str, value: Any) -> Any:
         """What the object behind `proxy` says of a value of the tests, if it can be believed."""
@@ -424,7 +421,7 @@ def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
     is_mock = kind.__module__ == "unittest.mock"  # its own assertions are attributes
     if (
         (action == "call" and callable(subject))
-        or (action == "pull" and isinstance(subject, _ITERATORS) and type(arguments[0]) is int)
+        or (action == "pull" and _is_iterator(subject) and type(arguments[0]) is int)
         or (action == "describe" and isinstance(subject, type))
         or action == "plain"
         or (action == "op" and name in _FORWARDED and (exposed or name == "__call__"))
@@ -439,6 +436,11 @@ def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
     ):
         return
     raise AttributeError(f"{action} {name} is not for the program")
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether a value is an iterator of Python's own: a generator, `zip`, `itertools.count`."""
+    return isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools")
 
 
 def _fixed_base(kind: type) -> Any:

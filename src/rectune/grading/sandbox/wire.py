@@ -159,7 +159,7 @@ _SCALARS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     type(NotImplemented): ("N", lambda _: None),
     type(...): ("E", lambda _: None),
 }
-_RICH = ("fractions", "decimal", "datetime", "numpy")
+_RICH = ("fractions", "decimal", "datetime", "numpy", "pathlib", "pathlib._local")
 _VIEWS: dict[type, str] = {type({}.keys()): "k", type({}.values()): "v", type({}.items()): "i"}
 _PLAIN_DTYPES = "biufcSUmM"
 
@@ -203,6 +203,8 @@ def _encode_rich(value: Any) -> Any:
         zone = getattr(value, "tzinfo", None)
         if type(zone).__name__ in ("NoneType", "timezone"):  # other zones are more than an offset
             return [name, value.isoformat()]
+    if name in ("PosixPath", "PurePosixPath"):
+        return [name, str(value)]
     dtype = getattr(value, "dtype", None)
     if dtype is not None and value.shape == () and dtype.kind in _PLAIN_DTYPES:
         return ["numpy", [dtype.str, [], value.tobytes().hex()]]
@@ -227,6 +229,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "date": lambda text: _from_module("datetime", "date").fromisoformat(text),
     "time": lambda text: _from_module("datetime", "time").fromisoformat(text),
     "datetime": lambda text: _from_module("datetime", "datetime").fromisoformat(text),
+    "PosixPath": lambda text: _from_module("pathlib", "PosixPath")(text),
+    "PurePosixPath": lambda text: _from_module("pathlib", "PurePosixPath")(text),
     "numpy": lambda body: _array(body)[()],
 }
 
