@@ -109,6 +109,20 @@ def test_spaces_that_the_template_trims(tmp_path: Path) -> None:
     assert finding["spaces"].where == [f"{tmp_path}/rows.jsonl:2"]
 
 
+def test_names_that_the_template_does_not_write(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    named = {"role": "user", "content": "a", "name": "Ada"}
+    rows = [
+        {"messages": [first, {"role": "assistant", "content": "b"}]}
+        for first in (named, {**named, "name": ""})
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finding = found(path, tmp_path)
+    assert (list(finding), finding["names"].rows) == (["names"], 1)
+    writes = CHATML.replace("message['role']", "(message.name or message['role'])")
+    assert found(path, tmp_path, text=writes) == {}
+
+
 def test_todays_date(tmp_path: Path) -> None:
     dated = "{{ strftime_now('%Y') }}" + CHATML
     finding = found(CASES / "23-date-template/rows.jsonl", tmp_path, text=dated)

@@ -55,7 +55,14 @@ def test_a_run_without_a_merged_model_is_its_adapter(tmp_path):
 def test_an_offline_run_is_the_run_in_it(tmp_path):
     run = make_run(tmp_path)
     run.rename(tmp_path / "train")
+    (tmp_path / "offline.json").write_text("{}")
     assert run_prompt(str(tmp_path)).model == tmp_path / "train" / "model"
+
+
+def test_an_offline_run_that_has_not_trained_yet_says_so(tmp_path):
+    (tmp_path / "offline.json").write_text("{}")
+    with pytest.raises(UserError, match="the run has no model yet"):
+        find_folder(str(tmp_path))
 
 
 def test_names_from_within_the_run(tmp_path, monkeypatch):

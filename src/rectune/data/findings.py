@@ -5,6 +5,7 @@ What is done about it is in `marks.py` and `templates.py`; nothing here changes 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rectune.data.marks import Marks
 from rectune.data.rows import Row, Turn
 from rectune.data.templates import Template, Writer
+from rectune.errors import UserError
 
 ROLES = (
     r"<\|(?:im_start|start_header_id|header_start|start_of_role|start)\|>\s*"
@@ -95,6 +97,10 @@ def _kinds() -> dict[str, Finding]:
                 "the template trims them; one of your own can keep them",
             ),
             Finding(
+                "names", "have names of speakers",
+                "the template does not write them; one of your own can, or put them into the contents",
+            ),
+            Finding(
                 "today's date", "are written with today's date",
                 "the template reads the clock; a training run keeps the day that it began",
             ),
@@ -119,9 +125,14 @@ def findings_in(
 ) -> list[Finding]:
     """What some rows bring along, of `of` in all: questions too, which have no answer yet."""
     marks, trims = _marks(tokenizer, template), _trims(tokenizer, template)
-    found = _kinds()
+    writer, found = Writer(template, tokenizer), _kinds()
+    names: bool | None = None  # whether the template writes them, told from the first row that has any
     for row in rows:
         _note(row, marks, template, found)
+        if names is not True and any(map(_named, row.turns)):
+            names = _writes_names(row, writer) if names is None else names
+            if not names:
+                found["names"].add(row.where)
         if trims and any(turn.supervised and turn.content != turn.content.strip() for turn in row.turns):
             found["spaces"].add(row.where)
     if template.today:
@@ -142,7 +153,11 @@ def _candidates(
     pattern = "|".join([*tokens, ROLES, *[r"\A\s", r"\s\z"] * _trims(tokenizer, template)])
     for batch in dataset.with_format("arrow").iter(1000):
         contents = batch["turns"].combine_chunks()
-        holds = pyarrow.compute.match_substring_regex(contents.flatten().field("content"), pattern)
+        texts, fields = (contents.flatten().field(name) for name in ("content", "fields"))
+        holds = pyarrow.compute.or_(
+            pyarrow.compute.match_substring_regex(texts, pattern),
+            pyarrow.compute.match_substring(fields, '"name":'),
+        )
         parents = pyarrow.compute.list_parent_indices(contents)
         some = np.unique(parents.filter(holds).to_numpy(zero_copy_only=False))
         yield from map(row_of, batch.take(pyarrow.array(some)).to_pylist())
@@ -158,6 +173,24 @@ def _trims(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
     """Whether the template leaves out spaces around an answer."""
     turns = (Turn("user", "probe"), Turn("assistant", "\n  answer \n", True))
     return turns[1].content not in Writer(template, tokenizer).text(turns, "rows.template")
+
+
+def _named(turn: Turn) -> bool:
+    return turn.role != "tool" and '"name":' in turn.fields and "name" in json.loads(turn.fields)
+
+
+def _writes_names(row: Row, writer: Writer) -> bool:
+    """Whether the template writes the names of a row's speakers, or refuses the row, which is said elsewhere."""
+    nameless = []
+    for turn in row.turns:
+        fields = json.loads(turn.fields) if _named(turn) else {}
+        fields.pop("name", None)
+        nameless.append(replace(turn, fields=json.dumps(fields)) if _named(turn) else turn)
+    try:
+        given, without = (writer.text(turns, row.where, tools=row.tools) for turns in (row.turns, nameless))
+    except UserError:
+        return True
+    return given != without
 
 
 def _note(row: Row, marks: Marks, template: Template, found: dict[str, Finding]) -> None:

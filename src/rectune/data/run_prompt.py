@@ -96,9 +96,9 @@ def answering(folder: Path) -> Path:
         UserError: A run without a model, or a folder of a run that holds none.
     """
     found = _find(folder)
-    if found is None:
+    if found is None and not (folder / "offline.json").is_file():
         return folder
-    run = found[0]
+    run = found[0] if found else folder
     if run == folder or run.parent == folder:
         there = [run / name for name in WEIGHTS if (run / name).is_dir()]
         if not there:
@@ -113,7 +113,8 @@ def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
     """The run that a folder is or belongs to, and its config."""
     inside = folder.absolute()
     near = [inside.parent] if inside.name in WEIGHTS else []
-    for run in (folder, folder / "train", *near, inside.parent, inside.parent.parent):
+    offline = [folder / "train"] if (folder / "offline.json").is_file() else []
+    for run in (folder, *offline, *near, inside.parent, inside.parent.parent):
         path = run / "config.json"
         try:
             config = load_json(path) if path.is_file() else None

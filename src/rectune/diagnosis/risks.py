@@ -22,7 +22,8 @@ _FEW_ROWS = 20  # below that, nothing is said about what most rows are like
 _BROUGHT = {
     "template in text": ("markers", "high"), "control tokens": ("control tokens", "high"),
     "special tokens": ("special tokens", "medium"), "today's date": ("date", "low"),
-    "own end": ("own end", "low"), "spaces": ("spaces", "low"), "own start": ("own start", "low"),
+    "own end": ("own end", "low"), "spaces": ("spaces", "low"), "names": ("names", "medium"),
+    "own start": ("own start", "low"),
 }  # fmt: skip
 """What texts bring along (`data/findings.py`), as a risk: its name and severity."""
 
