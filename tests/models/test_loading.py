@@ -316,3 +316,17 @@ def test_weights_that_were_not_gathered(folder: Path) -> None:
     rewrite(folder, lambda tensors: {name: tensor.new_zeros(0) for name, tensor in tensors.items()})
     with pytest.raises(UserError, match=r"is \[0\], not .*the weights are empty: .*ZeRO-3"):
         load_model(folder)
+
+
+def test_folders_of_something_else(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"adapter_model.safetensors belongs to .* adapter_config.json is missing"
+        ):
+            load_model(folder)
+        (folder / "config.json").unlink(missing_ok=True)
+    for name in ("adapter", "model"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        with pytest.raises(UserError, match=f"{name} is the {name} of this run: give that folder"):
+            load_model(tmp_path / "run")

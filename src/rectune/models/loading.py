@@ -211,9 +211,8 @@ def check_model(name: str | Path) -> None:
 def check_folder(folder: Path) -> None:
     """Raise `UserError` for what a folder lacks to be a model: config, safetensors weights, tokenizer."""
     if not (folder / "config.json").is_file():
-        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
-        hint = f"{ggufs[0]} is for llama.cpp: give the model it was made from" if ggufs else None
-        raise UserError("no config.json, so this is not the folder of a model", where=folder, hint=hint)
+        what = "no config.json, so this is not the folder of a model"
+        raise UserError(what, where=folder, hint=_other_content(folder))
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
         if pickles:
@@ -222,15 +221,14 @@ def check_folder(folder: Path) -> None:
                 where=folder,
                 hint="save the model as safetensors with transformers, on a machine where you trust it",
             )
-        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
-        hint = f"{ggufs[0]} is for llama.cpp: give the model it was made from" if ggufs else None
-        raise UserError("no weights (*.safetensors)", where=folder, hint=hint)
+        raise UserError("no weights (*.safetensors)", where=folder, hint=_other_content(folder))
     for index in folder.glob("*.safetensors.index.json"):
         _check_index(index)
     files = sorted(folder.glob("*.safetensors"))
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         what = f"weights ({files[0].name}), but neither model.safetensors nor model.safetensors.index.json"
-        raise UserError(what, where=folder, hint="copy or download the model again")
+        hint = _other_content(folder) or "copy or download the model again"
+        raise UserError(what, where=folder, hint=hint)
     for file in files:
         _check_weights(file)
     tokenizers = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
@@ -238,6 +236,19 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
     for file in tokenizers:
         _check_pointer(file)
+
+
+def _other_content(folder: Path) -> str | None:
+    """What to do about a folder that holds something else than a model."""
+    for pattern, about in (
+        ("*.gguf", "is for llama.cpp: give the model it was made from"),
+        ("adapter_model.safetensors", "belongs to an adapter, whose adapter_config.json is missing"),
+        ("model", "is the model of this run: give that folder"),
+        ("adapter", "is the adapter of this run: give that folder"),
+    ):
+        if found := sorted(folder.glob(pattern)):
+            return f"{found[0].name} {about}"
+    return None
 
 
 def _check_index(index: Path) -> None:
