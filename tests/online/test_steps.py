@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,14 @@ def test_answers_without_a_finite_gradient_are_named(
     assert "step 1" in said[0]
     assert said[0].count("answer 2 to problem") == said[0].count("answer") == 1
     assert [line["skipped"] for line in metrics(tmp_path / "run", "train")] == [1, 1]
+
+
+def test_answers_end_at_stop_texts(run: Any) -> None:
+    """A third of a byte-level toy's answers has one of these letters; trained on is what stands before it."""
+    out = run("stopped", stop=("a", "e", "1"), rollouts_every=1, steps=2, max_new_tokens=40).out
+    files = sorted((Path(out) / "rollouts").iterdir())
+    answers = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert answers
+    texts = [answer["text"] for answer in answers]
+    assert not any(letter in text for text in texts for letter in "ae1")
+    assert any(len(text) < 38 for text in texts)
