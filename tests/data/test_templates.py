@@ -195,6 +195,26 @@ def test_tool_calls_are_learnt(arguments: object, content: str) -> None:
     assert "tool_response" not in target(made, tokenizer)
 
 
+OWN_CALL_END = CHATML.replace(  # as gpt-oss's and Gemma 4's: a call ends with another token than a turn
+    "message['content'] + '<|im_end|>\\n' }}",
+    "message['content'] }}{% for call in message.tool_calls or [] %}"
+    "{{ call.function.name + (call.function.arguments | tojson) }}{% endfor %}"
+    "{{ '<|call|>' if message.tool_calls else '<|im_end|>\\n' }}",
+)
+
+
+def test_a_tool_call_may_end_with_a_token_of_its_own() -> None:
+    tokenizer = byte_tokenizer(chat_template=OWN_CALL_END)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|call|>"]})
+    call = Turn("assistant", "", True, json.dumps({"tool_calls": [CALL]}))
+    made = encoded(Row((Turn("user", "a"), call), "f:1"), tokenizer)
+    assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>'
+    assert made.structural[-1]
+    turns = (Turn("user", "a"), call, Turn("tool", "3 m"), Turn("assistant", "3", True))
+    made = encoded(Row(turns, "f:1"), tokenizer)
+    assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>3<|im_end|>'
+
+
 @pytest.mark.parametrize("last", [True, False])
 def test_tool_calls_that_the_template_does_not_write_are_refused(last: bool) -> None:
     fields = json.dumps({"tool_calls": [CALL]})
@@ -416,7 +436,12 @@ def test_named_templates() -> None:
         ("{{ messages | nosuch }}", "is not a Jinja template \\(line 1: No filter named 'nosuch'"),
         ("{{ messages[7].content }}", "refuses this conversation"),
         ({"default": 3}, "is not text"),
-        ("", "ends the assistant's turn without a token of its own"),
+        (
+            "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}<|im_end|>{% endfor %}",
+            "does not write contents that are plain text",
+        ),
+        ("<|im_end|>", "does not write contents that are plain text"),
+        ("{{ messages[0].content }}", "ends the assistant's turn without a token of its own"),
     ],
 )
 def test_broken_templates_are_one_line(text: Any, message: str) -> None:

@@ -217,7 +217,7 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     """`template` with its closing, its trailer and the tokens that it writes, found out by example."""
     turns = (Turn("user", _PROBE), Turn("assistant", _PROBE))
     writer = Writer(template, tokenizer)
-    tail = writer.text(turns, "rows.template").rpartition(_PROBE)[2]
+    tail = _behind_probe(writer.text(turns, "rows.template"), template)
     tokens = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     any_token = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
     found = any_token.search(tail)
@@ -237,6 +237,16 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
         ends=tuple(dict.fromkeys(ends)),
         written=tuple(written),
     )
+
+
+def _behind_probe(text: str, template: Template) -> str:
+    if _PROBE not in text:
+        raise UserError(
+            f"{template.name} does not write contents that are plain text",
+            where="rows.template",
+            hint="it may be for contents in parts (images); give another with --rows.template FILE",
+        )
+    return text.rpartition(_PROBE)[2]
 
 
 Message = dict[str, Any]
@@ -354,7 +364,7 @@ class Writer:
             if turn.role != "assistant" or (i == 0 and not turn.supervised):
                 continue
             before = self._text(messages[:i], where, tools, True)
-            end = self._turn_end(text, before, messages[i])
+            end = self._turn_end(text, before, messages[: i + 1], where, tools)
             if end is not None:
                 found.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
                 done = end
@@ -378,11 +388,14 @@ class Writer:
         found, before = self._prompt(row.turns[:last], messages[:-1], row.where, tools)
         full = self._text(messages, row.where, tools, False)
         prompt = "".join(piece.before + piece.target for piece in found) + before
-        target = full[len(prompt) : len(full) - len(self.template.trailer)]
+        end = len(full) - len(self.template.trailer)
+        whole = full.endswith(messages[-1].get("end") or self.template.closing, 0, end)
+        if messages[-1].get("tool_calls"):
+            end = self._call_end(full)
+            whole = end > len(prompt)
+        target = full[len(prompt) : end]
         self._check_fields(full, messages, row.where, tools)
-        if not (full.startswith(prompt) and target.endswith(self._end_of(messages[-1]))) or not _holds(
-            full, messages[-1]["content"]
-        ):
+        if not (full.startswith(prompt) and whole and _holds(full, messages[-1]["content"])):
             raise UserError(
                 f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
                 where=row.where,
@@ -390,18 +403,29 @@ class Writer:
             )
         return [*found, Piece(before, target, True)]
 
-    def _end_of(self, message: Message) -> str:
-        return message.get("end") or self.template.closing
-
-    def _turn_end(self, text: str, before: str, message: Message) -> int | None:
-        """Where the turn behind `before` ends in `text`; None where it is not what the message says."""
-        closing = self._closing.search(text, len(before)) if text.startswith(before) else None
+    def _turn_end(
+        self, text: str, before: str, messages: list[Message], where: str, tools: list[Any] | None
+    ) -> int | None:
+        """Where the last of the messages, behind `before`, ends in `text`; None where that is not what it says."""
+        if not text.startswith(before):
+            return None
+        message = messages[-1]
+        if message.get("tool_calls"):
+            alone = self._text(messages, where, tools, False)
+            end = self._call_end(alone)
+            return end if end > len(before) and text.startswith(alone[:end]) else None
+        closing = self._closing.search(text, len(before))
         if closing is None:
             return None
         written = text[len(before) : closing.start()]
         said = (message["content"], message.get("reasoning_content") or "")
-        whole = all(_holds(written, part) for part in said) and _calls(written, message)
-        return closing.end() if whole else None
+        return closing.end() if all(_holds(written, part) for part in said) else None
+
+    def _call_end(self, text: str) -> int:
+        """Where a text ends that closes with a tool call, whose turn may end with a token of its own; 0 without one."""
+        tokens = "|".join(map(re.escape, self.marks.control)) or r"(?!)"
+        ends = [found.end() for found in re.finditer(f"(?<!{START})(?:{tokens})", text)]
+        return ends[-1] if ends and not text[ends[-1] :].strip() else 0
 
     def _check_context(self, text: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
         """Raise `UserError` for tools, and turns that are not the assistant's, that leave no trace in a prompt."""
