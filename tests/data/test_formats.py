@@ -61,6 +61,7 @@ RECORDS: list[tuple[str, dict[str, Any], tuple[Turn, ...]]] = [
     ("openr1", {**R1, "correctness_math_verify": [False, None, True]}, (HI, YO)),
     ("openr1", {**R1, "correctness_math_verify": None, "correctness_llama": [False, False, True]}, (HI, YO)),
     ("openr1", {**R1, "is_reasoning_complete": [False, False, True]}, (HI, YO)),
+    ("openr1", {**R1, "correctness_math_verify": [None] * 3, "correctness_llama": [False, False, True]}, (HI, YO)),
     ("openr1", R1, (HI, Turn("assistant", "a", True))),
 ]  # fmt: skip
 
@@ -200,7 +201,8 @@ def test_what_changes_the_meaning_is_refused(format: str, more: dict[str, Any], 
     made, notes = noted(format, {**record, **more}, ignore=(name,))
     assert made[0].turns == (HI, YO)
     assert notes.ignored == {name: 1}
-    assert noted(format, {**record, name: None})[1].ignored == {}
+    for nothing in (None, "", [], [None], [{"path": None, "bytes": ""}]):
+        assert noted(format, {**record, name: nothing})[1].ignored == {}
 
 
 def test_other_fields_are_noted_once() -> None:

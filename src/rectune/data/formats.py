@@ -313,7 +313,7 @@ class OpenR1(Single):
         if marks is not None and (not isinstance(marks, list) or len(marks) != len(self.generations)):
             what = f"field '{name}' is not a list of {len(self.generations)} marks"
             raise UserError(what, where=place.where)
-        return marks
+        return marks if holds(marks) else None  # nulls alone: nobody has judged
 
 
 class OpenR1Judged(OpenR1):

@@ -24,7 +24,6 @@ from rectune.data.schema import (
     Refusal,
     Schema,
     Text,
-    holds,
     is_number,
     json_list,
     place_of,
@@ -230,7 +229,7 @@ def _conversation(value: object, info: ValidationInfo) -> Turns:
     if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
         value = [dict(zip(value, item, strict=True)) for item in zip(*columns, strict=True)]  # type: ignore[call-overload]
     place, items = place_of(info), json_list(value, info)
-    if not holds(items):
+    if not items:
         raise UserError(f"field {place.name(info)} is empty", where=place.where)
     return read_messages(list(items), place.name(info)[1:-1], place)
 

@@ -215,8 +215,10 @@ def names_of(key: str, info: FieldInfo) -> tuple[str, ...]:
 
 
 def holds(value: object) -> bool:
-    """Whether a field says anything: null, an empty text, list or object does not."""
-    return value is not None and value != "" and value != [] and value != {}
+    """Whether a field says anything: null, an empty text, and lists and objects of nothing else do not."""
+    if isinstance(value, Mapping):
+        return any(map(holds, value.values()))
+    return any(map(holds, value)) if isinstance(value, list) else value is not None and value != ""
 
 
 def truth(value: object) -> bool | None:
