@@ -89,6 +89,8 @@ def mbpp(record: Record, where: str) -> Asked | None:
         "test_list": tests,
         "test_setup_code": str(record.get("test_setup_code") or ""),
     }
+    if record.get("test_imports"):  # of the sanitized version
+        extra["test_imports"] = record["test_imports"]
     question = f"{_text(record, ('text', 'prompt'), where)}\nYour code has to pass these tests:\n\n{shown}"
     return Asked(question, _text(record, ("code",), where), str(number), extra)
 

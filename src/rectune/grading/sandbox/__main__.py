@@ -125,8 +125,7 @@ def _run_apart(
     job: dict[str, Any], requests: BinaryIO, replies: BinaryIO, report: Callable[..., None]
 ) -> None:
     """The tests here, the program in the candidate's process."""
-    side = Peer(replies, requests, guarded=True)
-    side.global_action = _standard_input  # type: ignore[method-assign]
+    side = Peer(replies, requests, _standard_input, guarded=True)
     module = candidate.new_module("tests")
 
     def find(name: str) -> Any:

@@ -34,7 +34,7 @@ def serve(program: str, inward: BinaryIO, outward: BinaryIO) -> None:
         send(outward, ["failed", f"{type(error).__name__}: {error}"[:500]])
         return
     send(outward, ["ran", ""])
-    _Side(solution, inward, outward).serve()
+    _peer(solution, inward, outward).serve()
 
 
 def compile_program(program: str) -> types.CodeType:
@@ -67,20 +67,17 @@ def look_up(module: types.ModuleType, path: str) -> Any:
     return found
 
 
-class _Side(Peer):
-    """The end of the pipes that has the program."""
+def _peer(solution: types.ModuleType, inward: BinaryIO, outward: BinaryIO) -> Peer:
+    """The end of the pipes that has the program; its output and input go through them from now on."""
 
-    def __init__(self, solution: types.ModuleType, inward: BinaryIO, outward: BinaryIO) -> None:
-        sys.stdout = io.StringIO()
-        super().__init__(inward, outward, guarded=False, printed=_take_printed)
-        self.solution = solution
-        sys.stdin = _Stdin(self)
-        builtins.input = lambda prompt="": self.ask("input", "input", str(prompt))
+    def give(action: str, target: str, arguments: list[Any]) -> Any:
+        return look_up(solution, target)
 
-    def global_action(self, action: str, target: str, arguments: list[Any]) -> Any:
-        if action == "get":
-            return look_up(self.solution, target)
-        return list(vars(self.solution))
+    sys.stdout = io.StringIO()
+    peer = Peer(inward, outward, give, guarded=False, printed=_take_printed)
+    sys.stdin = _Stdin(peer)
+    builtins.input = lambda prompt="": peer.ask("input", "input", str(prompt))
+    return peer
 
 
 def _take_printed() -> str:
@@ -96,11 +93,11 @@ def _take_printed() -> str:
 class _Stdin(io.TextIOBase):
     """What the tests give as standard input."""
 
-    def __init__(self, side: Peer) -> None:
-        self._side = side
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
 
     def readline(self, size: int = -1) -> str:  # type: ignore[override]
-        return str(self._side.ask("input", "readline"))
+        return str(self._peer.ask("input", "readline"))
 
     def read(self, size: int | None = -1) -> str:
-        return str(self._side.ask("input", "read"))
+        return str(self._peer.ask("input", "read"))

@@ -53,6 +53,7 @@ class Peer:
     """Both pipes, and the objects known on either side.
 
     Args:
+        give: Does what is asked of the side itself (`get`, `input`), given action, name and arguments.
         guarded: Whether the other side must not be believed.
         printed: Returns, and forgets, what was printed since it was asked last.
 
@@ -63,9 +64,16 @@ class Peer:
     """
 
     def __init__(
-        self, inward: BinaryIO, outward: BinaryIO, *, guarded: bool, printed: Callable[[], str] = str
+        self,
+        inward: BinaryIO,
+        outward: BinaryIO,
+        give: Callable[[str, str, list[Any]], Any],
+        *,
+        guarded: bool,
+        printed: Callable[[], str] = str,
     ) -> None:
-        self._inward, self._outward, self._guarded, self._printed = inward, outward, guarded, printed
+        self._inward, self._outward, self._give = inward, outward, give
+        self._guarded, self._printed = guarded, printed
         self._lock = RLock()
         self._own: list[Any] = []
         self._numbers: dict[int, int] = {}
@@ -150,8 +158,8 @@ class Peer:
     # what this side does for the other
 
     def _act(self, action: str, target: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if action in ("get", "names", "input"):
-            return self.global_action(action, target, arguments)
+        if action in ("get", "input"):
+            return self._give(action, target, arguments)
         subject = self._own[target]
         if self._guarded:
             _check_allowed(action, subject, arguments)
@@ -179,10 +187,6 @@ class Peer:
         if action == "run":
             return importlib.import_module("asyncio").run(subject)
         return self._describe(subject)
-
-    def global_action(self, action: str, target: str, arguments: list[Any]) -> Any:
-        """What is asked of the side itself; set by whoever has something to give."""
-        raise NameError(target)
 
     def _number(self, value: Any) -> int:
         if id(value) not in self._numbers:
