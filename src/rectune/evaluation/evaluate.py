@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectune.data.run_prompt import run_prompt
-from rectune.data.templates import template_date
-from rectune.disk import FORMAT, writing
+from rectune.data.templates import check_template, template_date
+from rectune.disk import FORMAT, check_output, writing
 from rectune.evaluation.asking import Asked, Wanted, ask, mismatches, overlapping
 from rectune.evaluation.benchmarks import BENCHMARKS
 from rectune.evaluation.scoring import Line, read_graded, score
+from rectune.models.loading import check_model
 from rectune.processes import share, wait_for_all
 
 if TYPE_CHECKING:
@@ -114,6 +115,10 @@ def evaluate(
         "precision": precision,
     }
     if isinstance(engine, str):
+        check_output(samples)
+        check_template(asks)
+        if engine == "local":
+            check_model(name)
         asks = kept_template(Path(out), asks, name)
     sample(
         name,
