@@ -195,6 +195,15 @@ def test_tool_calls_are_learnt(arguments: object, content: str) -> None:
     assert "tool_response" not in target(made, tokenizer)
 
 
+def test_an_empty_thinking_that_later_turns_take_away_is_no_fault() -> None:
+    tokenizer = byte_tokenizer(chat_template=QWEN3)
+    call = Turn("assistant", "", True, json.dumps({"tool_calls": [CALL]}))
+    turns = (Turn("user", "a"), call, Turn("tool", "3 m"), Turn("assistant", "3", True))
+    made = encoded(Row(turns, "f:1"), tokenizer)
+    assert target(made, tokenizer).startswith("\n<tool_call>\n{")
+    assert target(made, tokenizer).endswith("</tool_call><|im_end|><think>\n\n</think>\n\n3<|im_end|>")
+
+
 OWN_CALL_END = CHATML.replace(  # as gpt-oss's and Gemma 4's: a call ends with another token than a turn
     "message['content'] + '<|im_end|>\\n' }}",
     "message['content'] }}{% for call in message.tool_calls or [] %}"

@@ -413,13 +413,17 @@ class Writer:
         if message.get("tool_calls"):
             alone = self._text(messages, where, tools, False)
             end = self._call_end(alone)
-            return end if end > len(before) and text.startswith(alone[:end]) else None
+            if end > len(before) and text.startswith(alone[:end]):
+                return end
+            if not alone[:end].endswith(self.template.closing):  # so the next closing is not this turn's
+                return None
         closing = self._closing.search(text, len(before))
         if closing is None:
             return None
         written = text[len(before) : closing.start()]
         said = (message["content"], message.get("reasoning_content") or "")
-        return closing.end() if all(_holds(written, part) for part in said) else None
+        whole = all(_holds(written, part) for part in said) and _calls(written, message)
+        return closing.end() if whole else None
 
     def _call_end(self, text: str) -> int:
         """Where a text ends that closes with a tool call, whose turn may end with a token of its own; 0 without one."""
