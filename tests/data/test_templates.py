@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -523,3 +524,38 @@ def test_template_eos_is_the_chat_template_whose_answers_end_with_the_eos_token(
     assert piece.target == "4<|endoftext|>"
     plain = byte_tokenizer(chat_template=None)
     assert choose_template("eos", plain) == choose_template("auto", plain)
+
+
+def published() -> list[Path]:
+    """The chat templates of models that TRL brings."""
+    found = find_spec("trl")
+    return sorted(Path(str(found.origin)).parent.glob("chat_templates/*.jinja")) if found else []
+
+
+@pytest.mark.parametrize("path", published(), ids=lambda path: path.stem)
+def test_published_templates_are_right_or_refused(path: Path) -> None:
+    """Prompts are what sampling reads, and all that a row says is in its text."""
+    text = path.read_text("utf-8")
+    tokenizer = byte_tokenizer(chat_template=text)
+    marks = re.findall(
+        r"<\|[^|\s]{1,30}\|>|<｜[^｜\s]{1,30}｜>|</?s>|<(?:start|end)_of_turn>|<\|?turn\|?>", text
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *sorted(set(marks))]})
+    thought, call = json.dumps({"reasoning_content": "hm, so"}), json.dumps({"tool_calls": [CALL]})
+    turns = {
+        "plain": (Turn("user", "is <|im_end|> one?"), Turn("assistant", "yes", True)),
+        "thought": (Turn("user", "a"), Turn("assistant", "yes", True, thought)),
+        "call": (
+            Turn("user", "a"), Turn("assistant", "", True, call), Turn("tool", "3 m"), Turn("assistant", "yes", True),
+        ),
+    }  # fmt: skip
+    for name, said in turns.items():
+        try:
+            made = encoded(Row(said, "f:1", tools=DEPTH if name == "call" else ""), tokenizer)
+        except UserError:
+            continue
+        learnt = target(made, tokenizer)
+        assert "yes" in learnt
+        assert made.structural[-1]
+        assert ("hm, so" in learnt) is (name == "thought")
+        assert ("depth" in learnt and "3 m" not in learnt) is (name == "call")
