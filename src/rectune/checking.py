@@ -104,6 +104,8 @@ def _rows(
 
 def _kinds(source: str, options: DataConfig) -> list[Kind]:
     """The kinds that the first records can be, the likeliest first."""
+    if set(PAIR) <= options.columns.keys():
+        return ["pairs"]
     look = [
         record
         for _, record in itertools.islice(open_source(source, split=options.split).start(), _LOOK)

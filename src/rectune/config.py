@@ -102,7 +102,7 @@ class DataConfig(Settings):
     format: str = "auto"
     """Row format: auto, mapping, or one of docs/data.md, such as messages, sharegpt, alpaca or question_answer."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """For any other layout, which field is what: prompt=FIELD,completion=FIELD and perhaps system=FIELD."""
+    """For any other layout, which field is what: prompt=FIELD,completion=FIELD; for pairs chosen, rejected."""
     ignore: tuple[str, ...] = ()
     """Fields to leave unread even if they change what a row means, separated by commas."""
     skip_bad_rows: bool = False

@@ -140,6 +140,21 @@ def test_a_bad_pair_is_named(tmp_path: Path, record: object, line: str, format: 
     assert "\n" not in str(caught.value)
 
 
+def test_fields_of_other_names(tmp_path: Path) -> None:
+    path = lines(tmp_path / "p.jsonl", {"q": "q", "good": "a", "bad": "b", "system": "s"})
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    for format, answer in (("chosen", "a"), ("rejected", "b")):
+        options = DataConfig(format=format, columns=columns)
+        row = row_at(read_rows(str(path), options=options, cache_dir=tmp_path), 0)
+        assert row.turns == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", answer, True))
+    with pytest.raises(UserError, match=r"rows.columns: unknown column 'completion'"):
+        read_rows(
+            str(path),
+            options=DataConfig(format="chosen", columns={"completion": "good"}),
+            cache_dir=tmp_path,
+        )
+
+
 def test_both_sides_lose_the_same_pairs(tmp_path: Path) -> None:
     """Else a better answer would be paired with the worse one to another prompt."""
     bad = {"prompt": "q", "chosen": "a", "rejected": [said(""), said("b")]}

@@ -171,7 +171,7 @@ def test_no_such_source(tmp_path: Path) -> None:
         ),
         ({"format": "mapping"}, "rows.columns.prompt: "),
         ({"format": "alpacca"}, "did you mean 'alpaca'"),
-        ({"format": "gsm8k", "columns": {"prompt": "prompt"}}, "drop one of the two"),
+        ({"format": "gsm8k", "columns": {"prompt": "prompt"}}, "rows.columns: unknown column 'prompt'"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, object], message: str, tmp_path: Path) -> None:

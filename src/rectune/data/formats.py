@@ -343,9 +343,6 @@ FORMATS: dict[str, type[Schema]] = {
 PAIR = ("chosen", "rejected")
 """The formats that read the two answers of a pair; never told from the fields."""
 
-MAPPABLE = tuple(PromptCompletion.model_fields)
-"""What `rows.columns` can say a field is: the fields of prompt_completion."""
-
 
 def fits(name: str, record: Record) -> bool:
     """Whether a record has all that a format's records have."""
@@ -373,17 +370,22 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     raise UserError(f"no known row format has the fields {fields_seen}", where=where, hint=hint)
 
 
-def check_columns(columns: Mapping[str, str], record: Record, where: str) -> None:
-    """UserError where the mapping lacks a side, names an unknown one, or a field that `record` has not."""
+def check_columns(columns: Mapping[str, str], record: Record, where: str, format: str) -> None:
+    """UserError where a mapping onto a format lacks a side, or names a field that the format or `record` has not."""
+    known = _schema(format).model_fields
     for key in columns:
-        if key not in MAPPABLE:
-            raise unknown_name("column", key, MAPPABLE, where="rows.columns")
-    for key in ("prompt", "completion"):
+        if key not in known:
+            raise unknown_name("column", key, known, where="rows.columns")
+    for key in ("prompt", "completion") if format == "mapping" else ():
         if key not in columns:
             raise UserError("does not say which field it is", where=f"rows.columns.{key}")
     for field in columns.values():
         if field not in record:
             raise unknown_name("field", field, map(str, record), where=where)
+
+
+def _schema(format: str) -> type[Schema]:
+    return PromptCompletion if format == "mapping" else FORMATS[format]
 
 
 def to_row(
@@ -402,7 +404,7 @@ def to_row(
         record: The decoded record.
         where: `file:line`, for messages and for `Row.where`.
         format: A key of `FORMATS`, or "mapping".
-        columns: With "mapping", which fields are the prompt, the completion and so on; the others keep their names.
+        columns: For fields of the format, their names in the record; the others keep theirs.
         system: System message for rows that have none.
         ignore: Fields that are left unread whatever they mean.
         notes: Gets what was read, left unread and decided.
@@ -430,9 +432,7 @@ def to_row(
 
 
 def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
-    schema: type[Schema] = PromptCompletion if format == "mapping" else FORMATS[format]
-    names = {field: key for key, field in columns.items()} if format == "mapping" else {}
-    read = schema.read(record, place, names)
+    read = _schema(format).read(record, place, {field: key for key, field in columns.items()})
     if isinstance(read, Preference):
         prompt, *answers = read.sides(place)
         for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs

@@ -113,8 +113,7 @@ def intake(source: str, *, options: DataConfig, cache_dir: Path | None = None) -
     """Read a source as `read_rows` does, but leave it to the caller what its faulty records mean."""
     records = open_source(source, split=options.split)
     format = _resolve_format(records, options)
-    columns = {} if format != "mapping" else options.columns
-    key = _key(_VERSION, records.fingerprint, format, columns, options.system, sorted(options.ignore))
+    key = _key(_VERSION, records.fingerprint, format, options.columns, options.system, sorted(options.ignore))
     folder = (cache_dir or default_cache()) / "rows" / key
     path, kept = folder / "rows.arrow", folder / "notes.json"
     if not path.exists():
@@ -159,34 +158,29 @@ def _resolve_format(records: Records, options: DataConfig) -> str:
         wrong = next((record for _, record in first if isinstance(record, UserError)), None)
         raise wrong or UserError("has no rows", where=records.name)
     where, first_record = look[0]
-    if options.format == "mapping" or (options.format == "auto" and options.columns):
-        check_columns(options.columns, first_record, where)
-        return "mapping"
-    if options.columns:
-        raise UserError(
-            f"says how columns map, but the format is {options.format}",
-            where="rows.columns",
-            hint="drop one of the two",
-        )
-    if options.format == "auto":
-        return detect_format([record for _, record in look], where)
-    if options.format not in FORMATS:
-        raise unknown_name("format", options.format, [*FORMATS, "auto", "mapping"], where="rows.format")
-    return options.format
+    format = options.format
+    if format == "auto" and options.columns:
+        format = "mapping"
+    elif format == "auto":
+        format = detect_format([record for _, record in look], where)
+    elif format not in (*FORMATS, "mapping"):
+        raise unknown_name("format", format, [*FORMATS, "auto", "mapping"], where="rows.format")
+    if options.columns or format == "mapping":
+        check_columns(options.columns, first_record, where, format)
+    return format
 
 
 def _write(
     path: Path, records: Records, format: str, options: DataConfig, notes: Notes, faults: Faults
 ) -> int:
     """Write the rows that can be used, and note the others; returns how many were written."""
-    columns = options.columns if format == "mapping" else {}
     with ArrowWriter(features=FEATURES, path=str(path), writer_batch_size=1000) as writer:
         for where, record in records.start():
             try:
                 if isinstance(record, UserError):
                     raise record
                 row = to_row(
-                    record, where, format=format, columns=columns, system=options.system, ignore=options.ignore,
+                    record, where, format=format, columns=options.columns, system=options.system, ignore=options.ignore,
                     notes=notes,
                 )  # fmt: skip
                 if row is not None:

@@ -170,7 +170,7 @@ def row_wrapping(data: str, rows: DataConfig) -> str | None:
     """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
     from rectune.data.reading import read_rows, row_at  # brings datasets, slow to import
 
-    for options in (rows, rows.model_copy(update={"format": "chosen", "columns": {}})):
+    for options in (rows, rows.model_copy(update={"format": "chosen"})):
         with suppress(
             UserError
         ):  # gone, or neither rows nor pairs: said by the caller, who knows what it means
