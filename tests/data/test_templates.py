@@ -225,6 +225,16 @@ def test_a_tool_call_may_end_with_a_token_of_its_own() -> None:
     assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>3<|im_end|>'
 
 
+def test_a_template_may_take_arguments_as_text() -> None:
+    tokenizer = byte_tokenizer(
+        chat_template=OWN_CALL_END.replace("(call.function.arguments | tojson)", "call.function.arguments")
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|call|>"]})
+    call = Turn("assistant", "", True, json.dumps({"tool_calls": [CALL]}))
+    made = encoded(Row((Turn("user", "a"), call), "f:1"), tokenizer)
+    assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>'
+
+
 @pytest.mark.parametrize("last", [True, False])
 def test_tool_calls_that_the_template_does_not_write_are_refused(last: bool) -> None:
     fields = json.dumps({"tool_calls": [CALL]})

@@ -320,16 +320,15 @@ class Writer:
     def _rendered(
         self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool
     ) -> str:
+        def run(messages: list[Message]) -> str:
+            settings = {"add_generation_prompt": generation, "chat_template": self.template.text}
+            return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **settings))  # type: ignore[arg-type]
+
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    tools=tools,
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    chat_template=self.template.text,
-                )
-            )
+            try:
+                return run(messages)
+            except TypeError:  # some, such as DeepSeek's, take arguments of a call as text
+                return run([_with_text_arguments(message) for message in messages])
         except TemplateSyntaxError as error:
             raise UserError(
                 f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})",
@@ -474,6 +473,18 @@ class Writer:
             where=where,
             hint=f"give a template that does with --rows.template{named}, or take the field out of the rows",
         )
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = [
+        {
+            **call,
+            "function": {**function, "arguments": json.dumps(function.get("arguments"), ensure_ascii=False)},
+        }
+        for call in message.get("tool_calls") or ()
+        if isinstance(function := call.get("function"), dict)
+    ]
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _calls(text: str, message: Message) -> bool:
