@@ -290,7 +290,7 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
         ({"data": "rows.jsonl"}, "is made of the model's own answers"),
         ({"rows__format": "gsm8k"}, "rows.format is for data of your own"),
         ({"sampling__grader": "code"}, "a code problem without tests"),
-        ({"sampling__samples": "nothing.jsonl"}, "cannot be read"),
+        ({"sampling__samples": "nothing.jsonl"}, "no such file"),
     ],
 )
 def test_mistakes_cost_nothing(run: Any, tmp_path: Path, settings: dict[str, str], says: str) -> None:
