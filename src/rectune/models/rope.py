@@ -19,9 +19,8 @@ def choose_per_row(model: nn.Module) -> None:
     """Make such rotary embeddings of a model decide by row; all others are left as they are."""
     for module in model.modules():
         if original_lengths(module) and "forward" not in vars(module):
-            module.forward = MethodType(
-                _forward, module
-            )  # a method, so that copies of the module have their own
+            # a method of the module, not a closure: a copy of the module gets its own
+            module.forward = MethodType(_forward, module)
 
 
 def original_lengths(module: nn.Module) -> dict[str | None, tuple[str, int]]:
@@ -36,9 +35,8 @@ def original_lengths(module: nn.Module) -> dict[str | None, tuple[str, int]]:
         original = None
         if kind == "longrope":
             parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
-            original = (parameters if layer is None else parameters[layer]).get(
-                "original_max_position_embeddings"
-            )
+            parameters = parameters if layer is None else parameters[layer]
+            original = parameters.get("original_max_position_embeddings")
         elif isinstance(kind, str) and "dynamic" in kind:
             original = getattr(module, "original_max_seq_len", None)
         if original is not None:  # else it is code of a model's own, which the scorer's check judges
