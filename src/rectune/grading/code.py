@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib.util
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,18 @@ from rectune.errors import UserError
 from rectune.grading.cases import read_tests
 from rectune.grading.fences import Block, before_first_fence, fenced_blocks
 from rectune.grading.final_answer import final_part
-from rectune.grading.sandbox.layouts import bound_names, free_names
+from rectune.grading.sandbox.layouts import OWN_NAMES, bound_names, free_names
 from rectune.grading.verdicts import Graded
 
 MEMORY = 2**30
 """Bytes of address space for the candidate."""
 MAX_BLOCKS = 30
 """Blocks that are looked through for a program; the last ones of an answer with more."""
+CUTS = 8
+"""Times that a text is cut where it stops being a program."""
 _CODE_LINE = re.compile(r"(?:import|from|def|class|async def)\s+\w|@\w|#!|[A-Za-z_]\w*\s*(?::[^=\n]*)?=[^=]")
 _READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(0")
+_DOES = re.compile(r"^\s*(?:def|class|import|from|print)\b", re.MULTILINE)
 _TAG = re.compile(r"^[^\S\n]*(?:\[(?P<open>BEGIN|PYTHON|CODE)\]|<(?P<tag>code|python)>|\[(?:DONE|END|/PYTHON|/CODE)\]"
                   r"|</(?:code|python)>)[^\S\n]*$", re.MULTILINE | re.IGNORECASE)  # fmt: skip
 _NOTEBOOK = re.compile(r"^[!%].*$", re.MULTILINE)
@@ -47,15 +52,15 @@ def extract_code(text: str, *, prompt: str = "", entry_point: str = "", tests: s
     Words that define nothing of it continue `prompt`, up to the first line that is not indented; a whole
     program gets the imports and helpers of `prompt` in front.
     """
-    wanted = [entry_point.split(".")[-1].rstrip("()")] if entry_point else _wanted(tests)
+    wanted = _wanted(entry_point, tests)
     part = final_part(text)
     code = _whole(part, prompt, wanted)
-    if (
-        len(part) < len(text) and part and not _fits(code, wanted)
-    ):  # a docstring may look like another question
-        longer = _whole(text[max(0, text.rfind(part)) :], prompt, wanted)
-        return longer if _fits(longer, wanted) else code
-    return code
+    if not part or len(part) == len(text) or _fits(code, wanted):
+        return code
+    longer = _whole(
+        text[max(0, text.rfind(part)) :], prompt, wanted
+    )  # a docstring may look like another question
+    return longer if _fits(longer, wanted) else code
 
 
 def _fits(code: str, wanted: list[str]) -> bool:
@@ -87,7 +92,8 @@ def _defining(text: str, wanted: list[str]) -> str:
         bare = bare if bare.strip() else text
         if not blocks or _defines(bare, wanted):
             return _without_prose(bare)
-        chosen = [next((i for i in reversed(range(len(python))) if python[i].is_python), len(python) - 1)]
+        body = [(block.code[:1].isspace(), block.is_python is True, i) for i, block in enumerate(python)]
+        chosen = [max(body)[-1]]
     while missing := _missing(python, chosen):
         chosen = sorted({*chosen, missing[0]})
     return "\n\n".join(python[i].code for i in chosen)
@@ -107,11 +113,7 @@ def _chosen(blocks: list[Block], wanted: list[str]) -> list[int]:
 
     if not wanted:
         reading = [i for i, block in enumerate(blocks) if _READS_INPUT.search(block.code)]
-        doing = [
-            i
-            for i, block in enumerate(blocks)
-            if re.search(r"^\s*(?:def|class|import|from|print)\b", block.code, re.M)
-        ]
+        doing = [i for i, block in enumerate(blocks) if _DOES.search(block.code)]
         return [max(reading or doing or range(len(blocks)), key=rank)] if blocks else []
     defining = {
         name: [i for i, block in enumerate(blocks) if _defines(block.code, [name])] for name in wanted
@@ -157,7 +159,7 @@ def _without_prose(text: str) -> str:
     if first is None:
         return text
     end = len(lines)
-    for _ in range(MAX_BLOCKS):
+    for _ in range(CUTS):
         tops = [i for i in range(first + 1, end) if lines[i][:1].strip()]
         error = _syntax_error("".join(lines[first:end]))
         if error is None:
@@ -198,29 +200,54 @@ def _helpers(program: str, wanted: list[str]) -> str:
     """The imports, definitions and constants of a program, without the function that is to be written."""
     lines = program.splitlines(keepends=True)
     for node in _quietly(lambda: ast.parse(program)).body:
-        used = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-        defines = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        constant = isinstance(node, ast.Assign | ast.AnnAssign | ast.Try | ast.If) and not used & {
-            *wanted,
-            "__name__",
-        }
-        if (defines and node.name not in wanted) or constant or isinstance(node, ast.Import | ast.ImportFrom):
+        used = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} & {*wanted, "__name__"}
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            kept = node.name not in wanted or not all(map(_is_empty, node.body))
+        else:
+            kept = isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef) or (
+                isinstance(node, ast.Assign | ast.AnnAssign | ast.Try | ast.If) and not used
+            )
+        if kept:
             continue
         first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
         lines[first - 1 : node.end_lineno] = [""] * ((node.end_lineno or first) - first + 1)
     return "".join(lines).strip()
 
 
-def _wanted(tests: str) -> list[str]:
-    """Names that the tests expect from the program."""
-    table = _table(tests)
-    if table is None:
+def _is_empty(node: ast.stmt) -> bool:
+    """Whether a statement is a docstring, `...`, `pass` or `raise NotImplementedError`."""
+    return isinstance(node, ast.Pass | ast.Raise) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
+
+
+def _wanted(entry_point: str, tests: str) -> list[str]:
+    """Names that the program is to define: the function under test, or what the tests use and import."""
+    if entry_point:
+        return [entry_point.split(".")[-1].rstrip("()")]
+    names, tree = _names(tests), _quietly(lambda: ast.parse(tests))
+    if names is None or tree is None:
         return []
-    imported = re.findall(r"^[^\S\n]*from[^\S\n]+\S+[^\S\n]+import[^\S\n]+\(?([^\n)]*)", tests, re.MULTILINE)
-    names = [name.split()[0] for line in imported for name in line.split(",") if name.strip()]
-    attributes = re.findall(r"\b(?:solution|candidate|main|submission|your_module)\.(\w+)", tests)
-    free = [name for name in free_names(table) if name not in dir(builtins)] or free_names(table)
-    return list(dict.fromkeys([*free, *names, *attributes]))
+    free = sorted(names[1] - set(dir(builtins))) or sorted(names[1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and _is_missing(node.module or ""):
+            free += [alias.name for alias in node.names if alias.name != "*"]
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in OWN_NAMES
+        ):
+            free.append(node.attr)
+    return list(dict.fromkeys(free))
+
+
+def _is_missing(module: str) -> bool:
+    """Whether a module can only be the program."""
+    root = module.partition(".")[0]
+    try:
+        return not root or root in OWN_NAMES or importlib.util.find_spec(root) is None
+    except ValueError:  # __main__
+        return True
 
 
 _PARSING = threading.Lock()
@@ -236,13 +263,10 @@ def _quietly(parse: Callable[[], Any]) -> Any:
             return None
 
 
-def _table(code: str) -> symtable.SymbolTable | None:
-    return _quietly(lambda: symtable.symtable(code, "program.py", "exec"))
-
-
+@lru_cache(maxsize=256)
 def _names(code: str) -> tuple[set[str], set[str]] | None:
     """Names that a program defines, and those that it uses without defining them; None for what is no program."""
-    table = _table(code)
+    table = _quietly(lambda: symtable.symtable(code, "program.py", "exec"))
     return None if table is None else (bound_names(table), set(free_names(table)))
 
 
@@ -280,7 +304,8 @@ def grade_code(
     code = extract_code(text, prompt=prompt, entry_point=tests.function, tests=tests.program)
     if not code.strip():
         return Graded("unparsed", "")
-    job = {"program": code, "prelude": _split_prompt(prompt, [tests.function])[0], "tests": tests.program,
+    prelude, _ = _split_prompt(prompt, _wanted(tests.function, tests.program))
+    job = {"program": code, "prelude": prelude, "tests": tests.program,
            "entry_point": tests.function or _function_of(prompt, code), "cases": tests.streams,
            "lenient": tests.lenient, "cpu_seconds": int(timeout) + 1, "memory": MEMORY}  # fmt: skip
     verdict, reason = _run(job, timeout, started)
