@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from rectune.grading.final_answer import final_part
+from rectune.grading.answers import normalize_answer
+from rectune.grading.choices import split_choice
+from rectune.grading.final_answer import EXTRACTION, final_part, found_answers
+from rectune.grading.math import _without_names
+from rectune.grading.units import split_unit
 
 RESTATED = "Let me restate the problem.\n\nProblem: find x.\n\nSolution: \\boxed{4}"
 PROGRAM = "```python\nprint('''\nUser: 1\n''')\n```"
@@ -56,3 +62,24 @@ PROGRAM = "```python\nprint('''\nUser: 1\n''')\n```"
 )  # fmt: skip
 def test_final_part(text: str, part: str) -> None:
     assert final_part(text).strip() == part
+
+
+PIECES = [
+    "answer ", "answer is ", "is the answer ", "<think>", "<answer>", r"\boxed{1} and ", "#### a\n", "$", "\n", "\n ", "**",
+    "1,", "1/", "1:", "- ", "`", "B ", "(B) ", "B, ", "option B ", r"\text{a}", r"\frac{1}{", "sqrt(", "x=1,", "x<1",
+    r"\cup ", "5 km, ", "and ", "for all ", "½", r"\ ", "~", r"\approx ", "12th", "\nQuestion:", "not a but ", "> ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_time_grows_with_the_length_of_the_text(piece: str) -> None:
+    """A pattern that backtracks over a repeated piece would take minutes."""
+    text, answer = (piece * 20_000)[:20_000], normalize_answer((piece * 1000)[:1000])
+    started = time.process_time()
+    final_part(text)
+    list(found_answers(text, EXTRACTION))
+    normalize_answer(text)
+    split_unit(answer)
+    split_choice(answer)
+    _without_names("x = 1", answer)
+    assert time.process_time() - started < 5

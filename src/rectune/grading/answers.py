@@ -30,7 +30,6 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
      r"(?![a-zA-Z])|\\(?:text)?color\s*\{[^{}]*\}|\\!", ""),
     (r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])", "|"),
     (r"\{:\}|\\colon(?![a-zA-Z])", ":"),
-    (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|~", " "),
     (r"\\[dtc]frac", r"\\frac"), (r"\{\s*([^{}]+?)\s*\\over\s+([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
     (r"\{\s*([^{}]+?)\s*\\choose\s+([^{}]+?)\s*\}", r"\\binom{\1}{\2}"), (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
     (r"\\lg(?![a-zA-Z])", r"\\log_{10} "), (r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
@@ -68,6 +67,7 @@ _CALLS = {
     "floor": (r"\lfloor ", r"\rfloor "), "ceil": (r"\lceil ", r"\rceil "), "ceiling": (r"\lceil ", r"\rceil "),
 }  # fmt: skip
 _CALL = re.compile(rf"(?<![a-zA-Z\\])\\?({'|'.join(sorted(_CALLS, key=len, reverse=True))})\s*(?=\()")
+_SPACES = re.compile(r"(?:(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|[~\s])+")
 _DEGREES = re.compile(
     r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|°|\\degree(?![a-zA-Z])|\s*(?:\\text\s*\{\s*)?\bdegrees?\b(?:\s*\})?"
 )
@@ -91,6 +91,7 @@ def normalize_answer(answer: str) -> str:
     if re.fullmatch(r"[^$]*\$\s*[-\d.][^$]*", answer):  # alone before a number: money, not mathematics
         answer = answer.replace("$", _DOLLAR)
     answer = _DECORATION.sub("", answer.replace("$", "").strip()).replace("**", "^").replace(_DOLLAR, "$")
+    answer = _SPACES.sub(" ", answer)
     for pattern, new in _REPLACE:
         answer = pattern.sub(new, answer)
     answer = _without_calls(answer)

@@ -358,8 +358,8 @@ _CHOICE = re.compile(
     r"\b(?:option|choice|choose|select|pick|answer|be|is|[Ii]t's)\b[\s:*$]*(\(?[A-J]\)?)(?![\w'’(])(?!\s*[=+*/^-])"
     r"|(?<!\w)(\(?[A-J]\)?)[\s*$]*\bis\b[^.\n]{0,20}?\b(?:correct|right|answer)\b"
 )
-_CHOICE_LAST = re.compile(r"\([A-J]\)(?=\W*\Z)")
-_CHOICE_LINE = re.compile(r"^\W*([A-J](?:[*]*[).:]|\W*$).*)$", re.MULTILINE)
+_CHOICE_LAST = re.compile(r"\([A-J]\)(?=[^\w(]{0,9}\Z)")
+_CHOICE_LINE = re.compile(r"^[^\w\n]*([A-J](?:[*]*[).:]|[^\w\n]*$).*)$", re.MULTILINE)
 
 
 def _choice(text: str) -> str:
