@@ -38,7 +38,8 @@ from rectune.grading.verdicts import Graded
 _SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"
 _NAME = re.compile(
     rf"({_SYMBOL}(?:\s*\(\s*(?:[a-z]|\d+|[A-Z])\s*\))?|\\(?:angle|triangle|overline|text)\s*\{{?\s*[A-Za-z ]+\}}?"
-    rf"|\|?[A-Z]{{2,3}}\|?|[a-z](?:[-+ ]{{0,3}}[a-z]){{1,9}}|\(\s*(?:[a-z]|\\[a-z]+)(?:\s*,\s*(?:[a-z]|\\[a-z]+))+\s*\))"
+    rf"|\|?[A-Z]{{2,3}}\|?|[a-z](?:[-+ ]{{0,3}}[a-z]){{1,9}}"
+    r"|\(\s*(?:[a-z]|\\[a-z]+)(?:\s*,\s*(?:[a-z]|\\[a-z]+))+\s*\))"
     r"\s*(?:=|\\in(?![a-z]))\s*(?=\S)"
 )
 _CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
