@@ -66,7 +66,8 @@ def test_final_part(text: str, part: str) -> None:
 
 PIECES = [
     "answer ", "answer is ", "is the answer ", "<think>", "<answer>", r"\boxed{1} and ", "#### a\n", "$", "\n", "\n ",
-    "**", "1,", "1/", "1:", "- ", "`", "B ", "(B) ", "B, ", "option B ", r"\text{a}", r"\frac{1}{", "sqrt(", "x=1,", "x<1",
+    "**", "1,", "1/", "1:", "- ", "`", "B ", "(B) ", "B, ", "option B ", r"\text{a}", r"\frac{1}{", "sqrt(", "x=1,",
+    "x<1",
     r"\cup ", "5 km, ", "and ", "for all ", "½", r"\ ", "~", r"\approx ", "12th", "\nQuestion:",
     "not a but ", "> ",
 ]  # fmt: skip
