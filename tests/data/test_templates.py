@@ -280,6 +280,12 @@ def test_the_end_token_besides_the_templates_own_is_not_doubled_either() -> None
     assert stop_ids(tokenizer, choose_template("none", tokenizer)) == [EOS, tokenizer.eos_token_id]
 
 
+@pytest.mark.parametrize("name", ["auto", "none"])
+def test_an_answer_that_is_nothing_but_its_end_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"^f:1: an answer is nothing but <\|im_end\|>; remove the row"):
+        encoded(pair("a", " <|im_end|>\n"), byte_tokenizer(), name)
+
+
 def test_an_end_token_that_is_neither_is_not_learnt_as_text() -> None:
     """Llama 3 has `<|end_of_text|>` besides its turn end, Qwen `<|endoftext|>`."""
     tokenizer = byte_tokenizer()

@@ -280,6 +280,8 @@ class Writer:
             content = self.marks.without_start(content)
         if turn.role == "assistant":
             content, end = self.marks.without_end(content)
+        if turn.supervised and end and not content.strip() and not turn.fields:
+            raise UserError(f"an answer is nothing but {end}", where=where, hint="remove the row")
         fields: Message = json.loads(turn.fields) if turn.fields else {}
         for call in fields.get("tool_calls") or ():
             function = call.get("function", call)
