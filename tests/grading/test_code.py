@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,26 @@ def test_nothing_is_left_running() -> None:
     time.sleep(0.2)
     left = [int(p) for p in os.listdir("/proc") if p.isdigit() and _sandboxed(int(p))]
     assert left == []
+
+
+def test_nothing_outlives_a_killed_grader() -> None:
+    call = "grade_code('import time\\ntime.sleep(1000)', {'test': 'assert f(1)'}, timeout=3.0)"
+    grader = subprocess.Popen([sys.executable, "-c", f"from rectune.grading.code import grade_code; {call}"])
+    assert _becomes(True, seconds=60)
+    time.sleep(1)  # it has got its program by then
+    grader.kill()
+    grader.wait()
+    assert _becomes(False, seconds=10)
+
+
+def _becomes(running: bool, seconds: int) -> bool:
+    """Whether a sandbox runs, or none does, before the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if running == any(_sandboxed(int(p)) for p in os.listdir("/proc") if p.isdigit()):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _sandboxed(pid: int) -> bool:

@@ -46,6 +46,7 @@ def main() -> None:
     _LIBC.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: no process of the same user can look into this one
     requests, replies = _start(_candidate)
     job = json.load(sys.stdin)
+    signal.alarm(job["cpu_seconds"] + 1)  # the kernel ends this process, and so the others, if nobody does
     send(requests, [job["cpu_seconds"], job["memory"], bool(job["cases"])])
     verdict, reason, protected = "error", "the candidate did not start", True
     try:
