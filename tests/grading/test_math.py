@@ -83,7 +83,7 @@ def test_every_gold_answer_is_correct_against_itself(name: str, count: int, form
     assert failed <= known
 
 
-@pytest.mark.parametrize(("name", "unreadable"), [("math500", 0), ("olympiadbench", 2)])
+@pytest.mark.parametrize(("name", "unreadable"), [("math500", 0), ("olympiadbench", 3)])
 def test_mathematics_alone_finds_gold_answers_equal_to_themselves(name: str, unreadable: int) -> None:
     """Equal spelling answers the test above; here math-verify has to read and compare each gold answer."""
     failed = 0
