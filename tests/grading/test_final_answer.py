@@ -15,6 +15,8 @@ from rectune.grading.units import split_unit
 RESTATED = "Let me restate the problem.\n\nProblem: find x.\n\nSolution: \\boxed{4}"
 PROGRAM = "```python\nprint('''\nUser: 1\n''')\n```"
 
+DOCSTRING = 'def f(x):\n    """Twice x.\n\n    Example 1:\n        Input: 1\n    """\n    return 2 * x'
+
 
 @pytest.mark.parametrize(
     ("text", "part"),
@@ -57,6 +59,7 @@ PROGRAM = "```python\nprint('''\nUser: 1\n''')\n```"
         # no next turn
         (r"Question: what is it?" "\n" r"\boxed{4}", r"Question: what is it?" "\n" r"\boxed{4}"),
         (RESTATED, RESTATED),
+        (DOCSTRING, DOCSTRING.strip()),
         ("### Problem\nAdd.\n### Solution\n42", "### Problem\nAdd.\n### Solution\n42"),
     ],
 )  # fmt: skip

@@ -64,12 +64,13 @@ _LABEL = (
 _NUMBERED = r"(?:question|problem|exercise|example|q)[^\S\n]*\#?\d+(?:[.)](?!\d)|[^\S\n]*$)"
 _MARK_STARTS = re.compile(r"\n|<|\[")
 _MARK = re.compile(
-    rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^[^\S\n]*(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
+    rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^ {{0,3}}(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
     rf"|(?:\#{{1,6}}[^\S\n]*[*_]{{0,2}}|[*_]{{2}}){_LABEL}[*_]{{0,2}}[^\S\n]*(?:[:：.][*_]{{0,2}}|$)"
     r"|Below is an instruction that describes a task)",
     re.IGNORECASE | re.MULTILINE,
 )
-_OWN_TURN = re.compile(r"[\s*_#]*assistant", re.IGNORECASE)
+_OWN = re.compile(r"[\s*_#]*(?:assistant|example|task)", re.IGNORECASE)
+"""Labels that may stand in the answer's own text, where nothing was answered yet."""
 _GIVEN = re.compile(
     r"\\(?:boxed|fbox)\b|^\#\#\#\#[^\S\n]*[-$\d\\]|</answer>|\banswer\b[^.\n]{0,60}?(?:\bis\b|[:=：])|答案",
     re.IGNORECASE | re.MULTILINE,
@@ -139,7 +140,7 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
         if not before or (fence and not mark["token"]):
             continue
         answered = given is not None and given.end() <= mark.start()
-        opens = not _PREAMBLE.search(before.rpartition("\n")[2]) and not _OWN_TURN.match(mark.group())
+        opens = not _PREAMBLE.search(before.rpartition("\n")[2]) and not _OWN.match(mark.group())
         if mark["token"] or answered or opens:
             return mark.start()
     return None
