@@ -5,8 +5,10 @@ The tokenizer knows every byte and merges a few, so that tokens can span the joi
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -96,3 +98,14 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch, day: date) -> None:
+    """Let templates that read the clock find this day."""
+
+    class Day(date):
+        @classmethod
+        def today(cls) -> date:
+            return day
+
+    monkeypatch.setattr("rectune.data.templates.date", Day)

@@ -21,7 +21,7 @@ from rectune.data.rows import Row, Turn
 from rectune.data.templates import Writer, choose_template, fixed, reads_clock
 from rectune.data.tokens import Encoded, encode_batch, encode_row, prompt_ids, stop_ids
 from rectune.errors import UserError
-from toys import CHATML, byte_tokenizer
+from toys import CHATML, byte_tokenizer, stop_clock
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 EOS = 2
@@ -480,12 +480,7 @@ def test_broken_templates_are_one_line(text: Any, message: str) -> None:
 
 @pytest.fixture
 def january(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    class January(date):
-        @classmethod
-        def today(cls) -> date:
-            return date(2027, 1, 5)
-
-    monkeypatch.setattr("rectune.data.templates.date", January)
+    stop_clock(monkeypatch, date(2027, 1, 5))
     return
 
 

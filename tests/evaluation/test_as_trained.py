@@ -15,7 +15,7 @@ from rectune.cli import app
 from rectune.config import load_config
 from rectune.evaluation.evaluate import evaluate
 from rectune.training.loop import train
-from toys import CHATML, byte_tokenizer, tiny_model
+from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + CHATML
@@ -25,15 +25,6 @@ SHORT = {"n": 1, "max_new_tokens": 2}
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
-
-
-def on(monkeypatch: pytest.MonkeyPatch, day: date) -> None:
-    class Day(date):
-        @classmethod
-        def today(cls) -> date:
-            return day
-
-    monkeypatch.setattr("rectune.data.templates.date", Day)
 
 
 @pytest.fixture
@@ -124,9 +115,9 @@ def test_a_run_is_evaluated_on_the_day_that_it_began(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES / "23-date-template"
-    on(monkeypatch, date(2027, 1, 1))
+    stop_clock(monkeypatch, date(2027, 1, 1))
     run = trained(case.name, chat_template=DATED)
-    on(monkeypatch, date(2027, 1, 3))
+    stop_clock(monkeypatch, date(2027, 1, 3))
     asked = run_sample(run / "model", case / "p.jsonl", tmp_path / "samples.jsonl")
     assert asked.startswith("Today: 01 Jan 2027\n")
     result = evaluate(
@@ -141,11 +132,11 @@ def test_an_evaluation_that_goes_on_keeps_its_day(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = CASES / "23-date-template"
-    on(monkeypatch, date(2027, 1, 1))
+    stop_clock(monkeypatch, date(2027, 1, 1))
     trained(case.name, chat_template=DATED)
     base = str(tmp_path / "base")
     evaluate(base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **SHORT)
-    on(monkeypatch, date(2027, 1, 2))
+    stop_clock(monkeypatch, date(2027, 1, 2))
     more = {**SHORT, "n": 2}
     result = evaluate(
         base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **more

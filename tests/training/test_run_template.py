@@ -17,22 +17,13 @@ from rectune.data.rows import Turn
 from rectune.data.templates import choose_template
 from rectune.data.tokens import prompt_ids
 from rectune.training.loop import train
-from toys import CHATML, byte_tokenizer, tiny_model
+from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
 from training_runs import weights
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 OWN = CASES / "40-own-template-not-kept/my.jinja"
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + CHATML
 QUESTION = [{"role": "user", "content": "say 3"}]
-
-
-def on(monkeypatch: pytest.MonkeyPatch, day: date) -> None:
-    class Day(date):
-        @classmethod
-        def today(cls) -> date:
-            return day
-
-    monkeypatch.setattr("rectune.data.templates.date", Day)
 
 
 @pytest.fixture
@@ -99,10 +90,10 @@ def test_a_run_keeps_the_day_that_it_began(
     settings = {**toy, "model": base, "data": data, "max_length": 128, "probe": 2}
     whole = load_config(None, {**settings, "out": tmp_path / "whole"})
     parts = load_config(None, {**settings, "out": tmp_path / "parts"})
-    on(monkeypatch, date(2027, 1, 1))
+    stop_clock(monkeypatch, date(2027, 1, 1))
     train(whole)
     train(parts, until=3)
-    on(monkeypatch, date(2027, 1, 2))
+    stop_clock(monkeypatch, date(2027, 1, 2))
     monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
     train(parts, resume=True)
     ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
@@ -118,7 +109,7 @@ def test_another_day_is_another_entry_of_the_cache(
     base, data = model(chat_template=DATED), str(CASES / "23-date-template/rows.jsonl")
     prompts = []
     for day in (1, 2):
-        on(monkeypatch, date(2027, 1, day))
+        stop_clock(monkeypatch, date(2027, 1, day))
         out = tmp_path / str(day)
         train(
             load_config(None, {**toy, "model": base, "data": data, "max_length": 128, "out": out, "steps": 1})

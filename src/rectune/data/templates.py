@@ -116,15 +116,28 @@ def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) ->
         eos = _eos(tokenizer)
         ends = (eos, *_turn_ends(tokenizer))
         return Template(None, eos, "", "template none", _bos(tokenizer), ends)
+    by_eos = name == "eos" and not (isinstance(known := tokenizer.chat_template, dict) and name in known)
+    text, label = _named_text("auto" if by_eos else name, tokenizer)
+    if text is None:
+        _eos(tokenizer)
+        return _probed(Template(PLAIN, "", "", "the plain template", _bos(tokenizer)), tokenizer)
+    if by_eos:
+        text, label = f"{_ASK}{text}{_ANSWER}", f"{label}, answers ended by eos"
+    today = reads_clock(text)
+    found = _probed(Template(fixed(text) if today else text, "", "", label, today=today), tokenizer)
+    if by_eos:
+        found = replace(found, ends=tuple(dict.fromkeys((*found.ends, *_turn_ends(tokenizer)))))
+    return found
+
+
+def _named_text(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, str]:
+    """The template of that name, None where the tokenizer has none at all, and what it is called in messages."""
     known = tokenizer.chat_template
     named = known if isinstance(known, dict) else {}
     if name in named:
         text, label = named[name], f"the tokenizer's chat template '{name}'"
-    elif name not in ("auto", "eos"):
+    elif name != "auto":
         text, label = _read(name, named), f"the template {name}"
-    elif known is None:
-        _eos(tokenizer)
-        return _probed(Template(PLAIN, "", "", "the plain template", _bos(tokenizer)), tokenizer)
     elif named and "default" not in named:
         raise UserError(
             f"the tokenizer has several chat templates and none is the default: {', '.join(sorted(named))}",
@@ -133,18 +146,11 @@ def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) ->
         )
     else:
         text, label = named.get("default", known), "the tokenizer's chat template"
-    by_eos = name == "eos" and name not in named
-    if not isinstance(text, str):
+    if text is not None and not isinstance(text, str):
         raise UserError(
             f"{label} is not text", where="rows.template", hint="give one with --rows.template FILE"
         )
-    if by_eos:
-        text, label = f"{_ASK}{text}{_ANSWER}", f"{label}, answers ended by eos"
-    today = reads_clock(text)
-    found = _probed(Template(fixed(text) if today else text, "", "", label, today=today), tokenizer)
-    if by_eos:
-        found = replace(found, ends=tuple(dict.fromkeys((*found.ends, *_turn_ends(tokenizer)))))
-    return found
+    return text, label
 
 
 def _read(name: str, named: dict[str, str]) -> str:

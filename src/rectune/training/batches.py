@@ -190,25 +190,28 @@ def load_data(
         return _without_cut(found) if config.rows.too_long == "drop" else found
 
     everything = encoded(texts.rows)
-    chosen = np.array(draw(len(everything), config.rows.limit, config.seed))
-    first, second = chosen, chosen[:0]
     if config.choose != "last" and config.rows.holdout == 0:
         raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
-    if texts.holdout is not None:
-        holdout = encoded(texts.holdout)
-        _say_holdout(config, everything.asked[first], holdout.asked)
-    else:
-        if config.rows.holdout:
-            asked = everything.asked
-            here, there = split_holdout(asked[chosen], float(config.rows.holdout), config.seed)
-            first, second = chosen[here], chosen[there]
-            _say_holdout(config, asked[first], asked[second])
-        holdout = replace(everything, members=everything.members[second])
-    train = replace(everything, members=everything.members[first])
+    train, holdout = _split(config, everything, encoded(texts.holdout) if texts.holdout is not None else None)
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )
     return TrainingData(train, holdout, plan, config, template, paired)
+
+
+def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tuple[Split, Split]:
+    """The rows to train on and those kept aside, where these are not of a source of their own."""
+    first = np.array(draw(len(everything), config.rows.limit, config.seed))
+    second = first[:0]
+    if holdout is not None:
+        _say_holdout(config, everything.asked[first], holdout.asked)
+    elif config.rows.holdout:
+        asked = everything.asked
+        here, there = split_holdout(asked[first], float(config.rows.holdout), config.seed)
+        first, second = first[here], first[there]
+        _say_holdout(config, asked[first], asked[second])
+    train, rest = (replace(everything, members=everything.members[some]) for some in (first, second))
+    return train, rest if holdout is None else holdout
 
 
 def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) -> None:
