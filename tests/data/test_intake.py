@@ -57,10 +57,11 @@ def test_unpaired_preferences(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 
 def test_chevrons(tmp_path: Path) -> None:
-    """Answers that hold `<<`, one of them GSM8K's mark: nothing is cut, because the file is not GSM8K."""
+    """Answers that hold `<<`: only the mark of the one that ends as GSM8K's answers do is cut."""
     path = CASES / "07-chevrons-in-answers" / "rows.jsonl"
-    answers = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
-    assert [row.turns[1].content for row in rows(path, tmp_path)] == answers
+    *others, last = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+    assert last == "<<1+1=2>>2\n#### 2"
+    assert [row.turns[1].content for row in rows(path, tmp_path)] == [*others, "2\n#### 2"]
 
 
 def test_calculator_marks_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -193,19 +193,12 @@ class Alpaca(Single):
 
 
 class QuestionAnswer(Single):
-    """A question and its answer, with nothing cut."""
+    """A question and its answer; nothing is cut but the calculator's marks of an answer that ends as GSM8K's do."""
 
     question: Text
     """What is asked."""
     answer: Annotated[str, PlainValidator(_answer)]
     """The answer: a text, a number, true or false, or a list of which the first is the target."""
-
-    def turns(self, place: Place) -> Turns:
-        return self.pair(self.question, self.answer, place.where)
-
-
-class GSM8K(QuestionAnswer):
-    """GSM8K: the calculator's marks `<<48/2=24>>` go, the last line `#### 72` stays."""
 
     def turns(self, place: Place) -> Turns:
         answer, marks = self.answer, 0
@@ -214,6 +207,10 @@ class GSM8K(QuestionAnswer):
         if marks:
             place.said.add("rows had calculator marks such as <<48/2=24>>; removed")
         return self.pair(self.question, answer, place.where)
+
+
+class GSM8K(QuestionAnswer):
+    """GSM8K: the calculator's marks `<<48/2=24>>` go, the last line `#### 72` stays."""
 
 
 class ReadingComprehension(Single):
