@@ -113,15 +113,16 @@ class LocalEngine:
         """Completions in the order in which they finish. Take them all before the weights change."""
         waiting = deque(requests)
         self._check(waiting, settings)
+        ends = self.stop_ids | special_stops(self.tokenizer, settings.stop)
         with self._at_work():
             exact = self.exact and self.model.device.type == "cpu" and self.model.dtype == torch.float32
             batch = Batch(self.model.device, self._sizes if exact else None, self.batch_size)
             while waiting or len(batch):
                 entering, logits = self._admit(waiting, batch, settings)
-                yield from self._extend(batch, entering, logits, settings)
+                yield from self._extend(batch, entering, logits, settings, ends)
                 if len(batch):
                     rows, logits = self._forward(batch)
-                    yield from self._extend(batch, rows, logits, settings)
+                    yield from self._extend(batch, rows, logits, settings, ends)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -193,7 +194,7 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _extend(
-        self, batch: Batch, rows: list[Sequence], logits: Tensor, settings: DrawSettings
+        self, batch: Batch, rows: list[Sequence], logits: Tensor, settings: DrawSettings, ends: set[int]
     ) -> list[Completion]:
         """Draw the next token of each row; those that end leave the batch."""
         if not rows:
@@ -205,7 +206,6 @@ class LocalEngine:
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
-        ends = self.stop_ids | special_stops(self.tokenizer, settings.stop)
         finished = []
         for sequence, token, logp in zip(rows, ids.tolist(), logps.tolist(), strict=False):  # padding behind
             sequence.token_ids.append(token)
