@@ -20,7 +20,7 @@ _UNICODE = str.maketrans({
 })  # fmt: skip
 _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅₆₇₈₉₋₊ₙ"
 _PLACED = str.maketrans(_RAISED + _LOWERED, "0123456789-+n" * 2)
-_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|lcm|gcd|max|min"
+_FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp|lcm|gcd"
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|omega|sigma|phi|pi"
 _SCALES = (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
 _ROUGHLY = "approximately|approx\\.?|about|around|roughly|nearly"
@@ -55,7 +55,7 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?F\b\s*\}?|°\s*F\b", r"\\text{ fahrenheit}"),
     (r"\\?(?:%|\bpercent(?:age)?\b|\\text\s*\{\s*percent\s*\})", "%"),
     (r"(?<![a-zA-Z\\])(infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
-    (rf"(?<![a-zA-Z\\])(sqrt|{_FUNCTIONS}|{_GREEK})(?![a-zA-Z])", r"\\\1 "),
+    (rf"(?<![a-zA-Z\\])(sqrt|sec(?=\s*[(^\\]|\s*[a-z]\b)|{_FUNCTIONS}|{_GREEK})(?![a-zA-Z])", r"\\\1 "),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),

@@ -158,6 +158,8 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
     if not all(numbers) and (decided := _same_structure(gold, answer, tolerance, depth, lists)) is not None:
         return decided
     if (number, other) != (gold, answer):
+        if any(one and one.kind and side.endswith("%") for one, side in ((unit, answer), (other_unit, gold))):
+            return False
         ratio = unit_ratio(unit, other_unit)
         return ratio is not None and _same(number, _scaled(other, ratio), tolerance, depth - 1)
     if (words := _words(gold)) or _words(answer):
