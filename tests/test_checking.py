@@ -100,7 +100,7 @@ def test_the_verb(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
     assert main(["check", source]) == 2
     told = capsys.readouterr()
     assert "fields refused: score (1)" in told.out
-    assert "a.jsonl:2: field 'score' cannot be honoured" in told.out
+    assert "a.jsonl:2: field 'score' is not supported" in told.out
     assert told.err.splitlines()[-1].startswith(f"rectune: {source}: 1 of 2 rows cannot be used, the first: ")
     assert main(["check", source, "--rows.ignore", "score", "--model", model]) == 0
     assert "«yo<|im_end|>»" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rectune.config import DataConfig
 from rectune.data.faults import LISTED, Faults
-from rectune.data.formats import PAIR, detect_format, fits
+from rectune.data.formats import PAIR, detect_format, fits, to_row
 from rectune.data.problems import FOR_THE_GRADER, ProblemRecord, problems_of
 from rectune.data.reading import Intake, count_duplicates, intake, row_at
 from rectune.data.rows import Problem, Turn
@@ -118,7 +118,9 @@ def _kinds(source: str, options: DataConfig) -> list[Kind]:
     found += ["problems"] if look and problems else []
     try:
         if options.format == "auto" and not options.columns:
-            detect_format(look, source)
+            format = detect_format(look, source)
+            if "pairs" in found:
+                to_row(look[0], source, format=format, columns={}, system=None, ignore=options.ignore)
     except UserError:
         return found or ["rows"]  # which then says what is wrong
     return [*found, "rows"] if graded and problems else ["rows", *found]

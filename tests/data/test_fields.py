@@ -35,6 +35,7 @@ BASE: dict[str, dict[str, Any]] = {
     "reading_comprehension": {"question": "hi", "answers": {"text": ["yo"]}},
     "gsm8k": {"question": "hi", "answer": "<<1+1=2>>2\n#### 2"},
     "question_answer": {"question": "hi", "answer": "yo"},
+    "query_response": {"query": "hi", "response": "yo"},
     "chosen": {"prompt": "hi", "chosen": "yo", "rejected": "no"},
     "rejected": {"prompt": "hi", "chosen": "no", "rejected": "yo"},
     "problems": {"question": "hi", "answer": "yo"},

@@ -196,7 +196,7 @@ def test_messages_as_json_text() -> None:
 )
 def test_what_changes_the_meaning_is_refused(format: str, more: dict[str, Any], name: str) -> None:
     record = {"prompt": "hi", "completion": "yo"} if format == "prompt_completion" else {"messages": CHAT}
-    with pytest.raises(UserError, match=f"^f:1: field '{name}' cannot be honoured; "):
+    with pytest.raises(UserError, match=f"^f:1: field '{name}' is not supported; "):
         noted(format, {**record, **more})
     made, notes = noted(format, {**record, **more}, ignore=(name,))
     assert made[0].turns == (HI, YO)
@@ -273,7 +273,7 @@ def test_an_answer_that_the_judge_alone_accepts_is_taken_where_that_is_wanted() 
 def test_one_bad_record_does_not_change_the_format() -> None:
     good = {"prompt": "hi", "completion": "yo"}
     assert detect_format([{"prompt": "hi"}, good, good], "f") == "prompt_completion"
-    with pytest.raises(UserError, match="fields text, label; say which is which"):
+    with pytest.raises(UserError, match="fields text, label; name its fields"):
         detect_format([{"text": "hi", "label": "yo"}], "f")
 
 
@@ -319,3 +319,46 @@ def test_system_message_only_where_there_is_none() -> None:
 def test_what_is_wrong_is_said(format: str, record: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^f:1: .*{message}"):
         row(format, record)
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "asked", "answered"),
+    [
+        ("query_response", {"system_prompt": "", "question": "q", "response": "a"}, "q", "a"),  # OpenOrca
+        ("query_response", {"query": "q", "original_question": "o", "response": "a"}, "q", "a"),  # MetaMath
+        ("query_response", {"prompt": "q", "response": "a", "helpfulness": 3}, "q", "a"),  # HelpSteer2
+        ("query_response", {"kind": "NLI", "input": "q", "target": "a"}, "q", "a"),  # firefly
+        ("query_response", {"inputs": "q", "targets": "a"}, "q", "a"),  # Aya, FLAN
+        ("query_response", {"input": CHAT[:1], "output": "yo", "reasoning": "on"}, "hi", "yo"),  # Nemotron
+        ("numina", {"question": "q", "solution": "long", "answer": "4"}, "q", "long"),  # LIMO
+        ("sharegpt", {"conversations": ["q", "a"], "source": "x"}, "q", "a"),  # LIMA
+        ("sharegpt", {"conversation": [{"input": "q", "output": "a"}]}, "q", "a"),  # Capybara
+        (
+            "multiple_choice",
+            {"question": "q", "choices": ["a", "b"], "answer": 0, "solution": "s"},
+            None,
+            "A. a",
+        ),
+    ],
+)
+def test_public_layouts(format: str, record: dict[str, Any], asked: str | None, answered: str) -> None:
+    assert detect_format([record], "f") == format
+    made = row(format, record)
+    assert made is not None
+    first, last = made.turns
+    assert asked in (None, first.content)
+    assert last == Turn("assistant", answered, True)
+
+
+def test_two_questions_are_not_one() -> None:
+    with pytest.raises(UserError, match="fields 'query' and 'input' differ and mean the same; keep one"):
+        row("query_response", {"query": "q", "input": "text", "response": "a"})
+
+
+def test_an_empty_question_is_counted() -> None:
+    notes = Notes()
+    to_row(
+        {"prompt": " ", "completion": "a"}, "f:1", format="prompt_completion", columns={}, system=None,
+        notes=notes,
+    )  # fmt: skip
+    assert notes.said == {"rows ask an empty question; kept": 1}

@@ -121,7 +121,7 @@ def test_sharegpt_speakers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("mark", "field 'images' cannot be honoured"), ("parts", r"content\[0\]' is no text but image")],
+    [("mark", "field 'images' is not supported"), ("parts", r"content\[0\]' is no text but image")],
 )
 def test_pictures(tmp_path: Path, name: str, what: str) -> None:
     """TIGER-AI-Lab/VLM2Vec#65"""

@@ -119,7 +119,7 @@ GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
         ({**GOOD, "prompt": 3}, "p.jsonl:2: field 'prompt' is number, not text"),
         ({**GOOD, "prompt": [*TURNS, said("4")]}, "p.jsonl:2: field 'prompt' does not end"),
         ({**GOOD, "prompt": [{"role": "usr", "content": "q"}]}, "p.jsonl:2: unknown role 'usr'"),
-        ({**GOOD, "images": ["a.png"]}, "p.jsonl:2: field 'images' cannot be honoured"),
+        ({**GOOD, "images": ["a.png"]}, "p.jsonl:2: field 'images' is not supported"),
         (
             {"prompt": "z", "chosen": [Q, said("a")], "rejected": [Q, said("b")]},
             "p.jsonl:2: field 'prompt' is not",

@@ -98,8 +98,8 @@ def test_unread_fields_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"prompt": "a", "answer": "1", "tools": [{"name": "f"}]}', "field 'tools' cannot be honoured"),
-        ('{"prompt": "a", "answer": "1", "images": ["a.png"]}', "field 'images' cannot be honoured"),
+        ('{"prompt": "a", "answer": "1", "tools": [{"name": "f"}]}', "field 'tools' is not supported"),
+        ('{"prompt": "a", "answer": "1", "images": ["a.png"]}', "field 'images' is not supported"),
         ('{"question": "a", "answer": "C", "choices": ["x", "y"]}', "none of the choices"),
         ('{"messages": [{"role": "user", "content": "a"}], "answer": 0, "choices": ["x", "y"]}', "'choices' cannot"),
         ("", "has no problems"),

@@ -38,6 +38,7 @@ from rectune.data.schema import (
     holds,
     is_number,
     place_of,
+    text,
     truth,
 )
 from rectune.errors import UserError, unknown_name
@@ -95,6 +96,14 @@ def _source(value: object, info: ValidationInfo) -> str:
     return ""
 
 
+def _thinking(value: object, info: ValidationInfo) -> str:
+    """A text; whether a model was to think (on, off, true, false) is left unread."""
+    if truth(value) is not None or (isinstance(value, str) and value.strip().lower() in ("on", "off")):
+        _unread(info)
+        return ""
+    return text(value, info)
+
+
 def _unread(info: ValidationInfo) -> None:
     """Take back that a field was read."""
     place = place_of(info)
@@ -126,17 +135,21 @@ class Demonstration(Schema):
 class Single(Demonstration, Question):
     """A question and its answer."""
 
-    reasoning_content: Annotated[Text, Names("reasoning_content", "thinking", "reasoning")] = ""
-    """Thinking before the answer, given to the chat template apart from it."""
+    reasoning_content: Annotated[
+        str, PlainValidator(_thinking), Names("reasoning_content", "thinking", "reasoning")
+    ] = ""
+    """Thinking before the answer, given to the chat template apart from it; a switch (on, off) is left unread."""
 
-    def pair(self, prompt: str | Turns, completion: str | Turns, where: str) -> Turns:
+    def pair(self, prompt: str | Turns, completion: str | Turns, place: Place) -> Turns:
         """The prompt and the answer; only the answer is supervised."""
-        before = self.prompt_turns(prompt, where)
+        before = self.prompt_turns(prompt, place.where)
+        if isinstance(prompt, str) and not prompt.strip():
+            place.said.add("rows ask an empty question; kept")
         if isinstance(completion, str):
             return (*before, answer_turn(completion, self.reasoning_content))
         if self.reasoning_content:
             raise UserError(
-                "has thinking beside a completion that is messages", where=where, hint="put it there"
+                "has thinking beside a completion that is messages", where=place.where, hint="put it there"
             )
         return (*before, *completion)
 
@@ -150,7 +163,7 @@ class PromptCompletion(Single):
     """The answer, a text or messages."""
 
     def turns(self, place: Place) -> Turns:
-        return self.pair(self.prompt, self.completion, place.where)
+        return self.pair(self.prompt, self.completion, place)
 
 
 class Messages(Demonstration):
@@ -189,7 +202,22 @@ class Alpaca(Single):
 
     def turns(self, place: Place) -> Turns:
         prompt = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
-        return self.pair(prompt, self.output, place.where)
+        return self.pair(prompt, self.output, place)
+
+
+class QueryResponse(Single):
+    """A question and its answer under other usual names (OpenOrca, MetaMath, HelpSteer, firefly, FLAN and their kin).
+
+    The names of one side mean the same: a record with two of them that differ is refused.
+    """
+
+    query: Annotated[Words, Names("query", "question", "prompt", "input", "inputs")]
+    """What is asked, a text or messages."""
+    response: Annotated[Words, Names("response", "output", "target", "targets")]
+    """The answer, a text or messages."""
+
+    def turns(self, place: Place) -> Turns:
+        return self.pair(self.query, self.response, place)
 
 
 class QuestionAnswer(Single):
@@ -206,7 +234,7 @@ class QuestionAnswer(Single):
             answer, marks = _MARK.subn("", answer)
         if marks:
             place.said.add("rows had calculator marks such as <<48/2=24>>; removed")
-        return self.pair(self.question, answer, place.where)
+        return self.pair(self.question, answer, place)
 
 
 class GSM8K(QuestionAnswer):
@@ -225,7 +253,7 @@ class ReadingComprehension(Single):
         if self.answers is None:
             place.said.add("rows have no answer; left out")
             return ()
-        return self.pair(self.question, self.answers, place.where)
+        return self.pair(self.question, self.answers, place)
 
 
 class MultipleChoice(Single):
@@ -251,19 +279,19 @@ class MultipleChoice(Single):
             place.said.add("rows do not say which choice is right; left out")
             return ()
         target = f"{self.choices.letter(index)}. {self.choices.texts[index]}"
-        return self.pair(self.choices.ask(self.question), target, place.where)
+        return self.pair(self.choices.ask(self.question), target, place)
 
 
 class Numina(Single):
-    """NuminaMath."""
+    """NuminaMath, LIMO and their kin: the target is the whole solution, not its final answer."""
 
-    problem: Text
+    problem: Annotated[Text, Names("problem", "question")]
     """What is asked."""
     solution: Text
     """The answer."""
 
     def turns(self, place: Place) -> Turns:
-        return self.pair(self.problem, self.solution, place.where)
+        return self.pair(self.problem, self.solution, place)
 
 
 class OpenR1(Single):
@@ -297,7 +325,7 @@ class OpenR1(Single):
                 if not isinstance(generation, str):
                     what = f"field 'generations[{i}]' is {json_type(generation)}, not text"
                     raise UserError(what, where=place.where)
-                return self.pair(self.problem, generation, place.where)
+                return self.pair(self.problem, generation, place)
         place.said.add("rows without a generation marked correct; left out")
         return ()
 
@@ -322,15 +350,16 @@ class OpenR1Judged(OpenR1):
 
 FORMATS: dict[str, type[Schema]] = {
     "openr1": OpenR1,
+    "multiple_choice": MultipleChoice,
+    "reading_comprehension": ReadingComprehension,
     "numina": Numina,
     "sharegpt": ShareGPT,
     "messages": Messages,
     "prompt_completion": PromptCompletion,
     "alpaca": Alpaca,
-    "multiple_choice": MultipleChoice,
-    "reading_comprehension": ReadingComprehension,
     "gsm8k": GSM8K,
     "question_answer": QuestionAnswer,
+    "query_response": QueryResponse,
     "chosen": Preference,
     "rejected": Preference,
     "openr1_judged": OpenR1Judged,
@@ -360,7 +389,7 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     if most:
         return next(name for name, count in counts.items() if 2 * count >= len(records) or count == most)
     first = records[0] if records else {}
-    hint = "say which is which: --rows.columns prompt=FIELD,completion=FIELD"
+    hint = "name its fields with --rows.columns prompt=FIELD,completion=FIELD"
     if set(PAIR) <= set(first):
         hint = "pairs: train on them with --objective.name dpo, or on the better answers with --rows.format chosen"
     fields_seen = ", ".join(map(str, first)) or "none"

@@ -90,6 +90,10 @@ IN_RECORD: Mapping[str, Refusal] = {
         Refusal(f"give it on the assistant's message, {_LEAVE}"),
     ),
     **dict.fromkeys(("system", "system_prompt"), Refusal(f"give it as the first message, {_LEAVE}")),
+    **dict.fromkeys(
+        ("thinking_trajectory", "thinking_trajectories", "chain_of_thought", "think", "think_content"),
+        Refusal(f"rename the field to 'reasoning_content', {_LEAVE}"),
+    ),
     "history": Refusal(f"give it as messages, {_LEAVE}"),
     "documents": Refusal(f"put their texts into the question, {_LEAVE}"),
     **dict.fromkeys(
@@ -159,7 +163,7 @@ def read_messages(items: list[Any], field: str, place: Place) -> tuple[Turn, ...
     """The turns of a list of messages; an assistant's is supervised unless the message says no.
 
     Raises:
-        UserError: A message lacks its role or words, has a field that cannot be honoured, or an unknown speaker.
+        UserError: A message lacks its role or words, has a field that is not supported, or an unknown speaker.
     """
     return tuple(read_message(item, place.inside(f"{field}[{i}].")) for i, item in enumerate(items))
 
@@ -231,7 +235,17 @@ def _conversation(value: object, info: ValidationInfo) -> Turns:
     place, items = place_of(info), json_list(value, info)
     if not items:
         raise UserError(f"field {place.name(info)} is empty", where=place.where)
-    return read_messages(list(items), place.name(info)[1:-1], place)
+    return read_messages(_spoken(items), place.name(info)[1:-1], place)
+
+
+def _spoken(items: Sequence[Any]) -> list[Any]:
+    """The messages of LIMA (texts in turn) and Capybara (objects of `input` and `output`); others are there already."""
+    if len(items) > 1 and all(isinstance(item, str) for item in items):
+        return [{"role": ("user", "assistant")[i % 2], "content": words} for i, words in enumerate(items)]
+    if all(isinstance(item, Mapping) and item.keys() == {"input", "output"} for item in items):
+        names = {"input": "user", "output": "assistant"}
+        return [{"role": role, "content": item[name]} for item in items for name, role in names.items()]
+    return list(items)
 
 
 def _history(value: object, info: ValidationInfo) -> Turns:

@@ -44,7 +44,7 @@ FEATURES = datasets.Features(
 )  # fmt: skip
 """Columns of the rows on disk: a Row's fields, and 64 bits that equal rows share."""
 
-_VERSION = 10  # of the cached files; raise it when a converter changes what it writes
+_VERSION = 11  # of the cached files; raise it when a converter changes what it writes
 _LOOK = 20  # records that the format is told from
 
 
@@ -97,7 +97,7 @@ class Intake:
         Raises:
             UserError: There are faulty records that are not to be skipped, or no row.
         """
-        hint = "mend or remove them, or leave them out with --rows.skip-bad-rows"
+        hint = "mend or remove these rows, or leave them out with --rows.skip-bad-rows"
         self.faults.settle(self.rows + self.faults.count, skip=options.skip_bad_rows, hint=hint)
         self.notes.say(self.source)
         if self.dataset is None:

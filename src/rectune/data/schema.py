@@ -34,7 +34,7 @@ class Notes:
     Attributes:
         read: Fields that were read; a field of a message is `messages[].name`.
         ignored: Fields that were not, though they hold something.
-        refused: Fields that cannot be honoured; their rows are faulty.
+        refused: Fields that are not supported; their rows are faulty.
         said: Whatever else was decided, as the end of a sentence that begins with the number.
     """
 
@@ -241,9 +241,7 @@ def _refuse(name: str, value: object, place: Place, refused: Mapping[str, Refusa
     refusal = refused.get(name)
     if refusal is not None and refusal.when(value):
         place.mark(place.refused, name)
-        raise UserError(
-            f"field '{place.path}{name}' cannot be honoured", where=place.where, hint=refusal.hint
-        )
+        raise UserError(f"field '{place.path}{name}' is not supported", where=place.where, hint=refusal.hint)
 
 
 def _missing(name: str, record: Record, place: Place) -> UserError:

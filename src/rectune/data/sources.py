@@ -220,6 +220,7 @@ def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
         line += text.count("\n", at, between)
         at = between
         if text.startswith("]", at):
+            _check_end(text[at + 1 :], chunks, opening[1] != "[", f"{path}:{line}")
             return
         try:
             record, between = decode(text, at)
@@ -234,10 +235,27 @@ def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
             if not more:  # not cut off by the chunk, but wrong
                 wrong_line = line + text.count("\n", at, getattr(error, "pos", at))
                 reason = getattr(error, "msg", error)
-                raise UserError(f"malformed JSON ({reason})", where=f"{path}:{wrong_line}") from None
+                raise UserError(
+                    f"malformed JSON ({reason}); nothing behind it in this file can be read",
+                    where=f"{path}:{wrong_line}",
+                    hint="mend the file, or write one object a line to a .jsonl file",
+                ) from None
             text, at, between = text[at:] + more, 0, 0
             continue
         yield line, _object(record, text[at:between], f"{path}:{line}")
+
+
+def _check_end(text: str, chunks: Iterator[str], in_object: bool, where: str) -> None:
+    """UserError where something follows an array of records besides the end of the object that it is in."""
+    rest = text.strip()
+    for chunk in chunks:
+        if len(rest) > 1:
+            break
+        rest = (rest + chunk).strip()
+    if rest != "}" * in_object:
+        shown = f"{rest[:40]}..." if len(rest) > 40 else rest
+        what = f"has more behind its array of records ({shown})" if rest else "ends before its last }"
+        raise UserError(what, where=where, hint="keep the array alone in the file")
 
 
 def _object(record: object, text: str, where: str) -> Record | UserError:
