@@ -218,3 +218,11 @@ def test_a_terminal_that_the_kept_page_does_not_suit_gets_the_built_one(
     assert max(map(len, lines)) == int(environment["COLUMNS"])
     assert any(text.startswith(line) for text in lines)
     assert lines[-1] == str(kept)
+
+
+def test_bad_rows_are_skipped_by_the_short_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1?", "completion": "2"}\n{"prompt": "1+2?", "completion": ""}\n')
+    assert main(["check", str(rows)]) == 2
+    assert main(["check", str(rows), "--skip-bad-rows"]) == 0
+    assert "faulty rows: 1" in capsys.readouterr().out

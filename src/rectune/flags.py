@@ -28,6 +28,9 @@ GROUPS = {
     )
 }  # fmt: skip
 
+SHORT = {"rows.skip_bad_rows": ["--skip-bad-rows"]}
+"""Settings that may be given without their table."""
+
 
 def settings_flags(
     only: Callable[[str], bool] = lambda name: True, kind: type[Settings] = TrainConfig
@@ -77,7 +80,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = _show(field)
     several = set(get_args(StopTexts)[1:]) <= set(field.metadata)
     parameter = Parameter(
-        name=flag(name),
+        name=[flag(name), *SHORT.get(name, ())],
         help=f"{description} [default: {default}]" if default else description,
         group=GROUPS[table],
         negative=(),
