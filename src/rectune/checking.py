@@ -88,17 +88,18 @@ def _rows(
     if read.dataset is None:
         errors += [] if errors else [f"{source}: has no row with a target"]
         return result
-    first = row_at(read.dataset, 0)
-    example = result["example"] = {"where": first.where, "turns": _shown(first.turns)}
-    if first.tools:
-        example["tools"] = json.loads(first.tools)
-    if worse and worse[0].dataset is not None:
-        example["rejected"] = _shown(row_at(worse[0].dataset, 0).turns)
     if model is not None:
         try:
             result |= _written(read, options, model, max_length)
         except UserError as error:
             errors.append(str(error))
+    index = result.pop("row", 0)
+    row = row_at(read.dataset, index)
+    example = result["example"] = {"where": row.where, "turns": _shown(row.turns)}
+    if row.tools:
+        example["tools"] = json.loads(row.tools)
+    if worse and worse[0].dataset is not None:
+        example["rejected"] = _shown(row_at(worse[0].dataset, index).turns)
     return result
 
 
@@ -188,9 +189,12 @@ def _written(read: Intake, options: DataConfig, model: str, max_length: int) -> 
     outline, tokenizer = load_outline(model)
     template = choose_template(options.template, tokenizer)
     some = read.dataset.select(range(min(_ENCODED, read.rows)))
-    example = encode_row(row_at(some, 0), tokenizer, template)
-    result = {"template": template.name, "rendered": _pieces(example, tokenizer)}
-    encoded = encode_for(outline, some, tokenizer, template, max_length=max_length)
+    encoded = encode_for(
+        outline, some, tokenizer, template, max_length=max_length, skip_bad_rows=options.skip_bad_rows
+    )
+    row = encoded.dataset[0]["row"]
+    example = encode_row(row_at(some, row), tokenizer, template)
+    result = {"row": row, "template": template.name, "rendered": _pieces(example, tokenizer)}
     findings = [str(finding) for finding in token_findings(some, tokenizer, template)]
     counts = {**asdict(encoded.counts), "of_rows": len(some), "max_length": max_length}
     return result | {"tokens": counts, "findings": findings}

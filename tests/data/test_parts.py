@@ -105,3 +105,28 @@ def test_checksums_follow_ids_and_labels(encode: Encode) -> None:
     assert one.checksums.tolist() == encode("elsewhere").checksums.tolist()
     assert (one.checksums[: len(cut)] == cut.checksums).tolist() == same.tolist()
     assert not same.all()
+
+
+def test_rows_that_the_template_refuses_are_all_named_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parts, "PART", 10)
+    tools = {"tools": [{"name": "f"}]}  # which the template does not write
+    lines = [
+        json.dumps({"prompt": f"{n}?", "completion": "yo", **(tools if n % 5 == 1 or n >= 20 else {})})
+        for n in range(25)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    rows = read_rows(str(tmp_path / "rows.jsonl"), options=DataConfig(), cache_dir=tmp_path)
+    tokenizer = byte_tokenizer()
+    template = choose_template("auto", tokenizer)
+    with pytest.raises(UserError, match=r"9 of 25 rows cannot be used, the first: \S+rows.jsonl:2: .*tools"):
+        encode_rows(rows, tokenizer, template, max_length=50, cache_dir=tmp_path)
+    named = [line for line in caplog.messages if "rows.jsonl:" in line]
+    assert [int(line.split(": ")[0].rsplit(":", 1)[1]) for line in named] == [2, 7, 12, 17, *range(21, 26)]
+    kept = encode_rows(rows, tokenizer, template, max_length=50, cache_dir=tmp_path, skip_bad_rows=True)
+    assert kept.dataset["row"][:] == [n for n in range(20) if n % 5 != 1]
+    assert kept.counts.dropped == 9
+    refused = rows.select([1, 6])
+    with pytest.raises(UserError, match="2 of 2 rows cannot be used"):
+        encode_rows(refused, tokenizer, template, max_length=50, cache_dir=tmp_path, skip_bad_rows=True)

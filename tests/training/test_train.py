@@ -204,6 +204,23 @@ def test_holdout_as_a_file_and_none(run: Any, toy: Any, tmp_path: Path) -> None:
     assert metrics(none.out, "holdout") == []
     with pytest.raises(UserError, match=r"rows.holdout: no such file: nothing.jsonl"):
         run("missing", rows__holdout="nothing.jsonl")
+    for name in ("one", "two"):
+        (tmp_path / "repo" / name).mkdir(parents=True)
+        shutil.copy(toy["data"], tmp_path / "repo" / name / "train.jsonl")
+    named = run("named", rows__holdout=f"{tmp_path / 'repo'}:two")
+    assert named.before["supervised"] == every.before["supervised"]
+
+
+def test_rows_that_all_ask_the_same(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "one.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": "Say a number.", "completion": str(n)}) + "\n" for n in range(40))
+    )
+    done = run("one", data=str(data), rows__holdout=0.05, steps=2)
+    assert (done.before, done.after) == ({}, {})
+    assert "all rows ask the same question" in caplog.text
+    with pytest.raises(UserError, match="leaves none to train on"):
+        run("share", data=str(data), rows__holdout=0.5, steps=2)
 
 
 @pytest.mark.parametrize(

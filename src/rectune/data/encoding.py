@@ -101,18 +101,22 @@ def encode_rows(
     max_length: int,
     cache_dir: Path | None = None,
     num_proc: int | None = None,
+    skip_bad_rows: bool = False,
 ) -> EncodedRows:
     """Encode all rows of a `read_rows` dataset to disk, cut at `max_length` tokens; the second time at once.
 
     The files are found again by the rows' content, the tokenizer, the template and `max_length`, also those of a call
-    that was killed. `num_proc` processes take part; None chooses. Says in the log ("rectune") what texts bring along of
+    that was killed. `num_proc` processes take part; None chooses. Rows that the template cannot write are all named in
+    the log; `skip_bad_rows` leaves them out. Says in the log ("rectune") what texts bring along of
     tokens and templates, and the counts.
 
     Raises:
         UserError: The template cannot write a row, or no row has a target left.
     """
-    folder = (cache_dir or default_cache()) / "tokens"
-    encoded = encoded_parts(folder, dataset, tokenizer, template, max_length=max_length, workers=num_proc)
+    encoded = encoded_parts(
+        (cache_dir or default_cache()) / "tokens", dataset, tokenizer, template,
+        max_length=max_length, workers=num_proc, skip=skip_bad_rows,
+    )  # fmt: skip
     counts = RowCounts(
         rows=len(encoded),
         tokens=int(_column(encoded, "length").sum(dtype=np.int64)),

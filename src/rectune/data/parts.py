@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ import pyarrow
 from datasets.table import MemoryMappedTable, concat_tables
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rectune.data.faults import Faults
 from rectune.data.reading import row_of
 from rectune.data.templates import Template
 from rectune.data.tokens import IGNORED, encode_batch
@@ -66,7 +67,11 @@ _START = (
 
 
 def cache_key(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template, max_length: int
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_length: int,
+    without: Collection[int] = (),
 ) -> str:
     """Names the token ids of a dataset of rows: its content, the tokenizer, the template and the cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -74,20 +79,21 @@ def cache_key(
     specials = sorted((i, str(token)) for i, token in tokenizer.added_tokens_decoder.items())
     parts = (
         _VERSION, PART, dataset._fingerprint, type(tokenizer).__name__, vocabulary, specials,
-        tokenizer.special_tokens_map, asdict(template), max_length,
+        tokenizer.special_tokens_map, asdict(template), max_length, *sorted(without),
     )  # fmt: skip
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be encoded, and the folder of its parts."""
+    """What is to be encoded, the folder of its parts, and which rows are left out."""
 
     here: Path
     dataset: datasets.Dataset
     tokenizer: PreTrainedTokenizerBase
     template: Template
     max_length: int
+    without: frozenset[int] = frozenset()
 
     def path(self, part: int) -> Path:
         return self.here / f"part-{part:05d}.arrow"
@@ -104,18 +110,55 @@ def encoded_parts(
     *,
     max_length: int,
     workers: int | None = None,
+    skip: bool = False,
 ) -> datasets.Dataset:
     """The encoded rows of a `read_rows` dataset, memory-mapped; writes the parts that are missing.
 
     Args:
         folder: Where the cache keeps tokens; a folder named by `cache_key` is made in it.
         workers: Processes; None takes one for each core, but no more than are worth their start.
+        skip: Leave out the rows that the template cannot write.
 
     Raises:
-        UserError: The template cannot write a row, or the folder cannot be written.
+        UserError: The template cannot write a row (all of them are then named in the log), or the folder cannot be
+            written.
     """
-    key = cache_key(dataset, tokenizer, template, max_length)
-    job = _Job(folder / key, dataset, tokenizer, template, max_length)
+    try:
+        return _encoded(folder, dataset, tokenizer, template, max_length, workers)
+    except UserError:
+        faults, without = _refused(dataset, tokenizer, template)
+        if not without:
+            raise
+    skip = skip and len(without) < len(dataset)
+    faults.settle(len(dataset), skip=skip, hint="mend or remove these rows, or set --rows.skip-bad-rows")
+    return _encoded(folder, dataset, tokenizer, template, max_length, workers, without)
+
+
+def _refused(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[Faults, frozenset[int]]:
+    """What is wrong with the rows that cannot be encoded, and their indices."""
+    faults, refused = Faults(f"template {template.name}"), set[int]()
+    for index, record in enumerate(dataset):
+        try:
+            encode_batch([row_of(record)], tokenizer, template)
+        except UserError as error:
+            faults.add(error)
+            refused.add(index)
+    return faults, frozenset(refused)
+
+
+def _encoded(
+    folder: Path,
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_length: int,
+    workers: int | None,
+    without: frozenset[int] = frozenset(),
+) -> datasets.Dataset:
+    key = cache_key(dataset, tokenizer, template, max_length, without)
+    job = _Job(folder / key, dataset, tokenizer, template, max_length, without)
     if job.missing():
         with _writing(job.here):
             job.here.mkdir(parents=True, exist_ok=True)
@@ -209,9 +252,13 @@ def _uncollected() -> Iterator[None]:
 
 
 def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
-    """Rows `first` to `end` encoded, without those that have no target."""
+    """Rows `first` to `end` encoded, without those that have no target or are left out."""
     records = job.dataset[first:end]
     rows = [row_of(dict(zip(records, values, strict=True))) for values in zip(*records.values(), strict=True)]
+    indices = [index for index in range(first, end) if index not in job.without]
+    rows = [rows[index - first] for index in indices]
+    if not rows:
+        return FEATURES.arrow_schema.empty_table()
     batch = encode_batch(rows, job.tokenizer, job.template)
     whole = np.diff(batch.ends, prepend=0)
     lengths = np.minimum(whole, job.max_length)
@@ -230,7 +277,7 @@ def _table(job: _Job, first: int, end: int) -> pyarrow.Table:
         "length": lengths[kept],
         "supervised": supervised[kept],
         "truncated": (whole > job.max_length)[kept],
-        "row": first + np.flatnonzero(kept),
+        "row": np.array(indices)[kept],
         "checksum": [zlib.crc32(labels[span], zlib.crc32(ids[span])) for span in spans],
     }
     made = []
@@ -260,6 +307,7 @@ def _others(
         message = {
             "here": str(job.here), "rows": files[0], "fingerprint": job.dataset._fingerprint, "tokenizer": kept,
             "template": asdict(job.template), "max_length": job.max_length, "parts": todo,
+            "without": sorted(job.without),
         }  # fmt: skip
         try:
             for _ in range(1, workers):
@@ -288,8 +336,9 @@ def main() -> None:
         MemoryMappedTable.from_file(message["rows"]), fingerprint=message["fingerprint"]
     )
     job = _Job(
-        Path(message["here"]), dataset, tokenizer, Template(**message["template"]), message["max_length"]
-    )
-    if cache_key(dataset, tokenizer, job.template, job.max_length) == job.here.name:
+        Path(message["here"]), dataset, tokenizer, Template(**message["template"]), message["max_length"],
+        frozenset(message["without"]),
+    )  # fmt: skip
+    if cache_key(dataset, tokenizer, job.template, job.max_length, job.without) == job.here.name:
         parts = _claimed(message["parts"], Path(message["tokenizer"]))
         _write_parts(job, itertools.takewhile(lambda _: os.getppid() == parent, parts))

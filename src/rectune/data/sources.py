@@ -72,11 +72,7 @@ def open_source(source: str, *, split: str = "train") -> Records:
     """
     if source in PACKAGED:
         return _files(source, [Path(str(files("rectune") / "assets" / PACKAGED[source]))])
-    path, config = Path(source).expanduser(), ""
-    if not path.exists() and ":" in source:
-        folder, _, name = source.rpartition(":")
-        if Path(folder).expanduser().is_dir():
-            path, config = Path(folder).expanduser(), name
+    path, config = local_path(source)
     if path.is_dir():
         found = split_files(
             path, config=config, split=split, source=source, is_data=lambda p: _suffix(p) in READERS
@@ -89,6 +85,15 @@ def open_source(source: str, *, split: str = "train") -> Records:
     if _suffix(path) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
         raise UserError("no such file or folder", where=source)
     return from_hub(source, split=split)
+
+
+def local_path(source: str) -> tuple[Path, str]:
+    """The path that a source names, which need not exist, and the configuration behind it; "" for none."""
+    path = Path(source).expanduser()
+    folder, _, config = source.rpartition(":")
+    if folder and not path.exists() and (named := Path(folder).expanduser()).is_dir():
+        return named, config
+    return path, ""
 
 
 def from_hub(source: str, *, split: str) -> Records:

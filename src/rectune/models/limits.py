@@ -29,6 +29,7 @@ def encode_for(
     template: Template,
     *,
     max_length: int,
+    skip_bad_rows: bool = False,
 ) -> EncodedRows:
     """`encode_rows`, cut at the model's positions where those are fewer than `max_length`. None bounds nothing.
 
@@ -36,7 +37,9 @@ def encode_for(
         UserError: As `encode_rows`, or a row has a token that the model has no embedding for.
     """
     places = (None if model is None else positions(model)) or max_length
-    encoded = encode_rows(dataset, tokenizer, template, max_length=min(max_length, places))
+    encoded = encode_rows(
+        dataset, tokenizer, template, max_length=min(max_length, places), skip_bad_rows=skip_bad_rows
+    )
     cut = encoded.counts.truncated + encoded.counts.dropped
     if places < max_length and cut:
         what = "%s rows are cut at the model's %s positions (max_position_embeddings), below max_length = %s"

@@ -11,20 +11,19 @@ import logging
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import datasets
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rectune.config import TrainConfig
+from rectune.config import DataConfig, TrainConfig
 from rectune.data.encoding import EncodedRows, Template
 from rectune.data.formats import PAIR
 from rectune.data.order import StepPlan, draw, plan_steps, questions, split_holdout
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.reading import read_rows
-from rectune.data.sources import PACKAGED
+from rectune.data.sources import PACKAGED, local_path
 from rectune.errors import UserError
 from rectune.models.limits import encode_for
 from rectune.training.run_folder import run_template
@@ -155,7 +154,7 @@ def read_texts(config: TrainConfig, *, paired: bool) -> Texts:
         UserError: A file that is not there, or rows that cannot be used.
     """
     holdout = config.rows.holdout
-    if isinstance(holdout, str) and holdout not in PACKAGED and not Path(holdout).exists():
+    if isinstance(holdout, str) and holdout not in PACKAGED and not local_path(holdout)[0].exists():
         raise UserError(f"no such file: {holdout}", where="rows.holdout", hint="or a share")
 
     def read(source: str) -> list[datasets.Dataset]:
@@ -185,7 +184,18 @@ def load_data(
     def encoded(sides: list[datasets.Dataset]) -> Split:
         max_length = config.max_length
         found = _together(
-            [encode_for(model, r, tokenizer, template, max_length=max_length) for r in sides], sides[0]
+            [
+                encode_for(
+                    model,
+                    side,
+                    tokenizer,
+                    template,
+                    max_length=max_length,
+                    skip_bad_rows=config.rows.skip_bad_rows,
+                )
+                for side in sides
+            ],
+            sides[0],
         )
         return _without_cut(found) if config.rows.too_long == "drop" else found
 
@@ -205,13 +215,23 @@ def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tup
     second = first[:0]
     if holdout is not None:
         _say_holdout(config, everything.asked[first], holdout.asked)
-    elif config.rows.holdout:
+    elif config.rows.holdout and not _asks_one(config, everything.asked[first]):
         asked = everything.asked
         here, there = split_holdout(asked[first], float(config.rows.holdout), config.seed)
         first, second = first[here], first[there]
         _say_holdout(config, asked[first], asked[second])
     train, rest = (replace(everything, members=everything.members[some]) for some in (first, second))
     return train, rest if holdout is None else holdout
+
+
+def _asks_one(config: TrainConfig, asked: np.ndarray) -> bool:
+    """Whether all rows ask the same, so that none can be kept aside, and no setting wants a hold-out."""
+    if len(np.unique(asked)) > 1 or config.choose != "last":
+        return False
+    if config.rows.holdout != DataConfig.model_fields["holdout"].default:
+        return False
+    log.warning("all rows ask the same question: none of them is kept aside for evaluation (rows.holdout)")
+    return True
 
 
 def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) -> None:
