@@ -82,7 +82,11 @@ def _rows(
         for format in formats
     )
     duplicates = 0 if read.dataset is None else count_duplicates(read.dataset)
-    result = {"format": "pairs" if worse else read.format, "rows": read.rows, "duplicates": duplicates}
+    result: dict[str, Any] = {
+        "format": "pairs" if worse else read.format,
+        "rows": read.rows,
+        "duplicates": duplicates,
+    }
     result |= _noted(read.notes, read.faults)
     errors = result["errors"] = [] if options.skip_bad_rows else _settled(read.faults, read.rows)
     if read.dataset is None:

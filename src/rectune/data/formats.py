@@ -439,10 +439,11 @@ def to_row(
         UserError: A field is missing, mistyped or refused, a supervised turn is empty, or no turn is supervised.
     """
     place = Place(where)
-    kept = {name: value for name, value in record.items() if name not in ignore}
-    place.ignored.update(name for name in ignore if holds(record.get(name)))
+    if ignore:
+        place.ignored.update(name for name in ignore if holds(record.get(name)))
+        record = {name: value for name, value in record.items() if name not in ignore}
     try:
-        row = _row(kept, place, format, columns)
+        row = _row(record, place, format, columns)
     except UserError:
         if notes is not None:
             notes.refused.update(place.refused)

@@ -165,7 +165,11 @@ def read_messages(items: list[Any], field: str, place: Place) -> tuple[Turn, ...
     Raises:
         UserError: A message lacks its role or words, has a field that is not supported, or an unknown speaker.
     """
-    return tuple(read_message(item, place.inside(f"{field}[{i}].")) for i, item in enumerate(items))
+    each = place.inside(f"{field}[].")
+    return tuple(
+        _plain_turn(item, each) or read_message(item, place.inside(f"{field}[{i}]."))
+        for i, item in enumerate(items)
+    )
 
 
 def read_message(item: object, place: Place) -> Turn:
@@ -197,6 +201,22 @@ def read_message(item: object, place: Place) -> Turn:
         "tool_call_id": message.tool_call_id,
     }
     return Turn(role, content or "", role == "assistant" and message.train is not False, dump(fields))
+
+
+def _plain_turn(item: object, place: Place) -> Turn | None:
+    """The turn of a message of a role and words alone, as most are; None for any other, which the schema reads.
+
+    Nothing is different about it, but that it takes a tenth of the time.
+    """
+    if not isinstance(item, dict) or len(item) != 2:
+        return None
+    for speaker, words in (("role", "content"), ("from", "value")):
+        role, content = item.get(speaker), item.get(words)
+        if type(role) is str and type(content) is str and role in ROLES and role not in CALLS:
+            place.mark(place.read, speaker)
+            place.mark(place.read, words)
+            return Turn(role := ROLES[role], content, role == "assistant")
+    return None
 
 
 def words_or_turns(value: object, info: ValidationInfo) -> str | Turns:

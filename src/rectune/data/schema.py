@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, PlainValidator, Strict, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from rectune.data.jsonl import json_type
@@ -45,9 +45,11 @@ class Notes:
 
     def add(self, place: Place) -> None:
         """Count what one record gave."""
-        self.read.update(place.read)
-        self.ignored.update(place.ignored)
-        self.said.update(place.said)
+        for counts, found in (
+            (self.read, place.read), (self.ignored, place.ignored), (self.said, place.said)
+        ):  # fmt: skip
+            for one in found:
+                counts[one] += 1
 
     def say(self, source: str) -> None:
         """Put what was left unread or decided into the log."""
@@ -86,7 +88,7 @@ class Place:
 
     def mark(self, names: set[str], name: str) -> None:
         """Add a field to one of the sets, elements of a list as one."""
-        names.add(_unnumbered(self.path) + name)
+        names.add(_unnumbered(self.path) + name if self.path else name)
 
     def wrong(self, info: ValidationInfo, value: object, expected: str) -> UserError:
         """The error for a value of another type."""
@@ -128,7 +130,7 @@ def json_list(value: object, info: ValidationInfo) -> list[Any]:
     return listed
 
 
-Text = Annotated[str, PlainValidator(text)]
+Text = Annotated[str, Strict()]
 JsonList = Annotated[Sequence[Any], PlainValidator(json_list)]
 
 Kind = TypeVar("Kind", bound="Schema")
@@ -175,26 +177,27 @@ class Schema(BaseModel):
         Raises:
             UserError: A field is missing, mistyped, refused, or given under two names with two values.
         """
-        known = {**cls.names(), **mapped} if mapped else cls.names()
-        taken = set(mapped.values())
+        known, others = _told_apart(cls, tuple(record), tuple(mapped.items()))
+        for name in others:
+            if holds(value := record[name]):
+                _refuse(name, value, place, cls.refused)
+                place.mark(place.ignored, name)
         given, names = dict[str, Any](), dict[str, str]()
-        for name, value in record.items():
-            key = known.get(name)
-            if key is None or (key in taken and name not in mapped):
-                if holds(value):
-                    _refuse(name, value, place, cls.refused)
-                    place.mark(place.ignored, name)
-            elif value is not None:
+        for name, key in known:
+            if (value := record[name]) is not None:
                 if key in given and given[key] != value:
                     pair = f"fields '{place.path}{names[key]}' and '{place.path}{name}'"
                     raise UserError(f"{pair} differ and mean the same", where=place.where, hint="keep one")
                 given[key], names[key] = value, name
                 place.mark(place.read, name)
+        place.names = names
         try:
-            place.names = names
-            return cls.model_validate(given, context=place)
-        except ValidationError as error:  # the validators raise UserErrors of their own
-            key = str(error.errors()[0]["loc"][0])
+            return cls.__pydantic_validator__.validate_python(given, context=place)  # type: ignore[no-any-return]
+        except ValidationError as error:  # validators in Python raise UserErrors of their own
+            key = str(error.errors(include_url=False)[0]["loc"][0])
+            if key in given:
+                what = f"field '{place.path}{names[key]}' is {json_type(given[key])}, not text"
+                raise UserError(what, where=place.where) from None
             missing = next((name for name, field in mapped.items() if field == key), None)
             raise _missing(missing or names_of(key, cls.model_fields[key])[0], record, place) from None
 
@@ -202,6 +205,16 @@ class Schema(BaseModel):
 @lru_cache(maxsize=1024)
 def _unnumbered(path: str) -> str:
     return re.sub(r"\[\d+\]", "[]", path)
+
+
+@lru_cache(maxsize=1024)
+def _told_apart(
+    cls: type[Schema], names: tuple[str, ...], mapped: tuple[tuple[str, str], ...]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Of a record's names, those that a schema reads, each with its field, and the others."""
+    taken = {key for _, key in mapped}
+    keys = {name: key for name, key in cls.names().items() if key not in taken} | dict(mapped)
+    return [(n, keys[n]) for n in names if n in keys], [n for n in names if n not in keys]
 
 
 @cache
