@@ -305,7 +305,7 @@ def grade_code(
     if not code.strip():
         return Graded("unparsed", "")
     prelude, _ = _split_prompt(prompt, _wanted(tests.function, tests.program))
-    job = {"program": code, "prelude": prelude, "tests": tests.program,
+    job = {"program": code, "prompt": prompt, "prelude": prelude, "tests": tests.program,
            "entry_point": tests.function or _function_of(prompt, code), "cases": tests.streams,
            "lenient": tests.lenient, "cpu_seconds": int(timeout) + 1, "memory": MEMORY}  # fmt: skip
     verdict, reason = _run(job, timeout, started)

@@ -154,13 +154,15 @@ def _run_apart(
         report("failed", str(reason))
     except BaseException as error:
         report("wrong" if side.forged else "failed", describe(error), "used" if side.used else "")
-    report(*_whether_tested(tests.held, side.used))
+    report(*_whether_tested(tests, side.used))
 
 
-def _whether_tested(held: int, used: bool) -> tuple[str, str]:
+def _whether_tested(tests: Tests, used: bool) -> tuple[str, str]:
     if not used:
         return "error", "the tests never call the program"
-    return ("correct", "") if held else ("error", "the tests reach no assertion")
+    if tests.failed:
+        return "error", "an assertion fails, and the tests catch that"
+    return ("correct", "") if tests.held else ("error", "the tests reach no assertion")
 
 
 def _run_together(job: dict[str, Any], used: bool, report: Callable[..., None]) -> None:
@@ -174,7 +176,11 @@ def _run_together(job: dict[str, Any], used: bool, report: Callable[..., None]) 
             sys.setprofile(None)
 
     tests = Tests(
-        job["tests"], job["entry_point"], lambda name: candidate.look_up(solution, name), _by_traceback
+        job["tests"],
+        job["entry_point"],
+        lambda name: candidate.look_up(solution, name),
+        _by_traceback,
+        job["prompt"],
     )
     try:
         exec(candidate.compile_program(job["program"]), vars(solution))

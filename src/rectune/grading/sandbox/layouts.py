@@ -34,6 +34,8 @@ OWN_NAMES = (
 _STANDS_FOR_PROGRAM = ("candidate", "func", "function", "fn", "f", "solution", "method")
 _ASSERTS = re.compile(r"_*assert|raises$", re.IGNORECASE)
 _HELD = "__assertion_held__"
+_BUILTINS = frozenset(dir(builtins))
+_MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
 
 
 class Fault(Exception):
@@ -48,6 +50,7 @@ class Tests:
         entry_point: The function under test, "" where that is not known.
         find: Returns what the program has under a name; NameError where it has none.
         from_program: Whether the program raised an exception.
+        prompt: What the program was asked for.
 
     Raises:
         Fault: They are no program, or assert nothing by mistake.
@@ -59,9 +62,12 @@ class Tests:
         entry_point: str,
         find: Callable[[str], Any],
         from_program: Callable[[BaseException], bool],
+        prompt: str = "",
     ) -> None:
+        self._prompt = prompt
         self.entry_point, self._find, self._from_program = entry_point, find, from_program
-        self.held = 0
+        self.held, self.failed = 0, 0
+        self._may_skip = "skip" in source.lower()
         try:
             self._tree = ast.parse(source)
             table = symtable.symtable(source, "tests.py", "exec")
@@ -74,12 +80,21 @@ class Tests:
                     f"line {line} of the tests asserts a tuple, or has the expected value as its message"
                 )
         self.wanted = free_names(table)
+        self._tree.body = [
+            inner for one in self._tree.body for inner in (one.body if _is_main_guard(one) else [one])
+        ]
         self._explicit = {
             call.func.id
             for statement in self._tree.body
             if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If))
             for call in ast.walk(statement)
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        }
+        self._called = {  # or handed to something that calls it, or used as a class
+            getattr(one, "id", "")
+            for node in ast.walk(self._tree)
+            if isinstance(node, (ast.Call, ast.Attribute, ast.ExceptHandler))
+            for one in (*getattr(node, "args", ()), *vars(node).values())
         }
         self._suites_ran = False
         self._names: dict[str, Any] = {}
@@ -117,8 +132,8 @@ class Tests:
             return True
         if self._from_program(error) or (isinstance(error, (SystemExit, AssertionError)) and called):
             return False
-        if isinstance(error, NameError):
-            return not self._is_asked_for(error.name)
+        if isinstance(error, NameError):  # a built-in was there: the program has removed it
+            return not (error.name in _BUILTINS or self._is_asked_for(error.name))
         if line_of(error) is None:  # not even raised in the tests: the program has broken what runs them
             return False
         if isinstance(error, ImportError):
@@ -148,11 +163,16 @@ class Tests:
                 ]
                 if any(isinstance(one, ast.Name) and one.id in self.wanted for one in inner):
                     return False
-        return name in self.wanted or name == self.entry_point
+        if name == self.entry_point or re.search(rf"\b{name}\b", self._prompt):
+            return True
+        return name in self._called and name in self.wanted and not (self.entry_point and self._prompt)
 
-    def _hold(self, value: Any = None) -> Any:
-        self.held += 1
-        return value
+    def _hold(self, condition: Any, *result: Any) -> Any:
+        """Count whether an assertion holds, and return that, or the result of the call that asserts."""
+        holds = bool(condition)
+        self.held += holds
+        self.failed += not holds
+        return result[0] if result else holds
 
     def _bind(self, names: dict[str, Any]) -> None:
         """Names that the tests use without defining them are the program's."""
@@ -261,24 +281,10 @@ class Tests:
 
     def _is_uncalled(self, name: str) -> bool:
         """Whether no other function of the tests calls this one as its helper."""
-        return (
-            name.startswith("test")
-            or not any(
-                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-                for node in ast.walk(self._tree)
-            )
-            or name in self._guarded_calls()
+        return name.startswith("test") or not any(
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+            for node in ast.walk(self._tree)
         )
-
-    def _guarded_calls(self) -> set[str]:
-        """Functions that are called under `if __name__ == "__main__"`."""
-        return {
-            call.func.id
-            for statement in self._tree.body
-            if isinstance(statement, ast.If)
-            for call in ast.walk(statement)
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-        }
 
     def _methods(self, kind: type) -> Iterator[Callable[[], Any]]:
         """The test methods of a pytest-style class, each on an instance of its own."""
@@ -343,7 +349,8 @@ class Tests:
             if isinstance(result, types.CoroutineType):
                 importlib.import_module("asyncio").run(result)
         except tuple(getattr(sys.modules[module], name) for module, name in skips if module in sys.modules):
-            pass
+            if not self._may_skip:
+                raise
 
     def _run_suite(self, suite: Any) -> Any:
         self._suites_ran = True
@@ -356,6 +363,8 @@ class Tests:
                 first.append((more or (error,))[0][1])
 
         result.addError = result.addFailure = result.addSubTest = note
+        if not self._may_skip:  # so the program did
+            result.addSkip = lambda case, reason: first.append(AssertionError(f"skipped: {reason}"))
         result.addUnexpectedSuccess = lambda case: first.append(AssertionError(f"{case} succeeds"))
         suite.run(result)
         if first:
@@ -376,25 +385,54 @@ class _Counting(ast.NodeTransformer):
 
     def visit_Assert(self, node: ast.Assert) -> Any:
         self.generic_visit(node)
-        return node if isinstance(node.test, ast.Constant) else [node, _held(node)]
+        if not (isinstance(node.test, ast.Constant) and node.test.value):
+            node.test = _counted(node.test)
+        return node
 
     def visit_If(self, node: ast.If) -> Any:
+        leaves = any(map(_leaves, (*node.body, *node.orelse)))
         self.generic_visit(node)
-        return [node, _held(node)] if any(map(_leaves, (*node.body, *node.orelse))) else node
+        return [node, _held(node)] if leaves else node
+
+    def visit_Try(self, node: ast.Try) -> Any:
+        """`try: f(-1); assert False` with `except ValueError`: the handler is what has to be reached."""
+        guarded = any(map(_fails, node.orelse))
+        for handler in node.handlers:
+            caught = {getattr(one, "id", "") for one in ast.walk(handler.type or ast.Name("Exception"))}
+            escapes = not caught & {"Exception", "BaseException", "AssertionError"}
+            if guarded or (escapes and any(map(_fails, node.body))):
+                handler.body.insert(0, _held(handler))
+        return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> Any:
         self.generic_visit(node)
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if not _ASSERTS.match(name):
             return node
-        return ast.copy_location(ast.Call(ast.Name(_HELD, ast.Load()), [node], []), node)
+        return ast.copy_location(_counted(ast.Constant(True), node), node)
 
 
 def _leaves(node: ast.stmt) -> bool:
-    """Whether a statement is `raise` or `exit(...)`."""
+    """Whether a statement ends the tests in any case: `raise`, `exit()`, or one that fails."""
+    return isinstance(node, ast.Raise) or _called(node) in ("exit", "quit", "sys.exit") or _fails(node)
+
+
+def _fails(node: ast.stmt) -> bool:
+    """Whether a statement always fails, as `assert False`, so that reaching it is what is tested."""
+    if isinstance(node, ast.Assert):
+        return isinstance(node.test, ast.Constant) and not node.test.value
+    raised = ast.unparse(node.exc) if isinstance(node, ast.Raise) and node.exc else ""
+    fails = _called(node) in ("fail", "self.fail", "pytest.fail")
+    return fails or raised.partition("(")[0] in ("AssertionError", "Exception")
+
+
+def _called(node: ast.stmt) -> str:
     call = node.value if isinstance(node, ast.Expr) else None
-    name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
-    return isinstance(node, ast.Raise) or name in ("exit", "quit", "sys.exit")
+    return ast.unparse(call.func) if isinstance(call, ast.Call) else ""
+
+
+def _is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN
 
 
 def _always_holds(node: ast.AST) -> bool:
@@ -413,8 +451,12 @@ def _always_holds(node: ast.AST) -> bool:
     return isinstance(test, ast.Call) and literal and not isinstance(getattr(message, "value", 0), str)
 
 
-def _held(node: ast.stmt) -> ast.stmt:
-    return ast.copy_location(ast.Expr(ast.Call(ast.Name(_HELD, ast.Load()), [], [])), node)
+def _counted(*condition: ast.expr) -> ast.expr:
+    return ast.Call(ast.Name(_HELD, ast.Load()), [*condition], [])
+
+
+def _held(node: ast.AST) -> ast.stmt:
+    return ast.copy_location(ast.Expr(_counted(ast.Constant(True))), node)
 
 
 def bound_names(table: symtable.SymbolTable) -> set[str]:
