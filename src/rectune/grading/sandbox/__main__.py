@@ -132,6 +132,7 @@ def _run_apart(
     def find(name: str) -> Any:
         value = side.ask("get", name)
         side.used |= not callable(value)
+        side.plain &= callable(value)  # the program may change it
         return value
 
     try:
@@ -153,7 +154,8 @@ def _run_apart(
     except Uncarried as reason:
         report("failed", str(reason))
     except BaseException as error:
-        report("wrong" if side.forged else "failed", describe(error), "used" if side.used else "")
+        kind = "wrong" if side.forged or (side.plain and side.used and tests.blames(error)) else "failed"
+        report(kind, describe(error), "used" if side.used else "")
     report(*_whether_tested(tests, side.used))
 
 

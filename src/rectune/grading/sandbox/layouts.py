@@ -35,6 +35,12 @@ _STANDS_FOR_PROGRAM = ("candidate", "func", "function", "fn", "f", "solution", "
 _ASSERTS = re.compile(r"_*assert|raises$", re.IGNORECASE)
 _HELD = "__assertion_held__"
 _BUILTINS = frozenset(dir(builtins))
+_PURE = {"__future__", "abc", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum",
+         "fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "numpy", "operator", "pytest",
+         "random", "re", "statistics", "string", "typing", "unittest"}  # fmt: skip
+"""Modules through which tests and program share nothing, unless by one of these names."""
+_SHARING = {"__builtins__", "capsys", "cache_info", "eval", "exec", "globals", "id", "input", "mock", "monkeypatch",
+            "open", "patch", "seed", "tmp_path", "vars"}  # fmt: skip
 _MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
 
 
@@ -80,6 +86,7 @@ class Tests:
                     f"line {line} of the tests asserts a tuple, or has the expected value as its message"
                 )
         self.wanted = free_names(table)
+        self.are_pure = _are_pure(self._tree) and not bound_names(table) & _BUILTINS
         self._tree.body = [
             inner for one in self._tree.body for inner in (one.body if _is_main_guard(one) else [one])
         ]
@@ -141,6 +148,14 @@ class Tests:
         if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
             return error.obj.__name__ != "solution"
         return not called
+
+    def blames(self, error: BaseException) -> bool:
+        """Whether `error` shows that the program is wrong, if only data went between it and the tests."""
+        if self._from_program(error):  # it may miss what the tests define, or have run out of room here
+            return self.are_pure and not isinstance(
+                error, (NameError, ImportError, RecursionError, MemoryError)
+            )
+        return self.are_pure and type(error) is AssertionError
 
     def _is_asked_for(self, name: str | None) -> bool:
         """Whether the program was to define `name`, and not a helper of the tests that is missing or misspelt."""
@@ -457,6 +472,25 @@ def _counted(*condition: ast.expr) -> ast.expr:
 
 def _held(node: ast.AST) -> ast.stmt:
     return ast.copy_location(ast.Expr(_counted(ast.Constant(True))), node)
+
+
+def _are_pure(tree: ast.AST) -> bool:
+    """Whether tests depend on what the program returns and raises only, so that they may as well run apart from it."""
+    for node in ast.walk(tree):
+        names = {getattr(node, field, None) for field in ("id", "attr", "arg", "name")}
+        if names & _SHARING:
+            return False
+        if isinstance(node, ast.Import):
+            if not {alias.name.partition(".")[0] for alias in node.names} <= _PURE:
+                return False
+        elif isinstance(node, ast.ImportFrom):
+            if str(node.module).partition(".")[0] not in (*_PURE, *OWN_NAMES, "None"):
+                return False
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+            other = node.comparators[0]  # `x is None`, `type(x) is list`
+            if not (isinstance(other, ast.Constant) or getattr(other, "id", "") in _BUILTINS):
+                return False
+    return True
 
 
 def bound_names(table: symtable.SymbolTable) -> set[str]:
