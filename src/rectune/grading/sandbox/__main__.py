@@ -3,9 +3,10 @@
 The *candidate* runs the program and never sees the tests. The *tests* run in a process of their own and reach
 the program through pipes (`peer.py`); only if they come to their end there, the verdict is `correct`. So leaving
 early, printing, patching what the tests use or returning objects that equal everything cannot pass. If they do not
-come to their end, both run once more in *one* process, as without any protection: where they fail there, too, the
-verdict is `wrong`; where they pass, program and tests share what cannot be carried between processes, and the
-verdict is `error`. Programs that read standard input run once for each input (`stdin.py`).
+come to their end, and more than data was needed for that, both run once more in *one* process, as without any
+protection: where they fail there, too, the verdict is `wrong`; where they pass, program and tests share what cannot be
+carried between processes, and the verdict is `error`. Programs that read standard input run once for each input
+(`streams.py`).
 
 Reads one JSON object from standard input: `program`, `prelude`, `tests`, `entry_point`, `cases`, `cpu_seconds`,
 `memory`; writes `[verdict, reason, protected]` to standard output.

@@ -87,9 +87,7 @@ class Tests:
                 )
         self.wanted = free_names(table)
         self.are_pure = _are_pure(self._tree) and not bound_names(table) & _BUILTINS
-        self._tree.body = [
-            inner for one in self._tree.body for inner in (one.body if _is_main_guard(one) else [one])
-        ]
+        self._tree.body = [inner for one in self._tree.body for inner in _unguarded(one)]
         self._explicit = {
             call.func.id
             for statement in self._tree.body
@@ -446,8 +444,9 @@ def _called(node: ast.stmt) -> str:
     return ast.unparse(call.func) if isinstance(call, ast.Call) else ""
 
 
-def _is_main_guard(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN
+def _unguarded(node: ast.stmt) -> list[ast.stmt]:
+    """What is under `if __name__ == "__main__"`, or the statement itself."""
+    return node.body if isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN else [node]
 
 
 def _always_holds(node: ast.AST) -> bool:
