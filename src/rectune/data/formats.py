@@ -459,7 +459,8 @@ def to_row(
 
 
 def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
-    read = _schema(format).read(record, place, {field: key for key, field in columns.items()})
+    mapped = {field: key for key, field in columns.items()} if columns else {}
+    read = _schema(format).read(record, place, mapped)
     if isinstance(read, Preference):
         prompt, *answers = read.sides(place)
         for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs
@@ -479,8 +480,9 @@ def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) 
 
 
 def _check_targets(turns: Turns, where: str) -> None:
-    if not any(turn.supervised for turn in turns):
+    targets = [turn for turn in turns if turn.supervised]
+    if not targets:
         raise UserError("no assistant turn to learn from", where=where)
-    for turn in turns:
-        if turn.supervised and not turn.content.strip() and '"tool_calls"' not in turn.fields:
+    for turn in targets:
+        if not turn.content.strip() and '"tool_calls"' not in turn.fields:
             raise UserError("the completion is empty", where=where, hint="remove the row, or give it a text")

@@ -221,6 +221,8 @@ def _plain_turn(item: object, place: Place) -> Turn | None:
 
 def words_or_turns(value: object, info: ValidationInfo) -> str | Turns:
     """A text as it is, or messages, also as JSON text (of a CSV file)."""
+    if isinstance(value, str) and value[:1].isalnum():
+        return value
     place = place_of(info)
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         with suppress(ValueError, RecursionError):
@@ -350,8 +352,9 @@ def with_system(turns: Turns, system: str, where: str) -> Turns:
 
 def answer_turn(content: str, reasoning: str) -> Turn:
     """A supervised answer with its thinking, unless the words already have it."""
-    thinking = "" if _thought(reasoning, content) else reasoning
-    return Turn("assistant", content, True, dump({"reasoning_content": thinking}))
+    if not reasoning or _thought(reasoning, content):
+        return Turn("assistant", content, True)
+    return Turn("assistant", content, True, dump({"reasoning_content": reasoning}))
 
 
 def _thought(thinking: str, content: str) -> bool:
