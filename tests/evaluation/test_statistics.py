@@ -235,20 +235,25 @@ def test_seeds_are_a_cluster_of_their_own():
 
 @pytest.mark.parametrize("seed", [0.0, 0.05])
 def test_seeds_intervals_cover(seed):
-    rng, hits, runs = np.random.default_rng(3), np.zeros(2), 200
+    rng, hits, longer, runs = np.random.default_rng(3), np.zeros(2), [], 200
     for _ in range(runs):
         easy_P, seed_S = rng.uniform(0.3, 0.7, 60), rng.normal(0, seed, 3)
         chance = easy_P + seed_S[:, None] + rng.normal(0, 0.05, (3, 60))
         a = (rng.random((3, 60, 8)) < easy_P[None, :, None]).astype(int)
         b = (rng.random((3, 60, 8)) < chance[..., None]).astype(int)
         _, low, high, _ = paired_difference(a, b)
+        pooled = paired_difference(*(x.transpose(1, 0, 2).reshape(60, -1) for x in (a, b)))
+        longer.append((high - low) / (pooled.high - pooled.low))
         _, low_b, high_b = mean_interval(b)
         hits += [low <= 0 <= high, low_b <= 0.5 <= high_b]
     assert np.all(hits / runs >= 0.92)
-    assert np.all(hits / runs <= 0.99)
+    if seed:
+        assert np.all(hits / runs <= 0.99)
+    else:  # 98.5 %, docs/statistics.md
+        assert 1 < np.median(longer) < 1.25
 
 
-@pytest.mark.parametrize(("S", "at_most"), [(2, 0.05), (3, 0.08), (5, 0.06)])
+@pytest.mark.parametrize(("S", "at_most"), [(2, 0.05), (3, 0.06), (5, 0.06)])
 def test_arms_whose_seeds_differ_by_4_points_are_rarely_called_different(S, at_most):
     """Two equal arms on 400 problems; two seeds at the 5 % level were wrong in 9 % of cases once."""
     rng, P, runs = np.random.default_rng(0), 400, 600

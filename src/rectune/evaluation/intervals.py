@@ -133,11 +133,7 @@ def seed_spread(x_SxP: np.ndarray, level: float) -> tuple[float, float]:
     """What the choice of seeds adds to an interval over problems, and the p-value of a mean of 0.
 
     Two-way layout without replication: the variance of the mean is that of seeds' means plus that of problems' means,
-    less what both count. Student's t, with degrees of freedom from S - 1 (only seeds matter) to P - 1 (they do not).
-    Satterthwaite's exponent is 2, which takes a spread of seeds that happens to come out small for proof that they are
-    alike. With 1.4 three seeds cover 1 point more where they matter, 0.3 where they do not. Two seeds come out as alike
-    too often for that (10 % of equal arms would differ "significantly"): with 0.3 it is at most 5 %, at the price that
-    two seeds hardly ever show a difference.
+    less what both count. Student's t, with the degrees of freedom of `seed_freedom`.
 
     Returns:
         Half-width to add to that over problems, as the root of the sum of squares; two-sided p-value.
@@ -150,11 +146,26 @@ def seed_spread(x_SxP: np.ndarray, level: float) -> tuple[float, float]:
     variance = max(seeds + problems - rest, seeds, problems)
     if variance < TINY:  # every problem differs alike with every seed
         return 0.0, 1.0 if abs(mean) < TINY else 2.0 ** (1 - S)
-    freedom = min(P - 1, (S - 1) * (variance / max(seeds, TINY)) ** (0.3 if S == 2 else 1.4))
+    freedom = float(seed_freedom(S, P, variance / max(seeds, TINY)))
     half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
     over_problems = t_quantile((1 + level) / 2, P - 1) * math.sqrt(problems)
     p_value = max(t_two_sided(abs(mean) / math.sqrt(variance), freedom), 1e-12)
     return math.sqrt(max(half**2 - over_problems**2, 0.0)), p_value
+
+
+def seed_freedom(S: int, P: int, ratio: np.ndarray | float) -> np.ndarray:
+    """Degrees of freedom for a mean over seeds and problems: S - 1 where only seeds matter, P - 1 where they do not.
+
+    Satterthwaite's exponent is 2, which takes a spread of seeds that happens to come out small for proof that seeds are
+    alike: two equal arms then differ "significantly" in up to 12 % of comparisons with two seeds, 8 % with three. The
+    exponents here keep all such shares at 5 %, and few larger ones would (`benchmarks/coverage.py --tables level`).
+
+    Args:
+        S: Seeds.
+        P: Problems.
+        ratio: Variance of the mean over the part of it that the seeds' means show, at least 1.
+    """
+    return np.minimum(P - 1, (S - 1) * np.asarray(ratio) ** min(1.0, 0.3 * (S - 1)))
 
 
 def sign_flip(d_P: np.ndarray) -> float:
