@@ -145,6 +145,8 @@ def test_rows_beyond_the_models_positions_are_cut_and_counted(
         in (caplog.text.replace("2,048", "2048"))
     )
     assert result.after is not None
+    decided = json.loads((tmp_path / "run" / "config.json").read_text())["decided"]
+    assert decided["max_length"] == 64
     caplog.clear()
     with caplog.at_level(logging.WARNING, "rectune"):
         diagnose(model, str(data), out=tmp_path / "diagnosis", gradients=False)
@@ -154,6 +156,16 @@ def test_rows_beyond_the_models_positions_are_cut_and_counted(
     with caplog.at_level(logging.WARNING, "rectune"):
         train(config(tmp_path, model, short, out=str(tmp_path / "other")))
     assert "positions" not in caplog.text
+
+
+def test_positions_that_leave_no_target_are_said_to(tmp_path: Path) -> None:
+    tiny_model(max_position_embeddings=4).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    data = write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(UserError, match="model: no row has a target within the 4 positions of the model"):
+        train(config(tmp_path, str(tmp_path / "model"), data))
+    with pytest.raises(UserError, match="max_length: no row has a target within its first 3 tokens"):
+        train(config(tmp_path, str(tmp_path / "model"), data, max_length=3))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])

@@ -36,17 +36,26 @@ def encode_for(
     Raises:
         UserError: As `encode_rows`, or a row has a token that the model has no embedding for.
     """
-    places = (None if model is None else positions(model)) or max_length
-    encoded = encode_rows(
-        dataset, tokenizer, template, max_length=min(max_length, places), skip_bad_rows=skip_bad_rows
-    )
+    longest = longest_row(model, max_length)
+    try:
+        encoded = encode_rows(dataset, tokenizer, template, max_length=longest, skip_bad_rows=skip_bad_rows)
+    except UserError as error:
+        if error.where != "max_length" or longest == max_length:
+            raise
+        what = f"no row has a target within the {longest:,} positions of the model (max_position_embeddings)"
+        raise UserError(what, where="model", hint="shorten the prompts, or take a model with more") from None
     cut = encoded.counts.truncated + encoded.counts.dropped
-    if places < max_length and cut:
+    if longest < max_length and cut:
         what = "%s rows are cut at the model's %s positions (max_position_embeddings), below max_length = %s"
-        log.warning(what, f"{cut:,}", f"{places:,}", f"{max_length:,}")
+        log.warning(what, f"{cut:,}", f"{longest:,}", f"{max_length:,}")
     if model is not None:
         check_tokens(encoded, dataset, tokenizer, model)
     return encoded
+
+
+def longest_row(model: PreTrainedModel | None, max_length: int) -> int:
+    """Tokens at which rows are cut: `max_length`, or the model's positions where those are fewer."""
+    return min(max_length, (positions(model) if model is not None else None) or max_length)
 
 
 def positions(model: PreTrainedModel) -> int | None:

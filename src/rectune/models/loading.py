@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,12 @@ def find_folder(name: str) -> Path | None:
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds a LoRA adapter: adapter_config.json decides, whatever lies beside it."""
     return (folder / "adapter_config.json").is_file()
+
+
+def need_peft() -> None:
+    """Raise `UserError` where peft is not installed."""
+    if find_spec("peft") is None:
+        raise UserError("LoRA adapters need the package peft", hint="pip install 'rectune[peft]'")
 
 
 def check_model(name: str | Path) -> None:
@@ -417,8 +424,6 @@ def _load_adapter(
 
 def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = False) -> str:
     """The name of the base model of an adapter that fits it. Raises `UserError`, without reading the base's weights."""
-    from rectune.models.lora import need_peft
-
     need_peft()
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():

@@ -7,24 +7,17 @@ An adapter on the language-model head is refused: the head's log-probabilities a
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError, unknown_name
-from rectune.models.loading import find_folder, is_adapter
+from rectune.models.loading import find_folder, is_adapter, need_peft
 from rectune.models.packaged import PACKAGED
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-def need_peft() -> None:
-    """Raise `UserError` where peft is not installed."""
-    if find_spec("peft") is None:
-        raise UserError("LoRA adapters need the package peft", hint="pip install 'rectune[peft]'")
 
 
 Run = TypeVar("Run", bound=Any)

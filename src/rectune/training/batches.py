@@ -25,7 +25,7 @@ from rectune.data.packing import Batch, collate, pack
 from rectune.data.reading import read_rows
 from rectune.data.sources import PACKAGED, local_path
 from rectune.errors import UserError
-from rectune.models.limits import encode_for
+from rectune.models.limits import encode_for, longest_row
 from rectune.training.run_folder import run_template
 
 log = logging.getLogger("rectune")
@@ -84,13 +84,14 @@ class Split:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on, rows kept aside, and the order of the steps."""
+    """Rows to train on, rows kept aside, and the order of the steps; rows are cut at `max_length` tokens."""
 
     train: Split
     holdout: Split
     plan: StepPlan
     config: TrainConfig
     template: Template
+    max_length: int
     paired: bool = False
 
     def micro_batches(self, step: int) -> list[list[int]]:
@@ -206,7 +207,8 @@ def load_data(
     plan = plan_steps(
         len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
     )
-    return TrainingData(train, holdout, plan, config, template, paired)
+    longest = longest_row(model, config.max_length)
+    return TrainingData(train, holdout, plan, config, template, longest, paired)
 
 
 def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tuple[Split, Split]:

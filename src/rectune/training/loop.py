@@ -77,9 +77,9 @@ def train(
     """
     began = time.perf_counter() if began is None else began
     reset_peak_memory()
+    make_phases(config.objective)
     config = with_own_lora(config)
     accelerator = _accelerator(config)
-    make_phases(config.objective)
     check_run(config, resume=resume)
     if resume and (finished := read_result(config.out)):
         log.info("%s: the run is finished", config.out)
@@ -165,7 +165,7 @@ def _train(
         log.info("micro-batches of at most %d tokens: more did not fit into memory", gradients.limit)
     accelerator.wait_for_everyone()  # all have checked the folder
     if main:
-        open_run(config, data.template, steps)
+        open_run(config, data.template, steps, max_length=data.max_length)
         take_back_metrics(metrics, start if found else -1)
     if probe and found and main:
         probe.recall(metrics)

@@ -32,9 +32,9 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
 def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """`plan` of several configs that differ in `out`, `seed` and `steps` at most: model and data are read once."""
+    phases = make_phases(configs[0].objective)
     configs = [with_own_lora(config) for config in configs]
     config = configs[0]
-    phases = make_phases(config.objective)
     check_writable(config.out)
     texts = read_inputs(config)
     device = default_device()

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -60,15 +60,18 @@ def run_template(out: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Te
     return choose_template(str(kept), tokenizer)
 
 
-def open_run(config: TrainConfig, template: Template, steps: int) -> None:
-    """Write the template, `config.json` and `environment.json`: from now on the folder holds this run."""
+def open_run(config: TrainConfig, template: Template, steps: int, **decided: int) -> None:
+    """Write the template, `config.json` and `environment.json`: from now on the folder holds this run.
+
+    `decided` are further figures that the settings left open, such as the length at which rows are cut.
+    """
     with _writing(config.out):
         if template.text is not None and not (config.out / "config.json").exists():
             write_text(config.out / TEMPLATE, template.kept())
-        decided = {"template": template.name, "turn_end": template.closing, "steps": steps}
+        found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
         for name, content in (
             ("environment", environment()),
-            ("config", {**settled(config), "decided": decided}),
+            ("config", {**settled(config), "decided": found}),
         ):
             text = json.dumps({"format": FORMAT, **content}, indent=2)
             write_text(config.out / f"{name}.json", text + "\n")
@@ -127,21 +130,24 @@ def _check_same(config: TrainConfig, path: Path) -> None:
     check_format(before, path)
     defaults: Any = type(config).model_construct  # without the settings that have none
     now = settled(config)
-    before = _filled(before, defaults().model_dump(mode="json"), now)
-    differing = sorted(
-        key for key in before.keys() | now.keys() if key not in FREE and before.get(key) != now.get(key)
-    )
-    differing = [key for key in differing if key != "out"]  # a moved folder is the same run
-    if differing:
-        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing)
-        raise UserError(
-            f"cannot go on with other settings: {changes}",
-            where=path,
-            hint="restore them, or give another --out",
-        )
+    before = filled(before, defaults().model_dump(mode="json"), now)
+    free = FREE | {"out"}  # a moved folder is the same run
+    if differing := [
+        key for key in before.keys() | now.keys() if key not in free and before.get(key) != now.get(key)
+    ]:
+        raise other_settings(differing, before, now, path)
 
 
-def _filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def other_settings(
+    names: Iterable[str], before: dict[str, Any], now: dict[str, Any], where: Path, hint: str = ""
+) -> UserError:
+    """The error for settings that are not those with which the folder was begun."""
+    changes = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(names))
+    hint = "restore them, or give another --out" + hint
+    return UserError(f"cannot go on with other settings: {changes}", where=where, hint=hint)
+
+
+def filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The settings of an earlier version: those that it did not have yet, or left open, are at their default."""
     kept = {key: value for key, value in before.items() if key not in ("format", "decided")}
     before = {**defaults, **kept}
