@@ -44,6 +44,13 @@ def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
     assert found.wrapping == "Question: {question}\nCalculation: "
 
 
+def test_a_link_to_the_model_of_a_run_is_the_runs(tmp_path):
+    run = make_run(tmp_path, {"system": "Be brief."})
+    (run / "model" / "config.json").write_text("{}")
+    (tmp_path / "best").symlink_to(run / "model")
+    assert run_prompt(str(tmp_path / "best")).rows.system == "Be brief."
+
+
 def test_a_run_without_a_merged_model_is_its_adapter(tmp_path):
     run = make_run(tmp_path)
     (run / "model").rmdir()

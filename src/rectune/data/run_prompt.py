@@ -111,7 +111,7 @@ def answering(folder: Path) -> Path:
 
 def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
     """The run that a folder is or belongs to, and its config."""
-    inside = folder.absolute()
+    inside = folder.resolve()  # a link to a run's model is the run's
     near = [inside.parent] if inside.name in WEIGHTS else []
     offline = [folder / "train"] if (folder / "offline.json").is_file() else []
     for run in (folder, *offline, *near, inside.parent, inside.parent.parent):
