@@ -206,6 +206,18 @@ def test_too_long_is_refused_before_anything_is_drawn(setting: dict[str, int], w
         next(engine.complete(requests(), DrawSettings(**setting)))
 
 
+def test_weights_that_are_not_finite_give_no_answers() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] = float("nan")
+    engine = LocalEngine(model, byte_tokenizer(), model_name="tuned")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(
+            UserError, match=r"tuned: the model computes numbers that are not finite \(problem 'p"
+        ):
+            next(engine.complete(requests(), DrawSettings(temperature=temperature, max_new_tokens=4)))
+
+
 def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:
     import transformers
 

@@ -13,6 +13,7 @@ two words, and what follows it differs then too.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -208,6 +209,11 @@ class LocalEngine:
         )
         finished = []
         for sequence, token, logp in zip(rows, ids.tolist(), logps.tolist(), strict=False):  # padding behind
+            if not math.isfinite(logp):
+                what = f"the model computes numbers that are not finite (problem '{sequence.request.problem_id}')"
+                raise UserError(
+                    what, where=self.model_name or None, hint="its weights are damaged, or overflow"
+                )
             sequence.token_ids.append(token)
             sequence.logprobs.append(logp)
             ended = token in ends
