@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,19 @@ def test_phases_and_adapters(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out" / arm["runs"]["0"]
     assert {line["phase"] for line in metrics(folder, "train")} == {"sft", "dft"}
     assert (folder / "model" / "model.safetensors").is_file()  # merged, so that it can be asked
+
+
+def test_a_comparison_begun_before_some_settings_were_there_is_the_same(
+    compared: tuple[Path, Record], task: Task, tmp_path: Path
+) -> None:
+    out, record = compared
+    settings = {key: value for key, value in record["settings"].items() if key not in ("stop", "project")}
+    settings["rows"] = {key: value for key, value in settings["rows"].items() if key != "ignore"}
+    shutil.copytree(out, tmp_path / "old")
+    (tmp_path / "old" / "comparison.json").write_text(json.dumps({**record, "settings": settings}))
+    compare(config_of(task, tmp_path / "old"), ["sft", "dft"], dry_run=True, **asking(task))
+    with pytest.raises(UserError, match=r"stop was \[\], is \['Q:'\]"):
+        compare(config_of(task, tmp_path / "old"), ["sft", "dft"], stop=["Q:"], dry_run=True, **asking(task))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rectune.comparison.arms import BASE, Arm, run_folder
 from rectune.disk import FORMAT, check_format, load_json
 from rectune.errors import UserError
 from rectune.training.checkpoints import to_json, write_text
+from rectune.training.run_folder import filled, other_settings
 
 if TYPE_CHECKING:
     from rectune.comparison.matrix import Matrix
@@ -85,15 +86,12 @@ def _arm(matrix: Matrix, arm: Arm, dropped: dict[str, Any] | None) -> dict[str, 
     }
 
 
-def check_same(found: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
-    """Raise `UserError` where a comparison that is there has other settings; says which."""
-    before = found["settings"]
+def check_same(found: dict[str, Any], settings: dict[str, Any], defaults: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` where a comparison that is there has other settings; says which.
+
+    Settings that the version which began it did not have yet are at their `defaults`.
+    """
     now = json.loads(to_json(settings))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if differing:
-        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differing)
-        raise UserError(
-            f"cannot go on with other settings: {changes}",
-            where=path,
-            hint="restore them, or give another --out",
-        )
+    before = filled(found["settings"], json.loads(to_json(defaults)), now)
+    if differing := [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]:
+        raise other_settings(differing, before, now, path)

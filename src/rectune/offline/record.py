@@ -17,8 +17,9 @@ from typing import Any
 from rectune.data.rows import Problem
 from rectune.disk import FORMAT, check_format, load_json
 from rectune.errors import UserError
-from rectune.offline.settings import OfflineConfig
+from rectune.offline.settings import OfflineConfig, SamplingConfig, SelectionConfig
 from rectune.training.checkpoints import to_json, write_text
+from rectune.training.run_folder import other_settings
 
 LATER = ("timeout", "per_problem", "balance", "unjudged", "unfinished", "purpose")
 """Settings that only stages after sampling read."""
@@ -79,7 +80,9 @@ class Record:
         raise UserError("is no record of an offline run", where=self.path, hint="give another --out")
 
     def _go_on(self, before: dict[str, Any]) -> None:
-        then, now = before["settings"], self._content["settings"]
+        now = self._content["settings"]
+        defaults = SamplingConfig().model_dump(mode="json") | SelectionConfig().model_dump(mode="json")
+        then = {**defaults, **before["settings"]}  # an earlier version may not have had all
         changed = [name for name in now if then.get(name) != now[name]]
         fixed = [
             name
@@ -87,12 +90,8 @@ class Record:
             if self.training.exists() or not (name in LATER or (name == "n" and now["n"] > then.get("n", 0)))
         ]
         if fixed:
-            what = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in fixed)
-            raise UserError(
-                f"cannot go on with other settings: {what}",
-                where=self.path,
-                hint="restore them, or give another --out; its sampling.samples can take these answers over",
-            )
+            hint = "; its sampling.samples can take these answers over"
+            raise other_settings(fixed, then, now, self.path, hint)
         if "timeout" in changed:  # before the record says otherwise
             (self.path.parent / "graded.jsonl").unlink(missing_ok=True)
         if not changed:
