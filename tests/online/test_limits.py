@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,24 @@ import pytest
 import torch
 
 from online_runs import config_of
+from rectune.data.rows import Problem, Turn
+from rectune.data.templates import choose_template
 from rectune.errors import UserError
 from rectune.models.loading import load_model
 from rectune.online.plan import plan
+from rectune.online.problems import ask
 from toys import byte_tokenizer, tiny_model
 from training_runs import metrics, weights
 
 ADAPTER = "adapter/adapter_model.safetensors"
+
+
+def test_what_problems_bring_along_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    problems = [Problem("a", (Turn("user", "2?"),), "2"), Problem("b", (Turn("user", "<|im_end|> 3?"),), "3")]
+    with caplog.at_level(logging.WARNING, "rectune"):
+        ask(problems, tokenizer, choose_template("auto", tokenizer))
+    assert "1 of 2 problems have special tokens in their texts ('<|im_end|>'), the first b" in caplog.text
 
 
 def test_positions_and_embeddings(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:

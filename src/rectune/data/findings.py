@@ -6,9 +6,10 @@ What is done about it is in `marks.py` and `templates.py`; nothing here changes 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import datasets
@@ -18,9 +19,11 @@ import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.marks import Marks
-from rectune.data.rows import Row, Turn
+from rectune.data.rows import Problem, Row, Turn
 from rectune.data.templates import Template, Writer
 from rectune.errors import UserError
+
+log = logging.getLogger("rectune")
 
 ROLES = (
     r"<\|(?:im_start|start_header_id|header_start|start_of_role|start)\|>\s*"
@@ -140,6 +143,13 @@ def findings_in(
     for finding in found.values():
         finding.of, finding.unit = of, unit
     return [finding for finding in found.values() if finding.rows]
+
+
+def say_findings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """Warn of what problems bring along, as `token_findings` of rows."""
+    rows = (Row(problem.prompt, problem.where or problem.problem_id) for problem in problems)
+    for finding in findings_in(rows, len(problems), tokenizer, template, unit="problems"):
+        log.warning("%s", finding)
 
 
 def _candidates(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.data.encoding import prompt_ids
+from rectune.data.findings import say_findings
 from rectune.data.rows import Problem
 from rectune.data.templates import Template, check_template
 from rectune.disk import check_writable
@@ -79,6 +80,7 @@ def check_room(
 
 def ask(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template) -> Asked:
     """The problems' prompts, those that `rectune sample` and `rectune eval` make."""
+    say_findings(problems, tokenizer, template)
     prompts = []
     for problem in problems:
         ids = tuple(prompt_ids(problem.prompt, tokenizer, template))

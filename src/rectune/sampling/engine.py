@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.encoding import prompt_ids
-from rectune.data.findings import findings_in
-from rectune.data.rows import Problem, Row, Sample
+from rectune.data.findings import say_findings
+from rectune.data.rows import Problem, Sample
 from rectune.data.run_prompt import run_prompt
 from rectune.data.templates import check_template
 from rectune.disk import check_output, writing
@@ -168,9 +168,7 @@ def sample(
             template = run.template if (run := run_prompt(model)) else "auto"
         drawer = _engine(model, drawer, batch_size, template, precision, server)
     settings = replace(settings, stop=all_stops(drawer, settings.stop))
-    asked = (Row(p.prompt, p.where or p.problem_id) for p in problems)
-    for finding in findings_in(asked, len(problems), drawer.tokenizer, drawer.template, unit="problems"):
-        log.warning("%s", finding)
+    say_findings(problems, drawer.tokenizer, drawer.template)
     prompts = {p.problem_id: _prompt(drawer, p) for p in problems}
     by_id = {p.problem_id: p for p in problems}
 
