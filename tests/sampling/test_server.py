@@ -366,6 +366,19 @@ def test_llama_cpp_python_is_sent_text_and_its_own_word_for_no_top_k(
             drawn_by(failing, folder, tmp_path / "wrong.jsonl", **change)
 
 
+def test_without_logprobs_token_ids_are_sent_where_the_server_takes_them(
+    failing: str, folder: Path, tmp_path: Path
+) -> None:
+    """As text, a server might read a literal <|im_end|> in a question as the control token."""
+    Failing.reply = {"choices": [{"text": "4", "finish_reason": "stop"}]}
+    body, line = drawn_by(failing, folder, tmp_path / "ids.jsonl", server_logprobs=False)
+    assert byte_tokenizer().decode(body["prompt"]) == line["prompt"] and "logprobs" not in body
+    Failing.plan = [(400, {})]  # as `transformers serve`: "prompt must be a string"
+    ids, text, line = drawn_by(failing, folder, tmp_path / "text.jsonl", server_logprobs=False)
+    assert (ids["prompt"], text["prompt"]) == (body["prompt"], line["prompt"])
+    assert text["add_special_tokens"] is False
+
+
 def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
     failing: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

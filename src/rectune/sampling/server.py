@@ -16,8 +16,9 @@ addresses are in `endpoint.py`. What the servers differ in:
 - Draws are the server's. It gets a seed of its own for every sample; whether batching changes them is its matter.
 - Log-probs at temperature 1 are vLLM's (`--logprobs-mode raw_logprobs`, its default) and llama.cpp's. SGLang gives
   those of the tempered model.
-- `transformers serve` has neither log-probs nor prompts as token ids: `logprobs=False` asks it for text alone. It
-  draws only for a model whose generation_config has do_sample, and is greedy otherwise, at any temperature.
+- `transformers serve` has neither log-probs nor prompts as token ids: `logprobs=False` asks it for text alone, and
+  sends text once token ids are refused. It draws only for a model whose generation_config has do_sample, and is greedy
+  otherwise, at any temperature.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class ServerEngine:
         self.model_name, self.served_name = model, served_name or model
         self.told = entry_of(self.served_name, self.api.models())
         self.llama_cpp_python = self.told.get("owned_by") == "me"
-        self.reads_text = not logprobs or self.llama_cpp_python
+        self.reads_text = (
+            self.llama_cpp_python
+        )  # else token ids, in which no text is taken for a control token
         self.tokenizer = load_tokenizer(model)
         self.template = choose_template(template, self.tokenizer)
         self.stop_ids = stop_ids(self.tokenizer, self.template)
@@ -138,8 +141,11 @@ class ServerEngine:
             ) from None
 
     def _ask(self, body: dict[str, Any], stop: threading.Event) -> Any:
-        """The answer to `body`, without the fields that the server does not know."""
+        """The answer to `body`, without the fields that the server does not know, and as text where it takes no ids."""
         while True:
+            if self.reads_text and isinstance(body["prompt"], list):
+                # its beginning-of-text token is in the text already
+                body |= {"prompt": self.tokenizer.decode(body["prompt"]), "add_special_tokens": False}
             sent = {name: value for name, value in body.items() if name not in self._unknown}
             try:
                 return self.api.post("/completions", sent, stop)
@@ -147,8 +153,11 @@ class ServerEngine:
                 named = {
                     name for name in sent if name not in NEEDED and re.search(rf"\b{name}\b", refusal.what)
                 }
-                if not named:
+                if not named and (self.logprobs or isinstance(sent["prompt"], str)):
                     raise
+                if not named:
+                    self.reads_text = True
+                    continue
                 with self._learning:
                     if new := sorted(named - self._unknown):
                         log.warning(
@@ -162,7 +171,7 @@ class ServerEngine:
     def _completion(self, request: Request, answer: Any) -> Completion:
         choice = answer["choices"][0]
         read = (answer.get("usage") or {}).get("prompt_tokens", len(request.prompt_ids))
-        if self.reads_text and read != len(request.prompt_ids):
+        if (self.reads_text or not self.logprobs) and read != len(request.prompt_ids):
             raise UserError(
                 f"the server reads the prompt as {read} tokens, training as {len(request.prompt_ids)}",
                 where=self.api.url,
@@ -203,8 +212,6 @@ class ServerEngine:
         }
         if settings.stop:
             body["stop"] = list(settings.stop)
-        if self.reads_text:  # the text has its beginning-of-text token already
-            body |= {"prompt": self.tokenizer.decode(list(request.prompt_ids)), "add_special_tokens": False}
         if self.logprobs:
             body |= {"logprobs": 1, "return_token_ids": True}
         return body
