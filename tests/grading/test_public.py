@@ -1,6 +1,7 @@
 """Verdicts on answers from public reports of graders that judged them wrong, and on variants of them by kind.
 
-`public_pairs.jsonl` names the report of each pair. All go through `grade_answers`, as files do.
+`public_pairs.jsonl` names the report of each pair, `published_tests.jsonl` the graders' tests that others come
+from. All go through `grade_answers`, as files do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rectune.grading import Grader
 HERE = Path(__file__).parent
 FILES = [
     HERE / "public_pairs.jsonl",
+    HERE / "published_tests.jsonl",
     *(next((HERE.parent / "cases").glob(f"{number}-*")) / "in.jsonl" for number in (26, 29, 30, 38, 42, 43)),
 ]
 

@@ -50,6 +50,7 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\langle(?![a-zA-Z])", "("), (r"\\rangle(?![a-zA-Z])", ")"),
     (r"\\\{\s*\\\}|\\varnothing(?![a-zA-Z])|^\s*\{\s*\}\s*$", r"\\emptyset "),
     (r"(?i)^\W*(?:\\text\s*\{\s*)?(?:the )?(?:empty set|no solutions?)[\s.}]*$", r"\\emptyset"),
+    (r"(?i)^\W*(?:\\text\s*\{\s*)?(?:DNE|does not exist)[\s.}]*$", r"\\text{does not exist}"),
     (rf"(?i)^\s*(?:\\(?:approx|simeq|sim)(?![a-zA-Z])|\\text\s*\{{\s*(?:{_ROUGHLY})\s*\}}|(?:{_ROUGHLY})\b)\s*", ""),
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?C\b\s*\}?|°\s*C\b", r"\\text{ celsius}"),
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})\s*(?:\\text\s*\{\s*)?F\b\s*\}?|°\s*F\b", r"\\text{ fahrenheit}"),
@@ -71,20 +72,25 @@ _SPACES = re.compile(r"(?:(?<!\\)\\[,;:> ]|\\q?quad(?![a-zA-Z])|[~\s])+")
 _DEGREES = re.compile(
     r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|°|\\degree(?![a-zA-Z])|\s*(?:\\text\s*\{\s*)?\bdegrees?\b(?:\s*\})?"
 )
+_CASES = re.compile(r"\\begin\{cases\}([^&]*)\\end\{cases\}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 _OR, _AND = (
-    re.compile(rf",?\s*(?:\\text\s*\{{\s*,?\s*{word}\s*\}}|\b{word}\b)\s*") for word in ("or", "and")
+    re.compile(
+        rf",?\s*(?:\\text\s*\{{\s*,?\s*{word}\s*\}}|(?<![a-zA-Z\\]){word}(?![a-z])|(?<=\d){word}(?=[a-z]\s*=))\s*"
+    )
+    for word in ("or", "and")
 )
 _DECORATION = re.compile(r"^\s*=\s*|\\[()\[\]](?=\s*$)|^\s*\\[()\[\]]|^\*\*|\*\*$")
 _DOLLAR = "\x01"
 
 
-def normalize_answer(answer: str) -> str:
-    r"""One spelling of an answer: spacing and font commands, degrees and full stops gone.
+def normalize_answer(answer: str, *, radians: bool = False) -> str:
+    r"""One spelling of an answer: spacing and font commands, degrees (unless in `radians`) and full stops gone.
 
     `\dfrac12` becomes `\frac{1}{2}`, `\text{...}` around words and units stays, `$` is money.
     """
+    answer = _CASES.sub(lambda match: ", ".join(re.split(r"\\\\", match[1])), answer)
     answer = re.sub(f"[{_RAISED}]+", lambda m: f"^{{{m.group().translate(_PLACED)}}}", answer)
     answer = re.sub(f"[{_LOWERED}]+", lambda m: f"_{{{m.group().translate(_PLACED)}}}", answer)
     answer = answer.translate(_UNICODE).replace(r"\$", _DOLLAR)
@@ -98,7 +104,7 @@ def normalize_answer(answer: str) -> str:
     related = _RELATION.search(answer)
     answer = _OR.sub(r" \\lor " if related else ", ", answer)
     answer = _AND.sub(r" \\land " if related else ", ", answer)
-    degree = r"\\cdot\\frac{\\pi}{180}" if _TRIGONOMETRIC.search(answer) else ""
+    degree = r"\\cdot\\frac{\\pi}{180}" if radians or _TRIGONOMETRIC.search(answer) else ""
     answer = _DEGREES.sub(degree, answer)
     answer = re.sub(r"\s+", " ", answer.strip().rstrip(".,;:").removesuffix("\\").strip())
     return _unwrapped(answer)

@@ -62,11 +62,13 @@ _LABEL = (
     r"|(?:问题|题目|问|用户|例题|练习)[^\S\n]*\d*)"
 )
 _NUMBERED = r"(?:question|problem|exercise|example|q)[^\S\n]*\#?\d+(?:[.)](?!\d)|[^\S\n]*$)"
-_MARK_STARTS = re.compile(r"\n|<|\[")
+_MARK_STARTS = re.compile(r"\n|<|\[|(?<= )(?:try|do|solve|consider|look|move|on) |[Hh]ere(?='s | is )")
 _MARK = re.compile(
     rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^ {{0,3}}(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
     rf"|(?:\#{{1,6}}[^\S\n]*[*_]{{0,2}}|[*_]{{2}}){_LABEL}[*_]{{0,2}}[^\S\n]*(?:[:：.][*_]{{0,2}}|$)"
-    r"|Below is an instruction that describes a task)",
+    r"|Below is an instruction that describes a task)"
+    r"|(?P<another>(?:\b(?:try|do|solve|consider|look at|move on to|on to)|here(?:'s| is))\s+(?:another|a new|a similar"
+    r"|a different|one more|the next)\s+(?:\w+\s+)?(?:problem|question|exercise|example|one)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
 _OWN = re.compile(r"[\s*_#]*(?:assistant|example|task)", re.IGNORECASE)
@@ -137,6 +139,8 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
                 fence = ""
             continue
         before = text[max(start, mark.start() - 400) : mark.start()].strip()
+        if mark["another"]:
+            before = before[: max(before.rfind(end) for end in ".!?\n") + 1].strip()
         if not before or (fence and not mark["token"]):
             continue
         answered = given is not None and given.end() <= mark.start()
@@ -147,11 +151,16 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
 
 
 _NUMBER = (
-    r"(?:(?<![\w.)}\]\n])[-−][^\S\n]?|(?<=\n)[-−])?[$€£¥]?[^\S\n]?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
-    r"|\d+\s*/\s*\d+|\d{1,3}:\d{1,3}(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
+    r"(?:(?<![\w.)}\]\n])[-−][^\S\n]?|(?<=\n)[-−]|(?<!\S)–(?=[$\d.]))?[$€£¥]?[^\S\n]?(?:\\[dt]?frac\{[-\d.]+\}\{[-\d.]+\}"
+    r"|\d+\s*/\s*\d+|\d{1,3}:\d{1,3}(?!\d)|\d{1,3}(?:(?:,\d{3})+|(?:[ \u00a0\u2009\u202f]\d{3})+)(?:\.\d+)?(?!\d)"
+    r"|\d+(?:\.\d+)?[½⅓⅔¼¾]?|\.\d+|[½⅓⅔¼¾])(?:\s*\\?%)?"
 )
 _DIGITS = "0123456789½⅓⅔¼¾"
-_WITH_UNIT = re.compile(rf"(?<![\^_])(?<!\^\{{)(?<!_\{{){_NUMBER}(?!\d)(?:\s*(?:{UNIT})(?![\w(]))?")
+_WITH_UNIT = re.compile(
+    rf"(?<![\^_A-Za-z])(?<!\^\{{)(?<!_\{{)(?:{_NUMBER}(?:[-–]|,?\s+or\s+(?:maybe\s+|perhaps\s+)?))*"
+    rf"{_NUMBER}(?!\d)(?:\s*(?:{UNIT})(?![\w(]))?"
+)
+"""A number, or several to choose from, and a unit."""
 _FIRST_NUMBER = re.compile(rf"\s*(?:about |approximately |\\)?({_NUMBER})(?![\w^({{\\*+])")
 _VARIABLE = re.compile(r"(?:[xyzn]\b[^\s.,;:]*)?")
 _NOUN = re.compile(
@@ -166,13 +175,20 @@ _PROSE = re.compile(
 _PHRASE_STARTS = re.compile("nswer|NSWER|ption|hoice|案|espuesta|éponse|ntwort|твет|isposta|esposta")
 """What follows the first letter of the words that `_PHRASE` begins with: literals alone are found fast."""
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are|be|equals)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=])"
+    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are|be|equals)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=]"
+    r"|[^\S\n]+[-–—](?=\s))"
     r"|(?:(?<=correct )|(?<=right )|(?<=best ))(?:option|choice)[^\S\n]+is\b[^\S\n]*[:：]?"
     r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)[*_]*[^\S\n]*[:：]",
     re.IGNORECASE,
 )
 _ANSWER_LINE = re.compile(r"[^\w\n$\\]*(?:the\s+)?(?:final\s+)?answers?[^\w\n$\\]*", re.IGNORECASE)
 _LABEL_FIRST = re.compile(r"(\(?[A-Z]\)?)[.):]*\s")
+_SUBJECT = re.compile(
+    r"(?:the|a|an|there|so|[A-Z][a-z]+)\s.*?\b(?:is|are|was|were|equals?)\b\s*[:=]?\s*", re.IGNORECASE
+)
+_ONE_NUMBER = re.compile(r"(?=.{0,200}\Z)(?:[A-Za-z]+\s){3,}\D*\d[\d.,]*\s[a-z ]+")
+_BECAUSE = re.compile(r"(?<=[\d$)}])\s*,?\s(?:because|since)\b(?:[^.\n]|\.(?=\S)){0,300}\.?\Z")
+_FORMULA_LAST = re.compile(r"\s*(\\?%|percent\b)?[\s.!*]*")
 _NAMED_AFTER = re.compile(r"([^\n.,;:]*)\s(?:is|are)\s+(?:the|our|my)\s+(?:(?:final|correct|right)\s+)*")
 _ASIDE = re.compile(r"\s+\((?=[^()]*[A-Za-z]{2})[^()]*\)")
 _AROUND = ' *_`"\t\r'
@@ -183,15 +199,17 @@ _BELOW = re.compile(
     r"(?:[-=*_`>#~\s]*\n)*\s*(?:[>*+-]\s+|`+)?(?:\$\$(.+?)\$\$|\\\[(.+?)\\\]|([^\n]*[^\W_][^\n]*))", re.DOTALL
 )
 _MATH = re.compile(
-    r"\$\$([^$]+)\$\$|\$(?=\s)([^$\n]+)(?<=\s)\$|\$(?!\s)([^$\n]+)(?<!\s)\$(?!\d)|\\\((.+?)\\\)|\\\[([^\[]+?)\\\]"
+    r"\$\$([^$]+)\$\$|\$(?=\s)([^$\n]+)(?<=\s)\$|\$(?!\s)([^$\n]+)(?<!\s)\$(?!\d)"
+    r"|\$\s?(?=[^$\n\\]*\\|[-\d.,/]+\s\$)([^$\n]+)(?<=\s)\$(?!\d)|\\\((.+?)\\\)|\\\[([^\[]+?)\\\]"
 )
 _GLUE = re.compile(r"\b(?:and|or)\b|[\s,;.*]")
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}\\]|[{}]")
 _BARE_BOX = re.compile(r"\\boxed\s*([-\d./]+|[A-Za-z])")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.&]|\\[()\[\],;: ]|\\q?quad\b|\b(?:and|or|as well as)\b|\\text\s*\{\s*,?\s*(?:and|or)?\s*\}"
-    r"|\b[A-Za-z](?:_\{?\w+\}?)?\s*=|和|或)*"
+    r"|\b[A-Za-z](?:_\{?\w+\}?)?\s*=|\\text\s*\{\s*for part \([a-z]\),? and\s*\}|和|或)*"
 )
+_APPROXIMATED = re.compile(r"[\s$]*(?:\\approx|≈)[\s$]*")
 _DENIED = re.compile(r"[\s$.)]*(?:is|was|would be)\s+(?:\w+\s+)?(?:wrong|incorrect|not|false|invalid|too)\b")
 _FINALLY = re.compile(r"\b(?:final|correct|actual|corrected|right)[^\S\n]+answer\b", re.IGNORECASE)
 _ROUGHLY = re.compile(r"\W*(?:about|around|approx|roughly|nearly|almost|≈|\\approx)", re.IGNORECASE)
@@ -284,6 +302,8 @@ def _boxed(text: str) -> str:
 def _joined(text: str, boxes: list[tuple[int, int, int]]) -> str:
     """The last box, with those before it that only words such as "and" part from it."""
     contents = [text[boxes[-1][1] : boxes[-1][2]]]
+    if len(boxes) > 1 and _APPROXIMATED.fullmatch(text, boxes[-2][2] + 1, boxes[-1][0]):
+        return text[boxes[-2][1] : boxes[-2][2]]
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
         between = text[before[2] + 1 : after[0]]
         if len(between) > 60 or not _BETWEEN_BOXES.fullmatch(between):
@@ -316,11 +336,13 @@ def _hash(text: str) -> str:
 
 def _phrase(text: str) -> str:
     found = phrase_text(text)
+    if (verb := _SUBJECT.match(found)) and re.search(r"[\d\\]", found[verb.end() :]):
+        found = found[verb.end() :]
     if math := _MATH.search(found):
         if not _GLUE.sub("", _MATH.sub("", found)):
             return found
         if not re.match(r"\(?[A-J][).:]", found):  # a choice with its formula stays whole
-            return next(group for group in math.groups() if group)
+            return _inside(math)
     return _clause(found)
 
 
@@ -340,27 +362,51 @@ def _clause(found: str) -> str:
             return found
         unit = _WITH_UNIT.match(found, number.start(1))
         return unit.group() if unit else number.group(1)
-    return _number(found) if _PROSE.search(found) else found.replace(r"\boxed{", "")
+    wordy = _PROSE.search(found) or _ONE_NUMBER.fullmatch(found)
+    return _number(found) if wordy else found.replace(r"\boxed{", "")
 
 
 def _number(text: str) -> str:
+    """The last number, or the formula that it stands in; a formula that ends the text; a text of one word."""
+    text = _BECAUSE.sub("", text.rstrip())
+    paragraph = max(text.rfind("\n\n"), len(text) - 2000, 0)
+    for formula in deque(_MATH.finditer(text, paragraph), maxlen=1):
+        end = _FORMULA_LAST.fullmatch(text, formula.end())
+        if end and _says(text, formula):
+            return _inside(formula) + ("%" if end[1] else "")
     last_digit = max(text.rfind(digit) for digit in _DIGITS)
     begin = max(text.rfind(space, 0, max(0, last_digit - 200)) for space in " \n") + 1
     if last_digit < 0 or not (numbers := deque(_WITH_UNIT.finditer(text, begin), maxlen=1)):
-        return ""
+        return text if re.fullmatch(r"\W*[A-Za-z]?[a-z]*\W*", text) else ""
     last = numbers[0]
     for formula in _MATH.finditer(text, text.rfind("\n\n", 0, last.start()) + 1):
-        if formula.start() < last.start() < formula.end():
-            return next(group for group in formula.groups() if group)
+        if formula.start() <= last.start() < formula.end():
+            return _inside(formula)
+    token = re.compile(r"\S*").match(text, max(text.rfind(space, 0, last.start()) for space in " \n") + 1)
+    if token and re.search(r"\\(?!boxed|fbox)[a-zA-Z]", token.group()):  # LaTeX outside of a formula
+        return token.group()
     return last.group() + _VARIABLE.match(text, last.end()).group()  # type: ignore[union-attr]
+
+
+def _says(text: str, formula: re.Match[str]) -> bool:
+    """Whether a formula at the end is what a sentence comes to, and not only what its number is about."""
+    line = text[max(0, formula.start() - 300) : formula.start()].rpartition("\n")[2]
+    sentence = _SENTENCE_END.split(line)[-1]
+    said = re.search(r"(?:\b(?:is|are|be|equals?|get|have|obtain|gives?|to)|[:=])\s*$", sentence)
+    return said is not None or bool(re.search(r"\d", formula.group())) or not re.search(r"\d", sentence)
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(group for group in formula.groups() if group)
 
 
 _CHOICE = re.compile(
     r"\b(?:option|choice|choose|select|pick|answer|be|is|[Ii]t's)\b[\s:*$]*(\(?[A-J]\)?)(?![\w'’(])(?!\s*[=+*/^-])"
+    r"|:[\s*$]*(\(?[A-J]\)?)(?=[^\w(]{0,9}\Z)"
     r"|(?<!\w)(\(?[A-J]\)?)[\s*$]*\bis\b[^.\n]{0,20}?\b(?:correct|right|answer)\b"
 )
 _CHOICE_LAST = re.compile(r"\([A-J]\)(?=[^\w(]{0,9}\Z)")
-_CHOICE_LINE = re.compile(r"^[^\w\n]*([A-J](?:[*]*[).:]|[^\w\n]*$).*)$", re.MULTILINE)
+_CHOICE_LINE = re.compile(r"^[^\w\n]*((?:[A-J]|\A[a-j](?=[.)]\s))(?:[*]*[).:]|[^\w\n]*$).*)$", re.MULTILINE)
 
 
 def _choice(text: str) -> str:

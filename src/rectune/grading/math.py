@@ -37,7 +37,8 @@ from rectune.grading.verdicts import Graded
 
 _SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"
 _NAME = re.compile(
-    rf"({_SYMBOL}(?:\s*\(\s*(?:[a-z]|\d+|[A-Z])\s*\))?|\\(?:angle|triangle|overline|text)\s*\{{?\s*[A-Za-z ]+\}}?"
+    rf"({_SYMBOL}(?:\s*:\s*{_SYMBOL})+|{_SYMBOL}(?:\s*\(\s*(?:[a-z]|\d+|[A-Z])\s*\))?"
+    rf"|\\(?:angle|triangle|overline|text)\s*\{{?\s*[A-Za-z ]+\}}?"
     rf"|\|?[A-Z]{{2,3}}\|?|[a-z](?:[-+ ]{{0,3}}[a-z]){{1,9}}"
     r"|\(\s*(?:[a-z]|\\[a-z]+)(?:\s*,\s*(?:[a-z]|\\[a-z]+))+\s*\))"
     r"\s*(?:=|\\in(?![a-z]))\s*(?=\S)"
@@ -45,13 +46,18 @@ _NAME = re.compile(
 _CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
 _WORDS = re.compile(r"\(?\s*\\text\s*\{[^{}]*\}\s*\)?|\([A-Za-z]\)|[A-Za-z]|[A-Za-z][a-z]+(?: [A-Za-z]+)*")
 _MATRIX = re.compile(
-    r"\(?\s*\\begin\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}\s*\)?", re.DOTALL
+    r"\(?\s*\\begin\{([pbvB]?matrix|array)\}(?:\{[lcr|]+\})?((?:(?!\\begin).)*)\\end\{\1\}\s*\)?", re.DOTALL
 )
 _BASE = re.compile(r"([\dA-F]+)\s*(?:_\s*\{?\s*\(?\s*(?:\\text\s*\{\s*)?(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?"
                    r"|(?:\\text\s*\{)?\s*\(?(?:in )?base\s*\}?\s*(\d+|[a-z]+)\)?\s*\}?)")  # fmt: skip
 _CLOCK = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\s*\{\s*)?([ap])?\.?(?:m\b)?\.?\s*\}?", re.IGNORECASE
 )
+_RADIANS = re.compile(r"\\pi(?![a-zA-Z])|π|\bpi\b|\\arc|\brad")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH = rf"({'|'.join(_MONTHS)})[a-z]*\.?"
+_DATE = re.compile(rf"(?:{_MONTH} (\d{{1,2}})|(\d{{1,2}})(?: of)? {_MONTH}),?(?: (\d{{4}}))?", re.IGNORECASE)
 _RATIO = re.compile(r"[^:,=]+(?::[^:,=]+)+")
 _BRACKETS = {"(": ")]", "[": ")]"}
 _OPPOSED = {"yes", "no", "on", "true", "false"}
@@ -105,7 +111,7 @@ def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fr
     Raises:
         Unreadable: `answer` is no mathematics at all, though `gold` is.
     """
-    left, right = _tidy(gold), _tidy(answer)
+    left, right = _tidy(gold, beside=answer), _tidy(answer, beside=gold)
     if _spelled_alike(left, right):
         return bool(left)
     if len(right) > MAX_DIGITS:
@@ -127,12 +133,19 @@ def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fr
     return _same(left, right, tolerance, depth=5, lists=multiple)
 
 
-def _tidy(answer: str) -> str:
-    return answer if len(answer) > 50 * MAX_DIGITS else normalize_answer(answer)
+def _tidy(answer: str, beside: str = "") -> str:
+    """A normalised answer, its degrees in radians where the one `beside` it is in radians."""
+    if len(answer) > 50 * MAX_DIGITS:
+        return answer
+    return normalize_answer(answer, radians=_RADIANS.search(beside[:MAX_DIGITS]) is not None)
 
 
 def _spelled_alike(gold: str, answer: str) -> bool:
-    return gold.replace(" ", "") == answer.replace(" ", "")
+    return _spelling(gold) == _spelling(answer)
+
+
+def _spelling(answer: str) -> str:
+    return _TEXT.sub(r"\1", answer).replace(" ", "")
 
 
 def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool = False) -> bool:
@@ -147,7 +160,7 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return any(
             _same(one, _exact_part(answer), tolerance, depth - 1, lists) for one in _approximations(gold)
         )
-    for decide in (_same_set_of_numbers, _same_clock_or_ratio, _same_equations):
+    for decide in (_same_set_of_numbers, _same_dates, _same_clock_or_ratio, _same_equations):
         if (decided := decide(gold, answer, tolerance, depth)) is not None:
             return decided
     gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", one) for one in (gold, answer))
@@ -253,7 +266,7 @@ def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int
     gold, answer = (
         re.sub(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":", one) for one in (gold, answer)
     )
-    if ":" not in gold + answer:
+    if ":" not in gold + answer or "=" in gold + answer:
         return None
     clock, other = _CLOCK.fullmatch(gold), _CLOCK.fullmatch(answer)
     if clock and other:
@@ -269,6 +282,20 @@ def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int
         if len(rest) == 1 and len(single) == 1 and re.search(r"/|\\frac|\.", single[0]):
             return _same(rf"\frac{{{top.strip()}}}{{{rest[0].strip()}}}", single[0], tolerance, depth - 1)
     return False
+
+
+def _same_dates(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+    """Two dates: the same month and day, and the same year if both have one."""
+    first, second = _date(gold), _date(answer)
+    if first is None or second is None:
+        return None
+    return first[:2] == second[:2] and (first[2] == second[2] or None in (first[2], second[2]))
+
+
+def _date(answer: str) -> tuple[int, int, str | None] | None:
+    if not (match := _DATE.fullmatch(" ".join(_TEXT.sub(r" \1 ", answer).split()))):
+        return None
+    return _MONTHS.index((match[1] or match[4]).lower()), int(match[2] or match[3]), match[5]
 
 
 def _times(clock: re.Match[str]) -> set[tuple[int, ...]]:
@@ -291,7 +318,7 @@ def _same_equations(gold: str, answer: str, tolerance: Fraction, depth: int) -> 
     if sides != [2, 2] or len(split_top(gold)) + len(split_top(answer)) > 2:
         return None
     (name, _), (other, _) = _named(gold), _named(answer)
-    if name and other and _letters(name) == _letters(other):
+    if name and other and _same_name(name, other):
         return None
     left, right = map(read, _cases_apart(gold, answer))
     if not (left and right and isinstance(left[0], Eq) and isinstance(right[0], Eq)):
@@ -303,9 +330,10 @@ def _same_set_of_numbers(gold: str, answer: str, tolerance: Fraction, depth: int
     return same_region(gold, answer) if REGION.search(gold) or REGION.search(answer) else None
 
 
-def _letters(name: str) -> str:
-    """A name without spaces and without the variable that a function is written with."""
-    return re.sub(r"\s", "", _CALL.sub(r"\1()", name))
+def _same_name(one: str, other: str) -> bool:
+    """Names up to spaces and the variable of a function; y is the value of any function."""
+    names = {re.sub(r"\s", "", _CALL.sub(r"\1()", name)) for name in (one, other)}
+    return len(names) == 1 or ("y" in names and any(name.endswith("()") for name in names))
 
 
 def _named(answer: str) -> tuple[str, str]:
@@ -333,7 +361,7 @@ def _without_names(gold: str, answer: str) -> tuple[str, str]:
     if (len(split_top(gold)) > 1 and "=" in gold.partition(",")[2]) or "=" in answer.partition(",")[2]:
         return gold, answer  # a list in which each has its name
     (left, bare), (right, other) = _named(gold), _named(answer)
-    if left and right and _letters(left) != _letters(right):
+    if left and right and not _same_name(left, right):
         return gold, answer
     if (call := _CALL.fullmatch(left)) and (called := _CALL.fullmatch(right)) and call[2] != called[2]:
         other = re.sub(rf"(?<![a-zA-Z\\]){called[2]}(?![a-zA-Z])", call[2], other)
@@ -343,6 +371,13 @@ def _without_names(gold: str, answer: str) -> tuple[str, str]:
 def _same_structure(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool) -> bool | None:
     """Decides lists, sets, tuples, intervals, unions and matrices; None where neither is one."""
     golds, answers = _elements(gold, lists), _elements(answer, lists)
+    if (
+        len(golds) > 1
+        and gold[0] != "\\"
+        and answer[0] + answer[-1] == "[]"
+        and (inner := _bracketed(answer))
+    ):
+        answers = split_top(inner)  # as programs print a list
     if len(golds) == 1 and len(answers) > 1 and (inner := _bracketed(gold)):
         is_list = gold[0] + gold[-1] == "()" and not answer.startswith(r"\{")
         return is_list and _all_same(split_top(inner), _by_name(answers), tolerance, depth)
@@ -357,12 +392,14 @@ def _same_structure(gold: str, answer: str, tolerance: Fraction, depth: int, lis
         )
     if len(golds) > 1 or len(answers) > 1:
         return _same_unordered(golds, answers, tolerance, depth)
-    if (inner := _bracketed(gold)) and (other := _bracketed(answer)):
-        same_kind = gold[0] == answer[0] and gold[-1] == answer[-1]
-        return same_kind and _all_same(split_top(inner), split_top(other), tolerance, depth)
+    rows, other_rows = _matrix(gold), _matrix(answer)
+    inner, other = _bracketed(gold) or _vector(rows), _bracketed(answer) or _vector(other_rows)
+    if inner and other and not (rows and other_rows):
+        same_kind = rows or other_rows or (gold[0] == answer[0] and gold[-1] == answer[-1])
+        return bool(same_kind) and _all_same(split_top(inner), split_top(other), tolerance, depth)
     if r"\cup" in gold and r"\cup" in answer:
         return _same_unordered(gold.split(r"\cup"), answer.split(r"\cup"), tolerance, depth)
-    if (rows := _matrix(gold)) and (other_rows := _matrix(answer)):
+    if rows and other_rows:
         return list(map(len, rows)) == list(map(len, other_rows)) and _all_same(
             list(chain(*rows)), list(chain(*other_rows)), tolerance, depth
         )
@@ -380,11 +417,20 @@ def _by_name(parts: list[str]) -> list[str]:
 
 def _elements(answer: str, lists: bool) -> list[str]:
     r"""The answers in a list or a set: cut at commas, `\pm` written out, names kept once."""
-    if answer.startswith(r"\{") and answer.endswith(r"\}") and answer.count(r"\{") == 1 and len(answer) > 4:
+    is_set = answer.startswith(r"\{") and answer.endswith(r"\}") and answer.count(r"\{") == 1
+    if is_set and len(answer) > 4:
         answer = answer[2:-2]
     parts = [answer] if not lists and read_number(answer) is not None else split_top(answer)
+    if is_set or all(part.startswith("(") for part in parts):  # points: twice the same is once
+        parts = list({part.replace(" ", ""): part for part in parts}.values())
     named = [_named(part) for part in parts]
-    if len({name for name, _ in named if name}) == 1:  # of several names it matters which has which value
+    names = [name for name, _ in named]
+    distinct = len(dict.fromkeys(names))
+    if all(names) and 1 < distinct < len(names) and names == names[:distinct] * (len(names) // distinct):
+        return [  # p = 5, q = 2; p = 7, q = 2
+            f"({', '.join(parts[i : i + distinct])})" for i in range(0, len(parts), distinct)
+        ]
+    if len({name for name in names if name}) == 1:  # of several names it matters which has which value
         parts = [value for _, value in named]
     signs = [
         [part] if part.count(r"\pm") != 1 else [part.replace(r"\pm", "+"), part.replace(r"\pm", "-")]
@@ -432,6 +478,11 @@ def _matrix(answer: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows]
 
 
+def _vector(rows: list[list[str]]) -> str:
+    """The elements of a matrix of one row or one column, in a line."""
+    return ", ".join(chain(*rows)) if len(rows) == 1 or all(len(row) == 1 for row in rows) else ""
+
+
 def _words(answer: str) -> str:
     """The words of an answer that is nothing but words, or a letter; else ""."""
     if not _WORDS.fullmatch(answer):
@@ -474,10 +525,14 @@ def _parsed(answer: str) -> list[Any]:
 
 
 def _cases_apart(gold: str, answer: str) -> tuple[str, str]:
-    """Both with other letters for capitals that also stand small, which math-verify would not tell apart."""
+    """Both with other letters for capitals that also stand small, and for an index i, which math-verify mistakes."""
     letters = set(re.sub(r"\\[a-zA-Z]+", "", gold + answer))
     clashing = sorted(one for one in letters if one.isascii() and one.isupper() and one.lower() in letters)
+    if re.search(r"\\(?:sum|prod)\s*_\s*\{\s*i\s*=", gold + answer):
+        clashing.append("i")
     spare = [one for one in "qvwuzyxkmnlprstabcgh" if not {one, one.upper()} & letters]
     new = dict(zip(clashing, spare, strict=False))
-    left, right = (re.sub(r"\\[a-zA-Z]+|[A-Z]", lambda m: new.get(m[0], m[0]), one) for one in (gold, answer))
+    left, right = (
+        re.sub(r"\\[a-zA-Z]+|[A-Zi]", lambda m: new.get(m[0], m[0]), one) for one in (gold, answer)
+    )
     return left, right

@@ -18,6 +18,8 @@ _BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:[|:,]|\\text\s*\{[^{}]*\})\s*(.*)\\\}",
     re.DOTALL,
 )
+_SIGNED = re.compile(r"\\mathbb\s*\{?R\}?\s*[\^_]\s*\{?\s*(\+|-|\*|\\ast|<|>|\\[lg]e)\s*0?\s*\}?")
+_HALVES = {"+": ">", "-": "<", "*": r"\ne", r"\ast": r"\ne"}
 _MEMBER = re.compile(r"[a-zA-Z]\s*\\in(?![a-zA-Z])\s*(.*)", re.DOTALL)
 _INTERVAL = re.compile(r"([(\[])(.*)([)\]])", re.DOTALL)
 _OPPOSITE = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
@@ -82,6 +84,8 @@ def _read(answer: str, depth: int) -> Set | None:
         if len(parts := re.split(pattern, answer)) > 1:
             regions = [_read(part.strip(" ,"), depth - 1) for part in parts]
             return None if any(one is None for one in regions) else combine(*regions)
+    if signed := _SIGNED.fullmatch(answer):
+        return _read(rf"x {_HALVES.get(signed[1], signed[1])} 0", depth - 1)
     if re.fullmatch(r"\\mathbb\s*\{?R\}?|(?:\\text\s*\{)?\s*all reals?(?: numbers?)?\s*\}?", answer):
         return Reals
     if (excluded := re.fullmatch(r"(.*\\ne)(?![a-zA-Z])([^<>=]*)", answer)) and len(

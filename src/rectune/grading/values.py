@@ -71,6 +71,13 @@ def same_value(gold: Any, answer: Any, step: Fraction = Fraction(0)) -> bool | N
     gold, answer = _imaginary(gold), _imaginary(answer)
     if gold.free_symbols or answer.free_symbols:
         return _same_function(*_without_functions(gold, answer))
+    rooted = [_with_real_roots(one) for one in (gold, answer)]
+    if rooted != [gold, answer] and _same_constant(*rooted, step):
+        return True
+    return _same_constant(gold, answer, step)
+
+
+def _same_constant(gold: Any, answer: Any, step: Fraction) -> bool | None:
     left, right = _rational(gold), _rational(answer)
     if left is not None and right is not None and not step and not gold.has(Float) and not answer.has(Float):
         return left == right
@@ -104,6 +111,23 @@ def _imaginary(expression: Any) -> Any:
     """With the letter i as the imaginary unit."""
     letters = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
     return expression.subs(dict.fromkeys(letters, I)) if letters else expression
+
+
+def _with_real_roots(expression: Any) -> Any:
+    """With the real value of odd roots of negative numbers, which to sympy are complex."""
+    return expression.replace(_is_odd_root, lambda root: -Pow(-root.base, root.exp))
+
+
+def _is_odd_root(expression: Any) -> bool:
+    if not isinstance(expression, Pow) or expression.base.is_negative is not True:
+        return False
+    power = _rational(expression.exp)
+    return (
+        power is not None
+        and power.denominator % 2 == 1
+        and power.denominator > 1
+        and power.numerator % 2 == 1
+    )
 
 
 def _without_functions(*expressions: Any) -> tuple[Any, ...]:
