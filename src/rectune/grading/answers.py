@@ -45,6 +45,7 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\geqslant(?![a-zA-Z])|\\geq(?![a-zA-Z])|>=", r"\\ge "),
     (r"\\leqslant(?![a-zA-Z])|\\leq(?![a-zA-Z])|<=", r"\\le "),
     (r"\\neq(?![a-zA-Z])|\\not\s*=|!=", r"\\ne "), (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\(?:overline|overrightarrow|triangle)\s*(\{[A-Z]{2,3}\}|[A-Z]{3}\b)", r"\1"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\lbrack(?![a-zA-Z])", "["), (r"\\rbrack(?![a-zA-Z])", "]"),
     (r"\\langle(?![a-zA-Z])", "("), (r"\\rangle(?![a-zA-Z])", ")"),
@@ -164,7 +165,8 @@ _SCIENTIFIC = re.compile(
 _SPELLED = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
     "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
-    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60,
+    "seventy": 70, "eighty": 80, "ninety": 90,
 }  # fmt: skip
 MAX_DIGITS = 2000
 """Characters of the longest answer that is read as a number or given to sympy."""
@@ -197,8 +199,10 @@ def read_number(answer: str) -> Number | None:
         whole, top = int(match[2] or match[3] or 0), int(match[4] or match[6])
         if bottom := int(match[5] or match[7]):
             return Number((whole + Fraction(top, bottom)) * (-1 if match[1] == "-" else 1), Fraction(0))
-    word = re.sub(r"\\text\s*\{\s*([a-zA-Z]+)\s*\}", r"\1", answer).lower()
-    return Number(Fraction(_SPELLED[word]), Fraction(0)) if word in _SPELLED else None
+    tens, _, ones = re.sub(r"\\text\s*\{\s*([a-zA-Z-]+)\s*\}", r"\1", answer).lower().partition("-")
+    if tens not in _SPELLED or (ones and not 0 < _SPELLED.get(ones, 0) < 10 <= _SPELLED[tens] // 2):
+        return None
+    return Number(Fraction(_SPELLED[tens] + _SPELLED.get(ones, 0)), Fraction(0))
 
 
 def _decimal(match: re.Match[str]) -> Number:

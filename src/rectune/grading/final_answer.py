@@ -57,7 +57,7 @@ _TOKEN = _UNQUOTED % (
 )
 _LABEL = (
     r"(?:user|human|assistant"
-    r"|(?:(?:new|next|another|follow[- ]?up|practice|similar)[^\S\n]+)?"
+    r"|follow[- ]?up|(?:(?:new|next|another|follow[- ]?up|practice|similar)[^\S\n]+)?"
     r"(?:question|problem|exercise|q|instruction|prompt)(?:[^\S\n]*\#?\d+)?|(?:example|task)[^\S\n]+\d+"
     r"|(?:问题|题目|问|用户|例题|练习)[^\S\n]*\d*)"
 )
@@ -67,8 +67,11 @@ _MARK = re.compile(
     rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^ {{0,3}}(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
     rf"|(?:\#{{1,6}}[^\S\n]*[*_]{{0,2}}|[*_]{{2}}){_LABEL}[*_]{{0,2}}[^\S\n]*(?:[:：.][*_]{{0,2}}|$)"
     r"|Below is an instruction that describes a task)"
-    r"|(?P<another>(?:\b(?:try|do|solve|consider|look at|move on to|on to)|here(?:'s| is))\s+(?:another|a new|a similar"
-    r"|a different|one more|the next)\s+(?:\w+\s+)?(?:problem|question|exercise|example|one)\b)",
+    r"|(?P<asks>(?:\d+[.)]\s+)?(?:what|how|which|who|when|where|why|if|find|solve|calculate|compute|determine)\b"
+    r"[^\n]*\?)"
+    r"|(?P<another>(?:\b(?:try|do|solve|consider|look at|move on to|on to)|here(?:'s| is))"
+    r"\s+(?:(?:another|a new|a similar"
+    r"|a different|one more|the next)\s+(?:\w+\s+)?(?:problem|question|exercise|example|one)\b|this:))",
     re.IGNORECASE | re.MULTILINE,
 )
 _OWN = re.compile(r"[\s*_#]*(?:assistant|example|task)", re.IGNORECASE)
@@ -144,7 +147,11 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
         if not before or (fence and not mark["token"]):
             continue
         answered = given is not None and given.end() <= mark.start()
-        opens = not _PREAMBLE.search(before.rpartition("\n")[2]) and not _OWN.match(mark.group())
+        opens = (
+            not mark["asks"]
+            and not _PREAMBLE.search(before.rpartition("\n")[2])
+            and not _OWN.match(mark.group())
+        )
         if mark["token"] or answered or opens:
             return mark.start()
     return None
@@ -175,10 +182,10 @@ _PROSE = re.compile(
 _PHRASE_STARTS = re.compile("nswer|NSWER|ption|hoice|案|espuesta|éponse|ntwort|твет|isposta|esposta")
 """What follows the first letter of the words that `_PHRASE` begins with: literals alone are found fast."""
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[^.:=\n]{0,60}?\s(?:is|are|be|equals)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=]"
+    r"\banswers?\b(?:(?:(?!not\b|n't\b)[^.:=\n]){0,60}?\s(?:is|are|be|equals)\b[^\S\n]*[:：]?|[^\S\n]*[*_]*[^\S\n]*[:：=]"
     r"|[^\S\n]+[-–—](?=\s))"
     r"|(?:(?<=correct )|(?<=right )|(?<=best ))(?:option|choice)[^\S\n]+is\b[^\S\n]*[:：]?"
-    r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)[*_]*[^\S\n]*[:：]",
+    r"|答案(?:是|为)?[^\S\n]*[:：]?|\b(?:respuesta|réponse|antwort|ответ|risposta|resposta)(?:[*_]*[^\S\n]*[:：]|\s(?:[^.:\n]{0,30}?\s)?(?:es|est|ist|è|é)\b)",
     re.IGNORECASE,
 )
 _ANSWER_LINE = re.compile(r"[^\w\n$\\]*(?:the\s+)?(?:final\s+)?answers?[^\w\n$\\]*", re.IGNORECASE)
@@ -243,7 +250,11 @@ def phrase_text(text: str) -> str:
             continue
         line = _LINE.match(text, end)
         said = line.group().strip(_AROUND) if line else ""
-        if not re.search(r"\w", said) and (below := _BELOW.match(text, end)):
+        if (
+            re.fullmatch(r"\W*|[^\d\\$]{0,40}[:：]", said)
+            and line
+            and (below := _BELOW.match(text, line.end()))
+        ):
             said = next(group for group in below.groups() if group)
         said = _SENTENCE_END.split(_BOLD.sub("", said).strip())[0].strip(_AROUND).rstrip(".")
         if re.search(r"\w|[^\x00-\x7f]|\\", said):
@@ -401,9 +412,9 @@ def _inside(formula: re.Match[str]) -> str:
 
 
 _CHOICE = re.compile(
-    r"\b(?:option|choice|choose|select|pick|answer|be|is|[Ii]t's)\b[\s:*$]*(\(?[A-J]\)?)(?![\w'’(])(?!\s*[=+*/^-])"
-    r"|:[\s*$]*(\(?[A-J]\)?)(?=[^\w(]{0,9}\Z)"
-    r"|(?<!\w)(\(?[A-J]\)?)[\s*$]*\bis\b[^.\n]{0,20}?\b(?:correct|right|answer)\b"
+    r"\b(?:option|choice|choose|select|pick|answer|be|is|[Ii]t's)\b[\s:*$]*(\(?[A-J]\)?|\([a-j]\))(?![\w'’(])(?!\s*[=+*/^-])"
+    r"|(?::|\b(?:[Ss]o|[Tt]herefore|[Tt]hus|[Hh]ence),?)[\s*$]*(\(?[A-J]\)?)(?=[^\w(]{0,9}\Z)"
+    r"|(?<!\w)(\(?[A-J]\)?)[\s*$]*\bis\b[^.,;\n]{0,20}?\b(?:correct|right|answer)\b"
 )
 _CHOICE_LAST = re.compile(r"\([A-J]\)(?=[^\w(]{0,9}\Z)")
 _CHOICE_LINE = re.compile(r"^[^\w\n]*((?:[A-J]|\A[a-j](?=[.)]\s))(?:[*]*[).:]|[^\w\n]*$).*)$", re.MULTILINE)

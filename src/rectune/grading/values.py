@@ -71,8 +71,8 @@ def same_value(gold: Any, answer: Any, step: Fraction = Fraction(0)) -> bool | N
     gold, answer = _imaginary(gold), _imaginary(answer)
     if gold.free_symbols or answer.free_symbols:
         return _same_function(*_without_functions(gold, answer))
-    rooted = [_with_real_roots(one) for one in (gold, answer)]
-    if rooted != [gold, answer] and _same_constant(*rooted, step):
+    real, other = _with_real_roots(gold), _with_real_roots(answer)
+    if (real, other) != (gold, answer) and _same_constant(real, other, step):
         return True
     return _same_constant(gold, answer, step)
 
