@@ -41,12 +41,14 @@ class CodeTests(NamedTuple):
         program: A program of tests, "" where there are `streams`.
         function: What it calls, "" where that is not said.
         streams: Text on standard input and the text to be printed, for programs that read it.
+        pairs: Whether they are pairs of an input and an output.
         lenient: Whether outputs are compared as APPS, TACO and CodeContests do: inexact numbers within a tolerance.
     """
 
     program: str
     function: str = ""
     streams: Sequence[tuple[str, str]] = ()
+    pairs: bool = False
     lenient: bool = False
 
 
@@ -118,8 +120,8 @@ def _read_pairs(extra: Mapping[str, Any], where: str | None) -> CodeTests | None
     if function:
         cases = [_call(given, wanted, functional, where) for given, wanted, functional in found]
         program = f"nan, inf = float('nan'), float('inf')\nCASES = {cases!r}\n{_CHECK}"
-        return CodeTests(program, function)
-    return CodeTests("", "", [(_lines(given), _lines(wanted)) for given, wanted, _ in found], lenient)
+        return CodeTests(program, function, pairs=True)
+    return CodeTests("", "", [(_lines(given), _lines(wanted)) for given, wanted, _ in found], True, lenient)
 
 
 def _function(record: Any) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
 import symtable
 import sys
 import tempfile
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -39,9 +41,17 @@ CUTS = 8
 _CODE_LINE = re.compile(r"(?:import|from|def|class|async def)\s+\w|@\w|#!|[A-Za-z_]\w*\s*(?::[^=\n]*)?=[^=]")
 _READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(0")
 _DOES = re.compile(r"^\s*(?:def|class|import|from|print)\b", re.MULTILINE)
+_WHOLE = re.compile(r"\A(?!.*^return\b).*^(?:def|class) ", re.MULTILINE | re.DOTALL)
+"""A program, not the body of a function."""
 _TAG = re.compile(r"^[^\S\n]*(?:\[(?P<open>BEGIN|PYTHON|CODE)\]|<(?P<tag>code|python)>|\[(?:DONE|END|/PYTHON|/CODE)\]"
                   r"|</(?:code|python)>)[^\S\n]*$", re.MULTILINE | re.IGNORECASE)  # fmt: skip
 _NOTEBOOK = re.compile(r"^[!%].*$", re.MULTILINE)
+_PROMPTS = re.compile(r"[^\S\n]*(?:>>>|\.\.\.:?|In \[\d+\]:)(?: |$)")
+_BLANKS = {0xA0: " ", 0x3000: " ", 0x200B: None, 0x200E: None, 0xFEFF: None}
+"""Characters that word processors and chat pages put between the words of a program."""
+_IMPORTED = ("typing", "math", "collections", "itertools", "functools", "heapq", "bisect", "re", "string", "random",
+             "operator", "copy", "statistics", "sys", "json", "datetime")  # fmt: skip
+"""Modules that the graders of APPS and LiveCodeBench import, names and all, in front of each program."""
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
@@ -73,7 +83,7 @@ def _whole(text: str, prompt: str, wanted: list[str]) -> str:
     if not code.strip() or not prompt.strip():
         return code
     before, head = _split_prompt(prompt, wanted)
-    if not head or _defines(code, wanted) or (not wanted and _names(code)):
+    if not head or _defines(code, wanted) or (_names(code) and (not wanted or _WHOLE.search(code))):
         future = "".join(_FUTURE.findall(code)) if before else ""
         return f"{future}{before}\n\n{_FUTURE.sub('', code) if future else code}" if before else code
     body = re.split(r"\n(?=[^\s#])", code if code[0] in " \t\n" else f"    {code}")[0]
@@ -82,16 +92,17 @@ def _whole(text: str, prompt: str, wanted: list[str]) -> str:
 
 def _defining(text: str, wanted: list[str]) -> str:
     """The part of `text` that is the program, blocks in their order."""
+    text = text.lstrip("\ufeff\u200b")
     if "```" not in text and "~~~" not in text:  # marks of other prompts, as MBPP's [BEGIN] and [DONE]
         text = _TAG.sub(lambda mark: "```python" if mark["open"] or mark["tag"] else "```", text)
-    blocks = [_without_commands(block) for block in fenced_blocks(text) if block.code.strip()][-MAX_BLOCKS:]
+    blocks = [_mended(block) for block in fenced_blocks(text) if block.code.strip()][-MAX_BLOCKS:]
     python = [block for block in blocks if block.is_python is not False] or blocks
     chosen = _chosen(python, wanted)
     if not chosen:
         bare = before_first_fence(text) if blocks or "```" in text or "~~~" in text else text
         bare = bare if bare.strip() else text
-        if not blocks or _defines(bare, wanted):
-            return _without_prose(bare)
+        if not blocks or _defines(bare, wanted) or (bare[:1].isspace() and not blocks[0].closed):
+            return _without_prose(bare)  # a body may end with a fence that its prompt has opened
         body = [(block.code[:1].isspace(), block.is_python is True, i) for i, block in enumerate(python)]
         chosen = [max(body)[-1]]
     while missing := _missing(python, chosen):
@@ -99,10 +110,32 @@ def _defining(text: str, wanted: list[str]) -> str:
     return "\n\n".join(python[i].code for i in chosen)
 
 
-def _without_commands(block: Block) -> Block:
-    """A block without a notebook's commands (`!pip install`), where these keep it from being a program."""
-    code = _NOTEBOOK.sub("", block.code)
-    return block._replace(code=code) if code != block.code and _names(block.code) is None else block
+def _mended(block: Block) -> Block:
+    """A block that is no program because of how it was written down, as the program that it shows."""
+    first = re.sub(r"^(?:py|python)\d*\s+", "", block.info)
+    if _names(block.code) is None and _CODE_LINE.match(first):  # ```python def f():
+        block = block._replace(info="python", code=f"{first}\n{block.code}")
+    return block._replace(code=_as_program(block.code))
+
+
+def _as_program(code: str) -> str:
+    """`code` without a notebook's commands, prompts or odd blanks, where these keep it from being a program."""
+    for mend in (
+        _without_prompts,
+        lambda text: _NOTEBOOK.sub("", text),
+        lambda text: text.translate(_BLANKS),
+    ):
+        if _names(code) is not None:
+            break
+        code = mend(code)
+    return code
+
+
+def _without_prompts(session: str) -> str:
+    """What was typed in an interactive session; text without prompts stays as it is."""
+    lines = session.splitlines()
+    typed = [line[match.end() :] for line in lines if (match := _PROMPTS.match(line))]
+    return "\n".join(typed) if any(re.match(r"\s*(?:>>>|In \[)", line) for line in lines) else session
 
 
 def _chosen(blocks: list[Block], wanted: list[str]) -> list[int]:
@@ -140,7 +173,7 @@ def _defines(code: str, names: Iterable[str]) -> bool:
     return bool(any_of) and bool(
         re.search(  # blanks of one line only: over many empty lines it would take quadratic time
             rf"^[^\S\n]*(?:async[^\S\n]+)?(?:def|class)[^\S\n]+(?:{any_of})\b|^(?:{any_of})[^\S\n]*(?::[^=\n]*)?=(?!=)"
-            rf"|^(?:from[^\S\n]+\S+[^\S\n]+)?import\b[^\n]*\b(?:{any_of})[^\S\n]*(?:,|$)",
+            rf"|^(?:from[^\S\n]+(?!\.|(?:{'|'.join(OWN_NAMES)})\b)\S+[^\S\n]+)?import\b[^\n]*\b(?:{any_of})[^\S\n]*(?:,|$)",
             code,
             re.MULTILINE,
         )
@@ -152,12 +185,13 @@ def _without_prose(text: str) -> str:
 
     Text that is a program, or has no such line, stays as it is.
     """
-    if _names(text) is not None:
-        return text
+    text = _as_program(text)
     lines = text.splitlines(keepends=True)
     first = next((i for i, line in enumerate(lines) if _CODE_LINE.match(line)), None)
-    if first is None:
+    if _names(text) is not None or re.match(r"(?:[^\S\n]*\n)*(?: {2}|\t)", text):
         return text
+    if first is None:
+        return _indented(lines) or text
     end = len(lines)
     for _ in range(CUTS):
         tops = [i for i in range(first + 1, end) if lines[i][:1].strip()]
@@ -169,6 +203,12 @@ def _without_prose(text: str) -> str:
         if not end:
             break
     return text
+
+
+def _indented(lines: list[str]) -> str:
+    """The indented code of Markdown from its first line that looks like a program's."""
+    code = itertools.dropwhile(lambda line: line[:4].strip() or not _CODE_LINE.match(line[4:]), lines)
+    return textwrap.dedent("".join(itertools.takewhile(lambda line: not line[:4].strip(), code)))
 
 
 def _split_prompt(prompt: str, wanted: list[str]) -> tuple[str, str]:
@@ -304,12 +344,27 @@ def grade_code(
     code = extract_code(text, prompt=prompt, entry_point=tests.function, tests=tests.program)
     if not code.strip():
         return Graded("unparsed", "")
+    if tests.pairs:
+        code = _with_imports(code)
     prelude, _ = _split_prompt(prompt, _wanted(tests.function, tests.program))
     job = {"program": code, "prompt": prompt, "prelude": prelude, "tests": tests.program,
            "entry_point": tests.function or _function_of(prompt, code), "cases": tests.streams,
            "lenient": tests.lenient, "cpu_seconds": int(timeout) + 1, "memory": MEMORY}  # fmt: skip
     verdict, reason = _run(job, timeout, started)
     return Graded(verdict, code[:1000], reason)
+
+
+def _with_imports(code: str) -> str:
+    """`code` behind imports of the names that it uses without defining them, where usual modules have them."""
+    lines = []
+    for name in sorted((_names(code) or (set(), set()))[1] - set(dir(builtins))):
+        having = (module for module in _IMPORTED if hasattr(importlib.import_module(module), name))
+        if name in _IMPORTED:
+            lines.append(f"import {name}\n")
+        elif module := next(having, ""):
+            lines.append(f"from {module} import {name}\n")
+    future = "".join(_FUTURE.findall(code)) if lines else ""
+    return future + "".join(lines) + (_FUTURE.sub("", code) if future else code)
 
 
 def _function_of(prompt: str, code: str) -> str:
