@@ -86,7 +86,7 @@ def by_atheris(name: str, seconds: float) -> None:
     with atheris.instrument_imports(include=["rectune"]):
         from fuzz.targets import TARGETS
 
-        for module in ("data.reading", "data.pairs", "data.problems", "config", "reporting.report", "selection",
+        for module in ("data.reading", "data.formats", "data.problems", "config", "reporting.report", "selection",
                        "grading.files", "grading.math", "diagnosis.page", "evaluation.scoring"):  # fmt: skip
             __import__(f"rectune.{module}")
 

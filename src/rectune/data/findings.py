@@ -175,8 +175,8 @@ def _candidates(
 
 def _marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> Marks:
     """The marks of the template; of template none also the control tokens."""
-    control = Marks.of(tokenizer, replace(template, text=template.text or "")).control
-    return replace(Marks.of(tokenizer, template), control=control)
+    control = replace(template, text=template.text or "").marks(tokenizer).control
+    return replace(template.marks(tokenizer), control=control)
 
 
 def _trims(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:

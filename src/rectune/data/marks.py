@@ -8,6 +8,7 @@ text: it is marked here, so that `tokens.py` can tell it from those that the tem
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,6 @@ from rectune.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from rectune.data.templates import Template
 
 START, END = "\ufdd0", "\ufdd1"
 """Stand around a control token that is text; Unicode keeps these two out of all texts."""
@@ -45,17 +44,19 @@ class Marks:
     control: tuple[str, ...]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, template: Template) -> Marks:
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], written: Sequence[str] | None
+    ) -> Marks:
+        """Those of a template with these `ends`, which writes these tokens; None for template none."""
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        control = {*special, *map(str, tokenizer.all_special_tokens), *template.written}
-        ends = dict.fromkeys(template.ends)
-        if template.text is None:
-            control = set()
-        else:
-            ends |= dict.fromkeys(filter(_ENDS.fullmatch, sorted(special)))
+        bos = str(tokenizer.bos_token or "")
+        if written is None:
+            return cls(bos, tuple(ends), ())
+        control = {*special, *map(str, tokenizer.all_special_tokens), *written}
         kept = (token for token in control if token.strip() and not _THINKING.search(token))
         longest_first = sorted(kept, key=lambda token: (-len(token), token))
-        return cls(str(tokenizer.bos_token or ""), tuple(ends), tuple(longest_first))
+        every_end = dict.fromkeys([*ends, *filter(_ENDS.fullmatch, sorted(special))])
+        return cls(bos, tuple(every_end), tuple(longest_first))
 
     def without_start(self, text: str) -> str:
         """The text without the beginning-of-text token at its start; `<s>` that is closed later is HTML."""

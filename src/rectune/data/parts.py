@@ -138,7 +138,7 @@ def _refused(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> tuple[Faults, frozenset[int]]:
     """What is wrong with the rows that cannot be encoded, and their indices."""
-    faults, refused = Faults(f"template {template.name}"), set[int]()
+    faults, refused = Faults(template.name), set[int]()
     for index, record in enumerate(dataset):
         try:
             encode_batch([row_of(record)], tokenizer, template)

@@ -82,6 +82,10 @@ class Template:
     written: tuple[str, ...] = ()
     today: bool = False
 
+    def marks(self, tokenizer: PreTrainedTokenizerBase) -> Marks:
+        """What this template and a tokenizer make of tokens in texts."""
+        return Marks.of(tokenizer, self.ends, None if self.text is None else self.written)
+
     def kept(self) -> str:
         """The template as one text that writes the same, the day included; template none as far as one can say it."""
         text = BARE if self.text is None else self.text
@@ -266,7 +270,7 @@ class Writer:
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
         self.template, self.tokenizer = template, tokenizer
-        self.marks = Marks.of(tokenizer, template)
+        self.marks = template.marks(tokenizer)
         self._closing = re.compile(f"(?<!{START}){re.escape(template.closing)}")
 
     def text(self, turns: Sequence[Turn], where: str, *, tools: str = "", generation: bool = False) -> str:

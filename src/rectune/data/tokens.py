@@ -21,7 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rectune.data.marks import END, START, Marks
+from rectune.data.marks import END, START
 from rectune.data.rows import Row, Turn
 from rectune.data.templates import Piece, Template, Writer
 from rectune.errors import UserError
@@ -119,7 +119,7 @@ class _Tokens:
             (kind.__call__, kind._encode_plus)
             == (PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus)
         )
-        self.control = Marks.of(tokenizer, template).control
+        self.control = template.marks(tokenizer).control
 
     def cut(self, text: str) -> str:
         """The last token in `text` at which it can be cut: the ids of both sides are the same apart; "" for none.

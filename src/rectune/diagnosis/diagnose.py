@@ -123,7 +123,9 @@ def diagnose(
     dtype, why = choose_precision(precision, device)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     template = choose_template(options.template, tokenizer)
-    encoded = encode_for(loaded, dataset, tokenizer, template, max_length=max_length)
+    encoded = encode_for(
+        loaded, dataset, tokenizer, template, max_length=max_length, skip_bad_rows=options.skip_bad_rows
+    )
     log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), why)
     loaded.eval()
     scorer = Scorer(unfreeze(loaded), memory_budget=memory_budget << 20)
