@@ -64,6 +64,8 @@ _REPLACE = [(re.compile(pattern), new) for pattern, new in [
     (r"\\sqrt\s+(\d+)", r"\\sqrt{\1}"), (r"\\sqrt(\d)", r"\\sqrt{\1}"),
     (r"\^\s*(-\d+|\d\d+)", r"^{\1}"),
 ]]  # fmt: skip
+TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+"""Words in LaTeX."""
 _CALLS = {
     "sqrt": (r"\sqrt{", "}"), "cbrt": (r"\sqrt[3]{", "}"), "abs": ("|", "|"), "factorial": ("(", ")!"),
     "floor": (r"\lfloor ", r"\rfloor "), "ceil": (r"\lceil ", r"\rceil "), "ceiling": (r"\lceil ", r"\rceil "),
@@ -114,7 +116,7 @@ def normalize_answer(answer: str, *, radians: bool = False) -> str:
 def _without_calls(answer: str) -> str:
     r"""With `\sqrt{2}` for `sqrt(2)`, and so on for the functions that LaTeX writes around their argument."""
     for _ in range(20):
-        if not (call := _CALL.search(answer)) or (length := _closing(answer[call.end() :])) < 0:
+        if not (call := _CALL.search(answer)) or (length := closing(answer[call.end() :])) < 0:
             break
         before, after = _CALLS[call[1]]
         inside, rest = answer[call.end() + 1 : call.end() + length], answer[call.end() + length + 1 :]
@@ -126,12 +128,12 @@ def _unwrapped(answer: str) -> str:
     """Without braces around all of it, or parentheses around a number."""
     if numeric := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", answer):
         answer = numeric[1].strip()
-    while answer.startswith("{") and answer.endswith("}") and _closing(answer) == len(answer) - 1:
+    while answer.startswith("{") and answer.endswith("}") and closing(answer) == len(answer) - 1:
         answer = answer[1:-1].strip()
     return re.sub(r"^[(\[]\s*([-+]?[\d.,/]*\d)\s*[)\]]$", lambda m: m[0] if "," in m[1] else m[1], answer)
 
 
-def _closing(answer: str) -> int:
+def closing(answer: str) -> int:
     """Where the bracket that opens `answer` closes; -1 where it does not."""
     depth = 0
     for i, char in enumerate(answer):
@@ -199,7 +201,7 @@ def read_number(answer: str) -> Number | None:
         whole, top = int(match[2] or match[3] or 0), int(match[4] or match[6])
         if bottom := int(match[5] or match[7]):
             return Number((whole + Fraction(top, bottom)) * (-1 if match[1] == "-" else 1), Fraction(0))
-    tens, _, ones = re.sub(r"\\text\s*\{\s*([a-zA-Z-]+)\s*\}", r"\1", answer).lower().partition("-")
+    tens, _, ones = TEXT.sub(r"\1", answer).strip().lower().partition("-")
     if tens not in _SPELLED or (ones and not 0 < _SPELLED.get(ones, 0) < 10 <= _SPELLED[tens] // 2):
         return None
     return Number(Fraction(_SPELLED[tens] + _SPELLED.get(ones, 0)), Fraction(0))

@@ -10,8 +10,9 @@ Runs inside the worker processes of `pool.py`: nothing here bounds time or memor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,7 +22,9 @@ from sympy.core.relational import Relational
 
 from rectune.grading.answers import (
     MAX_DIGITS,
+    TEXT,
     Number,
+    closing,
     normalize_answer,
     plain_number,
     read_number,
@@ -54,7 +57,6 @@ _CLOCK = re.compile(
     r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:\\text\s*\{\s*)?([ap])?\.?(?:m\b)?\.?\s*\}?", re.IGNORECASE
 )
 _RADIANS = re.compile(r"\\pi(?![a-zA-Z])|π|\bpi\b|\\arc|\brad")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = rf"({'|'.join(_MONTHS)})[a-z]*\.?"
 _DATE = re.compile(rf"(?:{_MONTH} (\d{{1,2}})|(\d{{1,2}})(?: of)? {_MONTH}),?(?: (\d{{4}}))?", re.IGNORECASE)
@@ -62,6 +64,8 @@ _RATIO = re.compile(r"[^:,=]+(?::[^:,=]+)+")
 _BRACKETS = {"(": ")]", "[": ")]"}
 _OPPOSED = {"yes", "no", "on", "true", "false"}
 _EXACT = Fraction(0)
+Same = Callable[[str, str], bool]
+"""Whether two parts of answers are the same."""
 
 
 class Unreadable(Exception):
@@ -145,7 +149,7 @@ def _spelled_alike(gold: str, answer: str) -> bool:
 
 
 def _spelling(answer: str) -> str:
-    return _TEXT.sub(r"\1", answer).replace(" ", "")
+    return TEXT.sub(r"\1", answer).replace(" ", "")
 
 
 def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool = False) -> bool:
@@ -156,25 +160,25 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return decided
     if depth == 0:
         return _same_expression(gold, answer, tolerance)
+    same = partial(_same, tolerance=tolerance, depth=depth - 1)
     if r"\approx" in gold or r"\approx" in answer:
-        return any(
-            _same(one, _exact_part(answer), tolerance, depth - 1, lists) for one in _approximations(gold)
-        )
+        golds = [one for one in gold.split(r"\approx") if one.strip()]
+        return any(same(one, _exact_part(answer), lists=lists) for one in golds)
     for decide in (_same_set_of_numbers, _same_dates, _same_clock_or_ratio, _same_equations):
-        if (decided := decide(gold, answer, tolerance, depth)) is not None:
+        if (decided := decide(gold, answer, same)) is not None:
             return decided
     gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", one) for one in (gold, answer))
     if (bare := _without_names(gold, answer)) != (gold, answer):
-        return _same(*bare, tolerance, depth - 1, lists)
+        return same(*bare, lists=lists)
     (number, unit), (other, other_unit) = split_unit(gold), split_unit(answer)
     numbers = [read_number(one) for one in (number, other)]  # such as $32,348, which is no list
-    if not all(numbers) and (decided := _same_structure(gold, answer, tolerance, depth, lists)) is not None:
+    if not all(numbers) and (decided := _same_structure(gold, answer, same, lists)) is not None:
         return decided
     if (number, other) != (gold, answer):
         if any(one and one.kind and side.endswith("%") for one, side in ((unit, answer), (other_unit, gold))):
             return False
         ratio = unit_ratio(unit, other_unit)
-        return ratio is not None and _same(number, _scaled(other, ratio), tolerance, depth - 1)
+        return ratio is not None and same(number, _scaled(other, ratio))
     if (words := _words(gold)) or _words(answer):
         if words == _words(answer):
             return True
@@ -198,10 +202,6 @@ def _exact_part(answer: str) -> str:
     r"""Without the decimal behind `\approx`, unless only a name stands before it."""
     first, _, rest = answer.partition(r"\approx")
     return rest if re.fullmatch(rf"\s*(?:{_SYMBOL})?\s*", first) else first
-
-
-def _approximations(gold: str) -> list[str]:
-    return [one for one in gold.split(r"\approx") if one.strip()]
 
 
 def _same_number(gold: str, answer: str, tolerance: Fraction) -> bool | None:
@@ -261,7 +261,7 @@ def _same_in_base(
     return other is not None and other == (gold, "10")
 
 
-def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+def _same_clock_or_ratio(gold: str, answer: str, same: Same) -> bool | None:
     """Times of day are equal as times, ratios as ratios, and a ratio of two may be a fraction."""
     gold, answer = (
         re.sub(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":", one) for one in (gold, answer)
@@ -277,14 +277,14 @@ def _same_clock_or_ratio(gold: str, answer: str, tolerance: Fraction, depth: int
         if all(chain(*values)):
             (first, *_), (other_first, *_) = values
             return all(g * other_first == a * first for g, a in zip(values[0], values[1], strict=True))
-        return _all_same(parts[0], parts[1], tolerance, depth)
+        return _all_same(parts[0], parts[1], same)
     for (top, *rest), single in ((parts[0], parts[1]), (parts[1], parts[0])):
         if len(rest) == 1 and len(single) == 1 and re.search(r"/|\\frac|\.", single[0]):
-            return _same(rf"\frac{{{top.strip()}}}{{{rest[0].strip()}}}", single[0], tolerance, depth - 1)
+            return same(rf"\frac{{{top.strip()}}}{{{rest[0].strip()}}}", single[0])
     return False
 
 
-def _same_dates(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+def _same_dates(gold: str, answer: str, same: Same) -> bool | None:
     """Two dates: the same month and day, and the same year if both have one."""
     first, second = _date(gold), _date(answer)
     if first is None or second is None:
@@ -293,7 +293,7 @@ def _same_dates(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool
 
 
 def _date(answer: str) -> tuple[int, int, str | None] | None:
-    if not (match := _DATE.fullmatch(" ".join(_TEXT.sub(r" \1 ", answer).split()))):
+    if not (match := _DATE.fullmatch(" ".join(TEXT.sub(r" \1 ", answer).split()))):
         return None
     return _MONTHS.index((match[1] or match[4]).lower()), int(match[2] or match[3]), match[5]
 
@@ -302,17 +302,13 @@ def _times(clock: re.Match[str]) -> set[tuple[int, ...]]:
     """Times of day that are meant, on a clock of 24 hours; without a.m. or p.m. it may be either."""
     hour, minute, second = (int(part or 0) for part in clock.groups()[:3])
     half = (clock[4] or "").lower()
-    hours = (
-        {hour % 12 + 12 * (half == "p")}
-        if half
-        else {hour, hour % 12, hour % 12 + 12}
-        if hour <= 12
-        else {hour}
-    )
+    hours = {hour % 12 + 12 * (half == "p")} if half else {hour}
+    if not half and hour <= 12:
+        hours |= {hour % 12, hour % 12 + 12}
     return {(hour, minute, second) for hour in hours}
 
 
-def _same_equations(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+def _same_equations(gold: str, answer: str, same: Same) -> bool | None:
     """Two equations of one curve. Equations that give one name a value are compared by their values."""
     sides = [len(split_top(one, "=")) for one in (gold, answer)]
     if sides != [2, 2] or len(split_top(gold)) + len(split_top(answer)) > 2:
@@ -326,7 +322,7 @@ def _same_equations(gold: str, answer: str, tolerance: Fraction, depth: int) -> 
     return same_equation(left[0], right[0])
 
 
-def _same_set_of_numbers(gold: str, answer: str, tolerance: Fraction, depth: int) -> bool | None:
+def _same_set_of_numbers(gold: str, answer: str, same: Same) -> bool | None:
     return same_region(gold, answer) if REGION.search(gold) or REGION.search(answer) else None
 
 
@@ -368,51 +364,38 @@ def _without_names(gold: str, answer: str) -> tuple[str, str]:
     return bare, other
 
 
-def _same_structure(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool) -> bool | None:
+def _same_structure(gold: str, answer: str, same: Same, lists: bool) -> bool | None:
     """Decides lists, sets, tuples, intervals, unions and matrices; None where neither is one."""
     golds, answers = _elements(gold, lists), _elements(answer, lists)
-    if (
-        len(golds) > 1
-        and gold[0] != "\\"
-        and answer[0] + answer[-1] == "[]"
-        and (inner := _bracketed(answer))
-    ):
-        answers = split_top(inner)  # as programs print a list
-    if len(golds) == 1 and len(answers) > 1 and (inner := _bracketed(gold)):
+    inner, other = _bracketed(gold), _bracketed(answer)
+    if inner and len(answers) > 1:
         is_list = gold[0] + gold[-1] == "()" and not answer.startswith(r"\{")
-        return is_list and _all_same(split_top(inner), _by_name(answers), tolerance, depth)
-    if (
-        len(golds) > 1
-        and len(answers) == 1
-        and (inner := _bracketed(answer))
-        and all(_named(g)[0] for g in golds)
-    ):
-        return answer[0] + answer[-1] == "()" and _all_same(
-            _by_name(golds), split_top(inner), tolerance, depth
-        )
+        return is_list and _all_same(split_top(inner), _by_name(answers), same)
+    if other and len(golds) > 1:
+        if answer[0] + answer[-1] == "()" and all(_named(one)[0] for one in golds):
+            return _all_same(_by_name(golds), split_top(other), same)
+        if answer[0] + answer[-1] == "[]" and not gold.startswith(r"\{"):  # as programs print a list
+            answers = split_top(other)
     if len(golds) > 1 or len(answers) > 1:
-        return _same_unordered(golds, answers, tolerance, depth)
+        return _same_unordered(golds, answers, same)
     rows, other_rows = _matrix(gold), _matrix(answer)
-    inner, other = _bracketed(gold) or _vector(rows), _bracketed(answer) or _vector(other_rows)
-    if inner and other and not (rows and other_rows):
-        same_kind = rows or other_rows or (gold[0] == answer[0] and gold[-1] == answer[-1])
-        return bool(same_kind) and _all_same(split_top(inner), split_top(other), tolerance, depth)
-    if r"\cup" in gold and r"\cup" in answer:
-        return _same_unordered(gold.split(r"\cup"), answer.split(r"\cup"), tolerance, depth)
     if rows and other_rows:
-        return list(map(len, rows)) == list(map(len, other_rows)) and _all_same(
-            list(chain(*rows)), list(chain(*other_rows)), tolerance, depth
-        )
+        alike = list(map(len, rows)) == list(map(len, other_rows))
+        return alike and _all_same(list(chain(*rows)), list(chain(*other_rows)), same)
+    if (inner := inner or _vector(rows)) and (other := other or _vector(other_rows)):
+        same_kind = rows or other_rows or (gold[0] == answer[0] and gold[-1] == answer[-1])
+        return bool(same_kind) and _all_same(split_top(inner), split_top(other), same)
+    if r"\cup" in gold and r"\cup" in answer:
+        return _same_unordered(gold.split(r"\cup"), answer.split(r"\cup"), same)
     if (golds, answers) != ([gold], [answer]):  # a set of one
-        return _same(golds[0], answers[0], tolerance, depth - 1) if golds and answers else False
+        return bool(golds and answers) and same(golds[0], answers[0])
     return None
 
 
 def _by_name(parts: list[str]) -> list[str]:
     """Parts such as `y = 3`, `x = 2` in the order of their names; others as they stand."""
-    return (
-        sorted(parts, key=lambda part: _named(part)[0]) if all(_named(part)[0] for part in parts) else parts
-    )
+    names = [_named(part)[0] for part in parts]
+    return [part for _, part in sorted(zip(names, parts, strict=True))] if all(names) else parts
 
 
 def _elements(answer: str, lists: bool) -> list[str]:
@@ -439,34 +422,29 @@ def _elements(answer: str, lists: bool) -> list[str]:
     return list(chain(*signs))
 
 
-def _same_unordered(golds: list[str], answers: list[str], tolerance: Fraction, depth: int) -> bool:
+def _same_unordered(golds: list[str], answers: list[str], same: Same) -> bool:
     """Whether each gold has its own equal answer, in any order, and no answer is left over."""
     if len(golds) != len(answers):
         return False
     left = list(answers)
     for gold in golds:
-        match = next((a for a in left if _same(gold.strip(), a.strip(), tolerance, depth - 1)), None)
+        match = next((a for a in left if same(gold.strip(), a.strip())), None)
         if match is None:
             return False
         left.remove(match)
     return True
 
 
-def _all_same(golds: list[str], answers: list[str], tolerance: Fraction, depth: int) -> bool:
-    return len(golds) == len(answers) and all(
-        _same(g, a, tolerance, depth - 1) for g, a in zip(golds, answers, strict=True)
-    )
+def _all_same(golds: list[str], answers: list[str], same: Same) -> bool:
+    return len(golds) == len(answers) and all(same(g, a) for g, a in zip(golds, answers, strict=True))
 
 
 def _bracketed(answer: str) -> str:
     """What is inside the brackets of one tuple or interval of at least two parts, else ""."""
     if len(answer) < 5 or answer[-1] not in _BRACKETS.get(answer[0], ""):
         return ""
-    depth = 0
-    for i, char in enumerate(answer):
-        depth += (char in "([{") - (char in ")]}")
-        if depth == 0 and i < len(answer) - 1:
-            return ""
+    if closing(answer) < len(answer) - 1:
+        return ""
     inner = answer[1:-1]
     return inner if len(split_top(inner)) > 1 else ""
 
@@ -487,7 +465,7 @@ def _words(answer: str) -> str:
     """The words of an answer that is nothing but words, or a letter; else ""."""
     if not _WORDS.fullmatch(answer):
         return ""
-    bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer).strip().strip("().").strip()
+    bare = TEXT.sub(r"\1", answer).strip().strip("().").strip()
     bare = re.sub(r"^(?:the|an?)\s+(?=\S)", "", bare, flags=re.IGNORECASE)
     return " ".join(bare.split()).casefold() if len(bare) > 1 else bare
 
