@@ -20,9 +20,8 @@ from rectune.config import load_config
 from rectune.data.problems import read_problems
 from rectune.errors import UserError
 from rectune.models import loading
-from rectune.models.loading import load_model
+from rectune.models.loading import load_model, load_tokenizer
 from rectune.sampling.engine import sample
-from rectune.sampling.server import load_tokenizer
 from rectune.training.loop import train
 from toys import byte_tokenizer, tiny_model
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from rectune.errors import UserError
-from rectune.models.loading import load_model
-from rectune.sampling.server import load_tokenizer
+from rectune.models.loading import load_model, load_tokenizer
 from toys import byte_tokenizer, tiny_model
 
 SOURCE = Path(__file__).parents[2] / "src" / "rectune"

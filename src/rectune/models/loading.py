@@ -53,18 +53,32 @@ def load_model(
     Raises:
         UserError: No such model or no network, not a causal language model, incomplete, or stored as pickle.
     """
-    folder = find_folder(str(name)) or _hub_adapter(str(name))
-    settings: dict[str, Any] = {
-        "dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation
-    }  # fmt: skip
-    if folder is not None and is_adapter(folder):
-        model, tokenizer = _load_adapter(folder, name, **settings)
-    else:
-        model, tokenizer = _load_whole(str(folder or name), name, **settings)
     from rectune.models.limits import say_beyond
 
+    trust = {"trust_remote_code": trust_remote_code}
+    adapter = adapter_folder(str(name)) or _hub_adapter(str(name))
+    base = name if adapter is None else _check_adapter(adapter, name, **trust)
+    model = _load_whole(base, dtype=dtype, attn_implementation=attn_implementation, **trust)
+    if adapter is not None:
+        model = _put_on(adapter, model)
+    tokenizer = load_tokenizer(adapter or name, **trust)
     say_beyond(tokenizer, model)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights: of an adapter its own if it has one, else its base model's.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    adapter = adapter_folder(str(name))
+    if adapter is not None and not any((adapter / file).is_file() for file in TOKENIZER_FILES):
+        name = base_of(adapter)
+    source = str(find_folder(str(name)) or name)
+    return _pretrained(AutoTokenizer.from_pretrained, name, source, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
 
 
 def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -94,32 +108,28 @@ def load_outline(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     import torch
     import transformers
 
-    folder = find_folder(str(name))
-    adapter = folder is not None and is_adapter(folder)
-    base = _check_adapter(folder, name) if folder is not None and adapter else str(name)
-    config = load_config(base)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    own = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
-    source = str(folder if own else find_folder(base) or base)
-    tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, trust_remote_code=False)
     from rectune.models.limits import say_beyond
 
+    adapter = adapter_folder(str(name))
+    config = load_config(name if adapter is None else _check_adapter(adapter, name))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    tokenizer = load_tokenizer(name)
     say_beyond(tokenizer, model)
     return model, tokenizer
 
 
 def _load_whole(
-    source: str,
     name: str | Path,
     *,
     dtype: torch.dtype | str | None,
     trust_remote_code: bool,
     attn_implementation: str | None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> PreTrainedModel:
     """A model with all of its weights, on the CPU."""
     import transformers
 
+    source = str(find_folder(str(name)) or name)
     log.info("loading %s%s", name, "" if str(name) == source else f" from {source}")
     config = load_config(name, trust_remote_code=trust_remote_code)
     if attn_implementation is None and "/" in str(
@@ -127,7 +137,6 @@ def _load_whole(
     ):  # transformers would fetch and run it
         what = f"asks for attention code from elsewhere ({config._attn_implementation})"
         raise UserError(what, where=name, hint="remove attn_implementation from its config.json")
-    trust = {"trust_remote_code": trust_remote_code}
     model, info = _pretrained(
         transformers.AutoModelForCausalLM.from_pretrained,
         name,
@@ -138,13 +147,12 @@ def _load_whole(
         use_safetensors=True,  # pickle can run code
         ignore_mismatched_sizes=True,  # refused below, with names
         output_loading_info=True,
-        **trust,
+        trust_remote_code=trust_remote_code,
     )
     _check_loaded(info, name)
-    tokenizer = _pretrained(transformers.AutoTokenizer.from_pretrained, name, source, **trust)
     if str(name) in PACKAGED:
         model.config._name_or_path = model.name_or_path = str(name)  # what an adapter notes down as its base
-    return model, tokenizer
+    return model  # type: ignore[no-any-return]
 
 
 def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
@@ -190,9 +198,14 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a LoRA adapter: adapter_config.json decides, whatever lies beside it."""
-    return (folder / "adapter_config.json").is_file()
+def adapter_folder(name: str) -> Path | None:
+    """The folder that a name stands for where it holds an adapter: adapter_config.json decides. Else None.
+
+    Raises:
+        UserError: As `find_folder`.
+    """
+    folder = None if name in PACKAGED else find_folder(name)  # packaged models need no conversion for this
+    return folder if folder is not None and (folder / "adapter_config.json").is_file() else None
 
 
 def need_peft() -> None:
@@ -208,10 +221,11 @@ def check_model(name: str | Path) -> None:
         UserError: No such folder, or what shows of what `load_model` refuses: it lacks something, is quantised or not
             causal, or an adapter that does not fit its base model.
     """
-    folder = None if str(name) in PACKAGED else find_folder(str(name))
-    if folder is not None and is_adapter(folder):
-        _check_adapter(folder, name)
-    elif folder is not None:
+    if str(name) in PACKAGED:
+        return
+    if (adapter := adapter_folder(str(name))) is not None:
+        _check_adapter(adapter, name)
+    elif find_folder(str(name)) is not None:
         load_config(name)
 
 
@@ -392,8 +406,7 @@ def base_of(folder: Path) -> str:
         base = None
     if not isinstance(base, str) or not base:
         raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
-    within = find_folder(base)
-    if within is not None and is_adapter(within):
+    if (within := adapter_folder(base)) is not None:
         what = "names itself as its base model" if within.samefile(folder) else "belongs to another adapter"
         raise UserError(
             what, where=folder, hint="give base_model_name_or_path a whole model; merge the other one"
@@ -401,25 +414,17 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def _load_adapter(
-    folder: Path, name: str | Path, *, trust_remote_code: bool, **settings: Any
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The base model that the adapter names, with the adapter on it; the folder's tokenizer if it has one."""
-    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    base = _check_adapter(folder, name, **trust)
+def _put_on(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The base model with the adapter of a folder on it."""
+    from rectune.models.adapters import load_adapter
+
+    log.info("with the adapter %s", folder)
     if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
         log.warning(
             "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
             "without adapter_config.json", folder, whole[0],
         )  # fmt: skip
-    model, tokenizer = _load_whole(str(find_folder(base) or base), base, **trust, **settings)
-    if any((folder / file).is_file() for file in TOKENIZER_FILES):
-        from transformers import AutoTokenizer
-
-        tokenizer = _pretrained(AutoTokenizer.from_pretrained, folder, str(folder), trust_remote_code=False)
-    from rectune.models.adapters import load_adapter
-
-    return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder)), tokenizer
+    return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder))  # type: ignore[no-any-return]
 
 
 def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = False) -> str:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError, unknown_name
-from rectune.models.loading import find_folder, is_adapter, need_peft
-from rectune.models.packaged import PACKAGED
+from rectune.models.loading import adapter_folder, need_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,10 +25,7 @@ Run = TypeVar("Run", bound=Any)
 
 def starts_from_adapter(config: Any) -> bool:
     """Whether the run's model is an adapter, which is then trained on; without it the model is another one."""
-    folder = (
-        None if config.model in PACKAGED else find_folder(config.model)
-    )  # packaged ones need no conversion yet
-    return folder is not None and is_adapter(folder)
+    return adapter_folder(config.model) is not None
 
 
 def with_own_lora(config: Run) -> Run:
@@ -38,10 +34,9 @@ def with_own_lora(config: Run) -> Run:
     Raises:
         UserError: A setting of LoRA was given that is not the adapter's, or it is no LoRA adapter.
     """
-    if not starts_from_adapter(config):
+    folder = adapter_folder(config.model)
+    if folder is None:
         return config
-    folder = find_folder(config.model)
-    assert folder is not None
     try:
         saved = json.loads((folder / "adapter_config.json").read_bytes())
         targets = saved["target_modules"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from rectune.data.run_prompt import TEMPLATE
 from rectune.data.templates import choose_template, without_date
 from rectune.disk import writing
-from rectune.sampling.server import load_tokenizer
+from rectune.models.loading import load_tokenizer
 
 
 def kept_template(folder: Path, name: str, model: str) -> str:

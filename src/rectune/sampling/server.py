@@ -34,11 +34,9 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from rectune.data.encoding import Template, choose_template, stop_ids
 from rectune.errors import UserError
-from rectune.models.loading import TOKENIZER_FILES, base_of, find_folder, is_adapter
+from rectune.models.loading import load_tokenizer
 from rectune.sampling.draws import sample_key
 from rectune.sampling.endpoint import Api, Refused
 from rectune.sampling.engine import Completion, DrawSettings, Request
@@ -89,7 +87,11 @@ class ServerEngine:
         self.reads_text = (
             self.llama_cpp_python
         )  # else token ids, in which no text is taken for a control token
-        self.tokenizer = load_tokenizer(model)
+        try:
+            self.tokenizer = load_tokenizer(model)
+        except UserError as error:
+            hint = "prompts need its tokenizer: give the model's folder or hub id, and --served-name if that differs"
+            raise UserError(error.what, where=error.where, hint=hint) from error
         self.template = choose_template(template, self.tokenizer)
         self.stop_ids = stop_ids(self.tokenizer, self.template)
         self.concurrency, self.logprobs = concurrency or CONCURRENCY, logprobs
@@ -260,16 +262,3 @@ def entry_of(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a server tells of the model it calls `name`; a server with one model answers to any name."""
     named = [entry for entry in models if name in (entry.get("id"), *(entry.get("aliases") or ()))]
     return named[0] if named else (models[0] if len(models) == 1 else {})
-
-
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id, folder or packaged name, without its weights."""
-    folder = find_folder(model)
-    if folder is not None and is_adapter(folder) and not any((folder / f).is_file() for f in TOKENIZER_FILES):
-        model, folder = (base := base_of(folder)), find_folder(base)
-    try:
-        return AutoTokenizer.from_pretrained(folder or model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        hint = "the prompts need the model's tokenizer; give its folder or hub id, and --served-name if that differs"
-        raise UserError(line, where=model, hint=hint) from error

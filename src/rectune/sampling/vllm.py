@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from rectune.data.encoding import choose_template, stop_ids
 from rectune.errors import UserError
-from rectune.models.loading import find_folder, is_adapter
+from rectune.models.loading import adapter_folder, find_folder
 from rectune.sampling.draws import sample_key
 from rectune.sampling.engine import Completion, DrawSettings, Request
 from rectune.sampling.stops import cut, special_stops
@@ -33,8 +33,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, model: str, *, template: str = "auto", precision: str = "auto") -> None:
-        folder = find_folder(model)
-        if folder is not None and is_adapter(folder):
+        if adapter_folder(model) is not None:
             hint = "merge it, or use --engine local"
             raise UserError("is an adapter, and the vllm engine takes whole models", where=model, hint=hint)
         if find_spec("vllm") is None:
@@ -43,7 +42,12 @@ class VllmEngine:
 
         dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[precision]
         self.model_name = model
-        self.llm = LLM(model=model, dtype=dtype, generation_config="vllm", logprobs_mode="raw_logprobs")
+        self.llm = LLM(
+            model=str(find_folder(model) or model),
+            dtype=dtype,
+            generation_config="vllm",
+            logprobs_mode="raw_logprobs",
+        )
         self.tokenizer = self.llm.get_tokenizer()
         self.template = choose_template(template, self.tokenizer)
 

@@ -148,7 +148,10 @@ def _train(
         state = load_checkpoint(found, masters.masters, optimizer, extra)
         if not data.is_of(state["data"]):
             was = f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})"
-            raise UserError(was, where=config.data, hint="restore them, or give another --out")
+            hint = (
+                "restore them, or give another --out; an earlier version may have split or cut them otherwise"
+            )
+            raise UserError(was, where=config.data, hint=hint)
         if ref_logp and state.get("reference", ref_logp.identity) != ref_logp.identity:
             was = f"is not the one the run began with ({state['reference']}, now {ref_logp.identity})"
             raise UserError(was, where="reference", hint="restore it, or give another --out")
