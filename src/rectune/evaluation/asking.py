@@ -144,7 +144,7 @@ def mismatches(
     if run is None:
         return []
     found = []
-    if template != run.rows.template:
+    if template not in (run.rows.template, run.template):
         found.append(f"trained with template {run.rows.template}, evaluated with {template}")
     if system != run.rows.system:
         found.append(f"trained with system message {run.rows.system!r}, evaluated with {system!r}")
