@@ -169,3 +169,13 @@ def test_pairs_are_not_rows(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.jsonl", GOOD)
     with pytest.raises(UserError, match=r"--objective.name dpo, or on the better answers"):
         read_rows(str(path), options=DataConfig(), cache_dir=tmp_path)
+
+
+def test_input_alone_is_the_prompt(tmp_path: Path) -> None:
+    record = {"system": "s", "input": "q", "chosen": "a", "rejected": "b"}  # distilabel-intel-orca-dpo-pairs
+    path = lines(tmp_path / "p.jsonl", record)
+    rows = read_rows(str(path), options=DataConfig(format="chosen"), cache_dir=tmp_path)
+    turns = row_at(rows, 0).turns
+    assert [(t.role, t.content, t.supervised) for t in turns] == [
+        ("system", "s", False), ("user", "q", False), ("assistant", "a", True)
+    ]  # fmt: skip

@@ -42,11 +42,20 @@ def data_object(path: Path) -> None:
     path.write_text(json.dumps({"data": RECORDS}), encoding="utf-8")
 
 
-def csv(path: Path) -> None:
+def csv(path: Path, separator: str = ",") -> None:
     quoted = ('"' + value.replace('"', '""') + '"' for r in RECORDS for value in r.values())
     path.write_text(
-        "prompt,completion\n" + "".join(f"{a},{b}\r\n" for a, b in zip(quoted, quoted, strict=True))
+        f"prompt{separator}completion\n"
+        + "".join(f"{a}{separator}{b}\r\n" for a, b in zip(quoted, quoted, strict=True))
     )
+
+
+def tabs(path: Path) -> None:
+    csv(path, "\t")
+
+
+def semicolons(path: Path) -> None:
+    csv(path, ";")
 
 
 def parquet(path: Path) -> None:
@@ -60,6 +69,8 @@ WRITERS: dict[str, tuple[Callable[[Path], None], list[int]]] = {
     "object.json": (data_object, [1] * 5),
     "lines.json": (jsonl, [1, 2, 3, 4, 5]),
     "a.csv": (csv, [2, 4, 6, 8, 10]),
+    "a.tsv": (tabs, [2, 4, 6, 8, 10]),
+    "semicolons.csv": (semicolons, [2, 4, 6, 8, 10]),
     "a.parquet": (parquet, [1, 2, 3, 4, 5]),
 }
 
@@ -123,6 +134,8 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: is a broken gzip file"),
     ("a.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-12], "is a broken gzip file"),
     ("a.json", b"[]", "a.json: is empty"),
+    ("a.json", b'{\n"train": [{"prompt": "a", "completion": "b"}]}', "a.json: is neither an array of objects, nor"),
+    ("a.jsonl", b'[{"prompt": "a", "completion": "b"}]', "a JSON list, not an object; .* ends in .json"),
     ("a.json", b'[{"prompt": "a", "completion": "b"}]\n[]', r"a.json:1: has more behind its array of records \(\[\]\)"),
     ("a.json", b'{"data": [{"prompt": "a", "completion": "b"}], "x": [1]}', r'has more behind .* \(, "x": \[1\]\}\)'),
     ("a.json", b'{"data": [{"prompt": "a", "completion": "b"}]', r"a.json:1: ends before its last \}"),

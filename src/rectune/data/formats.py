@@ -1,6 +1,6 @@
 """Foreign records become rows: which format a file is in, and what its fields mean.
 
-Each format is a schema with a method that gives the turns of one demonstration. What a message is, is in `messages.py`,
+Each format is a schema with a method that gives the turns of one demonstration. What a message is, is in `messages.py`.
 Opening files is left to `reading.py`; chat templates and tokens to `encoding.py`.
 """
 
@@ -374,10 +374,10 @@ class Preference(Question):
     """The better answer: a text, a message, or messages, with or without the prompt in front."""
     rejected: Side
     """The worse answer, in the same form."""
-    prompt: Annotated[Words | None, Names("prompt", "question", "instruction")] = None
+    prompt: Annotated[Words | None, Names("prompt", "question", "instruction", "query", "problem")] = None
     """What is answered, a text or messages; may be missing where both answers hold the whole conversation."""
     input: Text = ""
-    """Put below the prompt, after a blank line."""
+    """Put below the prompt, after a blank line; the prompt itself where there is no other."""
     conversations: Annotated[Conversation | None, Names("conversations", "messages")] = None
     """What is answered, as messages, where there is no prompt."""
     tools: Tools = ()
@@ -412,7 +412,9 @@ class Preference(Question):
 
     def _joined(self, start: Turns, place: Place) -> Turns:
         """The prompt, said by a field of its own, by the common start of the answers, or by both alike."""
-        own = self.conversations if self.prompt is None else self.prompt
+        own = next(
+            (one for one in (self.prompt, self.conversations, self.input or None) if one is not None), None
+        )
         if self.conversations is not None and (start or self.prompt is not None):
             place.read.discard("messages")
             place.ignored.add("messages")
@@ -424,7 +426,7 @@ class Preference(Question):
             return self.prompt_turns(start, place.where)
         if isinstance(own, str) and _HH.match(own):
             given = unsupervised(turn for turn in _turns(own) if turn.content)
-        elif isinstance(own, str) and self.input:
+        elif isinstance(own, str) and self.input and own is self.prompt:
             given = self.prompt_turns(f"{own}\n\n{self.input}", place.where)
         else:
             given = self.prompt_turns(own, place.where)

@@ -79,7 +79,12 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
             f"malformed JSON ({reason})", where=where, hint="expected one object a line"
         ) from None
     if not isinstance(value, dict):
-        raise UserError(f"is a JSON {json_type(value)}, not an object", where=where)
+        hint = (
+            "an array of records is read from a file whose name ends in .json"
+            if isinstance(value, list)
+            else ""
+        )
+        raise UserError(f"is a JSON {json_type(value)}, not an object", where=where, hint=hint)
     check_text(text, value, where)
     return value
 

@@ -48,18 +48,27 @@ CALLS = ("function_call", "tool_call")
 _PLAIN = {name: name for name in ("system", "developer", "user", "assistant", "tool")}
 """The names that are offered where one is misspelt."""
 
-MEDIA = dict.fromkeys(
-    ("image", "images", "video", "videos", "audio", "audios", "image_url", "image_path"),
-    Refusal("only text is trained on and sampled; remove these rows"),
+
+def _each(*refusals: tuple[str, Refusal]) -> dict[str, Refusal]:
+    """By name; several names in one text are refused alike."""
+    return {name: refusal for names, refusal in refusals for name in names.split()}
+
+
+MEDIA = _each(
+    (
+        "image images video videos audio audios image_url image_path",
+        Refusal("only text is trained on and sampled; remove these rows"),
+    )
 )
-_UNCLEAR = Refusal('say "train": true or false on each assistant message instead')
-IN_MESSAGE: Mapping[str, Refusal] = {
-    **MEDIA,
-    **dict.fromkeys(("mask", "masked", "train_detail", "training_detail"), _UNCLEAR),
-    **dict.fromkeys(("tools", "functions"), Refusal("give them as the row's field 'tools'")),
-    "refusal": Refusal("put its words into 'content'"),
-    "label": Refusal("give it as the row's field 'label'", lambda value: truth(value) is not None),
-}
+IN_MESSAGE: Mapping[str, Refusal] = MEDIA | _each(
+    (
+        "mask masked train_detail training_detail",
+        Refusal('say "train": true or false on each assistant message instead'),
+    ),
+    ("tools functions", Refusal("give them as the row's field 'tools'")),
+    ("refusal", Refusal("put its words into 'content'")),
+    ("label", Refusal("give it as the row's field 'label'", lambda value: truth(value) is not None)),
+)
 """Fields of a message that change its meaning and are read nowhere."""
 
 _TEXTS = ("text", "input_text", "output_text")
@@ -71,41 +80,38 @@ _PARTS = {
 """What to do about parts of a content that are neither text nor media."""
 
 _LEAVE = "or leave it unread with --rows.ignore"
-_WEIGHT = Refusal(
-    f"rows have no weights; remove or repeat rows, {_LEAVE}", lambda value: truth(value) is not True
-)
-_SCORE = Refusal(f"keep the rows with a good score and remove the field, {_LEAVE}", is_number)
-IN_RECORD: Mapping[str, Refusal] = {
-    **MEDIA,
-    **dict.fromkeys(
-        ("weight", "loss_weight", "sample_weight", "train", "training", "mask", "loss_mask"), _WEIGHT
+IN_RECORD: Mapping[str, Refusal] = MEDIA | _each(
+    (
+        "weight loss_weight sample_weight train training mask loss_mask",
+        Refusal(
+            f"rows have no weights; remove or repeat rows, {_LEAVE}", lambda value: truth(value) is not True
+        ),
     ),
-    **dict.fromkeys(("score", "rating", "reward"), _SCORE),
-    **dict.fromkeys(("tools", "functions"), Refusal("remove it: nothing here could call a tool")),
-    **dict.fromkeys(
-        ("function_call", "tool_calls"), Refusal("give it on an assistant message of 'messages'")
+    (
+        "score rating reward",
+        Refusal(f"keep the rows with a good score and remove the field, {_LEAVE}", is_number),
     ),
-    **dict.fromkeys(
-        ("reasoning_content", "thinking", "reasoning"),
-        Refusal(f"give it on the assistant's message, {_LEAVE}"),
-    ),
-    **dict.fromkeys(("system", "system_prompt"), Refusal(f"give it as the first message, {_LEAVE}")),
-    **dict.fromkeys(
-        ("thinking_trajectory", "thinking_trajectories", "chain_of_thought", "think", "think_content"),
+    ("tools functions", Refusal("remove it: nothing here could call a tool")),
+    ("function_call tool_calls", Refusal("give it on an assistant message of 'messages'")),
+    ("reasoning_content thinking reasoning", Refusal(f"give it on the assistant's message, {_LEAVE}")),
+    (
+        "thinking_trajectory thinking_trajectories chain_of_thought think think_content",
         Refusal(f"rename the field to 'reasoning_content', {_LEAVE}"),
     ),
-    "history": Refusal(f"give it as messages, {_LEAVE}"),
-    "documents": Refusal(f"put their texts into the question, {_LEAVE}"),
-    **dict.fromkeys(
-        ("chat_template_kwargs", "enable_thinking"),
+    ("system system_prompt", Refusal(f"give it as the first message, {_LEAVE}")),
+    ("history", Refusal(f"give it as messages, {_LEAVE}")),
+    ("documents", Refusal(f"put their texts into the question, {_LEAVE}")),
+    (
+        "chat_template_kwargs enable_thinking",
         Refusal(f"rows have no settings for the template; write them into one of your own, {_LEAVE}"),
     ),
-    **dict.fromkeys(("context", "passage"), Refusal(f"put its text into the question, {_LEAVE}")),
-    **dict.fromkeys(("choices", "options"), Refusal(f"put them into the question, {_LEAVE}")),
-    "label": Refusal(
-        f"remove the rows of bad answers, then the field, {_LEAVE}", lambda v: truth(v) is not None
+    ("context passage", Refusal(f"put its text into the question, {_LEAVE}")),
+    ("choices options", Refusal(f"put them into the question, {_LEAVE}")),
+    (
+        "label",
+        Refusal(f"remove the rows of bad answers, then the field, {_LEAVE}", lambda v: truth(v) is not None),
     ),
-}
+)
 """Fields of a whole record that change its meaning, for schemas that do not read them."""
 
 

@@ -59,7 +59,7 @@ def read_rows(source: str, *, options: DataConfig, cache_dir: Path | None = None
     Says in the log ("rectune") the format, the number of rows and of duplicates, and what was left unread.
 
     Args:
-        source: A `.jsonl`, `.json`, `.csv`, `.parquet` or `.arrow` file (`.gz` too), a folder of them, a folder of
+        source: A `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` file (`.gz` too), a folder of them or of
             `save_to_disk`, or a hub dataset id (`owner/name`, or `owner/name:config`; so for folders).
         options: Format, mapped columns, ignored fields, system message and split. `holdout` and `limit` are left to
             the caller, see `order.py`.

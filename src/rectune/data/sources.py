@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -170,9 +171,12 @@ def _suffix(path: Path) -> str:
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, Record | UserError]]:
-    """Lines below a header line; every field is text."""
+    """Lines below a header line, which says whether commas, tabs or semicolons separate; every field is text."""
     csv.field_size_limit(LONGEST)
-    reader = csv.reader((line for _, line in text_lines(path)), strict=True)
+    lines = (line for _, line in text_lines(path))
+    first = next(lines, "")
+    separator = next((mark for mark in ",\t;" if mark in first), ",")
+    reader = csv.reader(itertools.chain([first], lines), strict=True, delimiter=separator)
     header: list[str] | None = None
     line = 1
     try:
@@ -229,7 +233,11 @@ def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
     text = next(chunks, "")
     opening = re.match(r'\s*(\[|\{\s*"data"\s*:\s*\[)', text)
     if opening is None:
-        yield from jsonl_records(path)
+        for number, found in jsonl_records(path):
+            if isinstance(found, UserError) and re.search(r"^\s*\{\s*$", text.partition("\n")[0]):
+                what = 'is neither an array of objects, nor {"data": [...]}, nor one object a line'
+                raise UserError(what, where=path, hint="write the rows as one array")
+            yield number, found
         return
     at, line, decode = 0, 1, json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
     between = opening.end()
@@ -320,6 +328,8 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[int, Record | UserError]]]] =
     ".json.gz": read_json,
     ".csv": read_csv,
     ".csv.gz": read_csv,
+    ".tsv": read_csv,
+    ".tsv.gz": read_csv,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
