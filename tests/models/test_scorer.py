@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_frozen_does_not_move() -> None:
         assert (columns["logp"] - before).abs().max() > 0.01 and columns["kl"].min() > 0
 
 
-# --- Heads ----------------------------------------------------------------------------------------------
+# --- Families -------------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
     "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -215,6 +216,69 @@ def small(config: str, **settings: Any) -> Any:
         made = getattr(transformers, config)(**SMALL | settings)
         return transformers.AutoModelForCausalLM.from_config(made).eval()
 
+
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+DEEPSEEK = {
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4, "first_k_dense_replace": 1,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "GPT2Config": {},
+    "OPTConfig": {"word_embed_proj_dim": 32, "ffn_dim": 64},
+    "GPTNeoXConfig": {},
+    "GPTBigCodeConfig": {},
+    "CTRLConfig": {"dff": 64},
+    "Starcoder2Config": {},
+    "SmolLM3Config": {},
+    "Olmo2Config": {},
+    "Olmo3Config": WINDOW,
+    "Exaone4Config": WINDOW,
+    "Glm4Config": {"head_dim": 8},
+    "Gemma3nTextConfig": {
+        "head_dim": 8, "vocab_size_per_layer_input": V, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+        "altup_num_inputs": 2, "intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0],
+        "num_kv_shared_layers": 0, **WINDOW,
+    },
+    "Qwen2Config": {"use_sliding_window": True, "max_window_layers": 1, **WINDOW},
+    "MixtralConfig": {"num_local_experts": 4},
+    "Qwen3MoeConfig": {"num_experts": 4, "head_dim": 8, **EXPERTS},
+    "OlmoeConfig": {"num_experts": 4, "num_experts_per_tok": 2},
+    "DeepseekV2Config": DEEPSEEK | EXPERTS,
+    "DeepseekV3Config": DEEPSEEK | EXPERTS,
+}  # fmt: skip
+
+
+def assert_packed_is_alone(model: Any) -> None:
+    """Log-probs of packed rows are those that the model's own forward gives of each row alone."""
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        found = Scorer(model).columns(collate(ROWS))
+        for i, one in enumerate(ROWS):
+            logits = plain(torch.tensor([one.input_ids]), use_cache=False).logits[0].log_softmax(-1)
+            expected = [logits[k - 1, t] for k, t in enumerate(one.labels) if t != -100]
+            packed = found["logp"][found["row"] == i]
+            assert len(packed) == len(expected)
+            if expected:
+                torch.testing.assert_close(packed, torch.stack(expected), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", FAMILIES)
+def test_packed_is_alone_in_every_family(config: str) -> None:
+    assert_packed_is_alone(small(config, **FAMILIES[config]))
+
+
+def test_a_model_of_text_and_images_is_packed_as_text() -> None:
+    eye = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=tiny_model("gemma3").config.to_dict(),
+        vision_config={**eye, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    assert_packed_is_alone(transformers.AutoModelForCausalLM.from_config(config).eval())
+
+
+# --- Heads ----------------------------------------------------------------------------------------------
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {"logit_scale": 0.25}),
