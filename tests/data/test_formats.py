@@ -362,3 +362,23 @@ def test_an_empty_question_is_counted() -> None:
         notes=notes,
     )  # fmt: skip
     assert notes.said == {"rows ask an empty question; kept": 1}
+
+
+@pytest.mark.parametrize(
+    "record", [{"story": "p"}, {"contexts": ["p"]}, {"option_a": "x", "option_b": "y"}, {"A": "x", "B": "y"}]
+)
+def test_a_question_does_not_lose_a_part(record: dict[str, Any]) -> None:
+    name = next(iter(record))
+    with pytest.raises(UserError, match=f"field '{name}' is not supported; .*'(context|choices)'"):
+        row("question_answer", {"question": "q", "answer": "A", **record})
+    mapped = to_row(
+        {"Q": "q", "A": "x"}, "f:1", format="mapping", columns={"prompt": "Q", "completion": "A"}, system=None
+    )
+    assert mapped is not None
+
+
+def test_a_system_message_by_any_usual_name() -> None:
+    for name in ("system", "system_prompt", "system_message", "system_instruction"):
+        made = row("messages", {"messages": CHAT, name: "s"})
+        assert made is not None
+        assert made.turns[0] == Turn("system", "s")

@@ -18,6 +18,7 @@ from rectune.data.messages import (
     IN_RECORD,
     Conversation,
     Question,
+    System,
     Tools,
     Turns,
     Words,
@@ -174,7 +175,7 @@ class Messages(Demonstration):
 
     messages: Conversation
     """Messages of `role` and `content`, or of `from` and `value`."""
-    system: Annotated[Text, Names("system", "system_prompt")] = ""
+    system: System = ""
     """System message."""
 
     def turns(self, place: Place) -> Turns:
@@ -186,7 +187,7 @@ class ShareGPT(Demonstration):
 
     conversations: Annotated[Conversation, Names("conversations", "conversation")]
     """Messages of `from` (human, gpt, system, observation, function_call) and `value`, or of `role` and `content`."""
-    system: Annotated[Text, Names("system", "system_prompt")] = ""
+    system: System = ""
     """System message."""
 
     def turns(self, place: Place) -> Turns:

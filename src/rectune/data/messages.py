@@ -80,7 +80,19 @@ _PARTS = {
 """What to do about parts of a content that are neither text nor media."""
 
 _LEAVE = "or leave it unread with --rows.ignore"
-IN_RECORD: Mapping[str, Refusal] = MEDIA | _each(
+PARTS_OF_QUESTION = _each(
+    (
+        "contexts passages paragraph paragraphs story document",
+        Refusal(f"rename the field to 'context' where the question is about it, {_LEAVE}"),
+    ),
+    (
+        "A option_a option_A optionA option_1 option1 opa choice_a choice_A choice_1 choice1 distractor1 distractors",
+        Refusal(f"give all choices in one field 'choices', {_LEAVE}"),
+    ),
+)
+"""Fields without which a question would be another one, by names that are not read."""
+
+IN_RECORD: Mapping[str, Refusal] = (MEDIA | PARTS_OF_QUESTION) | _each(
     (
         "weight loss_weight sample_weight train training mask loss_mask",
         Refusal(
@@ -98,7 +110,10 @@ IN_RECORD: Mapping[str, Refusal] = MEDIA | _each(
         "thinking_trajectory thinking_trajectories chain_of_thought think think_content",
         Refusal(f"rename the field to 'reasoning_content', {_LEAVE}"),
     ),
-    ("system system_prompt", Refusal(f"give it as the first message, {_LEAVE}")),
+    (
+        "system system_prompt system_message system_instruction",
+        Refusal(f"give it as the first message, {_LEAVE}"),
+    ),
     ("history", Refusal(f"give it as messages, {_LEAVE}")),
     ("documents", Refusal(f"put their texts into the question, {_LEAVE}")),
     (
@@ -300,6 +315,7 @@ def unsupervised(turns: Iterable[Turn]) -> Turns:
     return tuple(replace(turn, supervised=False) for turn in turns)
 
 
+System = Annotated[Text, Names("system", "system_prompt", "system_message", "system_instruction")]
 Words = Annotated[str | tuple[Turn, ...], PlainValidator(words_or_turns)]
 Tools = Annotated[Sequence[Any], PlainValidator(_tools), Names("tools", "functions")]
 Conversation = Annotated[tuple[Turn, ...], PlainValidator(_conversation)]
@@ -310,7 +326,7 @@ class Question(Schema):
 
     refused = IN_RECORD
 
-    system: Annotated[Text, Names("system", "system_prompt")] = ""
+    system: System = ""
     """System message."""
     history: Annotated[tuple[Turn, ...], PlainValidator(_history)] = ()
     """Earlier turns, as pairs of question and answer or as messages; not targets."""

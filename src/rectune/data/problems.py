@@ -14,7 +14,7 @@ from pydantic import PlainValidator, ValidationInfo
 
 from rectune.data.faults import Faults
 from rectune.data.jsonl import jsonl_records
-from rectune.data.messages import IN_RECORD, MEDIA, Conversation, Question, Turns, Words
+from rectune.data.messages import IN_RECORD, MEDIA, PARTS_OF_QUESTION, Conversation, Question, Turns, Words
 from rectune.data.multiple_choice import Choices, right_choice
 from rectune.data.rows import Problem
 from rectune.data.schema import Names, Notes, Place, Record, Refusal, Text, place_of
@@ -62,7 +62,9 @@ class ProblemRecord(Question):
     """A problem, as `rectune sample` and `rectune eval` read it."""
 
     refused: ClassVar[Mapping[str, Refusal]] = {
-        name: IN_RECORD[name] for name in (*MEDIA, "tools", "functions", "function_call", "tool_calls")
+        **MEDIA,
+        **PARTS_OF_QUESTION,
+        **{name: IN_RECORD[name] for name in ("tools", "functions", "function_call", "tool_calls")},
     }
 
     answer: Annotated[Any, PlainValidator(_gold)] = None

@@ -44,7 +44,7 @@ FEATURES = datasets.Features(
 )  # fmt: skip
 """Columns of the rows on disk: a Row's fields, and 64 bits that equal rows share."""
 
-_VERSION = 11  # of the cached files; raise it when a converter changes what it writes
+_VERSION = 12  # of the cached files; raise it when a converter changes what it writes
 _LOOK = 20  # records that the format is told from
 
 
