@@ -124,3 +124,17 @@ def test_a_file_that_changes_later_does_not_change_the_run(run: Any, toy: Any, t
     train(load_config(None, {**toy, "out": tmp_path / "run", "rows.template": str(path)}), until=2)
     path.write_text(CHATML)
     assert run(resume=True, rows__template=str(path)).steps == 6
+
+
+def test_training_on_from_a_run_keeps_its_prompt(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Path(run("first", rows__system="Be brief.", rows__template=str(OWN)).out)
+    with caplog.at_level("INFO", "rectune"):
+        second = Path(run("second", model=str(first)).out)
+    rows = json.loads((second / "config.json").read_text())["rows"]
+    assert (rows["system"], rows["template"]) == ("Be brief.", str(first / "template.jinja"))
+    assert f"system: Be brief., as {first} was trained" in caplog.text
+    assert (second / "template.jinja").read_text() == (first / "template.jinja").read_text()
+    third = Path(run("third", model=str(first / "model"), rows__system="", rows__template="auto").out)
+    assert json.loads((third / "config.json").read_text())["rows"]["system"] == ""

@@ -31,16 +31,14 @@ from rectune.comparison.record import read_record, write_record
 from rectune.comparison.runs import is_trained, train_run
 from rectune.comparison.sweep import sweep
 from rectune.config import ObjectiveConfig, TrainConfig
-from rectune.data.run_prompt import as_trained
 from rectune.disk import check_writable, hold, writing
 from rectune.errors import UserError
 from rectune.evaluation.arms import judge
-from rectune.models.lora import with_own_lora
 from rectune.sampling.dated import kept_template
 from rectune.sampling.stops import check_stops
 from rectune.stopping import saying
 from rectune.training.batches import read_texts
-from rectune.training.inputs import check_named
+from rectune.training.inputs import check_named, with_models_own
 from rectune.training.phases import make_phases
 
 log = logging.getLogger("rectune")
@@ -105,8 +103,7 @@ def compare(
     domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
     draws = Draws(n, temperature, max_new_tokens, config.seed, check_stops(stop))
     choices = Choices(tuple(sweep), sweep_steps, race, validation)
-    config = with_own_lora(config)
-    config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
+    config = with_models_own(config)
     matrix = make_matrix(
         config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit
     )

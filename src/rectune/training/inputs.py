@@ -5,14 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from rectune.config import TrainConfig
+from rectune.data.run_prompt import as_trained
 from rectune.data.templates import check_template
 from rectune.disk import check_writable
 from rectune.errors import UserError
 from rectune.models.loading import check_model
+from rectune.models.lora import with_own_lora
 from rectune.training.batches import Texts, read_texts
 from rectune.training.phases import make_phases
 from rectune.training.reference_file import SUFFIX
 from rectune.training.trackers import check_trackers
+
+
+def with_models_own(config: TrainConfig) -> TrainConfig:
+    """The settings with what comes from the model where it is not given: LoRA of an adapter, the prompt of a run.
+
+    Raises:
+        UserError: A setting of LoRA that is not the adapter's, or a model that is not there.
+    """
+    config = with_own_lora(config)
+    return config.model_copy(update={"rows": as_trained(config.model, config.rows)})
 
 
 def read_inputs(config: TrainConfig) -> Texts:

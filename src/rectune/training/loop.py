@@ -23,7 +23,7 @@ from rectune.data.templates import Template
 from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.models.loading import fingerprint, load_model
-from rectune.models.lora import add_lora, load_adapter_weights, merge_lora, with_own_lora
+from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.processes import TIMEOUT, losing_peers, on_cpu
@@ -39,7 +39,7 @@ from rectune.training.checkpoints import (
 )
 from rectune.training.drift import make_probe
 from rectune.training.gradients import Gradients, named
-from rectune.training.inputs import read_inputs
+from rectune.training.inputs import read_inputs, with_models_own
 from rectune.training.monitors import evaluate_holdout, peak_memory_mib, reset_peak_memory
 from rectune.training.phases import make_phases, phase_at
 from rectune.training.progress import progress, say_decisions
@@ -78,7 +78,7 @@ def train(
     began = time.perf_counter() if began is None else began
     reset_peak_memory()
     make_phases(config.objective)
-    config = with_own_lora(config)
+    config = with_models_own(config)
     accelerator = _accelerator(config)
     check_run(config, resume=resume)
     if resume and (finished := read_result(config.out)):

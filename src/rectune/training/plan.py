@@ -10,11 +10,11 @@ import torch
 from rectune.config import TrainConfig
 from rectune.disk import check_writable
 from rectune.models.loading import load_model
-from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
+from rectune.models.lora import add_lora, starts_from_adapter
 from rectune.models.precision import choose_precision
 from rectune.processes import default_device
 from rectune.training.batches import TrainingData, capacity, load_data
-from rectune.training.inputs import read_inputs
+from rectune.training.inputs import read_inputs, with_models_own
 from rectune.training.phases import Phase, make_phases
 from rectune.training.run_folder import settled
 
@@ -33,7 +33,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """`plan` of several configs that differ in `out`, `seed` and `steps` at most: model and data are read once."""
     phases = make_phases(configs[0].objective)
-    configs = [with_own_lora(config) for config in configs]
+    configs = [with_models_own(config) for config in configs]
     config = configs[0]
     check_writable(config.out)
     texts = read_inputs(config)
