@@ -83,10 +83,15 @@ def _whole(text: str, prompt: str, wanted: list[str]) -> str:
     if not code.strip() or not prompt.strip():
         return code
     before, head = _split_prompt(prompt, wanted)
+    body = re.split(r"\n(?=[^\s#])", code if code[0] in " \t\n" else f"    {code}")[0]
+    if head and code[0] in " \t\n" and _names(code) is None and _names(head + body):
+        return head + body  # what follows the body may define the function once more
     if not head or _defines(code, wanted) or (_names(code) and (not wanted or _WHOLE.search(code))):
         future = "".join(_FUTURE.findall(code)) if before else ""
         return f"{future}{before}\n\n{_FUTURE.sub('', code) if future else code}" if before else code
-    body = re.split(r"\n(?=[^\s#])", code if code[0] in " \t\n" else f"    {code}")[0]
+    whole = textwrap.indent(code, "    ")  # a body at the margin, or one whose first line alone is there
+    if re.search(r"^return\b", code, re.MULTILINE) and _names(head + whole):
+        return head + whole
     return head + body
 
 

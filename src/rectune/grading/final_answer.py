@@ -30,9 +30,8 @@ RULES = ("tag", "boxed", "hash", "phrase", "number")
 EXTRACTION = (*RULES, "choice", "whole")
 """All rules."""
 
-_UNQUOTED = (
-    r"(?<![\"'`])(?:%s)(?![\"'`])"  # in quotes a mark is only spoken of, as in a program that reads it
-)
+_UNQUOTED = r"(?:(?<![\"'`])|(?<=\n```))(?:%s)(?![\"'`])"
+"""In quotes a mark is only spoken of, as in a program that reads it; behind a closing fence it is one."""
 _THOUGHT = r"(?:[\w▁:-]*(?:think|thought|reason|reflect|scratchpad|monologue|internal|analysis)[\w▁:-]*|cot)"
 _ENDS = r"(?:/|end(?:_of)?[_▁]|\w+?_end(?=[|｜]))"
 _OPEN = _UNQUOTED % (
