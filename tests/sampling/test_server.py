@@ -387,7 +387,8 @@ def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
     Failing.unknown = {"top_k", "min_p", "stop_token_ids"}
     out = tmp_path / "s.jsonl"
     sample(str(folder), PROBLEMS, out=out, n=1, engine="server", server_url=failing, batch_size=1)
-    assert len(out.read_text().splitlines()) == 3
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["not_taken"] for line in lines] == [["min_p", "stop_token_ids", "top_k"]] * 3
     assert all({*NEUTRAL} - body.keys() == {"top_k", "min_p"} for body in Failing.bodies[-3:])
     said = [record.message for record in caplog.records if "does not take" in record.message]
     assert len(Failing.bodies) == 6

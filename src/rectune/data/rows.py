@@ -76,6 +76,7 @@ class Sample:
         finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
         seed, temperature, top_p, max_new_tokens, stop, engine, model, fingerprint: How the sample was drawn, from what.
         turns: The conversation that the prompt was made of, for training on the sample.
+        not_taken: Settings that the server refused, so that its own values applied.
         format: Of the line; a later version may write another.
     """
 
@@ -98,4 +99,5 @@ class Sample:
     turns: tuple[Turn, ...] = ()
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    not_taken: tuple[str, ...] = ()
     format: int = 1

@@ -168,13 +168,14 @@ def _common_start(texts: Sequence[str]) -> str:
 
 def row_wrapping(data: str, rows: DataConfig) -> str | None:
     """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
-    from rectune.data.reading import read_rows, row_at  # brings datasets, slow to import
+    from rectune.data.reading import intake, row_at  # brings datasets, slow to import
 
     for options in (rows, rows.model_copy(update={"format": "chosen"})):
         with suppress(
             UserError
         ):  # gone, or neither rows nor pairs: said by the caller, who knows what it means
-            dataset = read_rows(data, options=options)
+            if (dataset := intake(data, options=options).dataset) is None:  # says nothing: training did
+                continue
             some = [row_at(dataset, i) for i in range(min(_LOOK, len(dataset)))]
             return shared_wrapping(
                 [next((t.content for t in row.turns if t.role == "user"), "") for row in some]

@@ -126,6 +126,11 @@ def protocol_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         for key in PROTOCOL
         if a["protocol"].get(key) != b["protocol"].get(key)
     ]
+    refused = [
+        sorted(one["protocol"].get("not_taken") or []) for one in (a, b)
+    ]  # of servers; earlier files have none
+    if refused[0] != refused[1]:
+        found.append(f"the servers refused other settings: {refused[0]} and {refused[1]}")
     for name in a["benchmarks"].keys() & b["benchmarks"].keys():
         asked = a["benchmarks"][name].get("prompt"), b["benchmarks"][name].get("prompt")
         if asked[0] != asked[1]:

@@ -154,7 +154,12 @@ def evaluate(
             "date": template_date(asks),
             "template_file": asks if asks != template else None,
         }
-        | {"shots": 0, "system": system, "limit": limit, "engine": first["engine"]},
+        | {"shots": 0, "system": system, "limit": limit, "engine": first["engine"]}
+        | {
+            "not_taken": sorted(
+                {name for one in lines.values() for line in one for name in line.get("not_taken", ())}
+            )
+        },
         "versions": _versions(),
         "warnings": warnings,
         "overlap": overlap,

@@ -79,6 +79,7 @@ class Completion:
         logprobs: Log-probability of each under the model at temperature 1 (before top_p).
         text: The tokens as text, special tokens removed.
         finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
+        not_taken: Settings that the server refused, so that its own values applied.
     """
 
     request: Request
@@ -86,6 +87,7 @@ class Completion:
     logprobs: list[float]
     text: str
     finish_reason: str
+    not_taken: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -195,6 +197,7 @@ def sample(
             turns=problem.prompt,
             max_new_tokens=max_new_tokens,
             stop=settings.stop,
+            not_taken=completion.not_taken,
         )
 
     expected = {

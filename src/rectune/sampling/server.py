@@ -30,6 +30,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -134,23 +135,24 @@ class ServerEngine:
                     future.cancel()
 
     def _one(self, request: Request, settings: DrawSettings, stop: threading.Event) -> Completion:
-        answer = self._ask(self._body(request, settings), stop)
+        answer, not_taken = self._ask(self._body(request, settings), stop)
         try:
-            return cut(self._completion(request, answer), self.tokenizer, settings.stop)
+            completion = cut(self._completion(request, answer), self.tokenizer, settings.stop)
+            return replace(completion, not_taken=not_taken)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"the server's answer is no completion ({error!r:.200})", where=self.api.url
             ) from None
 
-    def _ask(self, body: dict[str, Any], stop: threading.Event) -> Any:
-        """The answer to `body`, without the fields that the server does not know, and as text where it takes no ids."""
+    def _ask(self, body: dict[str, Any], stop: threading.Event) -> tuple[Any, tuple[str, ...]]:
+        """The answer to `body`, sent as text where the server takes no ids; the fields left out as unknown."""
         while True:
             if self.reads_text and isinstance(body["prompt"], list):
                 # its beginning-of-text token is in the text already
                 body |= {"prompt": self.tokenizer.decode(body["prompt"]), "add_special_tokens": False}
             sent = {name: value for name, value in body.items() if name not in self._unknown}
             try:
-                return self.api.post("/completions", sent, stop)
+                return self.api.post("/completions", sent, stop), tuple(sorted(body.keys() - sent.keys()))
             except Refused as refusal:
                 named = {
                     name for name in sent if name not in NEEDED and re.search(rf"\b{name}\b", refusal.what)
