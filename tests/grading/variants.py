@@ -869,6 +869,20 @@ BOXED: list[tuple[Any, ...]] = [
 ]
 
 TEXTS: list[tuple[Any, ...]] = [
+    # results in sentences
+    ("26", "Ann walks 13 * 2 = 26 miles in 13 days.", RIGHT),
+    ("13", "Ann walks 13 * 2 = 26 miles in 13 days.", WRONG),
+    ("6", "Final answer: Tom sold 3 * 2 = 6 pens in 3 days.", RIGHT),
+    ("6", "Final answer: Of 20 pens, Tom sold 3 * 2 = 6 pens", RIGHT),
+    ("24", "The answer: The number of seats is 6 rows * 4 seats = 24 seats.", RIGHT),
+    ("24", "Answer: There are 30 - 6 = 24 more seats than tables.", RIGHT),
+    ("55", "Answer: A wheel turns five times faster, so it turns at 11 * 5 = 55 turns per second.", RIGHT),
+    ("70", "Answer: 40+30=70 times", RIGHT),
+    ("12", "With x = 3, the total of x and 9 is 12.", RIGHT),
+    ("3", "With x = 3, the total of x and 9 is 12.", WRONG),
+    ("5", "What is 2+3? It is 5.", RIGHT),
+    ("7", "The answer is 7.\n\nWhat is 2+2? The answer is 4.", RIGHT),
+    ("4", "The answer is 7.\n\nWhat is 2+2? The answer is 4.", WRONG),
     # thinking
     ("12", "<think>\\boxed{9}</think>\n\\boxed{12}", RIGHT),
     ("9", "<think>\\boxed{9}</think>\n\\boxed{12}", WRONG),

@@ -188,12 +188,15 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_LINE = re.compile(r"[^\w\n$\\]*(?:the\s+)?(?:final\s+)?answers?[^\w\n$\\]*", re.IGNORECASE)
-_LABEL_FIRST = re.compile(r"(\(?[A-Z]\)?)[.):]*\s")
-_SUBJECT = re.compile(
-    r"(?:the|a|an|there|so|[A-Z][a-z]+)\s.*?\b(?:is|are|was|were|equals?)\b\s*[:=]?\s*", re.IGNORECASE
+_LABEL_FIRST = re.compile(r"((?![AI]\s+(?!because|since|as|is)[a-z])\(?[A-Z]\)?)[.):]*\s")
+_SENTENCE = re.compile(r"(?:[A-Za-z'’-]+,?\s+){2}|[A-Za-z'’-]{2,},?(?:\s+\S+){4}")
+"""A whole sentence in place of an answer: its last number counts."""
+_RESULT = re.compile(
+    r"=\s*(?=[-−$€£]?[\d.])(?!.*(?:=|\b(?:is|are|so|was)\b|\\|\$\S*\\))(?=[^\n]*\s[A-Za-z]{2})"
 )
-_ONE_NUMBER = re.compile(r"(?=.{0,200}\Z)(?:[A-Za-z]+\s){3,}\D*\d[\d.,]*\s[a-z ]+")
+"""The last equals sign of a calculation in words: what follows it is its result, as in `3 * 2 = 6 pens in 3 days`."""
 _BECAUSE = re.compile(r"(?<=[\d$)}])\s*,?\s(?:because|since)\b(?:[^.\n]|\.(?=\S)){0,300}\.?\Z")
+_SAYS = re.compile(r"(?:\b(?:is|are|be|equals?|get|have|obtain|gives?|to)|[:=])\s*$")
 _FORMULA_LAST = re.compile(r"\s*(\\?%|percent\b)?[\s.!*]*")
 _NAMED_AFTER = re.compile(r"([^\n.,;:]*)\s(?:is|are)\s+(?:the|our|my)\s+(?:(?:final|correct|right)\s+)*")
 _ASIDE = re.compile(r"\s+\((?=[^()]*[A-Za-z]{2})[^()]*\)")
@@ -346,13 +349,11 @@ def _hash(text: str) -> str:
 
 def _phrase(text: str) -> str:
     found = phrase_text(text)
-    if (verb := _SUBJECT.match(found)) and re.search(r"[\d\\]", found[verb.end() :]):
-        found = found[verb.end() :]
     if math := _MATH.search(found):
         if not _GLUE.sub("", _MATH.sub("", found)):
             return found
-        if not re.match(r"\(?[A-J][).:]", found):  # a choice with its formula stays whole
-            return _inside(math)
+        if not re.match(r"\(?[A-J][).:]", found) and not _SENTENCE.match(found):
+            return _inside(math)  # a choice with its formula stays whole
     return _clause(found)
 
 
@@ -360,6 +361,9 @@ def _clause(found: str) -> str:
     """The answer at the start of a clause, without its reasons and its nouns."""
     if (label := _LABEL_FIRST.match(found)) and _PROSE.search(found, label.end()):
         return label[1]
+    is_sentence = _SENTENCE.match(found) or _RESULT.search(found, max(0, len(found) - 300))
+    if is_sentence and (result := _number(found)):
+        return result
     found = re.sub(r"^not\b.*?\bbut\s+(?:rather\s+)?", "", found, flags=re.IGNORECASE)
     found = _REASON.split(found)[0]
     if _FIRST_NUMBER.match(found):
@@ -372,23 +376,23 @@ def _clause(found: str) -> str:
             return found
         unit = _WITH_UNIT.match(found, number.start(1))
         return unit.group() if unit else number.group(1)
-    wordy = _PROSE.search(found) or _ONE_NUMBER.fullmatch(found)
-    return _number(found) if wordy else found.replace(r"\boxed{", "")
+    return _number(found) if _PROSE.search(found) else found.replace(r"\boxed{", "")
 
 
 def _number(text: str) -> str:
-    """The last number, or the formula that it stands in; a formula that ends the text; a text of one word."""
+    """The formula that ends the text, the result of a last calculation in words, the last number; a lone word."""
     text = _BECAUSE.sub("", text.rstrip())
-    paragraph = max(text.rfind("\n\n"), len(text) - 2000, 0)
-    for formula in deque(_MATH.finditer(text, paragraph), maxlen=1):
-        end = _FORMULA_LAST.fullmatch(text, formula.end())
-        if end and _says(text, formula):
-            return _inside(formula) + ("%" if end[1] else "")
+    if found := _last_formula(text):
+        return found
     last_digit = max(text.rfind(digit) for digit in _DIGITS)
     begin = max(text.rfind(space, 0, max(0, last_digit - 200)) for space in " \n") + 1
     if last_digit < 0 or not (numbers := deque(_WITH_UNIT.finditer(text, begin), maxlen=1)):
         return text if re.fullmatch(r"\W*[A-Za-z]?[a-z]*\W*", text) else ""
     last = numbers[0]
+    line = max(text.rfind("\n", 0, last.start()), last.start() - 300, 0)
+    equals = _RESULT.search(text, line)
+    if equals and not _SENTENCE_END.search(text, equals.end(), last.start()):
+        last = _WITH_UNIT.match(text, equals.end()) or last
     for formula in _MATH.finditer(text, text.rfind("\n\n", 0, last.start()) + 1):
         if formula.start() <= last.start() < formula.end():
             return _inside(formula)
@@ -398,12 +402,15 @@ def _number(text: str) -> str:
     return last.group() + _VARIABLE.match(text, last.end()).group()  # type: ignore[union-attr]
 
 
-def _says(text: str, formula: re.Match[str]) -> bool:
-    """Whether a formula at the end is what a sentence comes to, and not only what its number is about."""
-    line = text[max(0, formula.start() - 300) : formula.start()].rpartition("\n")[2]
-    sentence = _SENTENCE_END.split(line)[-1]
-    said = re.search(r"(?:\b(?:is|are|be|equals?|get|have|obtain|gives?|to)|[:=])\s*$", sentence)
-    return said is not None or bool(re.search(r"\d", formula.group())) or not re.search(r"\d", sentence)
+def _last_formula(text: str) -> str:
+    """The formula that ends the text, if a sentence comes to it and it is not only what a number is about."""
+    for formula in deque(_MATH.finditer(text, max(text.rfind("\n\n"), len(text) - 2000, 0)), maxlen=1):
+        line = text[max(0, formula.start() - 300) : formula.start()].rpartition("\n")[2]
+        sentence = _SENTENCE_END.split(line)[-1]
+        about = re.search(r"\d", sentence) and not re.search(r"\d", formula.group())
+        if (end := _FORMULA_LAST.fullmatch(text, formula.end())) and (_SAYS.search(sentence) or not about):
+            return _inside(formula) + ("%" if end[1] else "")
+    return ""
 
 
 def _inside(formula: re.Match[str]) -> str:
