@@ -354,6 +354,15 @@ def test_an_adapter_of_the_hub(make: Make, tmp_path: Path, monkeypatch: pytest.M
     assert hasattr(model, "peft_config") and asked == ["someone/adapter"]
 
 
+def test_the_log_names_the_adapter_beside_its_base(
+    make: Make, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make()
+    with caplog.at_level(logging.INFO, "rectune"):
+        load_model(folder)
+    assert [r.message for r in caplog.records] == [f"loading {base}", f"with the adapter {folder}"]
+
+
 def test_engines_that_take_an_adapters_folder(make: Make, base: Path, tmp_path: Path) -> None:
     folder = make()
     problems = read_problems(CASES / "46-adapter-beside-config" / "p.jsonl")

@@ -234,7 +234,8 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         what = "no config.json, so this is not the folder of a model"
         raise UserError(what, where=folder, hint=_other_content(folder))
-    if not list(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
         if pickles:
             raise UserError(
@@ -245,7 +246,6 @@ def check_folder(folder: Path) -> None:
         raise UserError("no weights (*.safetensors)", where=folder, hint=_other_content(folder))
     for index in folder.glob("*.safetensors.index.json"):
         _check_index(index)
-    files = sorted(folder.glob("*.safetensors"))
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         what = f"weights ({files[0].name}), but neither model.safetensors nor model.safetensors.index.json"
         hint = _other_content(folder) or "copy or download the model again"
@@ -458,7 +458,7 @@ def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = 
 
 def _hub_adapter(name: str) -> Path | None:
     """The folder of an adapter that a hub id stands for, downloaded; None for a model."""
-    if name in PACKAGED:
+    if name in PACKAGED or find_folder(name) is not None:
         return None
     from huggingface_hub import snapshot_download
     from transformers.utils.peft_utils import find_adapter_config_file
