@@ -19,17 +19,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-OWN_NAMES = (
-    "solution",
-    "candidate",
-    "main",
-    "your_module",
-    "submission",
-    "answer",
-    "module",
-    "my_module",
-    "program",
-)
+OWN_NAMES = ("solution", "candidate", "main", "your_module", "submission", "answer", "module", "my_module",
+             "program")  # fmt: skip
 """Modules that tests import the program from, where no module of that name can be found."""
 _STANDS_FOR_PROGRAM = ("candidate", "func", "function", "fn", "f", "solution", "method")
 _ASSERTS = re.compile(r"_*assert|raises$", re.IGNORECASE)
@@ -157,24 +148,16 @@ class Tests:
 
     def _is_asked_for(self, name: str | None) -> bool:
         """Whether the program was to define `name`, and not a helper of the tests that is missing or misspelt."""
-        if (
-            not name
-            or (name in sys.stdlib_module_names and name != self.entry_point)
-            or name in ("np", "pd", "pytest")
+        if not name or (
+            name in (*sys.stdlib_module_names, "np", "pd", "pytest") and name != self.entry_point
         ):
             return False
-        for node in ast.walk(self._tree):
-            if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
-                continue
-            call = node.value
-            if isinstance(call.func, ast.Name) and call.func.id == name != self.entry_point:
-                inner = [
-                    one.func
-                    for argument in call.args
-                    for one in ast.walk(argument)
-                    if isinstance(one, ast.Call)
-                ]
-                if any(isinstance(one, ast.Name) and one.id in self.wanted for one in inner):
+        for node in ast.walk(
+            self._tree
+        ):  # `assert_equal(f(2), 4)`: a helper, called with what the program returns
+            if _called(node) == name != self.entry_point:
+                inner = {getattr(one.func, "id", "") for one in ast.walk(node) if isinstance(one, ast.Call)}
+                if (inner - {name}) & set(self.wanted):
                     return False
         if name == self.entry_point or re.search(rf"\b{name}\b", self._prompt):
             return True
@@ -439,7 +422,8 @@ def _fails(node: ast.stmt) -> bool:
     return fails or raised.partition("(")[0] in ("AssertionError", "Exception")
 
 
-def _called(node: ast.stmt) -> str:
+def _called(node: ast.AST) -> str:
+    """The function that a statement calls, and does nothing else."""
     call = node.value if isinstance(node, ast.Expr) else None
     return ast.unparse(call.func) if isinstance(call, ast.Call) else ""
 
