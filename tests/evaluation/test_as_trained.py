@@ -13,6 +13,8 @@ import pytest
 
 from rectune.cli import app
 from rectune.config import load_config
+from rectune.data.run_prompt import run_prompt
+from rectune.evaluation.asking import mismatches
 from rectune.evaluation.evaluate import evaluate
 from rectune.training.loop import train
 from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
@@ -76,6 +78,14 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
     caplog.set_level(logging.WARNING, "rectune")
     assert run_sample(run / inside, problems, tmp_path / "samples.jsonl") == asked
     assert "PROMPT MISMATCH: " + warning.replace("p asks", f"{problems} asks") in caplog.messages
+
+
+def test_the_template_that_a_run_kept_is_no_other_template(trained: Any) -> None:
+    run = run_prompt(str(trained("39-lora-run-eval", lora__rank=2)))
+    assert run is not None and run.template != run.rows.template
+    for template, said in ((run.template, False), (run.rows.template, False), ("none", True)):
+        warnings = mismatches(run, {}, run.rows.system, template)
+        assert any(warning.startswith("trained with template") for warning in warnings) == said
 
 
 def test_a_run_without_a_model_says_so(trained: Any, tmp_path: Path) -> None:

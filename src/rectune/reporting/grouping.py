@@ -182,6 +182,8 @@ def _by_config(runs: Iterable[Run], taken: set[str]) -> dict[str, list[Run]]:
             if len(same) > 1 and not extra:
                 extra = members[0].path.parent.name
             wanted = short(f"{label} ({extra})" if len(same) > 1 else label)
+            if wanted in taken:  # by an arm of a comparison: the folder tells them apart
+                wanted = short(f"{wanted} ({members[0].path.name})")
             name, number = wanted, 1
             while name in named or name in taken or name == BASE:
                 number += 1
