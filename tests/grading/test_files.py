@@ -174,3 +174,11 @@ def test_an_error_says_why_and_own_fields_named_reason_stay(tmp_path: Path) -> N
     assert again == {**lines[0], "verdict": "correct", "extracted": "1"}
     out.write_text("".join(json.dumps(line) + "\n" for line in written))
     assert grade(samples, out).resumed == 2
+
+
+def test_a_file_of_something_else_leaves_no_output(tmp_path: Path) -> None:
+    samples, out = tmp_path / "rows.jsonl", tmp_path / "graded.jsonl"
+    samples.write_text('{"prompt": "1 + 1?", "completion": "2"}\n')
+    with pytest.raises(UserError, match="no field 'answer'"):
+        grade(samples, out)
+    assert not out.exists()

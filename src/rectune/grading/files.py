@@ -74,7 +74,7 @@ def grade(
         raise UserError("timeout and workers must be positive")
     if out.exists() and samples.samefile(out):
         raise UserError("input and output are the same file", where=out)
-    summary = Summary()
+    summary, found = Summary(), out.exists()
     pending: _Pending = deque()
     failure: list[UserError] = []
     words = "lines are graded; run it again, it goes on"
@@ -90,6 +90,8 @@ def grade(
                 summary.counts[verdict.verdict] += 1
                 progress(sum(summary.counts.values()))
     if failure:
+        if not found and not out.stat().st_size:
+            out.unlink()
         raise failure[0]
     return summary
 
