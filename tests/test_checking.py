@@ -121,3 +121,12 @@ def test_the_summary_names_all() -> None:
     result = check(str(CASES / "06-kto-label" / "rows.jsonl"))
     assert "3 rows are marked as bad answers; left out" in summary(result)
     assert "fields read: completion (6), label (6), prompt (6)" in summary(result)
+
+
+def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, model: str) -> None:
+    rows = lines(tmp_path / "rows.jsonl", *({"prompt": f"{n}?", "completion": "yes"} for n in range(4)))
+    flags = ["--data", rows, "--rows.system", "Be brief.", "--rows.holdout", "0", "--steps", "1"]
+    run = tmp_path / "run"
+    assert main(["train", "--model", model, *flags, "--max-length", "64", "--out", str(run)]) == 0
+    written = check(rows, model=str(run))["rendered"]
+    assert "Be brief." in "".join(piece["text"] for piece in written)

@@ -63,6 +63,10 @@ def check(
         UserError: The source cannot be read at all, or is of no known format.
     """
     options = options or DataConfig()
+    if model is not None:
+        from rectune.data.run_prompt import as_trained
+
+        options = as_trained(model, options)
     kinds = _kinds(source, options)
     chosen: Kind = kind or kinds[0]
     result: dict[str, Any] = {"source": source, "kind": chosen, "also": [k for k in kinds if k != chosen]}

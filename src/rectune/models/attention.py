@@ -61,7 +61,7 @@ def attend_rows(
         )  # fmt: skip
     if row_lengths is None:
         capped = _attend_capped(query, key, value, dropout, scaling, attention_mask, softcap)
-        return capped.transpose(1, 2), None
+        return capped.transpose(1, 2).contiguous(), None
     unknown = {k for k, v in others.items() if v is not None and v is not False} - _HARMLESS
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if unknown or not causal:
@@ -72,7 +72,7 @@ def attend_rows(
     # split, not slices: the gradient of a split is one concatenation, that of a slice is as large as the pack
     rows = zip(*(t.split(row_lengths, dim=2) for t in (query, key, value)), strict=True)
     attended = [_attend(q, k, v, dropout, scaling, sliding_window, softcap) for q, k, v in rows]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _together(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
