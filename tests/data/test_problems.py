@@ -154,3 +154,14 @@ def test_packaged_data_is_what_the_script_makes(tmp_path: Path, monkeypatch: pyt
     for made in tmp_path.iterdir():
         assert made.read_bytes() == (ASSETS / made.name).read_bytes()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_gold_answer_is_the_last_box_of_a_solution(tmp_path: Path) -> None:
+    """The layout of MATH and Minerva, with braces in the box."""
+    path = tmp_path / "math.jsonl"
+    solution = r"First \boxed{1}. No: $\boxed{\frac{a_{1}}{\sqrt{b^{2}}}}$, as {said}."
+    path.write_text(json.dumps({"problem": "What?", "solution": solution, "level": "Level 5"}) + "\n")
+    assert [problem.answer for problem in read_problems(path)] == [r"\frac{a_{1}}{\sqrt{b^{2}}}"]
+    path.write_text(json.dumps({"problem": "What?", "solution": r"It is \boxed{open"}) + "\n")
+    with pytest.raises(UserError, match="field 'answer' is missing, and 'solution' has no box"):
+        read_problems(path)

@@ -52,6 +52,17 @@ def _one(value: object, info: ValidationInfo) -> str:
     return answer
 
 
+def last_box(text: str) -> str:
+    r"""What stands in the last `\boxed{}` of a text, braces balanced to any depth; "" where there is none."""
+    start = text.rfind(r"\boxed{") + len(r"\boxed{")
+    depth = 1
+    for i in range(start, len(text)) if start >= len(r"\boxed{") else ():
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[start:i].strip()
+    return ""
+
+
 def _id(value: object, info: ValidationInfo) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise place_of(info).wrong(info, value, "text")
@@ -69,6 +80,8 @@ class ProblemRecord(Question):
 
     answer: Annotated[Any, PlainValidator(_gold)] = None
     """The gold answer: a text, a number, or a list of which any counts; of a GSM8K answer what follows `####`."""
+    solution: Any = None
+    """Where there is no `answer`, the gold answer is in its last box, as MATH and Minerva have it."""
     prompt: Annotated[Words | None, Names("prompt", "question", "problem", "question_stem")] = None
     """What is asked, a text or messages."""
     messages: Conversation | None = None
@@ -106,7 +119,11 @@ class ProblemRecord(Question):
 
     def problem(self, number: str, record: Record, place: Place) -> Problem:
         """The problem, whose id is `number` where it has none."""
-        gold: Any = self.answer if isinstance(self.answer, list | None) else str(self.answer)
+        if self.answer is not None and "solution" in place.read:
+            place.read.remove("solution")
+            place.ignored.add("solution")
+        answer = last_box(str(self.solution)) or None if self.answer is None else self.answer
+        gold: Any = answer if isinstance(answer, list | None) else str(answer)
         turns = self._asked(place)
         if self.choices is not None:
             index = right_choice(
@@ -117,7 +134,8 @@ class ProblemRecord(Question):
             gold = list(dict.fromkeys((self.choices.letter(index), self.choices.texts[index])))
         if gold is None:
             hint = f"has: {', '.join(record)}"
-            raise UserError("field 'answer' is missing", where=place.where, hint=hint)
+            what = "field 'answer' is missing" + (", and 'solution' has no box" if self.solution else "")
+            raise UserError(what, where=place.where, hint=hint)
         return Problem(
             self.problem_id or number, turns, gold, self.grader, place.where, self._for_grader(place)
         )
