@@ -122,7 +122,7 @@ def test_rows_that_the_template_refuses_are_all_named_or_left_out(
     template = choose_template("auto", tokenizer)
     with pytest.raises(UserError, match=r"9 of 25 rows cannot be used, the first: \S+rows.jsonl:2: .*tools"):
         encode_rows(rows, tokenizer, template, max_length=50, cache_dir=tmp_path)
-    named = [line for line in caplog.messages if "rows.jsonl:" in line]
+    named = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [int(line.split(": ")[0].rsplit(":", 1)[1]) for line in named] == [2, 7, 12, 17, *range(21, 26)]
     kept = encode_rows(rows, tokenizer, template, max_length=50, cache_dir=tmp_path, skip_bad_rows=True)
     assert kept.dataset["row"][:] == [n for n in range(20) if n % 5 != 1]

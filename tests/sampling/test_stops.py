@@ -208,8 +208,7 @@ def test_vllm_in_this_process_is_told_every_setting(tmp_path: Path, monkeypatch:
     out = sample(
         "m", [Problem("p", (Turn("user", "6 * 7?"),), "42")], out=tmp_path / "s.jsonl", n=1, engine="vllm"
     )
-    loaded, settings = sys.modules["vllm"].CALLS
-    monkeypatch.delitem(sys.modules, "vllm")
+    loaded, settings = sys.modules.pop("vllm").CALLS  # monkeypatch.delitem would put it back afterwards
     assert loaded["generation_config"] == "vllm"
     neutral = {
         "n": 1, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
