@@ -244,6 +244,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "MixtralConfig": {"num_local_experts": 4},
     "Qwen3MoeConfig": {"num_experts": 4, "head_dim": 8, **EXPERTS},
     "OlmoeConfig": {"num_experts": 4, "num_experts_per_tok": 2},
+    "JetMoeConfig": {"kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     "DeepseekV2Config": DEEPSEEK | EXPERTS,
     "DeepseekV3Config": DEEPSEEK | EXPERTS,
 }  # fmt: skip
