@@ -24,18 +24,14 @@ Line = Mapping[str, Any]
 
 def votes(samples: Mapping[str, Sequence[Line]]) -> list[list[object]]:
     """What each sample of each problem votes for, equal for equal answers; None where it answers nothing."""
-    spelled = [[_spelling(line) for line in lines] for lines in samples.values()]
-    asked = [
-        _Problem(lines, keys)
-        for lines, keys in zip(samples.values(), spelled, strict=True)
+    spelled = {name: [_spelling(line) for line in lines] for name, lines in samples.items()}
+    compared = {
+        name: _Problem(lines, spelled[name])
+        for name, lines in samples.items()
         if lines[0].get("grader", "math") == "math"
-    ]
-    _group([problem for problem in asked if problem.pending])
-    groups = iter(asked)
-    return [
-        next(groups).named(keys) if lines[0].get("grader", "math") == "math" else keys
-        for lines, keys in zip(samples.values(), spelled, strict=True)
-    ]
+    }
+    _group([problem for problem in compared.values() if problem.pending])
+    return [compared[name].named(keys) if name in compared else keys for name, keys in spelled.items()]
 
 
 def _spelling(line: Line) -> object:
