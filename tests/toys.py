@@ -109,3 +109,14 @@ def stop_clock(monkeypatch: pytest.MonkeyPatch, day: date) -> None:
             return day
 
     monkeypatch.setattr("rectune.data.templates.date", Day)
+
+
+def tiny_vision_model() -> transformers.PreTrainedModel:
+    """A Gemma3 of text and images: `tiny_model("gemma3")` behind one layer that sees 14 x 14 pixels."""
+    eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=tiny_model("gemma3").config.to_dict(),
+        vision_config={**eye, "image_size": 14, "patch_size": 7},
+        mm_tokens_per_image=4,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()

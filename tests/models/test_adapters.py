@@ -13,7 +13,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from rectune.config import load_config
@@ -23,7 +22,7 @@ from rectune.models import loading
 from rectune.models.loading import load_model, load_tokenizer
 from rectune.sampling.engine import sample
 from rectune.training.loop import train
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, tiny_model, tiny_vision_model
 
 CASES = Path(__file__).parents[1] / "cases"
 IDS = torch.tensor([[5, 9, 17, 30, 2]])
@@ -122,14 +121,7 @@ def test_names_with_the_adapters_own_name_in_them_load(make: Make) -> None:
 @pytest.mark.parametrize("names", ["now", "of transformers 4"])
 def test_an_adapter_of_a_model_of_text_and_images(tmp_path: Path, names: str) -> None:
     """peft converts the names of earlier versions; they fit."""
-    text = {
-        "vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
-    }  # fmt: skip
-    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = {**image, "image_size": 14, "patch_size": 7}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    model = transformers.Gemma3ForConditionalGeneration(config)
+    model = tiny_vision_model()
     model.save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
     tuned = peft.get_peft_model(

@@ -16,7 +16,7 @@ from rectune.data.packing import Batch, collate
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective
-from toys import tiny_model
+from toys import tiny_model, tiny_vision_model
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"]
 V = 272
@@ -270,13 +270,7 @@ def test_packed_is_alone_in_every_family(config: str) -> None:
 
 
 def test_a_model_of_text_and_images_is_packed_as_text() -> None:
-    eye = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.Gemma3Config(
-        text_config=tiny_model("gemma3").config.to_dict(),
-        vision_config={**eye, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-    )
-    assert_packed_is_alone(transformers.AutoModelForCausalLM.from_config(config).eval())
+    assert_packed_is_alone(tiny_vision_model())
 
 
 # --- Heads ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rectune.errors import UserError
 from rectune.sampling.engine import Completion, DrawSettings, Request
 from rectune.sampling.local import LocalEngine
 from rectune.sampling.prompts import KeptPrompts
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, tiny_model, tiny_vision_model
 
 PROMPTS = ("What is 48?", "Hi", "Hello there, how are you doing on this day? 4848", "A longer prompt " * 6)
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -147,16 +147,7 @@ def test_weights_are_shared_and_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_model_of_text_and_images_draws_text() -> None:
-    import transformers
-
-    text = {
-        "vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
-    }  # fmt: skip
-    image = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = {**image, "image_size": 14, "patch_size": 7}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model = tiny_vision_model()
     for completion in drawn(
         LocalEngine(model, byte_tokenizer()), requests(1), DrawSettings(max_new_tokens=9)
     ).values():
