@@ -1,4 +1,4 @@
-"""A template that writes today's date is kept in a file, so that what is gone on with on another day reads the same."""
+"""A template that writes today's date is kept in a file, so that a run resumed on another day reads the same."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def make_trackers(config: TrainConfig) -> list[GeneralTracker]:
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
-    """Start all of them; what was logged beyond `step`, from which the run goes on, is taken back in TensorBoard."""
+    """Start all of them; what was logged beyond `step`, from which the run resumes, is taken back in TensorBoard."""
     if config.logging_dir is not None and accelerator.is_main_process:
         config.logging_dir.mkdir(parents=True, exist_ok=True)
     for tracker in accelerator.log_with:
