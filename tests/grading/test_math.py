@@ -1,4 +1,4 @@
-"""Verdicts on mathematical answers, against a table judged by hand and the data sets' own gold answers."""
+"""Mathematical answers: extraction, exact numbers, and the data sets' own gold answers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from grading.cases import CASES
 from rectune.grading.answers import normalize_answer, plain_number, split_top
 from rectune.grading.final_answer import extract_answer
 from rectune.grading.math import Unreadable, _same_expression, grade_math
-
-
-def test_the_table_is_long_enough_and_has_all_verdicts() -> None:
-    assert len(CASES) >= 120
-    assert {case[2] for case in CASES} == {"correct", "wrong", "unparsed"}
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} | {case[1]}"[:60])
-def test_verdict_is_the_one_given_by_hand(case: tuple) -> None:
-    gold, text, verdict, *extra = case
-    graded = grade_math(gold, text, *extra)
-    assert graded.verdict == verdict, graded
 
 
 @pytest.mark.parametrize(
