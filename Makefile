@@ -38,9 +38,9 @@ QUICK := $(addprefix tests/, \
   data/test_reading.py models/test_attention.py models/test_loading.py models/test_lora.py training/test_monitors.py \
   training/test_pairs.py training/test_repeatable.py sampling/test_draws.py sampling/test_slots.py \
   grading/test_exact.py grading/test_expression.py grading/test_math.py evaluation/test_benchmarks.py \
-  evaluation/test_compare.py evaluation/test_scoring.py evaluation/test_shape.py comparison/test_problems.py \
-  diagnosis/test_diagnose.py offline/test_offline.py::test_the_settings_are_these online/test_advantages.py \
-  online/test_objective.py pages/test_pages.py reporting/test_grouping.py reporting/test_report.py \
+  evaluation/test_compare.py evaluation/test_scoring.py evaluation/test_shape.py experiments/test_problems.py \
+  diagnosis/test_diagnose.py rft/test_offline.py::test_the_settings_are_these rl/test_advantages.py \
+  rl/test_objective.py pages/test_pages.py reporting/test_grouping.py reporting/test_report.py \
   reproduction/test_paper.py faults/test_damage.py fuzz/test_found.py)
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 8 --dist loadfile $(QUICK)
@@ -48,7 +48,7 @@ test-quick: $(STAMP)
 # Kills runs at random moments; the seed that it prints repeats them: make faults RECTUNE_FAULTS_SEED=...
 faults: $(STAMP)
 	$(BIN)/python -m pytest -m 'faults or not faults' -s tests/faults
-	$(BIN)/python -m pytest -m faults tests/comparison tests/reproduction
+	$(BIN)/python -m pytest -m faults tests/experiments tests/reproduction
 
 # Two and four processes on this machine: all objectives, plain and sharded, kills and restarts.
 distributed: $(STAMP)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rectune.models.precision import choose_precision
-from rectune.processes import default_device
+from rectune.runtime.distributed import default_device
 
 DEVICE = default_device()
 DTYPE = choose_precision("auto", DEVICE)[0]

@@ -50,7 +50,7 @@ def story(draw: random.Random) -> tuple[str, str]:
 
 
 def read(config: Any) -> Any:
-    from rectune.data.reading import read_rows
+    from rectune.data.load_rows import read_rows
 
     return read_rows(config.data, options=config.rows)
 
@@ -58,7 +58,7 @@ def read(config: Any) -> Any:
 def encode(config: Any) -> Any:
     from transformers import AutoTokenizer
 
-    from rectune.data.encoding import choose_template, encode_rows
+    from rectune.data.encoded_dataset import choose_template, encode_rows
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     rows = read(config)
@@ -73,7 +73,7 @@ def hit(config: Any) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     began = time.perf_counter()
-    from rectune.training.batches import load_data
+    from rectune.training.dataloader import load_data
 
     data = load_data(config, tokenizer)
     assert data.fingerprint
@@ -86,7 +86,7 @@ def pack(config: Any) -> Any:
     from transformers import AutoTokenizer
 
     from rectune.data.packing import pack
-    from rectune.training.batches import load_data
+    from rectune.training.dataloader import load_data
 
     data = load_data(config, AutoTokenizer.from_pretrained(config.model))
     began = time.perf_counter()
@@ -123,7 +123,7 @@ STAGES = {"read": read, "encode": encode, "pack": pack, "hit": hit, "limit": lim
 
 def stage(name: str, config: Any) -> dict[str, float]:
     """One stage, in this process."""
-    from rectune.training.monitors import peak_memory_mib
+    from rectune.training.metrics import peak_memory_mib
 
     began = time.perf_counter()
     result = STAGES[name](config)
@@ -166,7 +166,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         generate(folder / "rows.jsonl", arguments.rows, arguments.stories)
         if arguments.model is None:
-            from rectune.models.loading import find_folder
+            from rectune.models.load import find_folder
 
             arguments.model = str(find_folder("smollm2-135m"))
         environment = {**os.environ, "RECTUNE_CACHE": str(folder / "cache")}

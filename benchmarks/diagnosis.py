@@ -20,9 +20,9 @@ from common import DEVICE, DTYPE, entry, padded_batch, ratios, save, show, side_
 from rectune.config import load_config
 from rectune.diagnosis.measure import _keep
 from rectune.logprobs import supervised_positions
-from rectune.models.loading import load_model
+from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
-from rectune.training.batches import load_data
+from rectune.training.dataloader import load_data
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 from common import DEVICE, entry, save
 
-from rectune.data.encoding import prompt_ids
+from rectune.data.encoded_dataset import prompt_ids
 from rectune.data.rows import Turn
-from rectune.sampling.engine import DrawSettings, Request
-from rectune.sampling.local import LocalEngine
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import DrawSettings, Request
 
 QUESTIONS = Path(__file__).parents[2] / "shared/data/gsm8k/test.jsonl"
 

@@ -27,13 +27,13 @@ from transformers import PreTrainedModel
 
 from rectune.config import TrainConfig, load_config
 from rectune.data.packing import Batch
-from rectune.models.loading import load_model
+from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective, dft
-from rectune.training.batches import load_data
-from rectune.training.monitors import COLUMNS, Monitor
-from rectune.training.repeatable import repeatably
-from rectune.training.weights import Masters, make_optimizer
+from rectune.training.dataloader import load_data
+from rectune.training.determinism import repeatably
+from rectune.training.metrics import COLUMNS, Monitor
+from rectune.training.mixed_precision import Masters, make_optimizer
 
 PADDED = 4 if DEVICE.type == "cpu" else 16
 """Rows of a padded batch."""

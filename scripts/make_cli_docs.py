@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rectune.__main__ import PAGE as FIRST_PAGE
 from rectune.__main__ import WIDTH
-from rectune.cli import app
+from rectune.cli.app import app
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 INTRODUCTION = """\

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rectune.data.formats import FORMATS, PAIR, Demonstration, Single
+from rectune.data.converters import FORMATS, PAIR, Demonstration, Single
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message, Question
 from rectune.data.problems import ProblemRecord
 from rectune.data.schema import Refusal, Schema, names_of

@@ -162,7 +162,7 @@ def make_pairs(out: Path) -> dict[str, dict[str, Any]]:
 def tune(out: Path) -> None:
     """The model of "own": SFT on word problems without noise."""
     from rectune.config import load_config
-    from rectune.training.loop import train
+    from rectune.training.trainer import train
 
     settings = {"data": str(out / "data/clean.jsonl"), "out": out / "tuned", "objective.name": "sft"}
     train(load_config(None, {**SHARED, **settings}), resume=True)
@@ -170,9 +170,9 @@ def tune(out: Path) -> None:
 
 def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Diagnose, then train and compare; what was said and what came."""
-    from rectune.comparison.runner import compare
     from rectune.config import load_config
     from rectune.diagnosis import diagnose
+    from rectune.experiments.compare import compare
 
     folder = options.out / name
     settings = {key: value for key, value in pair.items() if key not in ("in", "out", "limit")}
@@ -259,6 +259,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from rectune.cli import run
+    from rectune.cli.app import run
 
     sys.exit(run(main))

@@ -6,7 +6,7 @@ import random
 import re
 from typing import Any
 
-from rectune.training.monitors import PROBABILITY_BINS, histogram
+from rectune.training.metrics import PROBABILITY_BINS, histogram
 
 CLASSES = ("end and special", "digits", "operators and LaTeX", "words", "code", "whitespace", "punctuation")
 WEIGHTS = {

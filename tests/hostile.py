@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnosed import diagnosis
-from rectune.training.monitors import PROBABILITY_BINS
+from rectune.training.metrics import PROBABILITY_BINS
 
 ACT = "window.owned=1;document.title='owned'"
 TEXTS = (

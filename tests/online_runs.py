@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import load_config
-from rectune.online.config import OnlineConfig
+from rectune.config.rl_config import OnlineConfig
 
 REWARDS = '''
 """Rewards for tests."""

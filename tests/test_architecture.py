@@ -13,27 +13,24 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "rectune"
 FLOORS = (
     ("demo", "__main__"),
     ("cli",),
-    ("verbs", "listing"),
-    ("flags", "printing"),
-    ("parameters",),
     ("reproduction",),
-    ("comparison", "online", "offline"),
+    ("experiments", "rl"),
     ("reporting",),
-    ("diagnosis", "selection", "evaluation", "checking"),
+    ("diagnosis", "selection", "analysis"),
+    ("evaluation",),
     ("training", "integrations"),
     ("sampling", "grading"),
     ("models",),
     ("data", "pages"),
-    ("config", "logprobs", "objectives", "disk", "stopping", "processes"),
-    ("fused",),
-    ("elementwise",),
-    ("errors", "visible"),
+    ("config", "logprobs", "objectives"),
+    ("runtime",),
+    ("errors",),
 )
 """From the top down. A folder is one room: what happens among its files is its own affair."""
 
 STOP_GRADIENT = {
     "objectives.py": "the losses themselves",
-    "logprobs.py": "the hand-written backward pass keeps its inputs",
+    "logprobs/__init__.py": "the hand-written backward pass keeps its inputs",
     "models/scorer.py": "columns of a reference model",
 }
 """Files that may write a stop-gradient, and why."""
@@ -53,18 +50,18 @@ HEAVY = {
 LIGHT = (
     "__init__.py",
     "__main__.py",
-    "cli.py",
-    "verbs.py",
-    "listing.py",
-    "flags.py",
-    "parameters.py",
-    "config.py",
+    "cli/app.py",
+    "cli/commands.py",
+    "cli/catalog.py",
+    "cli/options.py",
+    "cli/parameters.py",
+    "config/__init__.py",
     "errors.py",
     "data/rows.py",
     "models/__init__.py",
-    "models/loading.py",
+    "models/load.py",
     "models/packaged.py",
-    "offline/settings.py",
+    "config/rft_config.py",
 )
 """Read for `import rectune`, `--help` and `list`: they may load nothing heavy at the top."""
 
@@ -151,4 +148,4 @@ def test_every_floor_is_checked() -> None:
     """The checks can fail: an import that points up, and a sideways one, are seen."""
     assert floor("cli") < floor("training") < floor("objectives") < floor("errors")
     assert floor("config") == floor("objectives")
-    assert list(imports(ast.parse("def f():\n    from rectune.cli import app"))) == ["rectune.cli"]
+    assert list(imports(ast.parse("def f():\n    from rectune.cli.app import app"))) == ["rectune.cli.app"]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rectune.checking import check, summary
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.config import DataConfig
+from rectune.diagnosis.check import check, summary
 from rectune.errors import UserError
 from toys import byte_tokenizer, tiny_model
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import rectune.__main__ as first_page
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +36,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, dict[str
     import rectune.training
 
     calls: list[tuple[TrainConfig, dict[str, bool]]] = []
-    for name, function, result in (("loop", "train", Result()), ("plan", "plan", {"steps": 7})):
+    for name, function, result in (("trainer", "train", Result()), ("dry_run", "plan", {"steps": 7})):
 
         def call(config: TrainConfig, result: Any = result, name: str = name, **how: bool) -> Any:
-            calls.append((config, {"dry_run": name == "plan", **how}))
+            calls.append((config, {"dry_run": name == "dry_run", **how}))
             return result
 
         module = types.ModuleType(f"rectune.training.{name}")
@@ -99,7 +99,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: 
     def broken(config: TrainConfig, **how: bool) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["rectune.training.loop"], "train", broken)
+    monkeypatch.setattr(sys.modules["rectune.training.trainer"], "train", broken)
     with pytest.raises(ZeroDivisionError):
         main(["train", "--data", "d", "--out", "o"])
 
@@ -112,7 +112,7 @@ def test_out_of_memory_is_one_line_and_exit_code_2(
     def broken(config: TrainConfig, **how: bool) -> None:
         torch.empty(1 << 48)
 
-    monkeypatch.setattr(sys.modules["rectune.training.loop"], "train", broken)
+    monkeypatch.setattr(sys.modules["rectune.training.trainer"], "train", broken)
     assert main(["train", "--data", "d", "--out", "o"]) == 2
     assert capsys.readouterr().err.startswith("rectune: out of memory; what is written so far is kept; lower")
 
@@ -123,7 +123,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     def interrupted(config: TrainConfig, **how: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["rectune.training.loop"], "train", interrupted)
+    monkeypatch.setattr(sys.modules["rectune.training.trainer"], "train", interrupted)
     assert main(["train", "--data", "d", "--out", "o"]) == 130
     assert capsys.readouterr().err == "rectune: interrupted\n"
 
@@ -210,7 +210,9 @@ def test_the_kept_first_page_in_a_pipe(
 def test_a_terminal_that_the_kept_page_does_not_suit_gets_the_built_one(
     environment: dict[str, str], kept: bool, line: str
 ) -> None:
-    code = "import sys; from rectune.__main__ import main; main(); print('rectune.cli' not in sys.modules)"
+    code = (
+        "import sys; from rectune.__main__ import main; main(); print('rectune.cli.app' not in sys.modules)"
+    )
     lines = subprocess.run(
         [sys.executable, "-c", code],
         check=True, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"} | environment,

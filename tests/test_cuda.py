@@ -19,16 +19,15 @@ import pytest
 import torch
 
 from heads import CHUNK, EVERYTHING, Case, assert_as_exact_as_dense
-from rectune import elementwise
 from rectune.config import load_config
 from rectune.data.packing import collate
-from rectune.data.tokens import Encoded
+from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
-from rectune.logprobs import COLUMNS, token_columns
+from rectune.logprobs import COLUMNS, elementwise, token_columns
 from rectune.models.scorer import Scorer
-from rectune.sampling.engine import DrawSettings, Request
-from rectune.sampling.local import LocalEngine
-from rectune.training.loop import train
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import DrawSettings, Request
+from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model
 from training_runs import OVER_ROWS, make_toy, metrics, same_runs
 

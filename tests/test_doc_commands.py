@@ -16,10 +16,10 @@ import pytest
 import torch
 from cyclopts import CycloptsError, MissingArgumentError
 
-from rectune.cli import app, main
+from rectune.cli.app import app, main
 from rectune.config import TrainConfig, load_config
-from rectune.offline.settings import OfflineConfig
-from rectune.online.config import OnlineConfig
+from rectune.config.rft_config import OfflineConfig
+from rectune.config.rl_config import OnlineConfig
 from reported import write_lines
 from toys import byte_tokenizer, tiny_model
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import rectune
-from rectune.cli import app
+from rectune.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

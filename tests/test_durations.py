@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.reporting.report import report
 from training_runs import make_toy
 
@@ -21,7 +21,7 @@ SLOW = 0.7
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a short run; its model loads slowly."""
     monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
-    for room in ("training.loop", "diagnosis.diagnose", "online.loop"):
+    for room in ("training.trainer", "diagnosis.diagnose", "rl.loop"):
         module = __import__(f"rectune.{room}", fromlist=["load_model"])
         real = module.load_model
         monkeypatch.setattr(
@@ -50,7 +50,7 @@ def test_a_run_that_went_on_has_both_parts(
     toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rectune.config import load_config
-    from rectune.training.loop import train
+    from rectune.training.trainer import train
 
     words = dict(zip([w[2:].replace("-", "_") for w in toy[::2]], toy[1::2], strict=True))
     config = load_config(None, {**words, "out": tmp_path / "run"})

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from heads import CHUNK, EVERYTHING, Case, assert_as_exact_as_dense
-from rectune import elementwise, fused
-from rectune.logprobs import token_columns, token_logprobs
+from rectune.logprobs import elementwise, fused, token_columns, token_logprobs
 from toys import tiny_model
 
 

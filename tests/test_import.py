@@ -27,7 +27,7 @@ def test_importing_rectune_loads_nothing_heavy() -> None:
 
 
 def test_the_top_level_help_loads_no_model_library_and_no_settings() -> None:
-    assert loaded("from rectune.cli import app; app.assemble_argument_collection") == {"cyclopts"}
+    assert loaded("from rectune.cli.app import app; app.assemble_argument_collection") == {"cyclopts"}
 
 
 def test_the_first_page_of_help_loads_nothing_heavy() -> None:

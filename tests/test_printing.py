@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from hostile import ALL, comparison, hostile_diagnosis
-from rectune.cli import main, run
-from rectune.diagnosis.summary import summary
+from rectune.cli.app import main, run
+from rectune.cli.console import print_lines, print_table
+from rectune.diagnosis.page import summary
 from rectune.errors import UserError
-from rectune.printing import print_lines, print_table
-from rectune.visible import visible
+from rectune.runtime.escape import visible
 
 ACTING = set("\x00\x07\x08\x0b\x0c\r\x1b\x7f\x85\x9b\u202a\u202e\u2066\u200f\ud800")
 
@@ -83,7 +83,7 @@ ROWS = (
 @pytest.mark.parametrize("row", ROWS)
 def test_errors_over_rows(row: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rectune.config import DataConfig
-    from rectune.data.reading import read_rows
+    from rectune.data.load_rows import read_rows
 
     path = tmp_path / "rows \x1b[31m.jsonl"
     path.write_text(json.dumps(row) + "\n")
@@ -97,13 +97,13 @@ def test_only_one_module_prints() -> None:
     """A new verb that prints by itself would print what is in data as it is."""
     source = Path(__file__).parents[1] / "src" / "rectune"
     for path in source.rglob("*.py"):
-        if path.name in ("printing.py", "cli.py", "demo.py") or "sandbox" in path.parts:
+        if path.name in ("console.py", "app.py", "demo.py") or "sandbox" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             called = (
                 isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             )
-            assert not called, f"{path.relative_to(source)}:{node.lineno} prints; use rectune.printing"
+            assert not called, f"{path.relative_to(source)}:{node.lineno} prints; use rectune.cli.console"
 
 
 def test_a_decision_is_said_once_and_a_warning_each_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 _MET = """
 import atexit, sys
 import torch, torch.distributed as distributed
-from rectune.processes import leave
+from rectune.runtime.distributed import leave
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 atexit.register(print, "tidied up")
 sys.setswitchinterval(10)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rectune.config import load_config
-from rectune.training.plan import memory_estimate
+from rectune.training.dry_run import memory_estimate
 from toys import tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent

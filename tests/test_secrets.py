@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hostile import write
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.errors import UserError
-from rectune.sampling.endpoint import LONGEST_TOLD, Api, retry_after
+from rectune.sampling.openai import LONGEST_TOLD, Api, retry_after
 from toys import byte_tokenizer, tiny_model
 
 CANARY = "canary-7f3a9b"

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.encoding import choose_template, encode_row, prompt_ids
-from rectune.data.reading import read_rows, row_at
+from rectune.data.encoded_dataset import choose_template, encode_row, prompt_ids
+from rectune.data.load_rows import read_rows, row_at
 from rectune.data.rows import Turn
 from rectune.errors import UserError
 from rectune.selection import select

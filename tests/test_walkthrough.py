@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rectune.cli import app, main
+from rectune.cli.app import app, main
 from rectune.demo import main as demo
 from toys import byte_tokenizer, tiny_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from rectune.cli import main
+from rectune.cli.app import main
 from reported import write_lines
 from toys import byte_tokenizer, tiny_model
 

@@ -108,7 +108,7 @@ def stop_clock(monkeypatch: pytest.MonkeyPatch, day: date) -> None:
         def today(cls) -> date:
             return day
 
-    monkeypatch.setattr("rectune.data.templates.date", Day)
+    monkeypatch.setattr("rectune.data.chat_template.date", Day)
 
 
 def tiny_vision_model() -> transformers.PreTrainedModel:

@@ -74,8 +74,8 @@ def same_runs(one: Path, other: Path) -> None:
 _DRIVER = """
 import json, logging, os, sys
 from rectune.config import load_config
-from rectune.processes import leave
-from rectune.training.loop import train
+from rectune.runtime.distributed import leave
+from rectune.training.trainer import train
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 runs, until = json.load(open(sys.argv[1]))
 for settings, sharded in runs:

@@ -6,4 +6,4 @@ if [ "${SHARD:-0}" = 1 ]; then
   export ACCELERATE_USE_FSDP=true FSDP_VERSION=2
 fi
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else torchrun 2.13 restarts with the addresses of the dead
-exec torchrun --standalone --nproc-per-node "${GPUS:-gpu}" --max-restarts 3 -m rectune.cli train "$@" --resume
+exec torchrun --standalone --nproc-per-node "${GPUS:-gpu}" --max-restarts 3 -m rectune.cli.app train "$@" --resume

@@ -10,33 +10,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rectune.checking import check as check
-    from rectune.comparison.runner import compare as compare
     from rectune.config import TrainConfig as TrainConfig
+    from rectune.config.rft_config import OfflineConfig as OfflineConfig
+    from rectune.config.rl_config import OnlineConfig as OnlineConfig
     from rectune.data.rows import Problem as Problem
     from rectune.data.rows import Row as Row
     from rectune.data.rows import Sample as Sample
+    from rectune.diagnosis.check import check as check
     from rectune.diagnosis.diagnose import diagnose as diagnose
     from rectune.errors import UserError as UserError
     from rectune.evaluation.evaluate import evaluate as evaluate
+    from rectune.experiments.compare import compare as compare
     from rectune.grading.files import grade as grade
     from rectune.integrations import dft_loss as dft_loss
     from rectune.integrations import grader_reward as grader_reward
     from rectune.integrations import objective_loss as objective_loss
     from rectune.logprobs import token_logprobs as token_logprobs
-    from rectune.models.loading import load_model as load_model
+    from rectune.models.load import load_model as load_model
     from rectune.models.scorer import Scorer as Scorer
     from rectune.objectives import OBJECTIVES as OBJECTIVES
     from rectune.objectives import apply_objective as apply_objective
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
-    from rectune.offline.settings import OfflineConfig as OfflineConfig
-    from rectune.online.config import OnlineConfig as OnlineConfig
-    from rectune.online.loop import train_online as train_online
     from rectune.reporting.report import report as report
-    from rectune.sampling.engine import sample as sample
+    from rectune.rl.loop import train_online as train_online
+    from rectune.sampling.sample import sample as sample
     from rectune.selection import select as select
-    from rectune.training.loop import train as train
+    from rectune.training.trainer import train as train
 
 __version__ = "0.1.0"
 
@@ -47,23 +47,23 @@ _HOME = {
     "apply_objective": "rectune.objectives",
     "token_logprobs": "rectune.logprobs",
     "Scorer": "rectune.models.scorer",
-    "load_model": "rectune.models.loading",
+    "load_model": "rectune.models.load",
     "Row": "rectune.data.rows",
     "Problem": "rectune.data.rows",
     "Sample": "rectune.data.rows",
     "TrainConfig": "rectune.config",
-    "train": "rectune.training.loop",
-    "check": "rectune.checking",
+    "train": "rectune.training.trainer",
+    "check": "rectune.diagnosis.check",
     "diagnose": "rectune.diagnosis.diagnose",
-    "sample": "rectune.sampling.engine",
+    "sample": "rectune.sampling.sample",
     "grade": "rectune.grading.files",
     "select": "rectune.selection",
     "evaluate": "rectune.evaluation.evaluate",
-    "compare": "rectune.comparison.runner",
+    "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",
-    "OfflineConfig": "rectune.offline.settings",
-    "OnlineConfig": "rectune.online.config",
-    "train_online": "rectune.online.loop",
+    "OfflineConfig": "rectune.config.rft_config",
+    "OnlineConfig": "rectune.config.rl_config",
+    "train_online": "rectune.rl.loop",
     "dft_loss": "rectune.integrations",
     "objective_loss": "rectune.integrations",
     "grader_reward": "rectune.integrations",

@@ -1,4 +1,4 @@
-"""`rectune` and `python -m rectune`: the command line of `cli.py`.
+"""`rectune` and `python -m rectune`: the command line of `cli/app.py`.
 
 Its first page is kept as text (by `scripts/make_cli_docs.py`), since to build it takes a quarter of a second of
 imports. Terminals that the kept page does not suit get the built one.
@@ -25,7 +25,7 @@ def main() -> int:
                 page = page.replace(style, "")
         sys.stdout.write(page)  # its colours are meant: nothing in it comes from data
         return 0
-    from rectune.cli import main as run
+    from rectune.cli.app import main as run
 
     return run()
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from rectune.cli import main as rectune
+from rectune.cli.app import main as rectune
 
 RECIPE = files("rectune") / "recipes" / "demo.toml"
 SLOW = {"steps": "14", "limit": "32", "rows.holdout": "0.04"}
@@ -66,7 +66,7 @@ def is_slow() -> bool:
     import torch
 
     from rectune.models.precision import choose_precision
-    from rectune.processes import default_device
+    from rectune.runtime.distributed import default_device
 
     return choose_precision("auto", default_device())[0] == torch.float32
 

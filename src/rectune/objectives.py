@@ -13,8 +13,8 @@ KL(base || model) over the whole vocabulary, in nats; `structural` whether the t
 `pair` index of the pair that the token's row belongs to (int64), `sign` +1 in its better and -1 in its worse row;
 `advantage` how much better than expected a sampled token turned out.
 
-How the columns are computed is in `logprobs.py` and `models/scorer.py`; the one division by the number of
-tokens is in `training/loop.py`. "The paper" is arXiv:2508.05629.
+How the columns are computed is in `logprobs/__init__.py` and `models/scorer.py`; the one division by the number of
+tokens is in `training/trainer.py`. "The paper" is arXiv:2508.05629.
 """
 
 from __future__ import annotations

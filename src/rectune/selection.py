@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectune.data.jsonl import read_jsonl
-from rectune.disk import check_output
 from rectune.errors import UserError, unknown_name
 from rectune.grading.verdicts import VERDICTS
+from rectune.runtime.locks import check_output
 
 PURPOSES = ("sft", "dpo")
 NEEDED = ("problem_id", "text", "verdict")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rectune.data.formats import FORMATS, detect_format, to_row
+from rectune.data.converters import FORMATS, detect_format, to_row
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message
 from rectune.data.problems import ProblemRecord
 from rectune.data.rows import Problem, Row

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.encoding import choose_template, encode_rows
+from rectune.data.encoded_dataset import choose_template, encode_rows
 from rectune.data.findings import Finding, findings_in, token_findings
-from rectune.data.reading import read_rows
+from rectune.data.load_rows import read_rows
 from rectune.data.rows import Row, Turn
 from toys import CHATML, byte_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rectune.data.formats import detect_format, to_row
+from rectune.data.converters import detect_format, to_row
 from rectune.data.rows import Row, Turn
 from rectune.data.schema import Notes
 from rectune.errors import UserError

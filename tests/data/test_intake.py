@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.reading import read_rows, row_at
+from rectune.data.load_rows import read_rows, row_at
 from rectune.data.rows import Row, Turn
 from rectune.errors import UserError
 

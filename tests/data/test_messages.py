@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rectune.config import DataConfig
+from rectune.data.load_rows import read_rows, row_at
 from rectune.data.messages import read_messages
-from rectune.data.reading import read_rows, row_at
 from rectune.data.rows import Turn
 from rectune.data.schema import Place
 from rectune.errors import UserError

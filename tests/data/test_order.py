@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectune.data.order import draw, plan_steps, split_holdout
+from rectune.data.sampler import draw, plan_steps, split_holdout
 from rectune.errors import UserError
 
 

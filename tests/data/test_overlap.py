@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.overlap import find_overlap, row_turns, words
+from rectune.data.contamination import find_overlap, row_turns, words
 
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. How many?"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectune.data.packing import Batch, collate, pack
-from rectune.data.tokens import Encoded
+from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from toys import tiny_model
 

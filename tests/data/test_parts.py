@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data import parts
-from rectune.data.encoding import EncodedRows, choose_template, encode_rows
-from rectune.data.reading import read_rows
+from rectune.data import token_cache as parts
+from rectune.data.encoded_dataset import EncodedRows, choose_template, encode_rows
+from rectune.data.load_rows import read_rows
 from rectune.errors import UserError
 from toys import byte_tokenizer
 

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data import sources
-from rectune.data.reading import count_duplicates, read_rows, row_at
+from rectune.data import readers as sources
+from rectune.data.load_rows import count_duplicates, read_rows, row_at
 from rectune.data.rows import Row, Turn
 from rectune.errors import UserError
 
@@ -224,7 +224,7 @@ def test_the_cache_follows_content_and_settings(tmp_path: Path, monkeypatch: pyt
     jsonl(path)
     first = rows(path, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr("rectune.data.reading.to_row", lambda *a, **k: pytest.fail("was read again"))
+        patch.setattr("rectune.data.load_rows.to_row", lambda *a, **k: pytest.fail("was read again"))
         assert rows(path, tmp_path / "cache") == first
     assert rows(path, tmp_path / "cache", system="s") != first
     path.write_text(path.read_text().replace("yes", "no"))

@@ -14,20 +14,20 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rectune import OBJECTIVES
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.config import DataConfig
-from rectune.data.encoding import RowCounts
+from rectune.data.encoded_dataset import RowCounts
 from rectune.data.packing import collate
-from rectune.data.tokens import Encoded, token_texts
+from rectune.data.tokenization import Encoded, token_texts
 from rectune.diagnosis import diagnose
 from rectune.diagnosis.classes import CLASSES, class_of, token_classes
-from rectune.diagnosis.figures import standard_error
+from rectune.diagnosis.effective_weights import gradient_norms, learning_rate_factor, parse
 from rectune.diagnosis.measure import Measured
+from rectune.diagnosis.recommendation import decide, position
 from rectune.diagnosis.risks import CHECKS, Found, find_risks
-from rectune.diagnosis.verdict import decide, position
-from rectune.diagnosis.weights import gradient_norms, learning_rate_factor, parse
+from rectune.diagnosis.summary_statistics import standard_error
 from rectune.models.scorer import Scorer
-from rectune.training.monitors import PROBABILITY_BINS
+from rectune.training.metrics import PROBABILITY_BINS
 from toys import byte_tokenizer, tiny_model
 
 
@@ -127,7 +127,7 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     assert weak["verdict"]["position"] == "weak" and weak["verdict"]["name"] == "sft"
     assert "--objective.name sft" in weak["verdict"]["next"][0]
     from rectune.config import load_config
-    from rectune.training.loop import train
+    from rectune.training.trainer import train
 
     settings = {"model": model, "data": str(tmp_path / "r.jsonl"), "out": tmp_path / "run", "rows.holdout": 0,
                 "steps": 150, "learning_rate": 1e-2, "objective.name": "sft", "precision": "fp32"}  # fmt: skip
@@ -193,8 +193,8 @@ def test_gradient_norm_is_that_of_all_parameters() -> None:
 
 
 def test_which_objectives_are_offered_exist() -> None:
-    from rectune.diagnosis.verdict import RACE, SPECS
-    from rectune.diagnosis.weights import DEFAULT
+    from rectune.diagnosis.effective_weights import DEFAULT
+    from rectune.diagnosis.recommendation import RACE, SPECS
     from rectune.objectives import parse_spec
 
     assert all(parse_spec(text).name in OBJECTIVES for text in (*RACE, *SPECS, *DEFAULT))

@@ -14,7 +14,7 @@ import pytest
 from diagnosed import diagnosis
 from rectune.diagnosis.page import render_page
 from rectune.pages.render import write_page
-from rectune.training.monitors import PROBABILITY_BINS
+from rectune.training.metrics import PROBABILITY_BINS
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{ 7*7 }}"

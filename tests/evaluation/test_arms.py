@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from evaluations import ONE, TRIAL, TWO, write_evaluation
+from rectune.analysis.significance import judge, needed
 from rectune.errors import UserError
-from rectune.evaluation.arms import judge, needed
 from rectune.evaluation.statistics import holm, mean_interval, paired_difference
 
 DOMAINS = {"gsm8k": "in", "svamp": "out"}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from rectune.cli import app
+from rectune.cli.app import app
 from rectune.config import load_config
-from rectune.data.run_prompt import run_prompt
-from rectune.evaluation.asking import mismatches
+from rectune.data.trained_prompt import run_prompt
 from rectune.evaluation.evaluate import evaluate
-from rectune.training.loop import train
+from rectune.evaluation.prompts import mismatches
+from rectune.training.trainer import train
 from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
 
 CASES = Path(__file__).resolve().parents[1] / "cases"

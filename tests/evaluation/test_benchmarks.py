@@ -10,7 +10,7 @@ import pytest
 
 from rectune.data.rows import Turn
 from rectune.errors import UserError
-from rectune.evaluation.benchmarks import BENCHMARKS, BOXED, load_benchmark, load_benchmark_file
+from rectune.evaluation.tasks import BENCHMARKS, BOXED, load_benchmark, load_benchmark_file
 from rectune.grading.code import grade_code
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

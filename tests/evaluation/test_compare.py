@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rectune.errors import UserError
-from rectune.evaluation.compare import read_evaluation
+from rectune.evaluation.results import read_evaluation
 
 WHOLE: dict[str, Any] = {
     "protocol": {"n": 2, "temperature": 1.0, "stop": []},

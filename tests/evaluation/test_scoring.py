@@ -9,7 +9,7 @@ import pytest
 
 from rectune.errors import UserError
 from rectune.evaluation import voting
-from rectune.evaluation.scoring import correct_matrix, operations, read_graded, score
+from rectune.evaluation.accuracy import correct_matrix, operations, read_graded, score
 from rectune.grading import grade
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rectune.evaluation.shape import ORDER, answer_shape, answers_of, describe, joined, sampled_entropy
+from rectune.analysis.decomposition import ORDER, answer_shape, answers_of, describe, joined, sampled_entropy
 
 
 def line(text, verdict="wrong", **more):

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from rectune.data.encoding import Encoded
-from rectune.errors import UserError
-from rectune.evaluation.evaluate import evaluate
-from rectune.evaluation.runs import read_arms
-from rectune.evaluation.shape import sampled_entropy
-from rectune.evaluation.sharpness import (
+from rectune.analysis.decomposition import sampled_entropy
+from rectune.analysis.entropy_matching import (
     answer_entropy,
     encoded_answers,
     entropy_of_answers,
     match,
     matched_temperature,
 )
+from rectune.analysis.significance import read_arms
+from rectune.data.encoded_dataset import Encoded
+from rectune.errors import UserError
+from rectune.evaluation.evaluate import evaluate
 from rectune.models.scorer import Scorer
 from toys import byte_tokenizer, tiny_model
 

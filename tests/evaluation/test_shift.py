@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from evaluations import ONE, TRIAL
-from rectune.evaluation.shape import Answers
-from rectune.evaluation.shift import LINES, shape_shift, split_difference
+from rectune.analysis.decomposition import LINES, Answers, shape_shift, split_difference
 
 
 def answers(correct, category, tokens=10.0, stopped=1.0):

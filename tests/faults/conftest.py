@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
-from rectune.training.loop import TrainResult, train
+from rectune.training.trainer import TrainResult, train
 from training_runs import make_toy
 
 Train = Callable[..., TrainResult]

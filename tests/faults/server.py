@@ -18,16 +18,9 @@ from typing import Any
 
 
 def serve() -> None:
-    import rectune.comparison.runner
-    import rectune.evaluation.evaluate
-    import rectune.grading
-    import rectune.offline.run
-    import rectune.online.loop
-    import rectune.sampling.local
-    import rectune.training.loop
-    import rectune.verbs  # noqa: F401
-    from rectune.cli import main
-    from rectune.training import checkpoints, drift
+    from rectune.cli.app import main
+    from rectune.training import checkpoint as checkpoints
+    from rectune.training import drift
 
     drift.NEW_TOKENS = (8, 256)  # a toy's answers need no more
     write = checkpoints.sync

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
-from rectune.training import checkpoints
-from rectune.training.loop import train
+from rectune.training import checkpoint as checkpoints
+from rectune.training.trainer import train
 from training_runs import same_runs
 
 

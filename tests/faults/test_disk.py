@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from rectune.data.rows import Problem, Turn
-from rectune.disk import hold, writing
 from rectune.errors import UserError
 from rectune.grading.files import grade
-from rectune.sampling.engine import sample
-from rectune.training import checkpoints, loop
+from rectune.runtime.locks import hold, writing
+from rectune.sampling.sample import sample
+from rectune.training import checkpoint as checkpoints
+from rectune.training import trainer as loop
 from training_runs import metrics, same_runs
 
 
@@ -129,7 +130,7 @@ def test_other_errors_stay_what_they_are() -> None:
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from rectune.disk import hold
+from rectune.runtime.locks import hold
 with hold(Path(sys.argv[1]), "training"):
     if os.fork() == 0:
         os.close(1)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rectune.comparison.record import read_record
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
-from rectune.evaluation.compare import read_evaluation
 from rectune.evaluation.evaluate import evaluate
-from rectune.sampling.engine import sample
+from rectune.evaluation.results import read_evaluation
+from rectune.experiments.comparison_file import read_record
+from rectune.sampling.sample import sample
 
 
 def with_format(path: Path, version: int | None) -> None:

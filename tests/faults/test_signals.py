@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.config import flag
 from rectune.grading import files
-from rectune.sampling.samples_file import SamplesFile
-from rectune.stopping import Stopped
-from rectune.training.checkpoints import list_checkpoints
-from rectune.training.gradients import Gradients
+from rectune.runtime.signals import Stopped
+from rectune.sampling.writer import SamplesFile
+from rectune.training.accumulation import Gradients
+from rectune.training.checkpoint import list_checkpoints
 from training_runs import same_runs
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]

@@ -15,9 +15,9 @@ from torch import Tensor
 from rectune.data.packing import Batch
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.training.checkpoints import last_good_checkpoint
-from rectune.training.gradients import Gradients, is_out_of_memory
-from rectune.training.run_folder import keep_limit
+from rectune.training.accumulation import Gradients, is_out_of_memory
+from rectune.training.checkpoint import last_good_checkpoint
+from rectune.training.run_dir import keep_limit
 from training_runs import metrics, same_runs, weights
 
 Losses = Callable[..., tuple[dict[str, Tensor], Tensor]]

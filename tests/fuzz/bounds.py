@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError
-from rectune.visible import visible
+from rectune.runtime.escape import visible
 
 SECONDS, WAITING = 10, 60
 """Of the processor; and of waiting besides (for a pipe, a lock), where a busy machine counts, too."""

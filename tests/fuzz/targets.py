@@ -45,8 +45,8 @@ RECORDS: dict[str, list[Any]] = {
 def rows(draw: Draw) -> None:
     """Row files of every format and name: read, and encoded with a chat template."""
     from rectune.config import DataConfig
-    from rectune.data.encoding import choose_template, encode_rows
-    from rectune.data.reading import read_rows, row_at
+    from rectune.data.encoded_dataset import choose_template, encode_rows
+    from rectune.data.load_rows import read_rows, row_at
 
     format = draw(st.sampled_from(sorted(RECORDS)))
     whole = draw(spoilt(RECORDS[format] * draw(st.integers(1, 3))))
@@ -88,8 +88,8 @@ def _listed(whole: Any) -> list[Any]:
 def pairs_and_problems(draw: Draw) -> None:
     """Files of pairs and of problems."""
     from rectune.config import DataConfig
+    from rectune.data.load_rows import read_rows
     from rectune.data.problems import read_problems
-    from rectune.data.reading import read_rows
 
     pair = {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
     problem = {
@@ -138,7 +138,7 @@ rank = 8
 def recipe(draw: Draw) -> None:
     """Recipes, and settings as flags give them."""
     from rectune.config import dump_config, load_config, settings_fields
-    from rectune.data.order import plan_steps, split_holdout
+    from rectune.data.sampler import plan_steps, split_holdout
 
     content = draw(damaged(RECIPE.encode(), times=3))
     names = [*(name for name, _ in settings_fields()), "objective.alpha", "objective.x"]
@@ -165,10 +165,10 @@ FILES = ("comparison.json", "diagnosis.json", "trainerx/trainer_state.json",
 
 def run_folder(draw: Draw) -> None:
     """A comparison folder, damaged in every way: its report as data, Markdown and page, and what eval reads of it."""
-    from rectune.data.run_prompt import run_prompt
-    from rectune.evaluation.compare import compare_evaluations
+    from rectune.data.trained_prompt import run_prompt
+    from rectune.evaluation.results import read_evaluation, verdict_matrix
     from rectune.reporting.report import markdown, page, report
-    from rectune.training.checkpoints import last_good_checkpoint, to_json
+    from rectune.training.checkpoint import last_good_checkpoint, to_json
 
     changes = {
         name: draw(st.integers(0, 9))
@@ -216,7 +216,9 @@ def run_folder(draw: Draw) -> None:
         for name, how in changes.items():
             if how > 3 and name.startswith("runs/"):
                 (inside / name).write_bytes(contents[name])
-        compare_evaluations(folder / "dft/seed-0/evaluation", folder / "sft/seed-0/evaluation")
+        for arm in ("dft", "sft"):
+            for benchmark in read_evaluation(folder / arm / "seed-0/evaluation")["benchmarks"]:
+                verdict_matrix(folder / arm / "seed-0/evaluation", benchmark)
     with bounded() as inside:
         (inside / "step-000002").mkdir()
         (inside / "step-000002/state.json").write_bytes(state)
@@ -253,9 +255,9 @@ SAMPLE = {
 def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
     from rectune.data.rows import Sample, Turn
-    from rectune.evaluation.scoring import read_graded, score
+    from rectune.evaluation.accuracy import read_graded, score
     from rectune.grading.files import Summary, _items, _skip_graded
-    from rectune.sampling.samples_file import SamplesFile
+    from rectune.sampling.writer import SamplesFile
     from rectune.selection import select
 
     other = {

@@ -14,17 +14,17 @@ from hostile import comparison, write
 from rectune.config import DataConfig, load_config
 from rectune.data import jsonl
 from rectune.data.jsonl import read_jsonl
+from rectune.data.load_rows import read_rows
 from rectune.data.problems import read_problems
-from rectune.data.reading import read_rows
 from rectune.data.rows import Sample
 from rectune.errors import UserError
-from rectune.evaluation.scoring import read_graded
+from rectune.evaluation.accuracy import read_graded
 from rectune.grading import grade
 from rectune.grading.code import extract_code
 from rectune.grading.pool import check_item
-from rectune.reporting import read
+from rectune.reporting import load_runs as read
 from rectune.reporting.report import markdown, report
-from rectune.sampling.samples_file import SamplesFile
+from rectune.sampling.writer import SamplesFile
 from rectune.selection import select
 
 
@@ -52,7 +52,7 @@ def test_halves_of_surrogate_pairs_in_problems(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv"])
 def test_a_record_without_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "LONGEST", 1 << 12)
-    monkeypatch.setattr("rectune.data.sources.LONGEST", 1 << 12)
+    monkeypatch.setattr("rectune.data.readers.LONGEST", 1 << 12)
     start = {"r.jsonl": '{"prompt": "', "r.json": '[{"prompt": "', "r.csv": 'prompt,completion\n"'}[name]
     (tmp_path / name).write_text(start + "x" * (3 << 20))
     with pytest.raises(UserError):

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from rectune.config import load_config
 from rectune.data.problems import read_problems
 from rectune.errors import UserError
-from rectune.models import loading
-from rectune.models.loading import load_model, load_tokenizer
-from rectune.sampling.engine import sample
-from rectune.training.loop import train
+from rectune.models import load as loading
+from rectune.models.load import load_model, load_tokenizer
+from rectune.sampling.sample import sample
+from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model, tiny_vision_model
 
 CASES = Path(__file__).parents[1] / "cases"

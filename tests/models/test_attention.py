@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rectune.errors import UserError
-from rectune.models import attention
-from rectune.models.attention import attend_rows
+from rectune.models import packed_attention as attention
+from rectune.models.packed_attention import attend_rows
 from rectune.models.scorer import Scorer
 from toys import tiny_model
 

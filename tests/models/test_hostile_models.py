@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rectune.errors import UserError
-from rectune.models.loading import load_model, load_tokenizer
+from rectune.models.load import load_model, load_tokenizer
 from toys import byte_tokenizer, tiny_model
 
 SOURCE = Path(__file__).parents[2] / "src" / "rectune"
@@ -101,8 +101,8 @@ def test_attention_code_from_elsewhere_is_refused(folder: Path) -> None:
 
 
 def test_a_template_reaches_nothing(folder: Path, tmp_path: Path) -> None:
+    from rectune.data.chat_template import Writer, choose_template
     from rectune.data.rows import Turn
-    from rectune.data.templates import Writer, choose_template
 
     tokenizer = byte_tokenizer()
     for attack in (

@@ -14,16 +14,16 @@ from transformers import AddedToken
 from rectune.config import TrainConfig, load_config
 from rectune.data.packing import collate
 from rectune.data.problems import read_problems
-from rectune.data.tokens import Encoded
+from rectune.data.tokenization import Encoded
 from rectune.diagnosis.diagnose import diagnose
 from rectune.errors import UserError
 from rectune.models.limits import positions
-from rectune.models.loading import load_model
+from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
-from rectune.sampling.engine import Request, sample
-from rectune.sampling.local import DrawSettings, LocalEngine
-from rectune.training.loop import train
-from rectune.training.plan import plan
+from rectune.sampling.hf.engine import DrawSettings, LocalEngine
+from rectune.sampling.sample import Request, sample
+from rectune.training.dry_run import plan
+from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model
 
 CASE = Path(__file__).parents[1] / "cases" / "17-tokenizer-larger" / "rows.jsonl"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError
-from rectune.models.loading import fingerprint, load_model, model_sources
+from rectune.models.load import fingerprint, load_model, model_sources
 from rectune.models.lora import add_lora, merge_lora
 from toys import byte_tokenizer, tiny_model
 

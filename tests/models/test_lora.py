@@ -7,7 +7,7 @@ import torch
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError
-from rectune.models import loading
+from rectune.models import load as loading
 from rectune.models.lora import add_lora
 from toys import tiny_model
 

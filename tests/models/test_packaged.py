@@ -14,7 +14,7 @@ import torch
 
 from rectune.errors import UserError
 from rectune.models import packaged
-from rectune.models.loading import load_model
+from rectune.models.load import load_model
 from rectune.models.packaged import PACKAGED, converted_folder, packaged_folder
 
 NAME = "smollm2-135m"

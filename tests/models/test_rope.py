@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rectune.data.packing import collate
-from rectune.data.tokens import Encoded
+from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.sampling.engine import Completion, DrawSettings, Request
-from rectune.sampling.local import LocalEngine
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import Completion, DrawSettings, Request
 from toys import byte_tokenizer, tiny_model
 
 ORIGINAL = 16

@@ -12,7 +12,7 @@ from hostile import ALL, TEXTS, check_inert, comparison, hostile_diagnosis
 from rectune.diagnosis.page import render_page
 from rectune.pages.render import render, write_page
 from rectune.reporting.report import report
-from rectune.visible import visible
+from rectune.runtime.escape import visible
 
 NAME = "<img src=x onerror=owned=1>\u202e\x1b[31m"
 """Of folders and benchmarks: without a slash, which no name can have."""

@@ -9,7 +9,7 @@ import pytest
 from markupsafe import Markup
 
 from rectune.errors import UserError
-from rectune.pages.figures import figure
+from rectune.pages.plots import figure
 from rectune.pages.render import render, write_page
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"

@@ -10,7 +10,7 @@ import pytest
 
 from rectune.config import load_config
 from rectune.evaluation.evaluate import evaluate
-from rectune.training.loop import train
+from rectune.training.trainer import train
 from reported import edit, mark_correct, write_lines
 from toys import byte_tokenizer, tiny_model
 

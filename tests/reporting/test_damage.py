@@ -14,8 +14,8 @@ import pytest
 from markupsafe import escape
 
 from rectune.errors import UserError
-from rectune.reporting.answers import LONGEST
 from rectune.reporting.report import markdown, page, report
+from rectune.reporting.sample_table import LONGEST
 from reported import comparison, edit, read_lines, write_lines
 
 

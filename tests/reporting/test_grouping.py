@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rectune.reporting.grouping import group
-from rectune.reporting.read import Evaluation, Found, Notes, Run
+from rectune.reporting.load_runs import Evaluation, Found, Notes, Run
 
 
 def test_a_base_model_that_was_trained_itself_is_the_base(tmp_path: Path) -> None:

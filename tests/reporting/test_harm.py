@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluations import ONE, write_evaluation
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.reporting.report import report
 from reported import edit
 

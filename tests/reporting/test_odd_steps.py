@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.reporting.report import report
 from reported import read_lines, write_lines
 

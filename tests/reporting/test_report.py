@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.errors import UserError
 from rectune.reporting.report import markdown, page, report
-from rectune.training.monitors import PROBABILITY_BINS
+from rectune.training.metrics import PROBABILITY_BINS
 from reported import comparison, edit, read_lines, write_lines
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.errors import UserError
 from rectune.grading.exact import grade_exact
 from rectune.reproduction.recipe import load_recipe, recipe_names

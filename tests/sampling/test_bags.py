@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rectune.sampling.bags import BLOCK, Bags, attend, from_blocks, to_blocks
+from rectune.sampling.hf.cpu_attention import BLOCK, Bags, attend, from_blocks, to_blocks
 
 SLOTS, HEADS, BLOCKS = 19, 2, 3
 NEVER = torch.finfo(torch.float32).min

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from rectune.errors import UserError
-from rectune.sampling.engine import Completion, DrawSettings, Request
-from rectune.sampling.local import LocalEngine
-from rectune.sampling.prompts import KeptPrompts
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.hf.prefix_cache import KeptPrompts
+from rectune.sampling.sample import Completion, DrawSettings, Request
 from toys import byte_tokenizer, tiny_model, tiny_vision_model
 
 PROMPTS = ("What is 48?", "Hi", "Hello there, how are you doing on this day? 4848", "A longer prompt " * 6)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rectune.sampling import prepacked as module
-from rectune.sampling.prepacked import available, prepack, prepacked
+from rectune.sampling.hf import mkldnn_linear as module
+from rectune.sampling.hf.mkldnn_linear import available, prepack, prepacked
 from toys import tiny_model
 
 WHY = "this torch has no products with weights laid out before"

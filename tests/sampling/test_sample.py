@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from rectune.data.encoding import prompt_ids
+from rectune.data.encoded_dataset import prompt_ids
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
-from rectune.sampling.engine import Completion, DrawSettings, Request, sample
-from rectune.sampling.local import LocalEngine
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import Completion, DrawSettings, Request, sample
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [

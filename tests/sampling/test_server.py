@@ -27,11 +27,10 @@ import pytest
 
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
-from rectune.sampling import endpoint
-from rectune.sampling.draws import sample_key
-from rectune.sampling.endpoint import Api, retry_after
-from rectune.sampling.engine import sample
-from rectune.sampling.server import ServerEngine
+from rectune.sampling import openai as endpoint
+from rectune.sampling.hf.token_sampler import sample_key
+from rectune.sampling.openai import Api, ServerEngine, retry_after
+from rectune.sampling.sample import sample
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [Problem(f"p{i}", (Turn("user", f"What is {i}?"),), str(i)) for i in range(3)]
@@ -146,7 +145,7 @@ def logprob_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_logprobs_of_a_server_are_those_of_the_model(logprob_server: str, tmp_path: Path) -> None:
     import torch
 
-    from rectune.models.loading import load_model
+    from rectune.models.load import load_model
 
     settings = {"engine": "server", "server_url": logprob_server, "max_new_tokens": 12, "batch_size": 4}
     out = sample("smollm2-135m", PROBLEMS, out=tmp_path / "s.jsonl", n=1, **settings)

@@ -9,8 +9,8 @@ import pytest
 
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
-from rectune.sampling.engine import sample
-from rectune.sampling.local import LocalEngine
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import sample
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [Problem(f"p{n}", (Turn("user", f"{n}?"),), str(n)) for n in (2, 0, 1)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from rectune.sampling.slots import Pool
+from rectune.sampling.hf.kv_cache import Pool
 
 HEADS, CAPACITY, FILLED, WIDTH, MOST = 2, 192, 128, 3, 20
 LIKE = [(torch.zeros(HEADS, 1, WIDTH), torch.zeros(HEADS, 1, WIDTH))] * 2

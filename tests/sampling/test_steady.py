@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rectune.sampling.batch import Batch
-from rectune.sampling.steady import ROWS, steady_sizes
+from rectune.sampling.hf.batch_invariance import ROWS, steady_sizes
+from rectune.sampling.hf.scheduler import Batch
 from toys import tiny_model
 
 

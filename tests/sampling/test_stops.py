@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rectune.data.encoding import choose_template
+from rectune.data.encoded_dataset import choose_template
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
-from rectune.models.loading import find_folder
-from rectune.sampling.engine import Completion, DrawSettings, Request, sample
-from rectune.sampling.local import LocalEngine
-from rectune.sampling.stops import check_stops, cut, stopped_by, template_stops
+from rectune.models.load import find_folder
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import Completion, DrawSettings, Request, sample
+from rectune.sampling.stop_strings import check_stops, cut, stopped_by, template_stops
 from toys import byte_tokenizer, tiny_model
 
 REQUEST = Request("p", 0, (1,))
@@ -134,12 +134,12 @@ def test_stop_texts_are_in_the_file_and_others_are_refused_on_resume(tmp_path: P
 
 
 def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import rectune.comparison.runner
     import rectune.evaluation.evaluate
-    import rectune.offline.run
-    import rectune.online.plan
-    import rectune.sampling.engine
-    from rectune.cli import main
+    import rectune.experiments.compare
+    import rectune.experiments.rft
+    import rectune.rl.rl_summary
+    import rectune.sampling.sample
+    from rectune.cli.app import main
 
     class Asked(Exception):
         pass
@@ -150,10 +150,10 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
 
     problems = tmp_path / "p.jsonl"
     problems.write_text('{"prompt": "1?", "answer": "1"}\n')
-    monkeypatch.setattr(rectune.sampling.engine, "sample", asked)
+    monkeypatch.setattr(rectune.sampling.sample, "sample", asked)
     monkeypatch.setattr(rectune.evaluation.evaluate, "evaluate", asked)
     for module, name in (
-        (rectune.comparison.runner, "compare"), (rectune.offline.run, "plan"), (rectune.online.plan, "plan"),
+        (rectune.experiments.compare, "compare"), (rectune.experiments.rft, "plan"), (rectune.rl.rl_summary, "plan"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, asked)
     given = ["--stop", r"\nUser:", "--stop", "a, b"]

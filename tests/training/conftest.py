@@ -10,7 +10,7 @@ import pytest
 
 from rectune.config import load_config
 from rectune.training import drift
-from rectune.training.loop import TrainResult, train
+from rectune.training.trainer import TrainResult, train
 from training_runs import make_toy
 
 Toy = dict[str, Any]

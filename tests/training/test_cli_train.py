@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rectune.cli import main
+from rectune.cli.app import main
 from rectune.config import flag
 from training_runs import metrics
 
@@ -27,7 +27,7 @@ def settings(toy: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def rectune(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rectune.cli", *arguments]
+    command = [sys.executable, "-m", "rectune.cli.app", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

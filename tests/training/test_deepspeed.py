@@ -26,7 +26,7 @@ DRIVER = """
 import os, sys
 from transformers import Trainer, TrainingArguments
 from rectune.integrations import dft_loss
-from rectune.processes import leave
+from rectune.runtime.distributed import leave
 from toys import tiny_model
 
 out, config = sys.argv[1:]

@@ -17,7 +17,7 @@ import pytest
 
 from rectune.config import load_config
 from rectune.objectives import OBJECTIVES, column_names
-from rectune.training import loop
+from rectune.training import trainer as loop
 from training_runs import OVER_ROWS, TORCHRUN, metrics, together, weights, without_timings
 
 pytestmark = pytest.mark.distributed
@@ -107,7 +107,18 @@ def children(of: int) -> list[int]:
 def started(toy: dict[str, Any], out: Path, *torchrun: str) -> subprocess.Popen[str]:
     """A long run in two processes, by the command line."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in toy.items()]
-    command = [*TORCHRUN, "2", *torchrun, "-m", "rectune.cli", "train", *flags, "--out", str(out), "--resume"]
+    command = [
+        *TORCHRUN,
+        "2",
+        *torchrun,
+        "-m",
+        "rectune.cli.app",
+        "train",
+        *flags,
+        "--out",
+        str(out),
+        "--resume",
+    ]
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
@@ -197,7 +208,7 @@ def test_sampling_and_evaluation_share_the_problems(toy: dict[str, Any], tmp_pat
     files = {}
     for number in (1, 3):
         out = tmp_path / f"by {number}"
-        run = [*TORCHRUN, str(number), "-m", "rectune.cli"]
+        run = [*TORCHRUN, str(number), "-m", "rectune.cli.app"]
         subprocess.run(
             [*run, "sample", "--problems", str(problems), "--out", str(out / "s.jsonl"), *common],
             env=ENVIRONMENT, check=True, timeout=180,

@@ -14,15 +14,25 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import LoraConfig, TrainConfig, load_config
-from rectune.data.tokens import Encoded
+from rectune.data.tokenization import Encoded
 from rectune.models.lora import add_lora
 from rectune.models.scorer import Scorer
-from rectune.sampling.engine import DrawSettings
-from rectune.sampling.local import LocalEngine
-from rectune.training import drift, loop
-from rectune.training.batches import TrainingData, load_data
-from rectune.training.drift import ANSWERS, TARGETS, Probe, choose_rows, cut, make_probe
-from rectune.training.drift_lines import LINES, sentence, warnings
+from rectune.sampling.hf.engine import LocalEngine
+from rectune.sampling.sample import DrawSettings
+from rectune.training import drift
+from rectune.training import trainer as loop
+from rectune.training.dataloader import TrainingData, load_data
+from rectune.training.drift import (
+    ANSWERS,
+    LINES,
+    TARGETS,
+    Probe,
+    choose_rows,
+    cut,
+    make_probe,
+    sentence,
+    warnings,
+)
 from toys import tiny_model
 from training_runs import Died, metrics, weights
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
-from rectune.training.loop import train
-from rectune.training.plan import plan
+from rectune.training.dry_run import plan
+from rectune.training.trainer import train
 from reported import read_lines, write_lines
 from training_runs import metrics
 

@@ -13,9 +13,9 @@ import torch
 from rectune.config import load_config
 from rectune.diagnosis.diagnose import diagnose
 from rectune.errors import UserError
-from rectune.models.loading import load_model
-from rectune.training.loop import train
-from rectune.training.plan import plan
+from rectune.models.load import load_model
+from rectune.training.dry_run import plan
+from rectune.training.trainer import train
 from training_runs import metrics, same_runs, weights
 
 CASE = Path(__file__).parents[1] / "cases" / "21-train-on-adapter" / "rows.jsonl"

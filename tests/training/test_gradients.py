@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
 from rectune.objectives import dft, sft
-from rectune.processes import default_device
-from rectune.training import loop
-from rectune.training.batches import TrainingData, load_data
-from rectune.training.weights import Masters, learning_rate, make_optimizer
+from rectune.runtime.distributed import default_device
+from rectune.training import trainer as loop
+from rectune.training.dataloader import TrainingData, load_data
+from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
 from toys import tiny_model
 from training_runs import OVER_ROWS, metrics, together, weights
 
@@ -294,7 +294,7 @@ def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None
 
 
 _POISONED = """
-from rectune.training.gradients import Gradients
+from rectune.training.accumulation import Gradients
 losses = Gradients._losses
 def poisoned(self, rows, phase):
     columns, found = losses(self, rows, phase)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
-from rectune.training.batches import TrainingData, load_data
+from rectune.training.dataloader import TrainingData, load_data
 from toys import byte_tokenizer
 
 CASE = Path(__file__).resolve().parents[1] / "cases/34-holdout-shares-prompts/rows.jsonl"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rectune.training.monitors import PROBABILITY_BINS, histogram, peak_memory_mib, reset_peak_memory
+from rectune.training.metrics import PROBABILITY_BINS, histogram, peak_memory_mib, reset_peak_memory
 from training_runs import metrics
 
 

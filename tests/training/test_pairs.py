@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from rectune.config import load_config
-from rectune.data.encoding import Encoded
+from rectune.data.encoded_dataset import Encoded
 from rectune.data.packing import collate
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective
-from rectune.training.batches import load_data, pair_columns
+from rectune.training.dataloader import load_data, pair_columns
 from toys import byte_tokenizer, tiny_model
 from training_runs import metrics
 

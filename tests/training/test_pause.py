@@ -11,8 +11,8 @@ import torch
 
 from rectune.config import load_config
 from rectune.errors import UserError
-from rectune.training.checkpoints import list_checkpoints
-from rectune.training.loop import train
+from rectune.training.checkpoint import list_checkpoints
+from rectune.training.trainer import train
 from training_runs import metrics, weights, without_timings
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -15,10 +15,12 @@ from accelerate import Accelerator
 
 from rectune.config import load_config
 from rectune.errors import UserError
-from rectune.models.loading import fingerprint, load_model
+from rectune.models.load import fingerprint, load_model
 from rectune.models.scorer import Scorer
-from rectune.training import loop, reference, reference_file
-from rectune.training.batches import TrainingData, load_data
+from rectune.training import reference
+from rectune.training import reference as reference_file
+from rectune.training import trainer as loop
+from rectune.training.dataloader import TrainingData, load_data
 from toys import byte_tokenizer, tiny_model
 from training_runs import metrics, weights
 

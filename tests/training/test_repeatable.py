@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rectune.training import repeatable
-from rectune.training.repeatable import repeatably
+from rectune.training import determinism as repeatable
+from rectune.training.determinism import repeatably
 
 GPU = torch.device("cuda")  # named only: nothing here needs one
 

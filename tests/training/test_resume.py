@@ -16,7 +16,9 @@ import torch
 
 from rectune.config import dump_config, load_config
 from rectune.errors import UserError
-from rectune.training import checkpoints, gradients, loop
+from rectune.training import accumulation as gradients
+from rectune.training import checkpoint as checkpoints
+from rectune.training import trainer as loop
 from training_runs import Died, dies_at, metrics, same_runs
 
 
@@ -145,7 +147,7 @@ def test_two_deaths_and_a_skipped_step(run: Any, tmp_path: Path, monkeypatch: py
 
 DRIVER = """
 import sys, time
-from rectune.training import checkpoints
+from rectune.training import checkpoint as checkpoints
 from rectune.config import TrainConfig
 write = checkpoints.sync
 def slow(path):
@@ -156,7 +158,7 @@ def slow(path):
 checkpoints.sync = slow
 from rectune.training import drift
 drift.NEW_TOKENS = (8, 256)  # as in conftest.py
-from rectune.training.loop import train
+from rectune.training.trainer import train
 train(TrainConfig.model_validate_json(sys.stdin.read()))
 """
 

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
+from rectune.data.chat_template import choose_template
 from rectune.data.rows import Turn
-from rectune.data.templates import choose_template
-from rectune.data.tokens import prompt_ids
-from rectune.training.loop import train
+from rectune.data.tokenization import prompt_ids
+from rectune.training.trainer import train
 from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
 from training_runs import weights
 

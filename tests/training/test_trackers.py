@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rectune.config import load_config, settings_fields
+from rectune.config.rft_config import OfflineConfig
 from rectune.errors import UserError
-from rectune.offline.settings import OfflineConfig
-from rectune.training.plan import plan
+from rectune.training.dry_run import plan
 from training_runs import metrics
 
 
@@ -57,7 +57,7 @@ def test_without_a_folder_it_is_the_runs(run: Any) -> None:
 
 def test_going_on_takes_back_what_comes_again(run: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rectune.training.loop.summarise", lambda *_: 1 / 0)
+        patch.setattr("rectune.training.trainer.summarise", lambda *_: 1 / 0)
         with pytest.raises(
             ZeroDivisionError
         ):  # killed behind the last step; the last checkpoint is of step 4

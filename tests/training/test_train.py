@@ -16,12 +16,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rectune.config import load_config
 from rectune.errors import UserError
-from rectune.models.loading import load_model
+from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
-from rectune.training import gradients, loop
-from rectune.training.batches import capacity, load_data
-from rectune.training.monitors import evaluate_holdout
-from rectune.training.plan import plan
+from rectune.training import accumulation as gradients
+from rectune.training import trainer as loop
+from rectune.training.dataloader import capacity, load_data
+from rectune.training.dry_run import plan
+from rectune.training.metrics import evaluate_holdout
 from training_runs import OVER_ROWS, metrics, weights, without_timings
 
 NAMED = """

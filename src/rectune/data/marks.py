@@ -2,7 +2,7 @@
 
 An answer that ends with the token that ends a turn, and a conversation that begins with the tokenizer's own beginning,
 get it once. Every other control token in a content (`<s>` in HTML, `<|im_end|>` in a question about chat templates) is
-text: it is marked here, so that `tokens.py` can tell it from those that the template writes.
+text: it is marked here, so that `tokenization.py` can tell it from those that the template writes.
 """
 
 from __future__ import annotations

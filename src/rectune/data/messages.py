@@ -1,7 +1,7 @@
 """The messages of a conversation become turns: OpenAI's keys (`role`, `content`) and ShareGPT's (`from`, `value`).
 
 What else a message holds that a chat template may read (thinking, tool calls) goes into the turn's fields; a weight
-decides whether the turn is a target. Whole records are left to `formats.py`.
+decides whether the turn is a target. Whole records are left to `converters.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `pack` decides which rows share a forward pass; `collate` lays them out, with positions that restart at each
 row. That no token attends across rows is left to `models/scorer.py`, which reads `row_lengths`; which rows
-belong to a step is in `order.py`.
+belong to a step is in `sampler.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Questions with a gold answer, read from JSON Lines.
 
-Known benchmarks and their prompts are left to `evaluation/benchmarks.py`, judging answers to `grading/`.
+Known benchmarks and their prompts are left to `evaluation/tasks.py`, judging answers to `grading/`.
 """
 
 from __future__ import annotations

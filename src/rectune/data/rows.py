@@ -1,7 +1,7 @@
 """What the stages of rectune hand to each other: rows, problems and samples.
 
 Plain frozen dataclasses without behaviour beyond reading and writing one JSON object. How foreign
-formats become rows is in `formats.py`; how rows become token ids is in `encoding.py`.
+formats become rows is in `converters.py`; how rows become token ids is in `encoded_dataset.py`.
 """
 
 from __future__ import annotations

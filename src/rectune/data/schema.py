@@ -1,7 +1,7 @@
 """What a record may hold, declared: a pydantic model of its fields, from which reading, refusing and the docs come.
 
 A field of the record is read by a schema, refused by name because it would change what the record means, or noted as
-unread. Which formats there are is in `formats.py`, what a message of a conversation is in `messages.py`.
+unread. Which formats there are is in `converters.py`, what a message of a conversation is in `messages.py`.
 """
 
 from __future__ import annotations

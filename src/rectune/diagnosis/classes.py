@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rectune.data.tokens import token_texts
+from rectune.data.tokenization import token_texts
 
 CLASSES = ("end and special", "digits", "operators and LaTeX", "words", "code", "whitespace", "punctuation")
 _END, _DIGITS, _OPERATORS, _WORDS, _CODE, _SPACE, _OTHER = range(len(CLASSES))

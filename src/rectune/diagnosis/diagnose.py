@@ -3,8 +3,8 @@
     OUT/diagnosis.json   everything that was found
     OUT/diagnosis.html   the same to look at, with real rows coloured by probability and by weight
 
-What is measured is in `measure.py`, what each objective would do in `weights.py`, the verdict in `verdict.py`,
-risks in `risks.py`, every line that is drawn in `thresholds.py`, the page in `page.py`.
+What is measured is in `measure.py`, what each objective would do in `effective_weights.py`, the verdict in
+`recommendation.py`, risks in `risks.py`, every line that is drawn in `risks.py`, the page in `page.py`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,17 @@ import numpy as np
 import torch
 
 from rectune.config import DataConfig, TrainConfig
-from rectune.data.encoding import EncodedRows, choose_template
+from rectune.data.chat_template import check_template
+from rectune.data.contamination import find_overlap
+from rectune.data.encoded_dataset import EncodedRows, choose_template
 from rectune.data.findings import token_findings
-from rectune.data.overlap import find_overlap
+from rectune.data.load_rows import read_rows, row_at
 from rectune.data.packing import Batch, collate
-from rectune.data.reading import read_rows, row_at
-from rectune.data.run_prompt import as_trained, run_prompt
-from rectune.data.templates import check_template
-from rectune.data.tokens import token_texts
-from rectune.diagnosis import figures
+from rectune.data.tokenization import token_texts
+from rectune.data.trained_prompt import as_trained, run_prompt
+from rectune.diagnosis import summary_statistics as figures
 from rectune.diagnosis.classes import token_classes
-from rectune.diagnosis.examples import choose, examples
-from rectune.diagnosis.measure import Measured, measure
-from rectune.diagnosis.page import render_page
-from rectune.diagnosis.risks import Found, find_risks
-from rectune.diagnosis.verdict import check_goal, decide
-from rectune.diagnosis.weights import (
+from rectune.diagnosis.effective_weights import (
     DEFAULT,
     describe,
     gradient_norms,
@@ -45,19 +40,24 @@ from rectune.diagnosis.weights import (
     parse,
     weight_of,
 )
-from rectune.disk import check_writable
+from rectune.diagnosis.examples import choose, examples
+from rectune.diagnosis.measure import Measured, measure
+from rectune.diagnosis.page import render_page
+from rectune.diagnosis.recommendation import check_goal, decide
+from rectune.diagnosis.risks import Found, find_risks
 from rectune.errors import UserError
 from rectune.models.limits import encode_for
-from rectune.models.loading import check_model, fingerprint, load_model
+from rectune.models.load import check_model, fingerprint, load_model
 from rectune.models.lora import unfreeze
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
 from rectune.pages.render import write_page
-from rectune.processes import default_device
+from rectune.runtime.distributed import default_device
+from rectune.runtime.locks import check_writable
 from rectune.sampling.progress import reporter
-from rectune.training.checkpoints import to_json, write_text
-from rectune.training.monitors import PROBABILITY_BINS
+from rectune.training.checkpoint import to_json, write_text
+from rectune.training.metrics import PROBABILITY_BINS
 
 log = logging.getLogger("rectune")
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rectune.data.encoding import EncodedRows
+from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.packing import collate
-from rectune.data.tokens import token_texts
+from rectune.data.tokenization import token_texts
 from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 from rectune.logprobs import supervised_positions

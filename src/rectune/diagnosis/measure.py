@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rectune.data.encoding import EncodedRows
+from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.packing import Batch, collate
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions

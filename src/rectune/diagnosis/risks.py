@@ -7,15 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rectune.data.encoding import RowCounts
+from rectune.data.encoded_dataset import RowCounts
 from rectune.data.findings import Finding
-from rectune.diagnosis import thresholds as lines
 from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
+
+
+class Line(NamedTuple):
+    """A threshold and its source."""
+
+    value: float
+    source: str
+
+
+OWN = "our choice"
+
+STRONG = Line(0.75, "arXiv:2510.00526: at mean p 0.76 to 0.81 (mathematics) prior-leaning objectives win")
+INTERMEDIATE = Line(0.5, "arXiv:2510.00526: at mean p of about 0.5 (medicine) SFT and -p tie")
+WEAK = Line(0.1, "arXiv:2510.00526: at mean p of about 0.01 (puzzles in figlets) SFT wins, -p learns nothing")
+NEAR = Line(0.05, OWN + ": this close to a line the verdict is less sure")
+
+STRUCTURAL_P = Line(
+    0.05, "the paper's tracker: end tokens with p near 0 get no weight, so DFT never learns to stop"
+)
+CONTENT_P = Line(0.1, "the paper, section 4.5: Natural Questions, where DFT falls below the base model")
+CONTENT_SHARE = Line(0.3, OWN + ": share of improbable content tokens from which rows look like facts")
+SHORT_ANSWER = Line(40, OWN + ": targets in an answer; facts and labels are short, reasoning is long")
+CERTAIN_ENTROPY = Line(0.15, OWN + ": nats a token below which the model is nearly certain")
+DETERMINISTIC_ANSWERS = Line(
+    0.2,
+    "the paper's README: DFT is weak on near-deterministic targets; the line is ours: distinct answers per row",
+)
+FORMAT_ROWS = Line(0.5, OWN + ": share of rows in which a token stands that belongs to their format")
+FORMAT_P = Line(0.05, OWN + ": median p of a format token below which weight p hardly teaches it")
+FIRST_TOKEN_P = Line(
+    0.02, OWN + ": the first token of nearly every answer is improbable while the rest is not"
+)
+FIRST_TOKEN_REST = Line(0.3, OWN + ": mean p of the rest, beside an improbable first token")
+TRUNCATED = Line(0.01, OWN + ": share of rows cut at max_length; their answers have no end to learn")
+DUPLICATES = Line(0.02, OWN + ": share of rows that repeat an earlier one")
+ODD_ROW_Z = Line(5.0, OWN + ": robust z-score of a row's NLL per token, the rest of the set being confident")
+ODD_ROW_REST = Line(0.4, OWN + ": mean p of the set from which an odd row is told")
+LOW_ESS = Line(0.1, OWN + ": effective share of targets below which few tokens carry the training")
+ERRORS_NEAR = Line(2.0, OWN + ": as near as so many standard errors (over rows) counts as near, too")
+FEW_TARGETS = Line(2000, OWN + ": targets below which the figures are coarse")
+RATE_BOUNDS = (0.5, 10.0)
+"""Of a learning-rate factor: beyond ten times nobody has reported a gain (the paper's tracker has one of ten)."""
+
 
 _MOST_ROWS = 10
 _FEW_ROWS = 20  # below that, nothing is said about what most rows are like
@@ -61,7 +103,7 @@ def find_risks(found: Found) -> list[dict[str, Any]]:
 
 
 def _risk(
-    name: str, severity: str, evidence: str, remedy: str, line: lines.Line, value: float,
+    name: str, severity: str, evidence: str, remedy: str, line: Line, value: float,
     rows: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     return {
@@ -83,14 +125,14 @@ def _never_ends(found: Found) -> Iterator[dict[str, Any]]:
     if not ends.any():
         yield _risk(
             "no end", "high", "no target ends a turn: the rows stop without an end token",
-            "check the template: without an end to learn the model will not stop", lines.STRUCTURAL_P, 0.0,
+            "check the template: without an end to learn the model will not stop", STRUCTURAL_P, 0.0,
         )  # fmt: skip
-    elif (p := float(np.median(m.p_N[ends]))) < lines.STRUCTURAL_P.value:
+    elif (p := float(np.median(m.p_N[ends]))) < STRUCTURAL_P.value:
         yield _risk(
             "end tokens", "high",
             f"the median probability of tokens that end a turn or are special is {p:.2g}",
             "keep objective.protect at its default (these tokens keep weight 1), or train some steps with sft first",
-            lines.STRUCTURAL_P, p,
+            STRUCTURAL_P, p,
         )  # fmt: skip
 
 
@@ -99,16 +141,16 @@ def _facts(found: Found) -> Iterator[dict[str, Any]]:
     m = found.measured
     content = np.isin(found.classes_N, [CLASSES.index("words"), CLASSES.index("digits")])
     length = len(m.logp_N) / len(m.rows)
-    if content.sum() < 20 or length > lines.SHORT_ANSWER.value:
+    if content.sum() < 20 or length > SHORT_ANSWER.value:
         return
-    share = float((m.p_N[content] < lines.CONTENT_P.value).mean())
-    if share >= lines.CONTENT_SHARE.value:
+    share = float((m.p_N[content] < CONTENT_P.value).mean())
+    if share >= CONTENT_SHARE.value:
         worst = np.argsort(m.per_row(m.logp_N))
         yield _risk(
             "facts", "high",
             f"answers are short ({length:.0f} targets) and {share:.0%} of their words and digits have p below "
-            f"{lines.CONTENT_P.value:g}: they look like facts rather than reasoning",
-            "use sft: what the model does not say already, dft hardly teaches", lines.CONTENT_P, share,
+            f"{CONTENT_P.value:g}: they look like facts rather than reasoning",
+            "use sft: what the model does not say already, dft hardly teaches", CONTENT_P, share,
             [_row(found, row) for row in worst[:_MOST_ROWS]],
         )  # fmt: skip
 
@@ -116,7 +158,7 @@ def _facts(found: Found) -> Iterator[dict[str, Any]]:
 def _format(found: Found) -> Iterator[dict[str, Any]]:
     """Tokens that most answers have and the model does not expect: the format that is to be learnt."""
     m = found.measured
-    if len(m.rows) < _FEW_ROWS or m.p_N.mean() < lines.WEAK.value:
+    if len(m.rows) < _FEW_ROWS or m.p_N.mean() < WEAK.value:
         return
     candidate = ~m.structural_N & (found.classes_N != CLASSES.index("digits"))
     if _unexpected_start(m) is not None:  # said by a risk of its own
@@ -126,9 +168,9 @@ def _format(found: Found) -> Iterator[dict[str, Any]]:
     )  # each token once for each row
     ids, rows = np.unique(pairs // len(m.rows), return_counts=True)
     stuck = []
-    for token in ids[rows >= lines.FORMAT_ROWS.value * len(m.rows)]:
+    for token in ids[rows >= FORMAT_ROWS.value * len(m.rows)]:
         places = np.flatnonzero((m.targets_N == token) & candidate)
-        if (p := float(np.median(m.p_N[places]))) < lines.FORMAT_P.value:
+        if (p := float(np.median(m.p_N[places]))) < FORMAT_P.value:
             stuck.append((p, int(token), places))
     if stuck:
         stuck.sort(key=lambda one: one[0])
@@ -138,7 +180,7 @@ def _format(found: Found) -> Iterator[dict[str, Any]]:
             "format tokens", "medium",
             f"most answers have {named}, which the model does not expect",
             "weight p hardly teaches them: train some steps with sft first (phases), or use floor",
-            lines.FORMAT_P, stuck[0][0], [_row(found, int(row)) for row in m.row_N[stuck[0][2]][:3]],
+            FORMAT_P, stuck[0][0], [_row(found, int(row)) for row in m.row_N[stuck[0][2]][:3]],
         )  # fmt: skip
 
 
@@ -146,19 +188,19 @@ def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
     """Targets with one right form: labels, or answers that the model is certain of."""
     m = found.measured
     entropy = float(m.entropy_N.mean())
-    if entropy < lines.CERTAIN_ENTROPY.value:
+    if entropy < CERTAIN_ENTROPY.value:
         yield _risk(
             "certain", "low", f"the model is nearly certain of its next token (entropy {entropy:.2f} nats)",
             "what it does not expect is noise or news, and only you can tell which: look at the least likely rows",
-            lines.CERTAIN_ENTROPY, entropy,
+            CERTAIN_ENTROPY, entropy,
         )  # fmt: skip
     answers = {tuple(m.targets_N[m.row_N == row].tolist()) for row in range(min(len(m.rows), 500))}
     share = len(answers) / min(len(m.rows), 500)
-    if len(m.rows) >= _FEW_ROWS and share < lines.DETERMINISTIC_ANSWERS.value:
+    if len(m.rows) >= _FEW_ROWS and share < DETERMINISTIC_ANSWERS.value:
         yield _risk(
             "deterministic", "medium",
             f"{len(answers)} different answers in {min(len(m.rows), 500)} rows: labels, not prose",
-            "use sft: a single right answer is what dft is reported weak on", lines.DETERMINISTIC_ANSWERS, share,
+            "use sft: a single right answer is what dft is reported weak on", DETERMINISTIC_ANSWERS, share,
         )  # fmt: skip
 
 
@@ -169,7 +211,7 @@ def _template(found: Found) -> Iterator[dict[str, Any]]:
         tokens = ", ".join(finding.tokens)
         yield _risk(
             name, severity, f"{finding.rows:,} of {finding.of:,} rows {finding.what}" + f" ({tokens})" * bool(tokens),
-            finding.remedy, lines.Line(0.0, lines.OWN), finding.rows,
+            finding.remedy, Line(0.0, OWN), finding.rows,
             [{"where": where, "note": tokens} for where in finding.where],
         )  # fmt: skip
     m = found.measured
@@ -183,7 +225,7 @@ def _template(found: Found) -> Iterator[dict[str, Any]]:
             f"the first token of an answer (often {shown!r}) has median p {p:.2g}, "
             f"all tokens a mean of {m.p_N.mean():.2f}",
             "the prompt may end otherwise than the model is used to (a space, a newline, a template): see the rows",
-            lines.FIRST_TOKEN_P, p, [_row(found, int(m.row_N[i])) for i in worst],
+            FIRST_TOKEN_P, p, [_row(found, int(m.row_N[i])) for i in worst],
         )  # fmt: skip
 
 
@@ -195,7 +237,7 @@ def _starts(m: Measured) -> np.ndarray:
 def _unexpected_start(m: Measured) -> float | None:
     """Median p of an answer's first token, where that is improbable and the rest is not."""
     p = float(np.median(m.p_N[_starts(m)]))
-    unexpected = p < lines.FIRST_TOKEN_P.value and m.p_N.mean() > lines.FIRST_TOKEN_REST.value
+    unexpected = p < FIRST_TOKEN_P.value and m.p_N.mean() > FIRST_TOKEN_REST.value
     return p if unexpected else None
 
 
@@ -203,10 +245,10 @@ def _cut(found: Found) -> Iterator[dict[str, Any]]:
     """Rows cut at max_length."""
     lost = found.counts.truncated + found.counts.dropped
     share = lost / max(1, found.counts.rows + found.counts.dropped)
-    if share > lines.TRUNCATED.value:
+    if share > TRUNCATED.value:
         yield _risk(
             "truncation", "medium", f"{lost:,} rows ({share:.1%}) are longer than {found.max_length} tokens",
-            "raise max_length, or leave these rows out: a cut answer teaches not to end", lines.TRUNCATED, share,
+            "raise max_length, or leave these rows out: a cut answer teaches not to end", TRUNCATED, share,
         )  # fmt: skip
 
 
@@ -214,12 +256,12 @@ def _repeats(found: Found) -> Iterator[dict[str, Any]]:
     """Rows that repeat an earlier one."""
     total = found.counts.rows + found.counts.dropped
     share = found.counts.duplicates / max(1, total)
-    if share > lines.DUPLICATES.value:
+    if share > DUPLICATES.value:
         yield _risk(
             "duplicates", "medium",
             f"{found.counts.duplicates:,} of {total:,} rows ({share:.1%}) repeat an earlier one",
             "remove them: they count several times",
-            lines.DUPLICATES, share, [{"where": where, "note": "repeats an earlier row"} for where in found.duplicates],
+            DUPLICATES, share, [{"where": where, "note": "repeats an earlier row"} for where in found.duplicates],
         )  # fmt: skip
 
 
@@ -228,7 +270,7 @@ def _contaminated(found: Found) -> Iterator[dict[str, Any]]:
     if found.overlap:
         yield _risk(
             "overlap", "high", f"{len(found.overlap)} benchmark problems occur in the rows",
-            "remove these rows, or do not evaluate on these problems", lines.Line(0, lines.OWN), len(found.overlap),
+            "remove these rows, or do not evaluate on these problems", Line(0, OWN), len(found.overlap),
             [{"where": where, "note": f"problem {problem}"} for problem, where in found.overlap],
         )  # fmt: skip
 
@@ -236,7 +278,7 @@ def _contaminated(found: Found) -> Iterator[dict[str, Any]]:
 def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
     """Rows far less likely than the rest of a set that the model is confident about: perhaps wrong ones."""
     m = found.measured
-    if len(m.rows) < _FEW_ROWS or m.p_N.mean() < lines.ODD_ROW_REST.value:
+    if len(m.rows) < _FEW_ROWS or m.p_N.mean() < ODD_ROW_REST.value:
         return
     nll = -m.per_row(m.logp_N)
     middle = float(np.median(nll))
@@ -244,12 +286,12 @@ def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
     if spread <= 0:
         return
     z = (nll - middle) / spread
-    odd = [row for row in np.argsort(-z) if z[row] >= lines.ODD_ROW_Z.value]
+    odd = [row for row in np.argsort(-z) if z[row] >= ODD_ROW_Z.value]
     if odd:
         yield _risk(
             "odd rows", "low",
             f"{len(odd)} rows are far less likely than the rest ({nll[odd[0]]:.1f} nats a token; median {middle:.2f})",
-            "read them: a wrong answer looks like this, a rare topic too", lines.ODD_ROW_Z, float(z[odd[0]]),
+            "read them: a wrong answer looks like this, a rare topic too", ODD_ROW_Z, float(z[odd[0]]),
             [_row(found, int(row)) for row in odd],
         )  # fmt: skip
 

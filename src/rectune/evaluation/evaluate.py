@@ -6,7 +6,7 @@
 
 The default protocol is the paper's: zero-shot, its instruction, T = 1, 16 samples of up to 4096 tokens. A
 model trained here is asked as it was trained, unless told otherwise. Sampling is in `sampling/`, grading in
-`grading/`, the numbers in `scoring.py`, comparing two evaluations in `compare.py`.
+`grading/`, the numbers in `accuracy.py`, comparing two evaluations in `results.py`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectune.data.run_prompt import run_prompt
-from rectune.data.templates import check_template, template_date
-from rectune.disk import FORMAT, check_output, writing
-from rectune.evaluation.asking import Asked, Wanted, ask, mismatches, overlapping
-from rectune.evaluation.benchmarks import BENCHMARKS
-from rectune.evaluation.scoring import Line, read_graded, score
-from rectune.models.loading import check_model
-from rectune.processes import share, wait_for_all
+from rectune.data.chat_template import check_template, template_date
+from rectune.data.trained_prompt import run_prompt
+from rectune.evaluation.accuracy import Line, read_graded, score
+from rectune.evaluation.prompts import Asked, Wanted, ask, mismatches, overlapping
+from rectune.evaluation.tasks import BENCHMARKS
+from rectune.models.load import check_model
+from rectune.runtime.distributed import share, wait_for_all
+from rectune.runtime.locks import FORMAT, check_output, writing
 
 if TYPE_CHECKING:
-    from rectune.sampling.engine import Engine
+    from rectune.sampling.sample import Engine
 
 log = logging.getLogger("rectune")
 
@@ -88,9 +88,9 @@ def evaluate(
     """
     from rectune.grading import grade
     from rectune.sampling.dated import kept_template
-    from rectune.sampling.engine import sample
     from rectune.sampling.progress import reporter
-    from rectune.sampling.stops import check_stops
+    from rectune.sampling.sample import sample
+    from rectune.sampling.stop_strings import check_stops
 
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
     asks, name = template or (run.template if run else "auto"), str(run.model) if run else model

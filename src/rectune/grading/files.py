@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rectune.disk import check_output, writing
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, check_item
 from rectune.grading.verdicts import ADDED, VERDICTS, Graded, Item
-from rectune.stopping import saying
+from rectune.runtime.locks import check_output, writing
+from rectune.runtime.signals import saying
 
 _Pending = deque[tuple[bytes, bool]]
 

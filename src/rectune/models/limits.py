@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow.compute
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rectune.data.encoding import EncodedRows, encode_rows
-from rectune.data.templates import Template
+from rectune.data.chat_template import Template
+from rectune.data.encoded_dataset import EncodedRows, encode_rows
 from rectune.errors import UserError
 
 log = logging.getLogger("rectune")

@@ -1,7 +1,7 @@
 """LoRA adapters through peft: put on, trained on, and merged into the weights. Saving and loading is peft's own.
 
 An adapter on the language-model head is refused: the head's log-probabilities are computed from its weight
-(`logprobs.py`), which would leave the adapter out.
+(`logprobs/__init__.py`), which would leave the adapter out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError, unknown_name
-from rectune.models.loading import adapter_folder, need_peft
+from rectune.models.load import adapter_folder, need_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel

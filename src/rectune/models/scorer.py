@@ -1,7 +1,7 @@
 """From a packed batch to per-token columns: the only file that knows the inside of transformers' models.
 
 A causal model is a body (ids to hidden states) and a head (hidden states to logits). The body runs over the
-pack with attention inside rows only; only supervised positions reach the head, through `logprobs.py`. Before
+pack with attention inside rows only; only supervised positions reach the head, through `logprobs/__init__.py`. Before
 its first batch a `Scorer` checks both halves against the model's own forward, so that an architecture whose rows
 would leak into each other, or whose head does something unknown, is refused by name instead of being trained wrongly.
 """
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from rectune.data.packing import Batch
 from rectune.errors import UserError
 from rectune.logprobs import COLUMNS, MEMORY_BUDGET, Implementation, supervised_positions, token_columns
-from rectune.models import attention
+from rectune.models import packed_attention as attention
 from rectune.models.limits import no_embedding, positions, rope_kinds
 from rectune.models.rope import choose_per_row
 
@@ -170,7 +170,7 @@ class Scorer:
         return self._with_weights(copied)
 
     def _with_weights(self, function: Callable[[], T]) -> T:
-        """Call it while the weights are whole: they may be sharded (`training/sharding.py`)."""
+        """Call it while the weights are whole: they may be sharded (`training/fsdp.py`)."""
         sharded: Callable[[Callable[[], T]], T] | None = getattr(self.causal, "with_weights", None)
         return sharded(function) if sharded else function()
 

@@ -3,7 +3,7 @@
 A template extends `pages/base.html` and is named by its place in the package, such as "diagnosis/page.html". Every
 value is escaped unless it is `Markup`, and what would act unseen (control characters, turned direction) is made
 visible; a content security policy allows only the scripts that the page was made with, so that markup in a row or an
-answer stays text. What is on a page is decided by its room; figures are in `figures.py`.
+answer stays text. What is on a page is decided by its room; figures are in `plots.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from rectune.errors import UserError
-from rectune.visible import visible
+from rectune.runtime.escape import visible
 
 
 def render(template: str, *, title: str, script: str = "", **values: Any) -> str:

@@ -1,6 +1,6 @@
 """From folders to the data of the page: one JSON-ready dict, which `rectune report --json` prints.
 
-Reading is in `read.py`, grouping in `grouping.py`; each part of the page has its own file. Nothing here draws.
+Reading is in `load_runs.py`, grouping in `grouping.py`; each part of the page has its own file. Nothing here draws.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError, unknown_name
-from rectune.reporting import answers, course, facts, paper
+from rectune.reporting import curves as course
+from rectune.reporting import run_info as facts
+from rectune.reporting import run_info as paper
+from rectune.reporting import sample_table as answers
 from rectune.reporting.grouping import BASE, Arm, group, short
-from rectune.reporting.read import FORMAT, Found, Notes, read_folder
+from rectune.reporting.load_runs import FORMAT, Found, Notes, read_folder
 from rectune.reporting.verdict import make_verdict
 
 

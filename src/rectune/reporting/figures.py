@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rectune.pages.figures import BASE_COLOUR, COLOURS, figure
+from rectune.pages.plots import BASE_COLOUR, COLOURS, figure
 from rectune.reporting.grouping import BASE
 
 _LINES = ("solid", "dashed", "dotted", "dashdot")

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from rectune.config import ObjectiveConfig
 from rectune.errors import UserError
-from rectune.reporting.read import Evaluation, Found, Notes, Record, Run
-from rectune.training.phases import make_phases
-from rectune.training.run_folder import FREE
-from rectune.visible import visible
+from rectune.reporting.load_runs import Evaluation, Found, Notes, Record, Run
+from rectune.runtime.escape import visible
+from rectune.training.objective_schedule import make_phases
+from rectune.training.run_dir import FREE
 
 BASE = "base"
 _OWN = FREE | {"out", "seed"}

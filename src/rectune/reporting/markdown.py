@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rectune.reporting.parts import Section, Table
-from rectune.visible import visible
+from rectune.reporting.sections import Section, Table
+from rectune.runtime.escape import visible
 
 _MEANS_SOMETHING = re.compile(r"([\\`*_{}\[\]<>|#~!$&])")
 _VERDICTS = {"correct": "✓ correct", "wrong": "✗ wrong", "unparsed": "✗ no answer found"}

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rectune.disk import check_output
 from rectune.errors import UserError, unknown_name
 from rectune.pages.render import render, write_page
 from rectune.reporting import figures
-from rectune.reporting.closing import closing
 from rectune.reporting.collect import collect
 from rectune.reporting.markdown import render_markdown
-from rectune.reporting.parts import Section
-from rectune.reporting.sections import sections
+from rectune.reporting.sections import Section, closing, sections
+from rectune.runtime.locks import check_output
 
 FORMATS = ("html", "markdown")
 

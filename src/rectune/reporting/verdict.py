@@ -1,7 +1,7 @@
 """The verdict of a page: a comparison's own, else judged from the evaluations that are there, else open.
 
-The paired statistics are in `evaluation/arms.py`. Without accuracies no winner is named: neither an objective's value
-nor NLL says which model solves more problems.
+The paired statistics are in `analysis/significance.py`. Without accuracies no winner is named: neither an
+objective's value nor NLL says which model solves more problems.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rectune.analysis.significance import judge
+from rectune.analysis.summary_text import headline
 from rectune.errors import UserError
-from rectune.evaluation.arms import judge
-from rectune.evaluation.wording import headline
 from rectune.reporting.grouping import BASE, Arm
-from rectune.reporting.read import Found, Notes, Record, number
+from rectune.reporting.load_runs import Found, Notes, Record, number
 
 OPEN = (
     "The verdict is open: accuracy was not measured. A falling loss does not say which model solves more problems, and "

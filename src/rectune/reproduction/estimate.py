@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rectune.config import DataConfig
-from rectune.data.order import plan_steps
+from rectune.data.sampler import plan_steps
 from rectune.reproduction.job import Job
 from rectune.reproduction.paper import figures
 from rectune.reproduction.recipe import Arm

@@ -1,6 +1,6 @@
 """Figure 2: the probability of the training targets under every model of a recipe, and which tokens DFT gives up.
 
-The bins are those of the paper, `PROBABILITY_BINS`; what is measured is in `training/monitors.py`.
+The bins are those of the paper, `PROBABILITY_BINS`; what is measured is in `training/metrics.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import TrainConfig
-from rectune.disk import load_record
-from rectune.processes import default_device
 from rectune.reproduction.job import BASE, Job, trained_folder
-from rectune.training.checkpoints import to_json, write_text
+from rectune.runtime.distributed import default_device
+from rectune.runtime.locks import load_record
+from rectune.training.checkpoint import to_json, write_text
 
 ROWS = 2000
 """Most rows that are measured."""
@@ -47,10 +47,10 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
     import torch
 
     from rectune.data.packing import pack
-    from rectune.models.loading import load_model
+    from rectune.models.load import load_model
     from rectune.models.scorer import Scorer
-    from rectune.training.batches import capacity, load_data
-    from rectune.training.monitors import histogram
+    from rectune.training.dataloader import capacity, load_data
+    from rectune.training.metrics import histogram
 
     device = default_device()
     weights, tokenizer = load_model(str(model), dtype=torch.float32, device=device)

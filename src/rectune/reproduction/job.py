@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rectune.comparison.answers import Draws
 from rectune.config import Settings, TrainConfig, load_config
-from rectune.offline.settings import OfflineConfig
-from rectune.online.config import OnlineConfig
+from rectune.config.rft_config import OfflineConfig
+from rectune.config.rl_config import OnlineConfig
+from rectune.experiments.evaluator import Draws
 from rectune.reproduction.recipe import Arm, Recipe, Scale, full_settings, mini_settings
 from rectune.reproduction.task import DOMAINS, Task
 

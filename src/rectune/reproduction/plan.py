@@ -100,7 +100,7 @@ def launch_line(job: Job, arm: Arm, gpus: int) -> str:
             given += [flag(name), _typed(value)]
     for name, value in config.objective.settings.items():
         given += [flag(f"objective.{name}"), _typed(value)]
-    processes = f"accelerate launch --num_processes {gpus} -m rectune.cli train"
+    processes = f"accelerate launch --num_processes {gpus} -m rectune.cli.app train"
     return f"{processes} {shlex.join(given)} --resume"
 
 

@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 
 from rectune.config import TrainConfig
-from rectune.data.order import draw
-from rectune.data.reading import read_rows, row_at
-from rectune.data.sources import from_hub
+from rectune.data.load_rows import read_rows, row_at
+from rectune.data.readers import from_hub
+from rectune.data.sampler import draw
 from rectune.errors import UserError
 from rectune.grading.final_answer import extract_answer
 from rectune.reproduction.job import Job
-from rectune.training.checkpoints import write_text
+from rectune.training.checkpoint import write_text
 
 FACTS = "google-research-datasets/nq_open"
 

@@ -1,6 +1,6 @@
 """What a reproduction comes to: comparison.json for the page, and what reproduction.json says of one model.
 
-The verdict is `evaluation/arms.py`'s, the figures beside the paper's are `beside.py`'s.
+The verdict is `analysis/significance.py`'s, the figures beside the paper's are `beside.py`'s.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rectune.comparison.answers import correct
-from rectune.disk import load_record
-from rectune.evaluation.arms import judge
+from rectune.analysis.significance import judge
+from rectune.experiments.evaluator import correct
 from rectune.reproduction.beside import beside_full, beside_mini, order
 from rectune.reproduction.job import BASE, Job, trained_folder
 from rectune.reproduction.paper import paper_table
 from rectune.reproduction.recipe import Arm
 from rectune.reproduction.runs import kinds_of, run_cost
 from rectune.reproduction.tables import page_tables, sentences
-from rectune.training.checkpoints import to_json, write_text
+from rectune.runtime.locks import load_record
+from rectune.training.checkpoint import to_json, write_text
 
 
 def record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,18 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rectune.comparison.answers import Draws, correct, is_answered
-from rectune.comparison.choices import accuracy, best_rate
-from rectune.comparison.clock import Clock
-from rectune.disk import check_writable, hold, load_record
 from rectune.errors import UserError, unknown_name
+from rectune.experiments.checkpoint_choice import accuracy, best_rate
+from rectune.experiments.evaluator import Draws, correct, is_answered
+from rectune.experiments.time_left import Clock
 from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
 from rectune.reproduction.paper import paper_table
 from rectune.reproduction.prepare import prepare
 from rectune.reproduction.recipe import SCALES, Arm, Recipe, load_mini, load_recipe
 from rectune.reproduction.record import record
 from rectune.reproduction.runs import Respondent, carry_out, draw_samples, is_done, kinds_of
-from rectune.training.checkpoints import to_json, write_text
+from rectune.runtime.locks import check_writable, hold, load_record
+from rectune.training.checkpoint import to_json, write_text
 
 log = logging.getLogger("rectune")
 
@@ -200,7 +200,7 @@ def _run(job: Job, arm: Arm, seed: int) -> None:
 
 def _along(job: Job, arm: Arm, config: Any, every: int) -> None:
     """Pause the training every so many steps, and ask the model as it is then."""
-    from rectune.training.plan import plan
+    from rectune.training.dry_run import plan
 
     steps = config.steps or plan(config)["steps"]
     for step in range(every, steps, every):

@@ -1,6 +1,6 @@
 """Carrying out one run of a reproduction, whichever its method, and asking models; what is finished is left alone.
 
-    train    rectune.training.loop.train      on demonstrations
+    train    rectune.training.trainer.train      on demonstrations
     offline  rectune.offline.offline          on the base model's own graded answers, which all offline arms share
     online   rectune.online.train_online      on answers of the model in training
 
@@ -18,19 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectune.comparison.answers import Draws, is_answered
 from rectune.config import Settings, TrainConfig
-from rectune.disk import load_record
+from rectune.config.rft_config import OfflineConfig
 from rectune.evaluation.evaluate import evaluate
-from rectune.offline.settings import OfflineConfig
+from rectune.experiments.evaluator import Draws, is_answered
 from rectune.reproduction.job import Asking, Job, trained_folder
 from rectune.reproduction.recipe import Arm
-from rectune.training.checkpoints import to_json, write_text
-from rectune.training.loop import train
+from rectune.runtime.locks import load_record
+from rectune.training.checkpoint import to_json, write_text
+from rectune.training.trainer import train
 
 if TYPE_CHECKING:
-    from rectune.online.config import OnlineConfig
-    from rectune.sampling.local import LocalEngine
+    from rectune.config.rl_config import OnlineConfig
+    from rectune.sampling.hf.engine import LocalEngine
 
 
 def is_done(arm: Arm, folder: Path) -> bool:
@@ -43,13 +43,13 @@ def carry_out(arm: Arm, config: Settings, *, until: int | None = None) -> None:
     folder = Path(config.out)  # type: ignore[attr-defined]
     if not is_done(arm, folder):
         if isinstance(config, OfflineConfig):
-            from rectune.offline.run import offline
+            from rectune.experiments.rft import offline
 
             offline(config, resume=True)
         elif isinstance(config, TrainConfig):
             train(config, resume=True, until=until)
         else:
-            from rectune.online.loop import train_online
+            from rectune.rl.loop import train_online
 
             online: OnlineConfig = config  # type: ignore[assignment]
             train_online(online, resume=True)
@@ -61,7 +61,7 @@ def carry_out(arm: Arm, config: Settings, *, until: int | None = None) -> None:
 def draw_samples(job: Job, seed: int) -> None:
     """The base model's answers that the offline arms of a seed share; how long it took stays beside them."""
     from rectune.data.problems import read_problems
-    from rectune.sampling.engine import sample
+    from rectune.sampling.sample import sample
 
     path = job.samples(seed)
     done = path.with_suffix(".json")
@@ -133,7 +133,7 @@ class Respondent:
 
     def _loaded(self) -> LocalEngine | str:
         if self._engine is None:
-            from rectune.sampling.local import LocalEngine
+            from rectune.sampling.hf.engine import LocalEngine
 
             template, precision = self.asking.template, self.asking.precision
             self._engine = LocalEngine.load(self.weights, template=template, precision=precision)

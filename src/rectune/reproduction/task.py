@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import load_config
-from rectune.data.reading import default_cache
-from rectune.models.loading import quiet_bars
+from rectune.data.load_rows import default_cache
+from rectune.models.load import quiet_bars
 from rectune.reproduction.stories import Story, answered, spoil, stories, vocabulary
-from rectune.training.checkpoints import write_text
-from rectune.training.loop import train
+from rectune.training.checkpoint import write_text
+from rectune.training.trainer import train
 
 DEMONSTRATED = ("hands",)
 OTHERS = ("bus", "shelf")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rectune.data.run_prompt import TEMPLATE
-from rectune.data.templates import choose_template, without_date
-from rectune.disk import writing
-from rectune.models.loading import load_tokenizer
+from rectune.data.chat_template import choose_template, without_date
+from rectune.data.trained_prompt import TEMPLATE
+from rectune.models.load import load_tokenizer
+from rectune.runtime.locks import writing
 
 
 def kept_template(folder: Path, name: str, model: str) -> str:

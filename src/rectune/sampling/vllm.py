@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
-from rectune.data.encoding import choose_template, stop_ids
+from rectune.data.encoded_dataset import choose_template, stop_ids
 from rectune.errors import UserError
-from rectune.models.loading import adapter_folder, find_folder
-from rectune.sampling.draws import sample_key
-from rectune.sampling.engine import Completion, DrawSettings, Request
-from rectune.sampling.stops import cut, special_stops
+from rectune.models.load import adapter_folder, find_folder
+from rectune.sampling.hf.token_sampler import sample_key
+from rectune.sampling.sample import Completion, DrawSettings, Request
+from rectune.sampling.stop_strings import cut, special_stops
 
 WAVE = 4096  # requests handed over at once, so that finished ones reach the file before all are done
 

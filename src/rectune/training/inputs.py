@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from rectune.config import TrainConfig
-from rectune.data.run_prompt import as_trained
-from rectune.data.templates import check_template
-from rectune.disk import check_writable
+from rectune.data.chat_template import check_template
+from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
-from rectune.models.loading import check_model
+from rectune.models.load import check_model
 from rectune.models.lora import with_own_lora
-from rectune.training.batches import Texts, read_texts
-from rectune.training.phases import make_phases
-from rectune.training.reference_file import SUFFIX
+from rectune.runtime.locks import check_writable
+from rectune.training.dataloader import Texts, read_texts
+from rectune.training.objective_schedule import make_phases
+from rectune.training.reference import SUFFIX
 from rectune.training.trackers import check_trackers
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from rectune.config import TrainConfig
 from rectune.objectives import vanishes
-from rectune.training.batches import TrainingData
-from rectune.training.phases import Phase
+from rectune.training.dataloader import TrainingData
+from rectune.training.objective_schedule import Phase
 
 log = logging.getLogger("rectune")
 

@@ -1,9 +1,9 @@
 """`ref_logp`: log-probs of the rows' targets under a model that stays as it is, computed once before the first step.
 
 iw-SFT and DPO compare the model with a reference: the weights that training starts from, or another model. Its
-log-probs do not change, so one pass computes them and `reference_file.py` keeps them, where the next run and one that
+log-probs do not change, so one pass computes them and `py` keeps them, where the next run and one that
 goes on find them; no second model is in memory while training. Objectives that need the reference's whole distribution
-(`kl`) get it as a frozen model. Reading rows is left to `batches.py`, computing columns to `models/scorer.py`.
+(`kl`) get it as a frozen model. Reading rows is left to `dataloader.py`, computing columns to `models/scorer.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +21,99 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
-from rectune.data.encoding import EncodedRows
+from rectune.data.encoded_dataset import EncodedRows
+from rectune.data.load_rows import default_cache
 from rectune.data.packing import collate, pack
+from rectune.data.readers import PACKAGED
 from rectune.errors import UserError
-from rectune.models.loading import fingerprint, load_model
+from rectune.models.load import fingerprint, load_model
 from rectune.models.lora import starts_from_adapter
 from rectune.models.scorer import Scorer
 from rectune.sampling.progress import reporter
-from rectune.training import reference_file
-from rectune.training.batches import Split, TrainingData
+from rectune.training.dataloader import Split, TrainingData
+
+FORMAT = "1"
+SUFFIX = ".safetensors"
+_BELONGS = {"rows": "other rows", "fingerprint": "another model", "vocabulary": "another tokenizer"}
+
+
+class Damaged(UserError):
+    """A file whose content is not what was written."""
+
+
+def place(source: str, belongs: Mapping[str, str]) -> Path:
+    """Beside the data; in the cache folder for data of the package or the hub, and where beside is read-only.
+
+    Args:
+        source: The data, as the user named it.
+        belongs: What the file belongs to. Its name has a digest of this, so that files of several models lie side by
+            side.
+    """
+    key = hashlib.blake2b(json.dumps(dict(belongs), sort_keys=True).encode(), digest_size=6).hexdigest()
+    path = Path(source).expanduser()
+    name = f"{path.name}.ref_logp-{key}{SUFFIX}"
+    if source not in PACKAGED and path.exists():
+        beside = path.absolute().with_name(name)
+        if beside.exists() or os.access(beside.parent, os.W_OK):
+            return beside
+        log.info("ref_logp: %s is read-only, so it is kept in the cache folder", beside.parent)
+    return default_cache() / "ref_logp" / name
+
+
+def read(path: Path, belongs: Mapping[str, str]) -> tuple[Tensor, dict[str, str]]:
+    """The column (targets,) and the whole header.
+
+    Args:
+        belongs: What the header has to say.
+
+    Raises:
+        UserError: No such file, another format, or one of other rows, another model or another tokenizer.
+        Damaged: It is not whole.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = dict(file.metadata() or {})
+            if "ref_logp" not in file.keys() or "format" not in header:  # noqa: SIM118
+                raise UserError("holds no ref_logp", where=path, hint="it is no file that rectune has kept")
+            values: Tensor = file.get_tensor("ref_logp")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+    except SafetensorError as error:
+        raise Damaged(f"is damaged ({error})", where=path) from None
+    if header["format"] != FORMAT:
+        raise UserError(f"is of format {header['format']}, this version reads {FORMAT}", where=path)
+    for name, now in belongs.items():
+        if header.get(name) != now:
+            what = _BELONGS.get(name, f"another {name}")
+            raise UserError(f"belongs to {what}: {header.get(name)}, not {now}", where=path, hint="remove it")
+    if header.get("checksum") != _checksum(values):
+        raise Damaged("is damaged (another checksum than when it was written)", where=path)
+    return values, header
+
+
+def write(path: Path, values: Tensor, header: Mapping[str, str]) -> None:
+    """Write the file whole or not at all; of two writers at a time the last one stays, which wrote the same."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"format": FORMAT, **header, "checksum": _checksum(values)}
+        save_file({"ref_logp": values}, aside, metadata=metadata)
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot be written ({error})", where=path) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _checksum(values: Tensor) -> str:
+    return f"{zlib.crc32(values.numpy().data):08x}"
+
 
 log = logging.getLogger("rectune")
 
@@ -83,9 +166,9 @@ def reference_logprobs(
     rows = _Rows(data)
     words = vocabulary(tokenizer)
     given = config.reference or ""
-    if given.endswith(reference_file.SUFFIX):
+    if given.endswith(SUFFIX):
         path = Path(given).expanduser()
-        values, header = reference_file.read(path, {"rows": rows.name, "vocabulary": words})
+        values, header = read(path, {"rows": rows.name, "vocabulary": words})
         log.info("ref_logp: from %s, of %s (%s)", path, header["reference"], header["fingerprint"])
         return ReferenceLogprobs(header["fingerprint"], path, values, rows.starts)
     reference = scorer.without_adapter() if _is_base(config) else scorer
@@ -98,14 +181,14 @@ def reference_logprobs(
         "precision": str(scorer.dtype).removeprefix("torch."),
         "memory_budget": str(config.memory_budget),
     }
-    path = reference_file.place(config.data, belongs)
+    path = place(config.data, belongs)
     found = _kept(path, belongs, accelerator)
     if found is None:
         log.info("ref_logp: computing it for %s with %s", rows.name, given or "the weights as they are")
         found = _compute(reference, rows, accelerator)
         if accelerator.is_local_main_process:
             whose = {"reference": given or config.model, "template": data.template.name}
-            reference_file.write(path, found, belongs | whose)
+            write(path, found, belongs | whose)
         accelerator.wait_for_everyone()
     log.info("ref_logp: kept in %s", path)
     return ReferenceLogprobs(identity, path, found, rows.starts)
@@ -119,7 +202,7 @@ def frozen_reference(config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedT
     """
     if config.reference is None:
         return scorer.without_adapter() if _is_base(config) else scorer.frozen()
-    if config.reference.endswith(reference_file.SUFFIX):
+    if config.reference.endswith(SUFFIX):
         raise UserError("the objective needs the model itself, not its log-probs", where="reference")
     return load_reference(config, scorer, tokenizer)[0]
 
@@ -231,8 +314,8 @@ def _kept(path: Path, belongs: dict[str, str], accelerator: Accelerator) -> Tens
     found = None
     if path.exists():
         try:
-            found, _ = reference_file.read(path, belongs)
-        except reference_file.Damaged as error:
+            found, _ = read(path, belongs)
+        except Damaged as error:
             log.warning("%s: it is computed anew", error)
     everywhere = gather_object([found is not None]) if accelerator.num_processes > 1 else [found is not None]
     return found if all(everywhere) else None

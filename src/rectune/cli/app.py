@@ -1,0 +1,334 @@
+"""The command line: one verb, one function of the same name, which imports what it needs when it is called.
+
+Results go to stdout, progress and messages to stderr. Exit code 0: done, 2: a mistake of the user (one line,
+no traceback), 130 or 143: stopped by Ctrl-C or SIGTERM, 1: a defect of ours. Verbs with a flag for every setting
+are in `cli/commands.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+import rectune
+from rectune.cli.console import messages, print_lines, print_table
+from rectune.cli.parameters import Count, Switch, Texts
+from rectune.errors import UserError
+from rectune.runtime.distributed import leave
+from rectune.runtime.escape import visible
+from rectune.runtime.signals import interruptible, stopped_by
+
+app = App(
+    name="rectune",
+    help="Fine-tune language models on demonstrations so that they generalise.",
+    version=rectune.__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+
+
+# By its path, because its flags need pydantic: `rectune --help` would take twice as long.
+app.command(
+    "rectune.cli.commands:diagnose",
+    name="diagnose",
+    help="Say which objective fits the data, before any training.",
+)
+app.command(
+    "rectune.cli.commands:check", name="check", help="Say what data are, and what would be made of them."
+)
+app.command("rectune.cli.commands:train", name="train", help="Fine-tune a model on demonstrations.")
+app.command(
+    "rectune.cli.commands:online", name="online", help="Train a model on its own graded answers: GRPO or PPO."
+)
+app.command(
+    "rectune.cli.commands:offline",
+    name="offline",
+    help="Let a model learn from its own judged answers: RFT, DPO.",
+)
+app.command(
+    "rectune.cli.commands:compare",
+    name="compare",
+    help="Train with several objectives and judge them in pairs.",
+)
+app.command(
+    "rectune.cli.commands:reproduce", name="reproduce", help="Carry out a table or figure of the paper again."
+)
+
+
+@app.command(name="list")
+def list_(
+    what: Literal["objectives", "benchmarks", "models", "recipes"],
+    /,
+    *,
+    json: Switch = False,
+) -> None:
+    """Print what there is to choose from.
+
+    Args:
+        what: Which list.
+        json: Print JSON instead of a table.
+    """
+    from rectune.cli.catalog import LISTS
+
+    print_table(list(LISTS[what]()), as_json=json)
+
+
+@app.command
+def sample(
+    *,
+    model: str,
+    problems: str,
+    out: Path,
+    n: Count = 16,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    stop: Texts = (),
+    seed: int = 0,
+    engine: Literal["local", "server", "vllm"] = "local",
+    server_url: str | None = None,
+    served_name: str | None = None,
+    without_logprobs: Switch = False,
+    batch_size: int | None = None,
+    system: str | None = None,
+    template: str | None = None,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    benchmark_dir: Path | None = None,
+) -> None:
+    """Draw answers to problems from a model, one JSON object a line; run again, it goes on.
+
+    A model that was trained here is asked as it was trained, as in `rectune eval`.
+
+    Args:
+        model: Hub id, folder, training run or packaged model; with the server engine its tokenizer is what is read.
+        problems: JSONL file of problems, or the name of a benchmark.
+        out: File of samples; appended to.
+        n: Answers to each problem.
+        temperature: 0 takes the most probable token.
+        top_p: Draw from the most probable tokens that make up this share.
+        max_new_tokens: Longest answer.
+        stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
+        seed: Of the draws; the same whatever the batch size and order.
+        engine: local runs the model here, server asks an OpenAI-compatible endpoint.
+        server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
+        served_name: What the server calls the model, where that is not --model.
+        without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
+        batch_size: Answers in work at once.
+        system: System message, instead of the run's; "" for none.
+        template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
+        precision: Of the local engine.
+        benchmark_dir: Folder that has the benchmark's file.
+    """
+    from rectune.evaluation.prompts import problems_for
+    from rectune.sampling.sample import sample as draw
+
+    asked = problems_for(model, problems, system=system, template=template, benchmark_dir=benchmark_dir)
+    draw(
+        model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop,
+        seed=seed, engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
+        batch_size=batch_size, template=template, precision=precision,
+    )  # fmt: skip
+    print_lines(out)
+
+
+@app.command
+def grade(samples: Path, /, *, out: Path, workers: int | None = None, timeout: float = 5.0) -> None:
+    """Add a verdict to every answer of a JSONL file; run again, it goes on.
+
+    Args:
+        samples: Lines with `answer` (gold), `text` (the model's words) and perhaps `grader` (default: math).
+        out: The same lines with `verdict` and `extracted`, and with `verdict_reason` for an `error`.
+        workers: Processes; by default one for each core.
+        timeout: Seconds that one answer may take.
+    """
+    from rectune.grading import grade as judge
+
+    print_lines(judge(samples, out, workers=workers, timeout=timeout))
+
+
+@app.command
+def select(
+    graded: Path,
+    /,
+    *,
+    out: Path,
+    purpose: Annotated[Literal["sft", "dpo"], Parameter(name="--for")],
+    per_problem: int = 4,
+    balance: Switch = False,
+    unjudged: Switch = False,
+    unfinished: Switch = False,
+    seed: int = 0,
+) -> None:
+    """Turn graded answers into training rows, or into pairs of a better and a worse one.
+
+    Args:
+        graded: What `rectune grade` wrote.
+        out: Rows or pairs, JSONL; the counts go to OUT.counts.json.
+        purpose: sft keeps correct answers (RFT, offline DFT), dpo pairs correct with wrong ones.
+        per_problem: Most rows or pairs of one problem.
+        balance: Repeat rows until every problem has as many as the one with the most.
+        unjudged: For pairs, let answers that timed out or failed in grading count as wrong.
+        unfinished: Let answers count that reached the token limit.
+        seed: Of the choice among more answers than are kept.
+    """
+    from rectune.selection import select as choose
+
+    counts = choose(
+        graded, out, purpose=purpose, per_problem=per_problem, balance=balance,
+        unjudged=unjudged, unfinished=unfinished, seed=seed,
+    )  # fmt: skip
+    print_table([counts], as_json=False)
+
+
+@app.command(name="eval")
+def eval_(
+    *,
+    model: str,
+    benchmarks: str = "",
+    out: Path,
+    n: Count = 16,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 4096,
+    stop: Texts = (),
+    seed: int = 0,
+    limit: int | None = None,
+    benchmark_file: tuple[Path, ...] = (),
+    benchmark_dir: Path | None = None,
+    prompt: str | None = None,
+    system: str | None = None,
+    template: str | None = None,
+    check_overlap: str | None = None,
+    engine: Literal["local", "server", "vllm"] = "local",
+    server_url: str | None = None,
+    served_name: str | None = None,
+    without_logprobs: Switch = False,
+    batch_size: int | None = None,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    json: Switch = False,
+) -> None:
+    """Measure accuracy on benchmarks with intervals: sample, grade, count. The paper's protocol is the default.
+
+    Args:
+        model: Hub id, local folder, packaged model, or the folder of a training run, whose prompt is then used.
+        benchmarks: Names separated by commas, see `rectune list benchmarks`, or JSONL files of your own problems.
+        out: Folder of the evaluation; run again, it goes on.
+        n: Answers to each problem.
+        temperature: 0 takes the most probable token.
+        top_p: Draw from the most probable tokens that make up this share.
+        max_new_tokens: Longest answer.
+        stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
+        seed: Of the draws and of --limit.
+        limit: Only so many problems of each benchmark.
+        benchmark_file: JSONL file of your own problems, with prompt and answer; may be given several times.
+        benchmark_dir: Folder that has the benchmarks' files; else they are packaged or come from the hub.
+        prompt: The user's turn with {question} in it, instead of the run's or the benchmark's.
+        system: System message, instead of the run's; "" for none.
+        template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
+        check_overlap: Training rows in which to look for the problems' texts.
+        engine: local runs the model here, server asks an OpenAI-compatible endpoint.
+        server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
+        served_name: What the server calls the model, where that is not --model.
+        without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
+        batch_size: Answers in work at once.
+        precision: Of the local engine.
+        json: Print all figures as JSON.
+    """
+    from rectune.evaluation.evaluate import evaluate, table
+
+    result = evaluate(
+        model, [name.strip() for name in benchmarks.split(",") if name.strip()], out=out, n=n,
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop, seed=seed, limit=limit,
+        benchmark_files=benchmark_file, benchmark_dir=benchmark_dir, prompt=prompt, system=system, template=template,
+        check_overlap=check_overlap, engine=engine, server_url=server_url, served_name=served_name,
+        server_logprobs=not without_logprobs, batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    if json:
+        print_table([result], as_json=True)
+        return
+    header, rows = table(result)
+    print_table([dict(zip(header, row, strict=True)) for row in rows], as_json=False)
+
+
+@app.command
+def report(
+    *runs: Path,
+    out: Path | None = None,
+    format: Literal["html", "markdown"] = "html",
+    benchmarks_in: str = "",
+    benchmarks_out: str = "",
+    json: Switch = False,
+) -> None:
+    """Put runs on one self-contained page: verdict first, then accuracies, curves, answers, settings and cost.
+
+    Args:
+        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or that hold such.
+        out: File to write; by default report.html, or report.md for markdown, and none with --json.
+        format: A page, or text with tables for a pull request.
+        benchmarks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
+        benchmarks_out: Benchmarks of another domain.
+        json: Print all that is on the page as JSON.
+    """
+    from rectune.reporting.report import report as make
+    from rectune.training.checkpoint import to_json
+
+    if out is None and not json:
+        out = Path("report.html" if format == "html" else "report.md")
+    inside, outside = (
+        [name.strip() for name in names.split(",") if name.strip()]
+        for names in (benchmarks_in, benchmarks_out)
+    )
+    data = make(runs, out=out, format=format, benchmarks_in=inside, benchmarks_out=outside)
+    if json:
+        print_lines(to_json(data, indent=2, ensure_ascii=False))
+        return
+    print_lines(*data["verdict"]["sentences"], out)
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command with messages on stderr, and return the exit code that the module's docstring names."""
+    handler = messages()
+    log = logging.getLogger("rectune")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with interruptible():
+            command()
+    except (UserError, CycloptsError) as error:
+        print("rectune:", visible(" ".join(str(error).split())), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print("rectune:", visible(str(error) or "interrupted"), file=sys.stderr)
+        return 128 + stopped_by(error)
+    except (MemoryError, RuntimeError) as error:
+        from rectune.training.accumulation import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        less = "lower a batch size or length, or take a smaller model"
+        print(f"rectune: out of memory; what is written so far is kept; {less}", file=sys.stderr)
+        return 2
+    finally:
+        log.removeHandler(handler)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code."""
+    code = run(
+        lambda: app(
+            arguments, exit_on_error=False, print_error=False, verbose=False, result_action="return_value"
+        )
+    )
+    if arguments is None:
+        leave(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

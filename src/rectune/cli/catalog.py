@@ -1,0 +1,72 @@
+"""The tables of `rectune list`: objectives, benchmarks, models and recipes, without loading torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+from rectune.config import read_toml
+from rectune.models.load import model_sources
+
+Table = Iterator[dict[str, str]]
+
+
+def objectives() -> Table:
+    """The functions that `OBJECTIVES` names, read from the source text: importing them would load torch."""
+    tree = ast.parse(files("rectune").joinpath("objectives.py").read_text("utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    (table,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "OBJECTIVES" and node.value
+    )
+    for name in dict.fromkeys(n.id for n in ast.walk(table) if isinstance(n, ast.Name) and n.id in functions):
+        arguments = functions[name].args
+        settings = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        yield {
+            "objective": name,
+            "columns": ", ".join(a.arg for a in arguments.args),
+            "settings": ", ".join(f"{a.arg} = {ast.unparse(d)}" if d else a.arg for a, d in settings),
+            "about": (ast.get_docstring(functions[name]) or "").partition("\n")[0],
+        }
+
+
+def benchmarks() -> Table:
+    """The benchmarks of `evaluation/tasks.py`."""
+    if find_spec("rectune.evaluation.tasks") is None:
+        return
+    from rectune.evaluation.tasks import BENCHMARKS
+
+    for name, benchmark in BENCHMARKS.items():
+        yield {
+            "benchmark": name,
+            "grader": benchmark.grader,
+            "origin": benchmark.origin,
+            "licence": benchmark.licence,
+        }
+
+
+def recipes() -> Table:
+    """The recipes that come with the package; the first comment line says what each is for."""
+    folder = Path(str(files("rectune").joinpath("recipes")))
+    for recipe in sorted(folder.rglob("[!_]*.toml")):  # those with _ are parts of others
+        settings = read_toml(recipe)
+        models = settings.get("model", "")
+        first = recipe.read_text("utf-8").partition("\n")[0]
+        yield {
+            "recipe": str(recipe),
+            "model": models if isinstance(models, str) else ", ".join(models),
+            "objective": str(settings.get("objective", {}).get("name", "")),
+            "about": first.removeprefix("#").strip() if first.startswith("#") else "",
+        }
+
+
+LISTS: Mapping[str, Callable[[], Table]] = {
+    "objectives": objectives,
+    "benchmarks": benchmarks,
+    "models": model_sources,
+    "recipes": recipes,
+}

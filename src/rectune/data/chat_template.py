@@ -1,0 +1,524 @@
+"""Conversations become text: the tokenizer's chat template, a plain one, a file of one's own, or none.
+
+Splits the text where it matters for training: what stands before a supervised turn (exactly what generation
+will see there) and what the model has to write, up to and including the token that ends its turn. What a text
+brings of tokens is in `marks.py`; token ids are left to `tokenization.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+
+from rectune.data.marks import START, Marks
+from rectune.data.rows import Row, Turn
+from rectune.errors import UserError
+
+log = logging.getLogger("rectune")
+
+PLAIN = """\
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}{{ 'Assistant: ' + message.content + eos_token + '\\n\\n' }}
+{%- elif message.role == 'user' %}{{ 'User: ' + message.content + '\\n\\n' }}
+{%- elif message.role == 'tool' %}{{ raise_exception('it has no place for tool turns') }}
+{%- else %}{{ message.content + '\\n\\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+"""For tokenizers without a chat template: `User: ...`, a blank line, `Assistant: ...` and the eos token."""
+
+BARE = """\
+{%- for message in messages %}{{ message.content }}
+{%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"""
+"""Template none, as far as a chat template can say it: what a saved tokenizer gets."""
+
+_ASK = """\
+{%- if messages[-1].role == 'assistant' %}
+{%- set answer, messages, add_generation_prompt = messages[-1].content, messages[:-1], true %}
+{%- endif %}"""
+_ANSWER = "{%- if answer is defined %}{{ answer + eos_token }}{% endif %}"
+"""Around a chat template: the last answer stands behind the generation prompt and ends with the eos token."""
+
+REFUSALS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What a template raises over a conversation that it does not take; the last six by an expression."""
+
+_PROBE = "probe"
+_CLOCK = "strftime_now"  # what transformers gives a template to read the clock with
+_FIXED = re.compile(r"\{#- the clock stands at (\d{4}-\d\d-\d\d) -#\}.*\n")
+_DIRECTIVES = ("-d", "-m", "-j", *"aAbBdmyYjuwUWGVHIMSpZz")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written.
+
+    Attributes:
+        text: Jinja text as chat templates have it; None for prompt and completion exactly as they are.
+        closing: What ends an assistant's turn, such as `<|im_end|>`; its last token is the turn end.
+        trailer: What the template writes behind `closing`, such as a line end; never a target.
+        name: For messages: "the tokenizer's chat template", "the plain template", a file.
+        bos: What is put in front because the tokenizer would; "" where the template's text decides.
+        ends: Tokens that end a turn, in a text that brings its own.
+        written: Added tokens that the template writes around contents.
+        today: Whether the date in it is the day's, not one that was kept.
+    """
+
+    text: str | None
+    closing: str
+    trailer: str
+    name: str
+    bos: str = ""
+    ends: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    today: bool = False
+
+    def marks(self, tokenizer: PreTrainedTokenizerBase) -> Marks:
+        """What this template and a tokenizer make of tokens in texts."""
+        return Marks.of(tokenizer, self.ends, None if self.text is None else self.written)
+
+    def kept(self) -> str:
+        """The template as one text that writes the same, the day included; template none as far as one can say it."""
+        text = BARE if self.text is None else self.text
+        return "{{- bos_token }}" * bool(self.bos) + text
+
+    def saved(self) -> str:
+        """The template as a saved tokenizer has it: as `kept`, but it reads the clock."""
+        return without_date(self.kept())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An assistant's turn: the text since the one before, and what the model has to write."""
+
+    before: str
+    target: str
+    supervised: bool
+
+
+def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template for `rows.template`: auto, eos, none, the name of one of the tokenizer's, or a Jinja file.
+
+    A template that reads the clock writes the day of this call from then on. One that was chosen before stays.
+
+    Raises:
+        UserError: No such file, a template that is no Jinja or ends turns without a token for it, several templates
+            of which none is the default, or a tokenizer without an eos token where that has to end the turn.
+    """
+    if isinstance(name, Template):
+        return name
+    if name == "none":
+        eos = _eos(tokenizer)
+        ends = (eos, *_turn_ends(tokenizer))
+        return Template(None, eos, "", "template none", _bos(tokenizer), ends)
+    by_eos = name == "eos" and not (isinstance(known := tokenizer.chat_template, dict) and name in known)
+    text, label = _named_text("auto" if by_eos else name, tokenizer)
+    if text is None:
+        _eos(tokenizer)
+        return _probed(Template(PLAIN, "", "", "the plain template", _bos(tokenizer)), tokenizer)
+    if by_eos:
+        text, label = f"{_ASK}{text}{_ANSWER}", f"{label}, answers ended by eos"
+    today = reads_clock(text)
+    found = _probed(Template(fixed(text) if today else text, "", "", label, today=today), tokenizer)
+    if by_eos:
+        found = replace(found, ends=tuple(dict.fromkeys((*found.ends, *_turn_ends(tokenizer)))))
+    return found
+
+
+def _named_text(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, str]:
+    """The template of that name, None where the tokenizer has none at all, and what it is called in messages."""
+    known = tokenizer.chat_template
+    named = known if isinstance(known, dict) else {}
+    if name in named:
+        text, label = named[name], f"the tokenizer's chat template '{name}'"
+    elif name != "auto":
+        text, label = _read(name, named), f"the template {name}"
+    elif named and "default" not in named:
+        raise UserError(
+            f"the tokenizer has several chat templates and none is the default: {', '.join(sorted(named))}",
+            where="rows.template",
+            hint="choose one by its name, as in --rows.template " + min(named),
+        )
+    else:
+        text, label = named.get("default", known), "the tokenizer's chat template"
+    if text is not None and not isinstance(text, str):
+        raise UserError(
+            f"{label} is not text", where="rows.template", hint="give one with --rows.template FILE"
+        )
+    return text, label
+
+
+def _read(name: str, named: dict[str, str]) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError, ValueError) as error:
+        also = f", or one of the tokenizer's: {', '.join(sorted(named))}" if named else ""
+        raise UserError(
+            f"template cannot be read ({error})", where=name[:200], hint=f"or use auto or none{also}"
+        ) from None
+
+
+def reads_clock(text: str) -> bool:
+    """Whether a template writes the day on which it runs."""
+    return _CLOCK in text and not _FIXED.match(text)
+
+
+def template_date(name: str) -> str | None:
+    """The day that a template file writes, as 2026-11-30; None where it reads no clock, or is no file."""
+    try:
+        found = _FIXED.match(Path(name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found[1] if found else None
+
+
+def without_date(text: str) -> str:
+    """A template with its clock running again."""
+    return _FIXED.sub("", text, count=1)
+
+
+def fixed(text: str, day: date | None = None) -> str:
+    """A template that reads the clock, with the clock standing at `day`, today where that is None."""
+    day = day or date.today()
+    filters = "".join(f" | replace('%{d}', '{day.strftime('%' + d)}')" for d in _DIRECTIVES)
+    long = {"F": "%Y-%m-%d", "D": "%m/%d/%y", "e": "%-d", "T": "%H:%M:%S", "x": "%m/%d/%y", "R": "%H:%M"}
+    wide = "".join(f" | replace('%{d}', '{text}')" for d, text in long.items())
+    macro = f"{{%- macro {_CLOCK}(format) %}}{{{{ format{wide}{filters} }}}}{{% endmacro %}}"
+    return f"{{#- the clock stands at {day.isoformat()} -#}}{macro}\n{text}"
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What ends a turn in the tokenizer's chat template; nothing where that cannot be used."""
+    try:
+        return choose_template("auto", tokenizer).ends
+    except UserError:
+        return ()
+
+
+def check_template(name: str) -> None:
+    """Raise `UserError` for a path without a file, before there is a tokenizer."""
+    path = Path(name).expanduser()
+    if (path.suffix or len(path.parts) > 1) and not path.is_file():
+        raise UserError("no such template", where=name, hint="or use auto or none")
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.eos_token is None:
+        raise UserError("the tokenizer has no eos token to end a turn with", where="model")
+    return str(tokenizer.eos_token)
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The beginning-of-text token where the tokenizer puts one in front of a text by itself."""
+    ids = tokenizer(_PROBE).input_ids
+    return str(tokenizer.bos_token) if ids[0] == tokenizer.bos_token_id else ""
+
+
+def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """`template` with its closing, its trailer and the tokens that it writes, found out by example."""
+    turns = (Turn("user", _PROBE), Turn("assistant", _PROBE))
+    writer = Writer(template, tokenizer)
+    tail = _behind_probe(writer.text(turns, "rows.template"), template)
+    tokens = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    any_token = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    found = any_token.search(tail)
+    if found is None:
+        raise UserError(
+            f"{template.name} ends the assistant's turn without a token of its own",
+            where="rows.template",
+            hint="let it write {{ eos_token }} behind the assistant's content",
+        )
+    prompt = writer.text(turns[:1], "rows.template", generation=True)
+    written = sorted(token for token in {found[0], *any_token.findall(prompt)} if token.strip())
+    ends = [found[0]] if tokenizer.eos_token is None else [found[0], str(tokenizer.eos_token)]
+    return replace(
+        template,
+        closing=tail[: found.end()],
+        trailer=tail[found.end() :],
+        ends=tuple(dict.fromkeys(ends)),
+        written=tuple(written),
+    )
+
+
+def _behind_probe(text: str, template: Template) -> str:
+    if _PROBE not in text:
+        raise UserError(
+            f"{template.name} does not write contents that are plain text",
+            where="rows.template",
+            hint="it may be for contents in parts (images); give another with --rows.template FILE",
+        )
+    return text.rpartition(_PROBE)[2]
+
+
+Message = dict[str, Any]
+
+
+class Writer:
+    """Writes the conversations of one template for one tokenizer, whose special tokens stay as they are meanwhile.
+
+    Tokens that stand in contents are marked in what it writes, see `marks.py`.
+    """
+
+    def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.template, self.tokenizer = template, tokenizer
+        self.marks = template.marks(tokenizer)
+        self._closing = re.compile(f"(?<!{START}){re.escape(template.closing)}")
+
+    def text(self, turns: Sequence[Turn], where: str, *, tools: str = "", generation: bool = False) -> str:
+        """The conversation as one text; with `generation`, ready for the assistant to write.
+
+        Raises:
+            UserError: The template refuses the conversation, for example a system message.
+        """
+        return self._text(self._messages(turns, where), where, self._tools(tools), generation)
+
+    def _messages(self, turns: Sequence[Turn], where: str) -> list[Message]:
+        return [self._message(turn, where, first=i == 0) for i, turn in enumerate(turns)]
+
+    def _message(self, turn: Turn, where: str, *, first: bool) -> Message:
+        content, end = turn.content, ""
+        if first and self.template.text is not None:
+            content = self.marks.without_start(content)
+        if turn.role == "assistant":
+            content, end = self.marks.without_end(content)
+        if turn.supervised and end and not content.strip() and not turn.fields:
+            raise UserError(f"an answer is nothing but {end}", where=where, hint="remove the row")
+        fields: Message = json.loads(turn.fields) if turn.fields else {}
+        for call in fields.get("tool_calls") or ():
+            function = call.get("function", call)
+            if isinstance(function.get("arguments"), str):
+                try:
+                    function["arguments"] = json.loads(function["arguments"])
+                except ValueError:  # the template has to take it as it is
+                    continue
+        if "reasoning_content" in fields:
+            fields["thinking"] = fields["reasoning_content"]  # its name in gpt-oss's template
+        marked: Message = self.marks.marked({"role": turn.role, "content": content, **fields}, where)
+        return marked if self.template.text is not None else {**marked, "end": end}
+
+    def _tools(self, tools: str) -> list[Any] | None:
+        return self.marks.marked(json.loads(tools), "tools") or None if tools else None
+
+    def _text(self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool) -> str:
+        if not messages:
+            raise UserError("begins with the assistant's turn", where=where, hint="put a user turn before it")
+        template = self.template
+        if template.text is None:
+            text = self._bare(messages, where, generation)
+        else:
+            text = self._rendered(messages, where, tools, generation)
+        return text if text.startswith(template.bos) else template.bos + text
+
+    def _bare(self, messages: list[Message], where: str, generation: bool) -> str:
+        if [message["role"] for message in messages] != ["user", "assistant"][: 1 if generation else 2]:
+            raise UserError(
+                "template none takes one prompt and one completion, not a conversation",
+                where=where,
+                hint="leave rows.system unset, or use another template",
+            )
+        prompt, *answer = messages
+        text = str(prompt["content"])
+        return text + "".join(m["content"] + (m["end"] or self.template.closing) for m in answer)
+
+    def _rendered(
+        self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool
+    ) -> str:
+        def run(messages: list[Message]) -> str:
+            settings = {"add_generation_prompt": generation, "chat_template": self.template.text}
+            return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **settings))  # type: ignore[arg-type]
+
+        try:
+            try:
+                return run(messages)
+            except TypeError:  # some, such as DeepSeek's, take arguments of a call as text
+                return run([_with_text_arguments(message) for message in messages])
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})",
+                where="rows.template",
+                hint="mend it, or give another with --rows.template FILE",
+            ) from None
+        except REFUSALS as error:
+            raise UserError(
+                f"{self.template.name} refuses this conversation ({error})",
+                where=where,
+                hint="change the row, or give a template of your own with --rows.template FILE",
+            ) from None
+
+    def prompt(self, turns: Sequence[Turn], where: str, *, tools: str = "") -> tuple[list[Piece], str]:
+        """The assistant's turns in a prompt, and the text behind them up to where the next one begins.
+
+        A turn that is not supervised and that the template rewrites (earlier thinking is often dropped) is no
+        piece: it is part of the text.
+
+        Raises:
+            UserError: The template refuses the conversation, drops a part of it, or rewrites a supervised turn.
+        """
+        return self._prompt(turns, self._messages(turns, where), where, self._tools(tools))
+
+    def _prompt(
+        self, turns: Sequence[Turn], messages: list[Message], where: str, tools: list[Any] | None
+    ) -> tuple[list[Piece], str]:
+        text = self._text(messages, where, tools, True)
+        self._check_context(text, messages, where, tools)
+        found, done = [], 0
+        for i, turn in enumerate(turns):
+            if turn.role != "assistant" or (i == 0 and not turn.supervised):
+                continue
+            before = self._text(messages[:i], where, tools, True)
+            end = self._turn_end(text, before, messages[: i + 1], where, tools)
+            if end is not None:
+                found.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
+                done = end
+            elif turn.supervised:
+                raise UserError(
+                    f"{self.template.name} rewrites turn {i} once later turns follow (often it drops the thinking)",
+                    where=where,
+                    hint='mark that turn "train": false, or make one row of each turn',
+                )
+        return found, text[done:]
+
+    def row(self, row: Row) -> list[Piece]:
+        """The assistant's turns of a row up to its last supervised one.
+
+        Raises:
+            UserError: The template refuses the conversation, or writes a supervised turn otherwise than
+                generation would: not behind its generation prompt, or without some of its content.
+        """
+        last = max(i for i, turn in enumerate(row.turns) if turn.supervised)
+        messages, tools = self._messages(row.turns[: last + 1], row.where), self._tools(row.tools)
+        found, before = self._prompt(row.turns[:last], messages[:-1], row.where, tools)
+        full = self._text(messages, row.where, tools, False)
+        prompt = "".join(piece.before + piece.target for piece in found) + before
+        end = len(full) - len(self.template.trailer)
+        whole = full.endswith(messages[-1].get("end") or self.template.closing, 0, end)
+        if messages[-1].get("tool_calls"):
+            end = self._call_end(full)
+            whole = end > len(prompt)
+        target = full[len(prompt) : end]
+        self._check_fields(full, messages, row.where, tools)
+        if not (full.startswith(prompt) and whole and _holds(full, messages[-1]["content"])):
+            raise UserError(
+                f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
+                where=row.where,
+                hint="often the thinking; give a template of your own with --rows.template FILE",
+            )
+        return [*found, Piece(before, target, True)]
+
+    def _turn_end(
+        self, text: str, before: str, messages: list[Message], where: str, tools: list[Any] | None
+    ) -> int | None:
+        """Where the last of the messages, behind `before`, ends in `text`; None where that is not what it says."""
+        if not text.startswith(before):
+            return None
+        message = messages[-1]
+        if message.get("tool_calls"):
+            alone = self._text(messages, where, tools, False)
+            end = self._call_end(alone)
+            if end > len(before) and text.startswith(alone[:end]):
+                return end
+            if not alone[:end].endswith(self.template.closing):  # so the next closing is not this turn's
+                return None
+        closing = self._closing.search(text, len(before))
+        if closing is None:
+            return None
+        written = text[len(before) : closing.start()]
+        said = (message["content"], message.get("reasoning_content") or "")
+        whole = all(_holds(written, part) for part in said) and _calls(written, message)
+        return closing.end() if whole else None
+
+    def _call_end(self, text: str) -> int:
+        """Where a text ends that closes with a tool call, whose turn may end with a token of its own; 0 without one."""
+        tokens = "|".join(map(re.escape, self.marks.control)) or r"(?!)"
+        ends = [found.end() for found in re.finditer(f"(?<!{START})(?:{tokens})", text)]
+        return ends[-1] if ends and not text[ends[-1] :].strip() else 0
+
+    def _check_context(self, text: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
+        """Raise `UserError` for tools, and turns that are not the assistant's, that leave no trace in a prompt."""
+
+        def same(messages: list[Message], tools: list[Any] | None) -> bool:
+            try:
+                return self._text(messages, where, tools, True) == text
+            except UserError:  # it asks for what was left out
+                return False
+
+        if tools and same(messages, None):
+            named = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
+            raise self._dropped(f"tools ({named})", where)
+        for i, message in enumerate(messages):
+            changed = [*messages[:i], {**message, "content": ""}, *messages[i + 1 :]]
+            other = message["role"] != "assistant" and not _holds(text, message["content"])
+            if other and same(changed, tools):
+                raise self._dropped(f"turn {i} ({message['role']})", where)
+            if message.get("tool_calls"):
+                changed[i] = {k: v for k, v in message.items() if k != "tool_calls"}
+                if not _calls(text, message) or same(changed, tools):
+                    raise self._dropped(f"tool_calls of turn {i}", where)
+
+    def _check_fields(self, full: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
+        """Raise `UserError` for fields of the last turn, the answer, that are not in the text."""
+        *before, answer = messages
+        thinking = answer.get("reasoning_content")
+        for name, there in (
+            ("reasoning_content", bool(thinking) and _holds(full, str(thinking))),
+            ("tool_calls", _calls(full, answer)),
+        ):
+            if answer.get(name):
+                left = {k: v for k, v in answer.items() if k not in (name, "thinking")}
+                if not there or self._text([*before, left], where, tools, False) == full:
+                    raise self._dropped(f"{name} of turn {len(before)}", where)
+
+    def _dropped(self, what: str, where: str) -> UserError:
+        known = self.tokenizer.chat_template
+        named = f" (the tokenizer has {', '.join(sorted(known))})" if isinstance(known, dict) else ""
+        return UserError(
+            f"{self.template.name} does not write the {what}",
+            where=where,
+            hint=f"give a template that does with --rows.template{named}, or take the field out of the rows",
+        )
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = [
+        {
+            **call,
+            "function": {**function, "arguments": json.dumps(function.get("arguments"), ensure_ascii=False)},
+        }
+        for call in message.get("tool_calls") or ()
+        if isinstance(function := call.get("function"), dict)
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _calls(text: str, message: Message) -> bool:
+    """Whether the names and arguments of a message's tool calls are in `text`."""
+    functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    return all(
+        _holds(text, str(function.get("name"))) and all(_holds(text, leaf) for leaf in _leaves(function))
+        for function in functions
+    )
+
+
+def _leaves(value: Any) -> list[str]:
+    """Texts and numbers in a JSON value; keys left out."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [leaf for one in inner for leaf in _leaves(one)]
+    return [] if value is None or isinstance(value, bool) else [str(value)]
+
+
+def _holds(text: str, content: str) -> bool:
+    """Whether `content` is in `text`, spaces aside (templates trim, and lay thinking out anew) or as JSON writes it."""
+    if content in text:
+        return True
+    escaped = json.dumps(content, ensure_ascii=False)[1:-1]
+    return escaped in text or "".join(content.split()) in "".join(text.split())

@@ -1,0 +1,141 @@
+"""Which problems a comparison asks: those of the verdict and, apart from them, those that choices are judged by.
+
+Both are written to OUT/problems as they are asked, with the prompt of the training rows, so that the base model and
+every trained one read the same words. A choice (learning rate, who goes on in a race) is never judged on
+the verdict's problems: the best of several would look better there than it is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rectune.config import TrainConfig
+from rectune.data.rows import Problem
+from rectune.data.trained_prompt import RunPrompt
+from rectune.errors import UserError
+from rectune.evaluation.prompts import Wanted, ask
+from rectune.evaluation.tasks import benchmark_name
+from rectune.training.checkpoint import write_text
+
+Problems = dict[str, list[Problem]]
+
+VALIDATION_SHARE = 0.25
+"""Of the in-domain problems, where choices have to be judged and no other problems are given for it."""
+
+
+def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Benchmark or file to its domain, "in", "out" or "", in the order given.
+
+    Raises:
+        UserError: None at all, or one given twice.
+    """
+    domains: dict[str, str] = {}
+    names: set[str] = set()
+    for domain, given in groups.items():
+        for wanted in given:
+            if benchmark_name(wanted) in names:
+                raise UserError(f"'{benchmark_name(wanted)}' is given twice", where="--benchmarks")
+            names.add(benchmark_name(wanted))
+            domains[wanted] = domain
+    if not domains:
+        raise UserError(
+            "nothing to compare on", hint="give --benchmarks-in, --benchmarks-out or --benchmarks"
+        )
+    return domains
+
+
+def load_problems(
+    wanted: Sequence[str], config: TrainConfig, *, benchmark_dir: Path | None = None, limit: int | None = None
+) -> Problems:
+    """The problems by benchmark, each asked as the training rows ask.
+
+    Args:
+        wanted: Names of benchmarks, or JSONL files of problems (which bring their own prompt).
+        config: What is trained on, and with which system message.
+        benchmark_dir, limit: As in `evaluate`; the limit draws with the config's seed.
+
+    Raises:
+        UserError: An unknown benchmark, or problems that cannot be read.
+    """
+    run = RunPrompt(Path(), Path(), config.data, config.rows)
+    asked = ask(Wanted(wanted, (), benchmark_dir, limit, config.seed), run, None, config.rows.system)
+    return {benchmark_name(name): asked[benchmark_name(name)].problems for name in wanted}
+
+
+def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tuple[Problems, Problems]:
+    """A quarter of the in-domain problems to judge choices by, drawn with the seed, and all others.
+
+    Args:
+        problems: By name.
+        domains: Name to "in", "out" or "".
+
+    Raises:
+        UserError: No benchmark is in domain, or one has a single problem.
+    """
+    inside = [name for name in problems if domains[name] == "in"]
+    if not inside:
+        raise UserError(
+            "there are no problems to judge choices by besides the verdict's",
+            where="--sweep, --race",
+            hint="give --validation, or --benchmarks-in, of which a quarter is then set aside",
+        )
+    chosen, rest = Problems(), dict(problems)
+    for name in inside:
+        every = problems[name]
+        if len(every) < 2:
+            raise UserError(f"{name} has one problem: none can be set aside", hint="give --validation")
+        count = max(1, round(VALIDATION_SHARE * len(every)))
+        places = set(random.Random(f"{seed}/{name}").sample(range(len(every)), count))
+        chosen[name] = [problem for place, problem in enumerate(every) if place in places]
+        rest[name] = [problem for place, problem in enumerate(every) if place not in places]
+    return chosen, rest
+
+
+def check_apart(validation: Problems, verdict: Problems) -> None:
+    """Raise `UserError` where a problem to judge choices by is one of the verdict's, too."""
+    judged = {problem.prompt for problems in verdict.values() for problem in problems}
+    for name, problems in validation.items():
+        shared = sum(problem.prompt in judged for problem in problems)
+        if shared:
+            raise UserError(
+                f"{shared} of the {len(problems)} problems of {name} are the verdict's, too",
+                where="--validation",
+                hint="a choice judged on them would flatter the winner; give others",
+            )
+
+
+def write_problems(folder: Path, problems: Problems) -> list[Path]:
+    """A JSONL file for each benchmark, named by it; what is there already has to be the same.
+
+    Raises:
+        UserError: The folder has other problems of that name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, asked in problems.items():
+        path = folder / f"{name}.jsonl"
+        text = "".join(json.dumps(_record(name, one), ensure_ascii=False) + "\n" for one in asked)
+        if not path.exists():
+            write_text(path, text)
+        elif path.read_text("utf-8") != text:
+            raise UserError(
+                f"the problems of {name} are not those this comparison began with",
+                where=path,
+                hint="restore them, or give another --out",
+            )
+        paths.append(path)
+    return paths
+
+
+def _record(name: str, problem: Problem) -> dict[str, Any]:
+    return {
+        "problem_id": problem.problem_id.removeprefix(f"{name}/"),  # reading puts it in front again
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in problem.prompt],
+        "answer": problem.answer,
+        "grader": problem.grader,
+        **({"extra": problem.extra} if problem.extra else {}),
+    }

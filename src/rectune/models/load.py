@@ -1,0 +1,499 @@
+"""A name becomes a model: a packaged model, a local folder (also with only an adapter in it), or a hub id.
+
+Only causal language models, only safetensors weights. LoRA adapters are made in `lora.py`; what a model
+computes is read off in `scorer.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rectune.errors import UserError
+from rectune.models.packaged import PACKAGED, converted_folder, packaged_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("rectune")
+
+_OTHER_TASKS = ("ForMaskedLM", "Classification", "ForQuestionAnswering", "RewardModel")
+
+_CODES = {"I8", "U8", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0"}
+"""Types of safetensors in which a weight is a code."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode, and its tokenizer.
+
+    Args:
+        name: `smollm2-135m` (packaged), a local folder, or a hub id. A folder with only a LoRA adapter gives
+            its base model with the adapter on it.
+        dtype: Of the weights; None takes the one they are stored in.
+        device: Where to put the model; None leaves it on the CPU.
+        trust_remote_code: Run Python code that comes with the model.
+        attn_implementation: As in transformers; None takes its default.
+
+    Raises:
+        UserError: No such model or no network, not a causal language model, incomplete, or stored as pickle.
+    """
+    from rectune.models.limits import say_beyond
+
+    trust = {"trust_remote_code": trust_remote_code}
+    adapter = adapter_folder(str(name)) or _hub_adapter(str(name))
+    base = name if adapter is None else _check_adapter(adapter, name, **trust)
+    model = _load_whole(base, dtype=dtype, attn_implementation=attn_implementation, **trust)
+    if adapter is not None:
+        model = _put_on(adapter, model)
+    tokenizer = load_tokenizer(adapter or name, **trust)
+    say_beyond(tokenizer, model)
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights: of an adapter its own if it has one, else its base model's.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    from transformers import AutoTokenizer
+
+    adapter = adapter_folder(str(name))
+    if adapter is not None and not any((adapter / file).is_file() for file in TOKENIZER_FILES):
+        name = base_of(adapter)
+    source = str(find_folder(str(name)) or name)
+    return _pretrained(AutoTokenizer.from_pretrained, name, source, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+
+
+def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model that can be loaded: causal, of whole numbers, and all in its folder.
+
+    Raises:
+        UserError: As `load_model`, as far as it shows without reading weights.
+    """
+    import transformers
+
+    folder = find_folder(str(name))
+    if folder is not None:
+        check_folder(folder)
+    source, trust = str(folder or name), {"trust_remote_code": trust_remote_code}
+    config = _pretrained(transformers.AutoConfig.from_pretrained, name, source, **trust)
+    check_causal(config, str(name), trusted=trust_remote_code)
+    check_whole(config, str(name))
+    return config  # type: ignore[no-any-return]
+
+
+def load_outline(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model without its weights (on the meta device), and its tokenizer: enough to write rows as it reads them.
+
+    Raises:
+        UserError: As `load_model`, as far as the weights do not matter.
+    """
+    import torch
+    import transformers
+
+    from rectune.models.limits import say_beyond
+
+    adapter = adapter_folder(str(name))
+    config = load_config(name if adapter is None else _check_adapter(adapter, name))
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    tokenizer = load_tokenizer(name)
+    say_beyond(tokenizer, model)
+    return model, tokenizer
+
+
+def _load_whole(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None,
+    trust_remote_code: bool,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    """A model with all of its weights, on the CPU."""
+    import transformers
+
+    source = str(find_folder(str(name)) or name)
+    log.info("loading %s%s", name, "" if str(name) == source else f" from {source}")
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if attn_implementation is None and "/" in str(
+        config._attn_implementation
+    ):  # transformers would fetch and run it
+        what = f"asks for attention code from elsewhere ({config._attn_implementation})"
+        raise UserError(what, where=name, hint="remove attn_implementation from its config.json")
+    model, info = _pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained,
+        name,
+        source,
+        config=config,
+        dtype="auto" if dtype is None else dtype,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,  # pickle can run code
+        ignore_mismatched_sizes=True,  # refused below, with names
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
+    _check_loaded(info, name)
+    if str(name) in PACKAGED:
+        model.config._name_or_path = model.name_or_path = str(name)  # what an adapter notes down as its base
+    return model  # type: ignore[no-any-return]
+
+
+def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `UserError` for tensors of another shape than the config's, or absent; warn of those without a place."""
+    if wrong := sorted(info["mismatched_keys"]):
+        tensor, here, there = wrong[0]
+        what = f"{len(wrong)} tensors are not of the shape in config.json: {tensor} is {list(here)}, not {list(there)}"
+        hint = "config.json and weights are of different models, or one was changed"
+        if 0 in here:
+            hint = "the weights are empty: they were saved sharded (ZeRO-3, FSDP) and not gathered"
+        raise UserError(what, where=name, hint=hint)
+    surplus = sorted(info["unexpected_keys"])
+    if any("lora_" in tensor or ".base_layer." in tensor for tensor in surplus):
+        what = f"the weights hold an adapter that was not merged ({surplus[0]})"
+        raise UserError(
+            what, where=name, hint="merge_and_unload it before saving, or save the adapter by itself"
+        )
+    if absent := sorted(info["missing_keys"]):
+        listed = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
+        raise UserError(f"the weights lack {len(absent)} tensors of the model: {listed}", where=name)
+    if surplus:
+        what = "%s: %d tensors of the weights have no place in the model that config.json describes: %s%s"
+        log.warning(what, name, len(surplus), surplus[0], " ..." if len(surplus) > 1 else "")
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder that a name stands for, of a run its model's; None for a hub id. `UserError` for another path."""
+    if name in PACKAGED:
+        return packaged_folder(name)
+    from rectune.data.trained_prompt import answering
+
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return answering(path)
+        if path.exists():
+            hint = "convert it to safetensors first" if path.suffix == ".gguf" else "give the folder it is in"
+            raise UserError("is a file, not the folder of a model", where=name, hint=hint)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home
+        raise UserError(f"is no name of a model ({error})", where=name[:200]) from None
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        raise UserError("no such folder", where=name)
+    return None
+
+
+def adapter_folder(name: str) -> Path | None:
+    """The folder that a name stands for where it holds an adapter: adapter_config.json decides. Else None.
+
+    Raises:
+        UserError: As `find_folder`.
+    """
+    folder = None if name in PACKAGED else find_folder(name)  # packaged models need no conversion for this
+    return folder if folder is not None and (folder / "adapter_config.json").is_file() else None
+
+
+def need_peft() -> None:
+    """Raise `UserError` where peft is not installed."""
+    if find_spec("peft") is None:
+        raise UserError("LoRA adapters need the package peft", hint="pip install 'rectune[peft]'")
+
+
+def check_model(name: str | Path) -> None:
+    """Look at the folder that a name stands for, without reading weights; hub ids and packaged names pass.
+
+    Raises:
+        UserError: No such folder, or what shows of what `load_model` refuses: it lacks something, is quantised or not
+            causal, or an adapter that does not fit its base model.
+    """
+    if str(name) in PACKAGED:
+        return
+    if (adapter := adapter_folder(str(name))) is not None:
+        _check_adapter(adapter, name)
+    elif find_folder(str(name)) is not None:
+        load_config(name)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` for what a folder lacks to be a model: config, safetensors weights, tokenizer."""
+    if not (folder / "config.json").is_file():
+        what = "no config.json, so this is not the folder of a model"
+        raise UserError(what, where=folder, hint=_other_content(folder))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"only pickle weights ({pickles[0]}), which can run code when they are read",
+                where=folder,
+                hint="save the model as safetensors with transformers, on a machine where you trust it",
+            )
+        raise UserError("no weights (*.safetensors)", where=folder, hint=_other_content(folder))
+    for index in folder.glob("*.safetensors.index.json"):
+        _check_index(index)
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        what = f"weights ({files[0].name}), but neither model.safetensors nor model.safetensors.index.json"
+        hint = _other_content(folder) or "copy or download the model again"
+        raise UserError(what, where=folder, hint=hint)
+    for file in files:
+        _check_weights(file)
+    tokenizers = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    if not tokenizers:
+        raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
+    for file in tokenizers:
+        _check_pointer(file)
+
+
+def _other_content(folder: Path) -> str | None:
+    """What to do about a folder that holds something else than a model."""
+    for pattern, about in (
+        ("*.gguf", "is for llama.cpp: give the model it was made from"),
+        ("adapter_model.safetensors", "belongs to an adapter, whose adapter_config.json is missing"),
+        ("model", "is the model of this run: give that folder"),
+        ("adapter", "is the adapter of this run: give that folder"),
+    ):
+        if found := sorted(folder.glob(pattern)):
+            return f"{found[0].name} {about}"
+    return None
+
+
+def _check_index(index: Path) -> None:
+    """Raise `UserError` where an index of weights names anything but safetensors files of its own folder."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("is no index of weights", where=index) from None
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+            what = f"names {str(name)[:200]!r}, which is no safetensors file of this folder"
+            raise UserError(what, where=index, hint="pickle can run code when it is read")
+    if absent := sorted(name for name in names if not (index.parent / name).is_file()):
+        what = f"{len(absent)} of {len(names)} files of weights are not there: {absent[0]}"
+        raise UserError(what, where=index.parent, hint="copy or download them again")
+
+
+def _check_pointer(file: Path) -> None:
+    """Raise `UserError` for what git leaves in place of a large file where Git LFS is not installed."""
+    with file.open("rb") as stream:
+        if stream.read(40).startswith(b"version https://git-lfs"):
+            what = "is a Git LFS pointer, not the file that it stands for"
+            raise UserError(what, where=file, hint="git lfs pull, or download the model anew")
+
+
+def _check_weights(file: Path) -> None:
+    """Raise `UserError` for a file that is not whole, or holds codes of a quantisation; reads its header only."""
+    from safetensors import safe_open
+
+    _check_pointer(file)
+    try:
+        with safe_open(file, "numpy") as tensors:
+            kinds = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own, and raises others too
+        raise UserError(f"is damaged or not whole ({error})", where=file, hint="copy it again") from error
+    for name, kind in kinds.items():
+        last = name.rpartition(".")[2]
+        if (kind in _CODES and "weight" in last) or last in ("qweight", "qzeros"):
+            raise quantised(f"{name} is {kind}", file)
+
+
+def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) -> None:
+    """Raise `UserError` unless the config is that of a causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (trusted and hasattr(config, "auto_map"))
+    # BERT and reward models have a causal class, but with their weights it would compute nonsense.
+    other = any(a.endswith(_OTHER_TASKS) for a in config.architectures or ())
+    if not known or other or config.is_encoder_decoder:
+        architecture = ", ".join(config.architectures or ()) or config.model_type
+        raise UserError(f"{architecture} is not a causal language model", where=name)
+
+
+def check_whole(config: PreTrainedConfig, name: str) -> None:
+    """Raise `UserError` for a model whose weights are stored as codes: quantised, by whichever method."""
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config", "quantization"):
+            given = getattr(part, key, None)
+            if given:
+                raise quantised(_method(key, given if isinstance(given, dict) else given.to_dict()), name)
+
+
+def quantised(method: str, where: object) -> UserError:
+    """The error for weights that are codes, which would be computed with as if they were numbers."""
+    hint = "give the model that it was made from; for an adapter, as base_model_name_or_path in adapter_config.json"
+    return UserError(
+        f"is quantised ({method}), and rectune trains and samples whole weights", where=where, hint=hint
+    )
+
+
+def _method(key: str, given: dict[str, Any]) -> str:
+    """What an entry of a config says about how weights were quantised."""
+    loads = [bits for bits in (4, 8) if given.get(f"load_in_{bits}bit") or given.get(f"_load_in_{bits}bit")]
+    name = given.get("quant_method") or given.get("quant_algo") or ("bitsandbytes" if loads else key)
+    bits = given.get("bits") or next(iter(loads), None)
+    return f"{getattr(name, 'value', name)}{f', {bits} bits' if bits else ''}"
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hex digits that identify a model: its config and a sample of its weights.
+
+    A SHA-256 over the config (without paths and library versions) and, for every tensor, its name, dtype,
+    shape and 64 elements spread evenly over it. Takes milliseconds; training changes it, copying does not.
+    """
+    import torch
+
+    config = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"):
+        config.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].contiguous().cpu()
+        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Without transformers' bars for reading and writing weights, which takes seconds; downloads keep theirs."""
+    from transformers.utils import logging as bars
+
+    before = bars.set_tqdm_hook(lambda bar, args, settings: bar(*args, **{**settings, "disable": True}))
+    try:
+        yield
+    finally:
+        bars.set_tqdm_hook(before)
+
+
+def model_sources() -> Iterator[dict[str, str]]:
+    """Rows of `rectune list models`: name, where it is, what it is."""
+    for name, packaged in PACKAGED.items():
+        folder = converted_folder(name)
+        here = str(folder) if (folder / "config.json").is_file() else "downloaded at first use"
+        yield {"model": name, "where": here, "about": packaged.about}
+    yield {
+        "model": "FOLDER",
+        "where": "this machine",
+        "about": "as save_pretrained writes it; or an adapter",
+    }
+    yield {
+        "model": "ORG/NAME",
+        "where": "huggingface.co",
+        "about": "causal language models with safetensors",
+    }
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that an adapter belongs to. Raises `UserError` where it does not say, or not rightly."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
+    if (within := adapter_folder(base)) is not None:
+        what = "names itself as its base model" if within.samefile(folder) else "belongs to another adapter"
+        raise UserError(
+            what, where=folder, hint="give base_model_name_or_path a whole model; merge the other one"
+        )
+    return base
+
+
+def _put_on(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The base model with the adapter of a folder on it."""
+    from rectune.models.adapters import load_adapter
+
+    log.info("with the adapter %s", folder)
+    if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
+        log.warning(
+            "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
+            "without adapter_config.json", folder, whole[0],
+        )  # fmt: skip
+    return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder))  # type: ignore[no-any-return]
+
+
+def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = False) -> str:
+    """The name of the base model of an adapter that fits it. Raises `UserError`, without reading the base's weights."""
+    need_peft()
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        hint = None
+        if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
+            hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json"
+        if (folder / "adapters.safetensors").is_file():
+            hint = "adapters.safetensors is MLX's, which names tensors otherwise: fuse it into its model"
+        if (folder / "adapter_model.bin").is_file():
+            hint = (
+                "adapter_model.bin is pickle, which can run code: save the adapter anew with a present peft"
+            )
+        raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder, hint=hint)
+    _check_weights(weights)
+    from rectune.models.adapters import check_adapter
+
+    trust = {"trust_remote_code": trust_remote_code}
+    try:
+        base = base_of(folder)
+        config = load_config(base, **trust)
+    except UserError as error:
+        hint = "set base_model_name_or_path in its adapter_config.json to where the base model is"
+        raise UserError(f"its base model cannot be loaded ({error})", where=name, hint=hint) from error
+    check_adapter(folder, base, config, **trust)
+    return base
+
+
+def _hub_adapter(name: str) -> Path | None:
+    """The folder of an adapter that a hub id stands for, downloaded; None for a model."""
+    if name in PACKAGED or find_folder(name) is not None:
+        return None
+    from huggingface_hub import snapshot_download
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(name) is None:
+            return None
+        files = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            *TOKENIZER_FILES,
+            "*.jinja",
+            "*token*.json",
+        ]
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError):  # no such repository, or no network: said where the model is loaded
+        return None
+
+
+def _pretrained(function: Any, name: str | Path, source: str, **settings: Any) -> Any:
+    """Call one of transformers' `from_pretrained`; what is wrong with the model becomes a `UserError`.
+
+    OSError and ValueError are its words for: no such model, no network, gated, unknown architecture, remote code.
+    Anything can be raised over files that are damaged, also by the Rust of tokenizers and safetensors.
+    """
+    try:
+        with quiet_bars():
+            return function(source, **settings)
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError)) and not Path(source).is_dir():
+            raise
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        hint = None
+        if "trust_remote_code" in str(error):
+            line, hint = "comes with code of its own", "read it, then pass trust_remote_code=True"
+        elif not Path(source).is_dir():
+            hint = f"neither a local folder nor one of the packaged models: {', '.join(PACKAGED)}"
+        raise UserError(line, where=name, hint=hint) from error

@@ -1,0 +1,80 @@
+"""Figures as inline SVG, by matplotlib: they take the page's text colour, so they are readable in light and dark.
+
+What is drawn is decided by the rooms that have pages.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from rectune.runtime.escape import visible
+
+COLOURS = (
+    "#0b7bc1",
+    "#d95f02",
+    "#1b9e77",
+    "#cc79a7",
+    "#b8860b",
+    "#7570b3",
+    "#56b4e9",
+    "#e6503c",
+    "#66a61e",
+    "#a6761d",
+)
+"""Distinguishable with any colour vision, on light and dark ground; line styles help where there are more."""
+BASE_COLOUR = "#888888"
+"""The base model's, on every figure."""
+
+_INK = "#010203"  # what matplotlib writes where the page's text colour belongs
+_STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "rectune", "font.family": "sans-serif", "font.size": 10,
+    "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#999999", "grid.alpha": 0.25, "axes.axisbelow": True,
+    "text.parse_math": False, "lines.linewidth": 1.8,
+}  # fmt: skip
+
+
+def figure(
+    draw: Callable[[Any], None],
+    *,
+    label: str,
+    width: float = 6.4,
+    height: float = 3.0,
+    columns: int = 1,
+    variables: Mapping[str, str] | None = None,
+) -> Markup:
+    """What `draw` paints, as an SVG element.
+
+    Args:
+        draw: Gets the axes, or an array of them where `columns` > 1.
+        label: What the figure shows, in a sentence, for those who do not see it.
+        width, height: Inches at 72 points.
+        columns: Axes side by side.
+        variables: CSS variable for a colour: what is drawn in that "#rrggbb" (lower case) takes the variable's.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(canvas)
+        draw(canvas.subplots(1, columns))
+        out = io.StringIO()
+        canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    drawn = out.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    # matplotlib repeats each text in a comment, where it is not escaped (but "--" is, so the end is the end).
+    drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    drawn = drawn.replace(_INK, "currentColor")
+    for colour, variable in (variables or {}).items():
+        drawn = drawn.replace(colour, f"var({variable})")
+    head = f'<svg role="img" aria-label="{escape(visible(label))}"'
+    return Markup(head + drawn[len("<svg") :])

@@ -1,0 +1,110 @@
+"""The policy: the model in training with, for PPO, a value head on the same body; and what is asked of it.
+
+The value of a token is that of the state before it: a linear function, zero at first, of the same last hidden state
+that predicts the token. The losses are in `objectives.py`, advantages in `advantages.py`.
+
+Shapes: N target tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rectune.data.packing import Batch, EncodedLike, collate, pack
+from rectune.logprobs.elementwise import Shape, entropy_of, shaped_logits
+from rectune.models.scorer import Head, Scorer
+
+
+class Policy(nn.Module):
+    """Model and value head; its parameters are what is trained.
+
+    Args:
+        model: A causal model that a `Scorer` can score, or a peft model around one.
+        value: Give it a value head.
+        temperature: Of the draws; log-probabilities and entropies are those of the tempered model.
+        memory_budget: Bytes for the head's logits.
+    """
+
+    def __init__(self, model: Any, *, value: bool, temperature: float, memory_budget: int) -> None:
+        super().__init__()
+        self.model = model
+        self.scorer = Scorer(model, memory_budget=memory_budget)
+        self.scorer.temperature = temperature
+        head = self.scorer.head()  # refuses a temperature that cannot be applied
+        self.value: nn.Linear | None = None
+        if value:
+            self.value = nn.Linear(head.weight.shape[1], 1, device=head.weight.device)
+            nn.init.zeros_(self.value.weight)
+            nn.init.zeros_(self.value.bias)
+
+    def columns(
+        self, batch: Batch, *, reference: Scorer | None = None, entropy_gradient: bool = False
+    ) -> dict[str, Tensor]:
+        """Columns of the N target tokens: `logp`, `entropy`, `row`, and where there are such `value` and `ref_logp`.
+
+        Args:
+            reference: Of `ref_logp`.
+            entropy_gradient: `entropy` is differentiable, at the cost of the head's product a few times more.
+        """
+        names = ["logp", "hidden", *([] if entropy_gradient else ["entropy"])]
+        names += [] if reference is None else ["ref_logp"]
+        columns = self.scorer.columns(batch, names, reference=reference)
+        hidden = columns.pop("hidden")
+        if self.value is not None:
+            columns["value"] = self.value(hidden).squeeze(1).to(columns["logp"].dtype)
+        if entropy_gradient:
+            columns["entropy"] = entropies(hidden, self.scorer.head(), self.scorer.memory_budget)
+        return columns
+
+    @torch.no_grad()
+    def score(
+        self, rows: Sequence[EncodedLike], capacity: int, *, reference: Scorer | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Columns of each row by itself, without gradient and dropout, on the CPU: the policy as it is now."""
+        training = self.model.training
+        self.model.eval()
+        found: list[dict[str, Tensor]] = [{} for _ in rows]
+        for places in pack([len(row.input_ids) for row in rows], capacity):
+            columns = self.columns(collate([rows[i] for i in places], self.device), reference=reference)
+            ends = torch.bincount(columns.pop("row"), minlength=len(places)).cumsum(0)[:-1].cpu()
+            for name, column in columns.items():
+                for place, part in zip(places, column.cpu().tensor_split(ends), strict=True):
+                    found[place][name] = part
+        self.model.train(training)
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def entropies(hidden_ND: Tensor, head: Head, memory_budget: int) -> Tensor:
+    """Entropy of each next-token distribution in nats, (N,), differentiable; logits only of some rows at a time."""
+    shape = Shape(head.softcap, head.logit_scale)
+
+    def some(part_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+        return entropy_of(shaped_logits(part_ND @ weight_VD.to(part_ND.dtype).T, bias_V, shape)[0])
+
+    rows = max(1, memory_budget // (16 * head.weight.shape[0]))  # four float32 matrices at a time
+    parts = [
+        checkpoint(some, part, head.weight, head.bias, use_reentrant=False, preserve_rng_state=False)
+        for part in hidden_ND.split(rows)
+    ]
+    return torch.cat(parts)
+
+
+def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float) -> Tensor:
+    """Half the squared error of each value; a step of more than `clip` from the old value gains nothing (0: no clip).
+
+    PPO's clipped value loss, as in the code of arXiv:1707.06347: the larger of both errors counts.
+    """
+    error = (value - returns).square()
+    if clip:
+        near = old_value + (value - old_value).clamp(-clip, clip)
+        error = torch.maximum(error, (near - returns).square())
+    return 0.5 * error

@@ -1,0 +1,203 @@
+"""A rollout: answers of the policy as it is now, what they earned, and the advantage of each of their tokens.
+
+Every draw is keyed by (seed, step, problem, index), so that a run that goes on draws what it would have drawn.
+Engines are in `rectune.sampling`, rewards in `reward.py`, advantages in `advantages.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rectune.config.rl_config import OnlineConfig
+from rectune.data.tokenization import IGNORED, Encoded
+from rectune.models.scorer import Scorer
+from rectune.rl.advantages import (
+    degenerate_groups,
+    explained_variance,
+    gae,
+    group_advantages,
+    whitened,
+)
+from rectune.rl.memory import Room
+from rectune.rl.policy import Policy
+from rectune.rl.prompt_batches import Asked
+from rectune.rl.reward import Earned, Rewards
+from rectune.sampling.sample import Completion, DrawSettings, Engine, Request, all_stops
+
+_SEEDS = 1_000_003
+"""Seeds of draws are seed * this + step, as training seeds its dropout."""
+
+
+@dataclass
+class Rollout:
+    """Answers in the order of problems, `n` to each; what is known of each token is a tensor per answer.
+
+    Attributes:
+        problems: Index in `Asked` of each answer's problem.
+        rows: Prompt and answer as token ids; the answer is what is trained on.
+        used: Which answers take part in the loss: those that could be judged.
+        columns: Of each answer `advantage`, and where they are needed `old_logp`, `ref_logp`, `old_value`, `returns`.
+    """
+
+    answers: list[Completion]
+    problems: list[int]
+    rows: list[Encoded]
+    earned: list[Earned]
+    n: int
+    seconds: dict[str, float]
+    columns: list[dict[str, Tensor]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def used(self) -> list[int]:
+        return [
+            i
+            for i, (answer, earned) in enumerate(zip(self.answers, self.earned, strict=True))
+            if answer.token_ids and not math.isnan(earned.reward)
+        ]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(answer.token_ids) for answer in self.answers]
+
+    @property
+    def rewards_Gn(self) -> Tensor:
+        rewards = [
+            e.reward if a.token_ids else math.nan for a, e in zip(self.answers, self.earned, strict=True)
+        ]
+        return torch.tensor(rewards, dtype=torch.float64).view(-1, self.n)
+
+    def cat(self, name: str, rows: Sequence[int], device: torch.device) -> Tensor:
+        """A column of some answers, one behind the other."""
+        return torch.cat([self.columns[row][name] for row in rows]).to(device)
+
+
+def roll_out(
+    engine: Engine, rewards: Rewards, asked: Asked, places: Sequence[int], config: OnlineConfig, step: int
+) -> Rollout:
+    """Draw `config.n` answers to each of the problems at `places` and judge them."""
+    return _draw(engine, rewards, asked, places, config.n, config, config.seed * _SEEDS + step)
+
+
+def measure(engine: Engine, rewards: Rewards, asked: Asked, config: OnlineConfig) -> dict[str, Any]:
+    """Figures of answers to hold-out problems; the same draws at every step."""
+    return said_of(_draw(engine, rewards, asked, range(len(asked)), config.holdout_n, config, config.seed))
+
+
+def _draw(
+    engine: Engine,
+    rewards: Rewards,
+    asked: Asked,
+    places: Sequence[int],
+    n: int,
+    config: OnlineConfig,
+    seed: int,
+) -> Rollout:
+    began = time.perf_counter()
+    seen: Counter[int] = Counter()
+    requests, problems = [], []
+    for place in places:
+        name, first = (
+            asked.problems[place].problem_id,
+            n * seen[place],
+        )  # a problem twice in a step draws anew
+        requests += [Request(name, first + i, asked.prompts[place]) for i in range(n)]
+        problems += [place] * n
+        seen[place] += 1
+    stop = all_stops(engine, config.stop)
+    settings = DrawSettings(config.temperature, 1.0, config.max_new_tokens, seed, stop)
+    found = {(c.request.problem_id, c.request.sample_index): c for c in engine.complete(requests, settings)}
+    answers = [found[r.problem_id, r.sample_index] for r in requests]
+    sampled = time.perf_counter()
+    earned = rewards.judge([(asked.problems[p], a.text) for p, a in zip(problems, answers, strict=True)])
+    seconds = {"sampling": sampled - began, "grading": time.perf_counter() - sampled}
+    return Rollout(answers, problems, [encoded(answer) for answer in answers], earned, n, seconds)
+
+
+def encoded(answer: Completion) -> Encoded:
+    """Prompt and answer as a row whose targets are the answer's tokens."""
+    prompt, tokens = list(answer.request.prompt_ids), list(answer.token_ids)
+    nowhere = [False] * (len(prompt) + len(tokens))
+    return Encoded(prompt + tokens, [IGNORED] * len(prompt) + tokens, nowhere)
+
+
+def said_of(rollout: Rollout) -> dict[str, Any]:
+    """Reward, length and the like over all answers; `correct` is None under a user's function.
+
+    `sample_nll` is that of the drawn tokens by the model that drew them, at temperature 1: an estimate of its entropy.
+    """
+    rewards = rollout.rewards_Gn[~rollout.rewards_Gn.isnan()]
+    judged = [earned.correct for earned in rollout.earned if earned.correct is not None]
+    count = max(1, len(rollout.answers))
+    drawn = [logp for answer in rollout.answers for logp in answer.logprobs]
+    return {
+        "reward": float(rewards.mean()) if len(rewards) else None,
+        "reward_std": float(rewards.std(correction=0)) if len(rewards) else None,
+        "correct": sum(judged) / len(judged) if judged else None,
+        "length": sum(rollout.lengths) / count,
+        "stopped": sum(answer.finish_reason == "stop" for answer in rollout.answers) / count,
+        "unjudged": len(rollout.answers) - len(rollout.used),
+        "sample_nll": -sum(drawn) / len(drawn) if drawn else None,
+    }
+
+
+def credit(
+    rollout: Rollout, policy: Policy, reference: Scorer | None, config: OnlineConfig, room: Room
+) -> None:
+    """Fill in `columns` (the advantage of each token, and what the loss refers to) and `figures`."""
+    began = time.perf_counter()
+    ppo = config.algorithm == "ppo"
+    once = (
+        config.epochs * config.minibatches == 1
+    )  # then the policy is the old one, whose log-probs need no pass
+    rollout.columns = [{} for _ in rollout.rows]
+    if ppo or reference is not None or not once:
+        used = rollout.used
+        rows = [rollout.rows[i] for i in used]
+        scored = room.fit(
+            lambda capacity: policy.score(rows, capacity, reference=reference), [len(row) for row in rows]
+        )
+        for i, columns in zip(used, scored, strict=True):
+            rollout.columns[i] = {"old_logp": columns["logp"]}
+            if "ref_logp" in columns:
+                rollout.columns[i]["ref_logp"] = columns["ref_logp"]
+            if ppo:
+                rollout.columns[i]["old_value"] = columns["value"]
+    rollout.figures = said_of(rollout)
+    rollout.figures["degenerate"] = degenerate_groups(rollout.rewards_Gn)
+    rollout.figures["groups"] = len(rollout.rewards_Gn)
+    if ppo:
+        _credit_ppo(rollout, config)
+    else:
+        of_answers = group_advantages(rollout.rewards_Gn, config.advantage).flatten().float()
+        for columns, advantage, length in zip(rollout.columns, of_answers, rollout.lengths, strict=True):
+            columns["advantage"] = advantage.expand(length)
+    rollout.seconds["credit"] = time.perf_counter() - began
+
+
+def _credit_ppo(rollout: Rollout, config: OnlineConfig) -> None:
+    """GAE with the reward at the last token, and against the reference a penalty at each."""
+    used, cpu = rollout.used, torch.device("cpu")
+    if not used:
+        return
+    lengths = [rollout.lengths[i] for i in used]
+    value = rollout.cat("old_value", used, cpu)
+    reward = torch.zeros_like(value)
+    if config.beta:
+        reward -= config.beta * (rollout.cat("old_logp", used, cpu) - rollout.cat("ref_logp", used, cpu))
+    last = torch.tensor(lengths).cumsum(0) - 1
+    reward[last] += torch.tensor([rollout.earned[i].reward for i in used], dtype=reward.dtype)
+    advantage, returns = gae(reward, value, lengths, gamma=config.gamma, lam=config.lam)
+    rollout.figures["explained_variance"] = explained_variance(value, returns)
+    rollout.figures["value"] = float(value.mean())
+    advantage = whitened(advantage) if config.whiten else advantage
+    for i, a, r in zip(used, advantage.split(lengths), returns.split(lengths), strict=True):
+        rollout.columns[i] |= {"advantage": a, "returns": r}

@@ -1,0 +1,208 @@
+"""Clipped steps over a rollout: in each epoch its answers are dealt into minibatches, and each makes one update.
+
+A minibatch is packed into micro-batches; the sum of its tokens' losses, weighted as `aggregation` says, does not
+depend on how, so it is begun again with smaller ones where memory runs out. Answers that cannot have a gradient
+(advantage 0, no KL) are not run; they count in the means all the same. The losses are in `objectives.py` (policy) and
+`policy.py` (value).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rectune.config.rl_config import OnlineConfig
+from rectune.data.packing import collate, pack
+from rectune.objectives import grpo, k3
+from rectune.rl.advantages import token_weights
+from rectune.rl.memory import Room
+from rectune.rl.policy import Policy, value_loss
+from rectune.rl.rollout import Rollout
+from rectune.training.accumulation import named
+from rectune.training.determinism import repeatably
+from rectune.training.mixed_precision import Masters
+
+log = logging.getLogger("rectune")
+
+_ORDER = 7  # stream of the seed, beside those of data/sampler.py
+
+
+def update(
+    policy: Policy,
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    rollout: Rollout,
+    config: OnlineConfig,
+    step: int,
+    room: Room,
+) -> dict[str, Any]:
+    """All updates of a step; the optimizer's learning rates are already set.
+
+    Returns:
+        `updates` made, `skipped` ones (the loss or gradient was not finite, the log names the answers), `grad_norm`
+        (mean before clipping), `objective` (mean loss), and means over the tokens that were run: `entropy` in nats,
+        `clip_share`, `kl_old` (KL to the policy that drew, k3), `kl` (to the reference, k3; None without one),
+        `value_loss` (ppo).
+
+    Raises:
+        UserError: A single answer does not fit into memory.
+    """
+    totals: defaultdict[str, float] = defaultdict(float)
+    norms: list[float] = []
+    updates = skipped = 0
+    for rows in minibatches(rollout.used, config, step):
+        minibatch = _Minibatch(policy, masters, rollout, rows, config)
+        for name, value in minibatch.backward(room).items():
+            totals[name] += value
+        norm = masters.finish_step(accelerator).item()
+        if not math.isfinite(norm):
+            skipped += 1
+            which = named(minibatch.blame()) or "all answers together"
+            say = "step %d: the loss or gradient of an update is not finite, over %s; the weights stay as they are"
+            log.warning(say, step + 1, which)
+            continue
+        norms.append(norm)
+        if config.clip and norm > config.clip:
+            masters.scale_gradients(config.clip / norm)
+        optimizer.step()
+        masters.publish()
+        updates += 1
+    tokens = totals.pop("tokens", 0.0)
+    objective = totals.pop("objective", 0.0)
+    means = {name: total / tokens for name, total in totals.items()} if tokens else {}
+    return {
+        "objective": objective / max(1, updates + skipped),
+        "entropy": None,
+        "clip_share": 0.0,
+        "kl_old": 0.0,
+        "kl": None,
+        **means,
+        "grad_norm": sum(norms) / len(norms) if norms else None,
+        "updates": updates,
+        "skipped": skipped,
+    }
+
+
+def trained(rollout: Rollout, rows: Sequence[int], config: OnlineConfig) -> list[int]:
+    """Those of the answers that can have a gradient: under GRPO without a KL those whose advantage is not 0."""
+    if config.algorithm == "ppo" or config.beta:
+        return list(rows)
+    return [i for i in rows if rollout.columns[i]["advantage"].any()]
+
+
+def minibatches(used: Sequence[int], config: OnlineConfig, step: int) -> Iterator[list[int]]:
+    """Answers of each update, over all epochs; a function of seed and step."""
+    for epoch in range(config.epochs):
+        order = list(used)
+        if config.minibatches > 1:
+            shuffled = np.random.default_rng([config.seed, _ORDER, step, epoch]).permutation(len(used))
+            order = [used[i] for i in shuffled]
+        for part in np.array_split(np.array(order, dtype=np.int64), config.minibatches):
+            if len(part):
+                yield part.tolist()
+
+
+class _Minibatch:
+    """The answers of one update, and how much each of their tokens counts."""
+
+    def __init__(
+        self, policy: Policy, masters: Masters, rollout: Rollout, rows: Sequence[int], config: OnlineConfig
+    ) -> None:
+        self.policy, self.masters, self.rollout, self.config = policy, masters, rollout, config
+        lengths = rollout.lengths
+        of_rows = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
+        self.weights = dict(zip(rows, of_rows, strict=True))
+        self.rows = trained(rollout, rows, config)
+        self.lengths = [len(rollout.rows[i]) for i in self.rows]
+
+    def backward(self, room: Room) -> dict[str, float]:
+        """Leaves the gradient in the masters; sums over the tokens that were run."""
+        return repeatably(self.policy.device, lambda: room.fit(self._attempt, self.lengths))
+
+    def blame(self) -> list[str]:
+        """The answers that, alone, have a loss or gradient that is not finite; leaves a useless gradient behind."""
+        return [self._name(row) for row in self.rows if not self._is_finite(row)]
+
+    def _attempt(self, capacity: int) -> dict[str, float]:
+        totals: defaultdict[str, float] = defaultdict(float)
+        self.masters.start_step()
+        finite = True
+        for places in pack(self.lengths, capacity):
+            columns, loss = self._loss([self.rows[place] for place in places])
+            loss.backward()
+            _add(totals, columns, loss.item(), self.config)
+            finite = finite and bool(loss.isfinite())
+        if not finite:  # its gradient may be
+            self.masters.scale_gradients(math.nan)
+        return totals
+
+    def _loss(self, chosen: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        rollout, policy, config = self.rollout, self.policy, self.config
+        batch = collate([rollout.rows[i] for i in chosen], policy.device)
+        columns = policy.columns(batch, entropy_gradient=config.entropy_bonus > 0)
+        for name in rollout.columns[chosen[0]]:
+            columns[name] = rollout.cat(name, chosen, policy.device)
+        columns.setdefault("old_logp", columns["logp"])
+        weights = torch.stack([self.weights[i] for i in chosen]).to(policy.device)
+        return columns, (token_losses(columns, config) * weights[columns["row"]]).sum()
+
+    def _is_finite(self, row: int) -> bool:
+        self.masters.start_step()
+        _, loss = self._loss([row])
+        if not loss.isfinite():
+            return False
+        loss.backward()
+        return self.masters.is_finite()
+
+    def _name(self, row: int) -> str:
+        request = self.rollout.answers[row].request
+        return f"answer {request.sample_index} to problem {request.problem_id}"
+
+
+def token_losses(columns: dict[str, Tensor], config: OnlineConfig) -> Tensor:
+    """Loss of each token, (N,): the clipped surrogate, and what the settings add to it."""
+    losses = grpo(
+        columns["logp"],
+        columns["old_logp"],
+        columns["advantage"],
+        epsilon=config.epsilon,
+        high=config.epsilon_high,
+    )
+    if config.algorithm == "grpo":
+        if not config.beta:
+            return losses
+        old_logp = columns["old_logp"] if config.kl == "corrected" else None
+        return losses + config.beta * k3(columns["logp"], columns["ref_logp"], old_logp)
+    error = value_loss(columns["value"], columns["old_value"], columns["returns"], clip=config.value_clip)
+    losses = losses + config.value_coefficient * error
+    return losses - config.entropy_bonus * columns["entropy"] if config.entropy_bonus else losses
+
+
+@torch.no_grad()
+def _add(
+    totals: defaultdict[str, float], columns: dict[str, Tensor], loss: float, config: OnlineConfig
+) -> None:
+    ratio = (columns["logp"] - columns["old_logp"]).exp()
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    clipped = (ratio < 1 - config.epsilon) & (columns["advantage"] < 0)
+    clipped |= (ratio > 1 + high) & (columns["advantage"] > 0)
+    totals["tokens"] += len(ratio)
+    totals["objective"] += loss
+    totals["entropy"] += float(columns["entropy"].sum())
+    totals["clip_share"] += float(clipped.sum())
+    totals["kl_old"] += float(k3(columns["logp"], columns["old_logp"]).sum())
+    if "ref_logp" in columns:
+        totals["kl"] += float(k3(columns["logp"], columns["ref_logp"]).sum())
+    if "returns" in columns:
+        totals["value_loss"] += float(
+            value_loss(columns["value"], columns["old_value"], columns["returns"], clip=0).sum()
+        )

@@ -1,0 +1,257 @@
+"""Checkpoints that a killed run goes on from, bit for bit: written aside, then renamed.
+
+A checkpoint holds float32 masters and AdamW's moments as safetensors (no pickle) and `state.json`, which has the
+checksums of the others and its own. Nothing else is needed: row order, dropout and schedule are functions of seed and
+step. A damaged checkpoint is passed over, by name, and the one before it is used.
+The lines of `metrics.jsonl` that a killed run wrote after its last checkpoint are taken back when it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rectune.errors import UserError
+from rectune.runtime.locks import check_format, load_json
+from rectune.training.fsdp import like
+
+log = logging.getLogger("rectune")
+
+FORMAT = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def to_json(value: Any, **layout: Any) -> str:
+    """JSON of nested dicts and lists; numbers that are not finite become null, since JSON has none."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: finite(inner) for name, inner in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), **layout)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: after a crash it has its old content or the new one."""
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        aside.write_text(text)
+        sync(aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    masters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write `folder/step-N` atomically and remove all but the `keep` newest.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        step: Steps done.
+        masters: Name to master weight.
+        optimizer: AdamW over just these.
+        extra: Further named sets of tensors, a file each.
+        state: JSON values to be handed back.
+    """
+    for left_over in folder.glob(".step-*"):
+        shutil.rmtree(left_over)
+    target = folder / f"step-{step:06d}"
+    aside = folder / f".{target.name}.new"
+    try:
+        _write(aside, step, masters, optimizer, extra, state)
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        raise
+    if target.exists():
+        _remove(target)
+    aside.rename(target)
+    sync(folder)
+    earlier = [found for found in list_checkpoints(folder) if _step(found) <= step]
+    for old in earlier[:-keep]:
+        _remove(old)
+    return target
+
+
+def _write(
+    aside: Path,
+    step: int,
+    masters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    aside.mkdir(parents=True)
+    moments, updates = _moments(masters, optimizer)
+    checksums = {}
+    for file, tensors in {"weights": masters, "moments": moments, **extra}.items():
+        path = aside / f"{file}.safetensors"
+        save_file({n: t.data.contiguous() for n, t in tensors.items()}, path)
+        sync(path)
+        checksums[path.name] = _checksum(path)
+    written = {"format": FORMAT, "step": step, "updates": updates, "checksums": checksums, **state}
+    written = json.loads(to_json(written))  # as it will be read
+    written["checksums"]["state.json"] = _own_checksum(written)
+    (aside / "state.json").write_text(json.dumps(written))
+    sync(aside / "state.json")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints by step; each was whole when it got its name."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
+
+
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint; says in the log which damaged ones it passed over. None without any.
+
+    Raises:
+        UserError: All are damaged.
+    """
+    found = list_checkpoints(folder)
+    damage = ""
+    for checkpoint in reversed(found):
+        damage = _damage(checkpoint)
+        if not damage:
+            return checkpoint
+        log.warning("%s: damaged (%s), so it is passed over", checkpoint, damage)
+    if found:
+        raise UserError(f"is damaged ({damage})", where=found[0], hint="remove the folder to start afresh")
+    return None
+
+
+def load_checkpoint(
+    folder: Path,
+    masters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    """Copy an undamaged checkpoint into existing tensors (their memory stays where it is, so that bits are equal).
+
+    Returns:
+        The `state` it was saved with, and `step`.
+
+    Raises:
+        UserError: From another format version, or of another model.
+    """
+    state: dict[str, Any] = load_json(folder / "state.json")
+    check_format(state, folder, FORMAT)
+    if state["updates"]:
+        for master in masters.values():
+            updates = torch.tensor(float(state["updates"]), device=master.device)  # read by the fused kernel
+            optimizer.state[master] = {
+                "step": updates,
+                **{kind: torch.zeros_like(master) for kind in _MOMENTS},
+            }
+    moments, _ = _moments(masters, optimizer)
+    for file, tensors in {"weights": masters, "moments": moments, **extra}.items():
+        _read_into(folder / f"{file}.safetensors", tensors)
+    return state
+
+
+def _moments(
+    masters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], int]:
+    """AdamW's moments by name, and how many updates it made (fewer than steps where some were skipped)."""
+    state = {name: optimizer.state[master] for name, master in masters.items() if master in optimizer.state}
+    moments = {f"{kind}.{name}": state[name][kind] for name in state for kind in _MOMENTS}
+    return moments, max((int(of_one["step"]) for of_one in state.values()), default=0)
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint's files; empty for nothing."""
+    path = checkpoint / "state.json"
+    if not path.is_file():
+        return "state.json is missing"
+    try:
+        state: dict[str, Any] = load_json(path)
+        expected: dict[str, int] = state["checksums"]
+        own = expected.pop("state.json", None)  # format 1 had none at first
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "state.json cannot be read"
+    if own is not None and own != _own_checksum(state):
+        return "state.json has another checksum than when it was written"
+    for name, checksum in expected.items():
+        path = checkpoint / name
+        if not os.path.isfile(path):  # unlike Path's, also where the name is too long for one
+            return f"{name[:100]} is missing"
+        if _checksum(path) != checksum:
+            return f"{name} has another checksum than when it was written"
+    return ""
+
+
+def _own_checksum(state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+@torch.no_grad()
+def _read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with safe_open(path, "pt") as file:
+        if set(file.keys()) != set(tensors):
+            raise UserError("holds the weights of another model", where=path)
+        for name, tensor in tensors.items():
+            tensor.copy_(like(tensor, file.get_tensor(name)))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint off the list at once, then delete it."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
+
+
+def take_back_metrics(path: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` that come after `step`, and those that were torn."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            log.warning("%s: a line was cut off; it is left out", path)
+    write_text(path, "".join(kept))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

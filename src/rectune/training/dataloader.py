@@ -1,0 +1,272 @@
+"""What a run reads: its rows as token ids, the hold-out, and which rows each micro-batch of a step holds.
+
+Everything here is a function of config and step alone, so a run that goes on reads what it would have read. For an
+objective over pairs (DPO) the better and the worse answer are two encoded rows that always go together: "row" below
+then means the pair.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import datasets
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rectune.config import DataConfig, TrainConfig
+from rectune.data.converters import PAIR
+from rectune.data.encoded_dataset import EncodedRows, Template
+from rectune.data.load_rows import read_rows
+from rectune.data.packing import Batch, collate, pack
+from rectune.data.readers import PACKAGED, local_path
+from rectune.data.sampler import StepPlan, draw, plan_steps, questions, split_holdout
+from rectune.errors import UserError
+from rectune.models.limits import encode_for, longest_row
+from rectune.training.run_dir import run_template
+
+log = logging.getLogger("rectune")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some of the encoded rows.
+
+    Attributes:
+        encoded: All of them.
+        members: (rows, 1) int64, for each row of the split its index in `encoded`; for a pair two, the better answer
+            first.
+        rows: Those that were encoded, as text.
+    """
+
+    encoded: EncodedRows
+    members: np.ndarray
+    rows: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices in `encoded`, members of a pair one behind the other."""
+        indices: list[int] = self.members.ravel().tolist()
+        return indices
+
+    def lengths(self, rows: list[int] | None = None) -> list[int]:
+        """Tokens of the given rows of the split, or of all."""
+        chosen = self.members if rows is None else self.members[rows]
+        lengths: list[int] = self.encoded.lengths[chosen].sum(1).tolist()
+        return lengths
+
+    @cached_property
+    def supervised(self) -> np.ndarray:
+        """Targets of each row of the split: (rows,)."""
+        sums: np.ndarray = self.encoded.supervised[self.members].sum(1)
+        return sums
+
+    @cached_property
+    def asked(self) -> np.ndarray:
+        """What each row of the split asks, as a number that rows share which ask the same: (rows,)."""
+        rows = self.encoded.dataset.with_format("numpy", columns=["row"])[:]["row"]
+        asked: np.ndarray = questions(self.rows)[rows[self.members[:, 0]]]
+        return asked
+
+    def where(self, row: int) -> str:
+        """Where a row of the split came from: `file:line`."""
+        return str(self.rows[self.encoded.dataset[int(self.members[row][0])]["row"]]["where"])
+
+    def batch(self, rows: list[int], device: object = None) -> Batch:
+        return collate([self.encoded[i] for row in rows for i in self.members[row]], device)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to train on, rows kept aside, and the order of the steps; rows are cut at `max_length` tokens."""
+
+    train: Split
+    holdout: Split
+    plan: StepPlan
+    config: TrainConfig
+    template: Template
+    max_length: int
+    paired: bool = False
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Rows of each forward pass of a step: packed best-fit, or by fixed counts as the paper's code does."""
+        rows = self.plan.rows(step)
+        if self.config.normalization == "micro-batch":
+            size = self.config.micro_batch_rows
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        bins = pack(self.train.lengths(rows), capacity(self.config, paired=self.paired))
+        return [[rows[place] for place in places] for places in bins]
+
+    def units(self, rows: list[int]) -> int:
+        """What the sum of losses over these rows is divided by: their targets, or for pairs their number."""
+        return len(rows) if self.paired else int(self.train.supervised[rows].sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a run that goes on must find again: sizes and a checksum of the rows' ids and labels."""
+        checksum = zlib.crc32(self.train.encoded.checksums[self.train.members.ravel()])
+        return f"{len(self.train):,} rows, {sum(self.train.lengths()):,} tokens, checksum {checksum:08x}"
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a run with this fingerprint read the same rows; the first version took its checksum otherwise."""
+        if fingerprint == self.fingerprint:
+            return True
+        checksum = 0
+        rows = self.train.encoded.dataset.select(self.train.indices).with_format("arrow")
+        for part in rows.iter(batch_size=1000):
+            for name in ("input_ids", "labels"):
+                checksum = zlib.crc32(part[name].combine_chunks().flatten().to_numpy(), checksum)
+        return fingerprint == f"{self.fingerprint[:-8]}{checksum:08x}"
+
+
+def capacity(config: TrainConfig, *, paired: bool = False) -> int:
+    """Tokens of a packed sequence: as configured, but never less than one row, or pair, may have."""
+    return max(config.micro_batch_tokens, config.max_length * (1 + paired))
+
+
+def pair_columns(row: Tensor) -> dict[str, Tensor]:
+    """Columns `pair` and `sign` of a batch of pairs: its even rows are the better answers."""
+    return {"pair": row // 2, "sign": 1 - 2 * (row % 2)}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a run reads, as text: of pairs the better answers, then the worse ones.
+
+    Attributes:
+        rows: To train on.
+        holdout: Kept aside, where they are of a source of their own.
+    """
+
+    rows: list[datasets.Dataset]
+    holdout: list[datasets.Dataset] | None
+
+
+def read_texts(config: TrainConfig, *, paired: bool) -> Texts:
+    """The rows, or pairs, of a config; takes no tokenizer, so that it can come before the weights.
+
+    Raises:
+        UserError: A file that is not there, or rows that cannot be used.
+    """
+    holdout = config.rows.holdout
+    if isinstance(holdout, str) and holdout not in PACKAGED and not local_path(holdout)[0].exists():
+        raise UserError(f"no such file: {holdout}", where="rows.holdout", hint="or a share")
+
+    def read(source: str) -> list[datasets.Dataset]:
+        formats = PAIR if paired else (config.rows.format,)
+        return [read_rows(source, options=config.rows.model_copy(update={"format": f})) for f in formats]
+
+    return Texts(read(config.data), read(holdout) if isinstance(holdout, str) else None)
+
+
+def load_data(
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None = None,
+    *,
+    paired: bool = False,
+    texts: Texts | None = None,
+) -> TrainingData:
+    """Encode and split the rows, or pairs, of a config. Raises `UserError` for those that cannot be used.
+
+    Args:
+        model: What will read them, whose positions and embeddings bound them; None where none will.
+        texts: What `read_texts` gave; None reads them.
+    """
+    template = run_template(config.out, config.rows.template, tokenizer)
+    texts = texts or read_texts(config, paired=paired)
+
+    def encoded(sides: list[datasets.Dataset]) -> Split:
+        max_length = config.max_length
+        found = _together(
+            [
+                encode_for(
+                    model,
+                    side,
+                    tokenizer,
+                    template,
+                    max_length=max_length,
+                    skip_bad_rows=config.rows.skip_bad_rows,
+                )
+                for side in sides
+            ],
+            sides[0],
+        )
+        return _without_cut(found) if config.rows.too_long == "drop" else found
+
+    everything = encoded(texts.rows)
+    if config.choose != "last" and config.rows.holdout == 0:
+        raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
+    train, holdout = _split(config, everything, encoded(texts.holdout) if texts.holdout is not None else None)
+    plan = plan_steps(
+        len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
+    )
+    longest = longest_row(model, config.max_length)
+    return TrainingData(train, holdout, plan, config, template, longest, paired)
+
+
+def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tuple[Split, Split]:
+    """The rows to train on and those kept aside, where these are not of a source of their own."""
+    first = np.array(draw(len(everything), config.rows.limit, config.seed))
+    second = first[:0]
+    if holdout is not None:
+        _say_holdout(config, everything.asked[first], holdout.asked)
+    elif config.rows.holdout and not _asks_one(config, everything.asked[first]):
+        asked = everything.asked
+        here, there = split_holdout(asked[first], float(config.rows.holdout), config.seed)
+        first, second = first[here], first[there]
+        _say_holdout(config, asked[first], asked[second])
+    train, rest = (replace(everything, members=everything.members[some]) for some in (first, second))
+    return train, rest if holdout is None else holdout
+
+
+def _asks_one(config: TrainConfig, asked: np.ndarray) -> bool:
+    """Whether all rows ask the same, so that none can be kept aside, and no setting wants a hold-out."""
+    if len(np.unique(asked)) > 1 or config.choose != "last":
+        return False
+    if config.rows.holdout != DataConfig.model_fields["holdout"].default:
+        return False
+    log.warning("all rows ask the same question: none of them is kept aside for evaluation (rows.holdout)")
+    return True
+
+
+def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) -> None:
+    """How many rows and questions are kept aside, and how many of them are trained on as well; given what they ask."""
+    shared = int(np.isin(holdout, train).sum())
+    rows, asked = f"{len(holdout):,}", f"{len(np.unique(holdout)):,}"
+    log.info("hold-out: %s rows, %s questions%s", rows, asked, ", none of them trained on" * (not shared))
+    if shared:
+        log.warning(
+            "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
+            config.rows.holdout, f"{shared:,}", rows,
+        )  # fmt: skip
+
+
+def _without_cut(split: Split) -> Split:
+    """The rows, or pairs, of which nothing was cut."""
+    cut = np.asarray(split.encoded.dataset.with_format("numpy")["truncated"][:])
+    whole = ~cut[split.members].any(axis=1)
+    log.info("%s of %s rows are too long; left out", f"{int((~whole).sum()):,}", f"{len(whole):,}")
+    if not whole.any():
+        raise UserError("no row fits in whole", where="max_length", hint="make it larger")
+    return replace(split, members=split.members[whole])
+
+
+def _together(sides: list[EncodedRows], rows: datasets.Dataset) -> Split:
+    """One side as it is; of two, the rows that neither lost (to the cut at max_length), as pairs."""
+    if len(sides) == 1:
+        return Split(sides[0], np.arange(len(sides[0]))[:, None], rows)
+    first, second = (np.asarray(side.dataset.with_format("numpy")["row"][:]) for side in sides)
+    _, here, there = np.intersect1d(first, second, assume_unique=True, return_indices=True)
+    if lost := len(first) + len(second) - 2 * len(here):
+        log.warning("%d pairs lost all targets of one answer at max_length; left out", lost)
+    if not len(here):
+        raise UserError("no pair has a target in both answers", where="max_length", hint="make it larger")
+    joined = datasets.concatenate_datasets([side.dataset for side in sides])
+    return Split(EncodedRows(joined, sides[0].counts), np.stack([here, len(first) + there], axis=1), rows)

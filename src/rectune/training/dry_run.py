@@ -1,0 +1,120 @@
+"""What a run would do, without doing it: `rectune train --dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rectune.config import TrainConfig
+from rectune.models.load import load_model
+from rectune.models.lora import add_lora, starts_from_adapter
+from rectune.models.precision import choose_precision
+from rectune.runtime.distributed import default_device
+from rectune.runtime.locks import check_writable
+from rectune.training.dataloader import TrainingData, capacity, load_data
+from rectune.training.inputs import read_inputs, with_models_own
+from rectune.training.objective_schedule import Phase, make_phases
+from rectune.training.run_dir import settled
+
+
+def plan(config: TrainConfig) -> dict[str, Any]:
+    """Resolved config, rows, tokens, steps and memory of a run; reads the data and the model, writes nothing.
+
+    `tokens` are those of the rows, `tokens_to_train_on` those of all steps, as metrics.jsonl will count them.
+
+    Raises:
+        UserError: Whatever `train` would refuse about model, data and settings.
+    """
+    return plans([config])[0]
+
+
+def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
+    """`plan` of several configs that differ in `out`, `seed` and `steps` at most: model and data are read once."""
+    phases = make_phases(configs[0].objective)
+    configs = [with_models_own(config) for config in configs]
+    config = configs[0]
+    check_writable(config.out)
+    texts = read_inputs(config)
+    device = default_device()
+    dtype, why = choose_precision(config.precision, device)
+    model, tokenizer = load_model(config.model, dtype=dtype)
+    paired = "pair" in phases[0].columns
+    all_data = [load_data(one, tokenizer, model, paired=paired, texts=texts) for one in configs]
+    if config.lora.rank:
+        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    needed = {name for phase in phases for name in phase.columns}
+    copies = ("old_logp" in needed) + (
+        "kl" in needed
+        and (config.reference is not None or not config.lora.rank or starts_from_adapter(config))
+    )
+    memory = memory_estimate(model, config, dtype, tokens=max(map(_largest_batch, all_data)), copies=copies)
+    precision = f"{dtype} ({why})".removeprefix("torch.")
+    return [_of_run(data, phases) | {"precision": precision, "memory_mib": memory} for data in all_data]
+
+
+def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
+    lengths, steps = data.train.lengths(), len(data.plan)
+    trained = sum(lengths[row] for step in range(steps) for row in data.plan.rows(step))
+    return {
+        "config": settled(data.config),
+        "objective": [f"{phase.name} until step {round(phase.end * steps)}" for phase in phases],
+        "template": data.template.name,
+        "rows": len(data.train),
+        "holdout_rows": len(data.holdout),
+        "tokens": sum(lengths),
+        "supervised_tokens": int(data.train.supervised.sum()),
+        "steps": steps,
+        "tokens_to_train_on": trained,
+        "tokens_per_step": round(trained / steps),
+    }
+
+
+def _largest_batch(data: TrainingData) -> int:
+    """Tokens that one forward pass can have at most."""
+    config, longest = data.config, max(data.train.lengths())
+    if config.normalization == "micro-batch":
+        return longest * min(config.micro_batch_rows, config.batch_size)
+    return min(capacity(config, paired=data.paired), longest * config.batch_size)
+
+
+def memory_estimate(
+    model: Any, config: TrainConfig, dtype: torch.dtype, *, tokens: int, copies: int = 0
+) -> dict[str, int]:
+    """MiB by part, besides what the libraries themselves need.
+
+    Weights, masters, gradients and moments are exact; activations are an estimate for `tokens` in one forward
+    pass. Per token and layer: what the backward pass of a gated decoder layer keeps, about 16 vectors of the model's
+    width and 4 of its inner width; with gradient checkpointing one vector per layer and one layer's worth.
+
+    Args:
+        model: As it is trained, adapters on it.
+        config: Of the run.
+        dtype: Of the working weights.
+        tokens: Most tokens of a forward pass.
+        copies: Frozen copies of the model that the objective refers to.
+    """
+    shape = model.config.get_text_config()
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = dtype.itemsize
+    mixed = dtype != torch.float32
+    inner = getattr(shape, "intermediate_size", 4 * shape.hidden_size)
+    layer = (16 * shape.hidden_size + 4 * inner) * size
+    layers = shape.num_hidden_layers
+    kept = layers * shape.hidden_size * size + layer if config.gradient_checkpointing else layers * layer
+    watched = 0  # the base model's head, kept to compare with
+    if config.probe and config.rows.holdout and not config.lora.rank:
+        watched = model.get_output_embeddings().weight.numel() * size
+    parts = {
+        "weights": every * size * (1 + copies),
+        "masters": trained * 4 if mixed else 0,
+        "gradients": trained * 4,
+        "moments": trained * 8,
+        "activations": tokens * kept,
+        "head": config.memory_budget << 20,
+        "probe": watched,
+    }
+    estimate = {name: value >> 20 for name, value in parts.items()}
+    return {**estimate, "total": sum(estimate.values())}

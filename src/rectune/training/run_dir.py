@@ -1,0 +1,283 @@
+"""The run folder: what is in it before, during and after training, and whether a run may start there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rectune.config import Settings, TrainConfig, dump_config
+from rectune.data.chat_template import Template, choose_template
+from rectune.data.tokenization import stop_ids
+from rectune.data.trained_prompt import TEMPLATE
+from rectune.errors import UserError
+from rectune.models.load import quiet_bars
+from rectune.models.precision import PRECISIONS, choose_precision
+from rectune.runtime.distributed import default_device
+from rectune.runtime.locks import FORMAT, check_format, check_writable, load_json, load_record
+from rectune.training.checkpoint import to_json, write_text
+from rectune.training.objective_schedule import make_phases
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run says in `summary.json`.
+
+    Attributes:
+        out: The run folder.
+        steps: Optimizer steps.
+        before, after: Figures on the hold-out rows (see `Monitor.figures`) of the model as it was and of the one
+            saved; empty without hold-out rows.
+        tokens_per_second: Tokens of the rows, prompts included, per second of training steps.
+        peak_memory_mib: Of the process, or of the GPU where there is one.
+        seconds: That passed from the command's start to its end: loading, steps, evaluations and saving. Of a run that
+            went on from a checkpoint, those up to that checkpoint are in it.
+        skipped: Steps without a finite loss or gradient, which changed nothing.
+        step_seconds: Of training steps alone; None in summaries of older versions, whose `seconds` they are.
+    """
+
+    out: str
+    steps: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    tokens_per_second: float
+    peak_memory_mib: float
+    seconds: float
+    step_seconds: float | None = None
+    skipped: int = 0
+
+
+def summarise(
+    out: Path, steps: int, before: dict[str, Any], after: dict[str, Any], seconds: float
+) -> TrainResult:
+    """The result of the run in `out`, from its metrics and the seconds that it took."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    taken = [line for line in lines if line["kind"] == "train"]
+    step_seconds = sum(line["seconds"] for line in taken)
+    tokens = sum(line["tokens"] for line in taken)
+    return TrainResult(
+        out=str(out),
+        steps=steps,
+        before=before,
+        after=after,
+        tokens_per_second=tokens / step_seconds if step_seconds else 0.0,
+        peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
+        seconds=round(seconds, 3),
+        step_seconds=step_seconds,
+        skipped=sum(line["grad_norm"] is None for line in taken),
+    )
+
+
+def write_result(result: TrainResult) -> None:
+    text = to_json({"format": FORMAT, **asdict(result)}, indent=2)
+    write_text(Path(result.out) / "summary.json", text + "\n")
+
+
+def read_result(out: Path) -> TrainResult | None:
+    """The result of a finished run; None where it has not finished.
+
+    Raises:
+        UserError: `summary.json` is damaged, or of another version.
+    """
+    path = out / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        content = load_json(path)
+        check_format(content, path)
+        older = {"step_seconds": None, "skipped": 0, **content}
+        return TrainResult(**{name: older[name] for name in TrainResult.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        hint = "remove it, and the run goes on from its last checkpoint"
+        raise UserError("is not the summary of a run", where=path, hint=hint) from None
+
+
+# Settings that may differ between a run and its continuation, since they do not change its result.
+TRACKING = {"trackers", "project", "run_name", "logging_dir"}
+FREE = TRACKING | {"checkpoint_every", "keep_checkpoints", "probe", "give_up_after"}
+
+
+def check_run(config: TrainConfig, *, resume: bool) -> None:
+    """Check that this run may start or go on in its folder, which is not made yet.
+
+    Raises:
+        UserError: The folder holds a run and `resume` is off, or a run with other settings (lists which), or it
+            cannot be written.
+    """
+    path = config.out / "config.json"
+    check_writable(config.out)
+    begun = path.exists()
+    if begun and not resume:
+        raise UserError(
+            "already holds a run", where=config.out, hint="go on with --resume, or give another --out"
+        )
+    if begun:
+        _check_same(config, path)
+
+
+def run_template(out: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template that the run in `out` began with, its date included; of a new run, the one of that name."""
+    kept = out / TEMPLATE
+    if name == "none" or not ((out / "config.json").is_file() and kept.is_file()):
+        return choose_template(name, tokenizer)
+    return choose_template(str(kept), tokenizer)
+
+
+def open_run(config: TrainConfig, template: Template, steps: int, **decided: int) -> None:
+    """Write the template, `config.json` and `environment.json`: from now on the folder holds this run.
+
+    `decided` are further figures that the settings left open, such as the length at which rows are cut.
+    """
+    with _writing(config.out):
+        if template.text is not None and not (config.out / "config.json").exists():
+            write_text(config.out / TEMPLATE, template.kept())
+        found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
+        for name, content in (
+            ("environment", environment()),
+            ("config", {**settled(config), "decided": found}),
+        ):
+            text = json.dumps({"format": FORMAT, **content}, indent=2)
+            write_text(config.out / f"{name}.json", text + "\n")
+
+
+def settled(config: Settings) -> dict[str, Any]:
+    """The settings in force, JSON-ready: those that the config leaves open are decided, as far as they play a part."""
+    found: dict[str, Any] = json.loads(dump_config(config))
+    dtype, _ = choose_precision(found["precision"], default_device())
+    found["precision"] = next(name for name, known in PRECISIONS.items() if known == dtype)
+    if isinstance(config, TrainConfig):
+        phases = make_phases(config.objective)
+        found["objective"]["protect"] = phases[0].protect
+        if any({"ref_logp", "kl"} & {*phase.columns} for phase in phases):
+            found["reference"] = found["reference"] or found["model"]
+    elif "epsilon_high" in found:
+        found["epsilon_high"] = found["epsilon_high"] or found["epsilon"]
+    return found
+
+
+def keep_limit(out: Path, process: int, tokens: int) -> None:
+    """Remember for when the run goes on that more tokens at once did not fit into this process's memory."""
+    path = out / f"memory-{process}.json"  # one each, since it may run out in several at once
+    with _writing(out):
+        write_text(path, json.dumps({"format": FORMAT, "micro_batch_tokens": tokens}) + "\n")
+
+
+def kept_limit(out: Path) -> int | None:
+    """The least of all `keep_limit`; None where there is none.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    limits = []
+    for path in out.glob("memory-*.json"):
+        limit = load_record(path, "micro_batch_tokens")["micro_batch_tokens"]
+        if not isinstance(limit, int) or limit < 1:
+            raise UserError("is damaged", where=path, hint="remove it: what fits is then found out anew")
+        limits.append(limit)
+    return min(limits, default=None)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
+
+
+def _check_same(config: TrainConfig, path: Path) -> None:
+    try:
+        before: dict[str, Any] = load_json(path)
+    except ValueError:
+        raise UserError("is no JSON", where=path, hint="give another --out") from None
+    check_format(before, path)
+    defaults: Any = type(config).model_construct  # without the settings that have none
+    now = settled(config)
+    before = filled(before, defaults().model_dump(mode="json"), now)
+    free = FREE | {"out"}  # a moved folder is the same run
+    if differing := [
+        key for key in before.keys() | now.keys() if key not in free and before.get(key) != now.get(key)
+    ]:
+        raise other_settings(differing, before, now, path)
+
+
+def other_settings(
+    names: Iterable[str], before: dict[str, Any], now: dict[str, Any], where: Path, hint: str = ""
+) -> UserError:
+    """The error for settings that are not those with which the folder was begun."""
+    changes = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(names))
+    hint = "restore them, or give another --out" + hint
+    return UserError(f"cannot go on with other settings: {changes}", where=where, hint=hint)
+
+
+def filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier version: those that it did not have yet, or left open, are at their default."""
+    kept = {key: value for key, value in before.items() if key not in ("format", "decided")}
+    before = {**defaults, **kept}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(before[key], dict):
+            before[key] = {**value, **before[key]}
+    if before.get("epsilon_high", 0) is None:
+        before["epsilon_high"] = before["epsilon"]
+    if before.get("precision") == "auto":
+        before["precision"] = now["precision"]
+    if isinstance(objective := before.get("objective"), dict) and objective["protect"] is None:
+        objective["protect"] = now["objective"]["protect"]
+        before["reference"] = before["reference"] or now["reference"]
+    return before
+
+
+def environment() -> dict[str, Any]:
+    """What the figures of a run depend on besides its config; no names of machines or users, no secrets."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": {
+            "torch": torch.__version__,  # with the build, which the installed package's version does not have
+            **{n: version(n) for n in ("rectune", "transformers", "accelerate", "datasets", "safetensors")},
+        },
+    }
+
+
+def save_model(folder: Path, model: Any, tokenizer: Any, template: Template) -> None:
+    """Write model and tokenizer as one folder that plain `from_pretrained` loads; all of it or nothing.
+
+    The tokenizer gets the chat template that was trained with, and the model its turn end beside the tokens at which
+    generation stops, so that every program asks and stops as training did.
+    """
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        ends = generation.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends] * (ends is not None)
+        if not set(stops := stop_ids(tokenizer, template)) <= set(ends):
+            generation.eos_token_id = [*ends, *(i for i in stops if i not in ends)]
+    tokenizer = copy.copy(tokenizer)
+    known = tokenizer.chat_template
+    tokenizer.chat_template = (
+        known | {"default": template.saved()} if isinstance(known, dict) else template.saved()
+    )
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with quiet_bars():
+            model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)

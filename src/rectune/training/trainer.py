@@ -1,0 +1,354 @@
+"""Training: one flat loop over steps. An objective turns columns into losses; their sum is divided once.
+
+A step takes its rows from the plan; their gradient is added up over micro-batches (`accumulation.py`) and
+processes, and taken by the optimizer. What is logged is in `metrics.py`, what a run goes on from in
+`checkpoint.py`, what it reads in `dataloader.py`. A step whose gradient is not finite changes nothing; a signal
+stops the run behind a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather
+
+from rectune.config import TrainConfig
+from rectune.data.chat_template import Template
+from rectune.errors import UserError
+from rectune.models.load import fingerprint, load_model
+from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
+from rectune.models.precision import choose_precision
+from rectune.models.scorer import Scorer
+from rectune.runtime.distributed import TIMEOUT, losing_peers, on_cpu
+from rectune.runtime.locks import hold, writing
+from rectune.runtime.signals import Stopped, finishing
+from rectune.training.accumulation import Gradients, named
+from rectune.training.checkpoint import (
+    last_good_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    sync,
+    take_back_metrics,
+    to_json,
+)
+from rectune.training.dataloader import Texts, load_data
+from rectune.training.drift import make_probe
+from rectune.training.fsdp import gathered_state, is_sharded, shard_all
+from rectune.training.inputs import read_inputs, with_models_own
+from rectune.training.metrics import evaluate_holdout, peak_memory_mib, reset_peak_memory
+from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
+from rectune.training.objective_schedule import make_phases, phase_at
+from rectune.training.progress import progress, say_decisions
+from rectune.training.reference import frozen_reference, reference_logprobs
+from rectune.training.run_dir import TrainResult as TrainResult
+from rectune.training.run_dir import (
+    check_run,
+    kept_limit,
+    open_run,
+    read_result,
+    save_model,
+    summarise,
+    write_result,
+)
+from rectune.training.trackers import make_trackers, start_trackers
+
+log = logging.getLogger("rectune")
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, until: int | None = None, began: float | None = None
+) -> TrainResult:
+    """Fine-tune `config.model` on `config.data`; writes the run folder `config.out`.
+
+    Args:
+        config: All settings.
+        resume: Go on from the last checkpoint in the folder, with the same bits as an uninterrupted run on this
+            machine; with nothing there, start afresh.
+        until: Pause after this step, if it is not the last: with a checkpoint and the weights in OUT/model, without
+            summary.json. Going on later gives the bits of a run that never paused.
+        began: `time.perf_counter()` as the command began, for the summary's `seconds`; None: now.
+
+    Returns:
+        The content of `summary.json`; at a pause `after` are the figures of the last evaluation.
+
+    Raises:
+        UserError: Data, model or settings that cannot be used, a folder that holds another run or is used by another
+            process, or a disk that is full.
+        Stopped: By Ctrl-C or SIGTERM, behind a step, with a checkpoint.
+    """
+    began = time.perf_counter() if began is None else began
+    reset_peak_memory()
+    make_phases(config.objective)
+    config = with_models_own(config)
+    accelerator = _accelerator(config)
+    check_run(config, resume=resume)
+    if resume and (finished := read_result(config.out)):
+        log.info("%s: the run is finished", config.out)
+        return finished
+    texts = read_inputs(config)
+    with hold(config.out, "training") if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            check_run(config, resume=resume)  # another process may have begun before the lock was ours
+        with (
+            writing(config.out, "run it again (train with --resume)"),
+            losing_peers(),
+        ):
+            return _train(config, texts, accelerator, resume=resume, until=until, began=began)
+
+
+def _train(
+    config: TrainConfig,
+    texts: Texts,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    until: int | None,
+    began: float,
+) -> TrainResult:
+    phases = make_phases(config.objective)
+    model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
+    data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns, texts=texts)
+    identity = fingerprint(model)
+    if config.lora.rank:
+        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    dtype, why = choose_precision(config.precision, accelerator.device)
+    sharded = is_sharded(accelerator)  # shards are float32, and computed with in `dtype`
+    masters = Masters(model, torch.float32 if sharded else dtype)
+    scorer = Scorer(model, memory_budget=config.memory_budget << 20)
+    if config.gradient_checkpointing:
+        enable = "activation_checkpointing_enable"  # its new name in transformers
+        getattr(model, enable, model.gradient_checkpointing_enable)()
+    needed = {name for phase in phases for name in phase.columns}
+    reference = frozen_reference(config, scorer, tokenizer) if "kl" in needed else None
+    old = scorer.frozen() if "old_logp" in needed else None
+    skeleton = None
+    if sharded:
+        skeleton = shard_all(scorer, [reference, old], dtype, accelerator)
+        masters = Masters(model, torch.float32)
+    optimizer = make_optimizer(masters, config)
+    ref_logp = None  # of the model as it is now, unless another is named
+    if "ref_logp" in needed:
+        ref_logp = reference_logprobs(config, data, scorer, tokenizer, identity, accelerator)
+    extra = {"old": {n: p for n, p in old.model.named_parameters() if n in masters.masters}} if old else {}
+    say_decisions(config, data, phases, f"{dtype} ({why})".removeprefix("torch."))
+
+    main = accelerator.is_main_process
+    steps = len(data.plan)
+    last = steps if until is None else min(steps, max(1, until))
+    metrics = config.out / "metrics.jsonl"
+    checkpoints = config.out / "checkpoints"
+    probe = make_probe(scorer, tokenizer, config, data.holdout, accelerator)  # the model still is the base
+    gradients = Gradients(
+        config, data, scorer, masters, accelerator, reference=reference, ref_logp=ref_logp, old=old
+    )
+    start, skipped = 0, 0
+    before: dict[str, Any] = {}  # figures of the model as it was
+    best: dict[str, Any] = {}  # figures of the weights in OUT/model, where config.choose picks them
+    found = last_good_checkpoint(checkpoints) if resume else None
+    if found:
+        state = load_checkpoint(found, masters.masters, optimizer, extra)
+        if not data.is_of(state["data"]):
+            was = f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})"
+            hint = (
+                "restore them, or give another --out; an earlier version may have split or cut them otherwise"
+            )
+            raise UserError(was, where=config.data, hint=hint)
+        if ref_logp and state.get("reference", ref_logp.identity) != ref_logp.identity:
+            was = f"is not the one the run began with ({state['reference']}, now {ref_logp.identity})"
+            raise UserError(was, where="reference", hint="restore it, or give another --out")
+        masters.publish()
+        start, skipped, before, best = state["step"], state["skipped"], state["before"], state["best"]
+        began -= state.get("seconds", 0.0)
+        gradients.limit = state.get("limit")
+        log.info("going on from %s, step %d of %d", found, start, steps)
+        if start > last:
+            raise UserError(f"is at step {start} already, beyond step {last}", where=config.out)
+    if resume:
+        gradients.limit = min(filter(None, (gradients.limit, kept_limit(config.out))), default=None)
+    if gradients.limit:
+        log.info("micro-batches of at most %d tokens: more did not fit into memory", gradients.limit)
+    accelerator.wait_for_everyone()  # all have checked the folder
+    if main:
+        open_run(config, data.template, steps, max_length=data.max_length)
+        take_back_metrics(metrics, start if found else -1)
+    if probe and found and main:
+        probe.recall(metrics)
+    if config.trackers:
+        start_trackers(accelerator, config, start)
+
+    def evaluation(step: int) -> dict[str, Any]:
+        figures = evaluate_holdout(
+            scorer, data.holdout, config, accelerator, ref_logp=ref_logp if data.paired else None
+        )
+        if figures:
+            _log(accelerator, metrics, {"step": step, "kind": "holdout", **figures})
+        if probe:
+            _log(accelerator, metrics, probe.measure(step))
+        accelerator.wait_for_everyone()  # often only the first process watches
+        return figures
+
+    def save(step: int, skipped: int) -> None:
+        kept: tuple[Any, Any, Any] = masters.masters, optimizer, extra
+        if sharded:
+            kept = gathered_state(*kept, keep=main)
+        if not main:
+            return
+        sync(metrics)  # a power cut must not leave fewer lines than steps
+        state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
+        state |= {"limit": gradients.limit, "reference": ref_logp.identity if ref_logp else None}
+        state |= {"seconds": time.perf_counter() - began}
+        keep = config.keep_checkpoints
+        save_checkpoint(checkpoints, step, *kept, state, keep)
+
+    def whole_model() -> Any:
+        return skeleton.filled(model, dtype, keep=main) if skeleton else model
+
+    if not found:
+        before = evaluation(0)
+    after = before
+    model.train()
+    with progress(steps, start, shown=main) as advance, finishing() as signalled:
+        for step in range(start, last):
+            at = time.perf_counter()
+            phase = phase_at(phases, step, steps)
+            if old and step % config.objective.refresh == 0:
+                old.model.load_state_dict(model.state_dict())
+            monitor = gradients.accumulate(step, phase)
+            norm = masters.finish_step(accelerator).item()
+            rate = learning_rate(config, step, steps)
+            done = step + 1
+            if math.isfinite(norm):
+                skipped = 0
+                if config.clip and norm > config.clip:
+                    masters.scale_gradients(config.clip / norm)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                masters.publish()
+            else:
+                skipped += 1
+                rows = gradients.blame(step, phase)
+                which = f"in {named(rows)}" if rows else "over all rows together"
+                if main:
+                    say = "step %d: the loss or gradient is not finite, %s; the weights stay as they are"
+                    log.warning(say, done, which)
+            tokens = sum(data.train.lengths(data.plan.rows(step)))
+            seconds = max(time.perf_counter() - at, 1e-9)
+            figures = {
+                "step": done,
+                "kind": "train",
+                "phase": phase.name,
+                **monitor.figures(accelerator),
+                "grad_norm": norm,
+                "learning_rate": rate,
+                "tokens": tokens,
+                "seconds": round(seconds, 4),
+                "tokens_per_second": round(tokens / seconds, 1),
+                "peak_memory_mib": peak_memory_mib(),
+            }
+            _log(accelerator, metrics, figures)
+            advance(figures)
+            if skipped >= min(config.give_up_after, steps):  # of a short run all may be skipped
+                if done > skipped and not extra:  # masters and moments still are those of that step
+                    save(done - skipped, 0)
+                accelerator.wait_for_everyone()
+                raise _no_gradient(skipped, done, checkpoints)
+            if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
+                after = evaluation(done)
+                if _badness(config.choose, after) < _badness(config.choose, best):
+                    best, plain = after, whole_model()
+                    if main:
+                        save_model(config.out / _folder(config), plain, tokenizer, data.template)
+                        if probe:
+                            probe.write(config.out / "probe.json")
+            stop = _of_any(accelerator, signalled())
+            due = config.checkpoint_every and done % config.checkpoint_every == 0 and not skipped
+            if done < steps and (due or stop or done == last):
+                save(done, skipped)
+                accelerator.wait_for_everyone()
+            if stop and done < last:
+                raise Stopped(f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop)
+        accelerator.wait_for_everyone()
+        plain = whole_model()
+        if main:
+            _save(config, plain, tokenizer, data.template, chosen=bool(best))
+        if main and last == steps and probe and not best:
+            probe.write(config.out / "probe.json")
+        result = summarise(config.out, last, before, best or after, time.perf_counter() - began)
+        if main and result.skipped:
+            log.warning("%d of %d steps were skipped: no finite loss or gradient", result.skipped, last)
+        if main and last == steps:
+            write_result(result)
+    if config.trackers:
+        accelerator.end_training()
+    if stop := _of_any(accelerator, signalled()):  # too late for this run, but not for what would follow
+        raise Stopped(f"{config.out}: step {last} of {steps} is done and saved, and nothing follows", stop)
+    return result
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    waiting = InitProcessGroupKwargs(timeout=TIMEOUT)
+    accelerator = Accelerator(cpu=on_cpu(), log_with=make_trackers(config) or None, kwargs_handlers=[waiting])
+    kind = accelerator.distributed_type
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if kind not in plain and not is_sharded(accelerator):
+        raise UserError(f"training under {kind.value} is not supported yet")
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)  # the first process speaks for all
+    return accelerator
+
+
+def _no_gradient(skipped: int, step: int, checkpoints: Path) -> UserError:
+    good = last_good_checkpoint(checkpoints)
+    return UserError(
+        f"no finite gradient in {skipped} steps in a row, up to step {step}; "
+        + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"),
+        where=checkpoints.parent,
+        hint="begin again in another --out, for instance with a lower learning_rate",
+    )
+
+
+def _of_any(accelerator: Accelerator, signal: int) -> int:
+    """The signal that any process has got, since all have to stop behind the same step; 0 for none."""
+    if accelerator.num_processes == 1:
+        return signal
+    return int(gather(torch.tensor([signal], device=accelerator.device)).max())
+
+
+def _badness(choose: str, figures: dict[str, Any]) -> float:
+    """What an evaluation is judged by, smaller is better; never the objective's own value."""
+    if choose == "last" or not figures:
+        return math.inf
+    return float(figures["nll"] if choose == "nll" else -figures["mean_p"])
+
+
+def _log(accelerator: Accelerator, path: Path, figures: dict[str, Any]) -> None:
+    if accelerator.is_main_process:
+        with path.open("a") as file:
+            file.write(to_json(figures) + "\n")
+    if accelerator.trackers:
+        kind = figures["kind"]
+        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, (int, float))}
+        accelerator.log(numbers, step=figures["step"])
+
+
+def _folder(config: TrainConfig) -> str:
+    return "adapter" if config.lora.rank else "model"
+
+
+def _save(config: TrainConfig, model: Any, tokenizer: Any, template: Template, *, chosen: bool) -> None:
+    """Write the last weights, unless an evaluation chose weights, which are there already."""
+    saved = config.out / _folder(config)
+    if not chosen:
+        save_model(saved, model, tokenizer, template)
+    if config.lora.rank and config.lora.merge:
+        if chosen:
+            load_adapter_weights(model, saved)
+        save_model(config.out / "model", merge_lora(model), tokenizer, template)

@@ -1,0 +1,39 @@
+"""The task of tests/comparisons.py, and a quick way to compare on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comparisons import Task, asking, config_of, make_task
+from rectune.experiments.compare import compare
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return make_task(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture
+def run(task: Task, tmp_path: Path) -> Run:
+    """`run("sft,dft", out="name", settings={...}, **options of compare)`."""
+
+    def start(
+        objectives: str = "sft,dft", *, out: str = "out", settings: dict[str, Any] | None = None, **how: Any
+    ) -> dict[str, Any]:
+        config = config_of(task, tmp_path / out, **(settings or {}))
+        return compare(config, objectives.split(","), **(asking(task) | how))
+
+    return start

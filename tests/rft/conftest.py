@@ -1,0 +1,72 @@
+"""A model that says yes or no, as often right as wrong, and problems to ask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectune.config import load_config
+from rectune.config.rft_config import OfflineConfig
+from rectune.experiments.rft import OfflineResult, offline
+from rectune.training.trainer import train
+from toys import byte_tokenizer, tiny_model
+
+Run = Callable[..., OfflineResult]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of a short offline run, without `out`."""
+    folder = tmp_path_factory.mktemp("asked")
+    tiny_model().save_pretrained(folder / "raw")
+    byte_tokenizer().save_pretrained(folder / "raw")
+    said = ("yes", "no", "yes!", "no!")
+    rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = {"model": str(folder / "raw"), "precision": "fp32", "rows.holdout": 0, "checkpoint_every": 0}
+    settings = {
+        "data": str(folder / "rows.jsonl"),
+        "steps": 40,
+        "learning_rate": 0.01,
+        "objective.name": "sft",
+    }
+    train(load_config(None, {**short, **settings, "out": folder / "trained"}))
+    problems = [
+        {"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no", "grader": "exact"} for n in range(12)
+    ]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    return {
+        **short,
+        "model": str(folder / "trained" / "model"),
+        "problems": str(folder / "problems.jsonl"),
+        "sampling.max_new_tokens": 8,
+        "sampling.workers": 1,
+        "steps": 4,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "checkpoint_every": 2,
+        "objective.name": "sft",
+    }
+
+
+@pytest.fixture
+def run(asked: dict[str, Any], tmp_path: Path) -> Run:
+    """An offline run: `run("name", resume=False, **settings)`; dots in names are written as two underscores."""
+
+    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> OfflineResult:
+        named = {key.replace("__", "."): value for key, value in settings.items()}
+        config = load_config(None, {**asked, "out": tmp_path / name, **named}, OfflineConfig)
+        return offline(config, resume=resume)
+
+    return start

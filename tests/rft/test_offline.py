@@ -1,0 +1,350 @@
+"""Sample, grade, select, train as one run: what is kept, that it goes on after a kill, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rectune.cli import app as cli
+from rectune.config import load_config, settings_fields
+from rectune.config.rft_config import OfflineConfig, is_setting
+from rectune.data.encoded_dataset import choose_template, encode_row, prompt_ids
+from rectune.data.load_rows import read_rows, row_at
+from rectune.data.problems import read_problems
+from rectune.data.rows import Turn
+from rectune.errors import UserError
+from rectune.experiments import rft as offline_run
+from rectune.experiments.rft import plan
+from rectune.grading import files as grading_files
+from rectune.models.load import load_model
+from rectune.sampling import sample as engine
+from rectune.sampling.writer import SamplesFile
+from rectune.training import trainer as loop
+from training_runs import Died, dies_at, metrics, weights
+
+OWN = """
+problems sampling.n sampling.temperature sampling.top_p sampling.max_new_tokens sampling.stop sampling.seed
+sampling.samples sampling.grader sampling.timeout sampling.workers sampling.engine sampling.server_url
+sampling.served_name sampling.batch_size sampling.benchmark_dir
+selection.per_problem selection.balance selection.unjudged selection.unfinished
+""".split()  # noqa: SIM905
+"""Settings beyond those of training. A new one has to be worth its line here."""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    offline_run.offline(load_config(None, {**asked, "out": out}, OfflineConfig))
+    return out
+
+
+def test_the_settings_are_these() -> None:
+    training = {name for name, _ in settings_fields()}
+    fields = dict(settings_fields(OfflineConfig))
+    assert [name for name in fields if name not in training] == OWN
+    assert [name for name, field in fields.items() if is_setting(name) and not field.description] == []
+
+
+def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "rectune"):
+        result = run()
+    out = tmp_path / "run"
+    samples, graded, rows = (lines(out / f"{name}.jsonl") for name in ("samples", "graded", "rows"))
+    correct = [line for line in graded if line["verdict"] == "correct"]
+    assert len(samples) == len(graded) == 48 and 5 < len(correct) < 43
+    distinct = {(line["problem_id"], line["text"].strip()) for line in correct}
+    assert {(row["problem_id"], row["completion"].strip()) for row in rows} == distinct
+    assert result.method == "RFT" and result.counts["kept"] == len(rows) == len(distinct)
+    assert f"RFT keeps {len(rows)} of 48 samples" in caplog.text
+    assert "sampled: 48 answers to 12 problems, 4 each at temperature 1" in caplog.text
+    assert f"graded 48: correct {len(correct)}" in caplog.text
+    trained = json.loads((out / "train" / "config.json").read_text())
+    assert trained["data"] == str(out / "rows.jsonl") and trained["objective"]["name"] == "sft"
+    assert result.train.steps == 4 and (out / "train" / "model" / "model.safetensors").exists()
+    assert sum(line["supervised"] for line in metrics(out / "train", "train")) > len(rows)
+
+
+@pytest.mark.parametrize("settings", [{"rows__system": "Be brief."}, {"rows__template": "none"}])
+def test_training_reads_the_prompts_that_were_sampled(
+    run: Any, asked: dict[str, Any], tmp_path: Path, settings: dict[str, str]
+) -> None:
+    anything = tmp_path / "anything.jsonl"
+    problem = {"prompt": "3 odd?", "answer": ["yes", "no"], "grader": "exact"}
+    anything.write_text(json.dumps(problem) + "\n")
+    given = {"problems": str(anything), "steps": 1, "selection__unfinished": True, **settings}
+    out = tmp_path / "run"
+    if (
+        settings.get("rows__template") == "none"
+    ):  # no template that the model knows: whatever it says is right
+        with pytest.raises(UserError, match="has no correct answer"):
+            run("first", **given)
+        said = {"answer": [line["text"] for line in lines(tmp_path / "first" / "samples.jsonl")]}
+        anything.write_text(json.dumps(problem | said) + "\n")
+    run(**given)
+    named = {key.replace("__", "."): value for key, value in given.items()}
+    config = load_config(None, {**asked, **named, "out": out}, OfflineConfig)
+    training = config.training(out / "rows.jsonl", "prompt_completion")
+    _, tokenizer = load_model(config.model)
+    template = choose_template(config.rows.template, tokenizer)
+    rows = read_rows(training.data, options=training.rows)
+    sampled = {line["problem_id"]: line for line in lines(out / "samples.jsonl")}
+    for index, line in enumerate(lines(out / "rows.jsonl")):
+        encoded = encode_row(row_at(rows, index), tokenizer, template)
+        sample = sampled[line["problem_id"]]
+        turns = [Turn(turn["role"], turn["content"]) for turn in sample["turns"]]
+        ids = prompt_ids(turns, tokenizer, template)
+        first = next(i for i, label in enumerate(encoded.labels) if label != -100)
+        assert list(encoded.input_ids[:first]) == ids
+        assert tokenizer.decode(ids) == sample["prompt"]
+    if "rows__system" in settings:
+        assert "Be brief." in sample["prompt"]
+
+
+@pytest.mark.parametrize("objective", ["iw_sft", "dpo"])
+def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path, objective: str) -> None:
+    samples = whole / "samples.jsonl"
+    given = {"sampling__samples": str(samples), "rows__holdout": 0.2, "probe": 0}
+    result = run(objective__name=objective, **given)
+    out = tmp_path / "run"
+    assert (out / "samples.jsonl").read_bytes() == samples.read_bytes()
+    if objective == "dpo":
+        verdicts = {
+            (line["problem_id"], line["text"]): line["verdict"] for line in lines(out / "graded.jsonl")
+        }
+        pairs = lines(out / "pairs.jsonl")
+        assert result.method == "DPO" and not (out / "rows.jsonl").exists()
+        assert result.counts["pairs"] == len(pairs) > 5
+        for pair in pairs:
+            assert verdicts[pair["problem_id"], pair["chosen"]] == "correct"
+            assert verdicts[pair["problem_id"], pair["rejected"]] == "wrong"
+        assert result.train.before["margin"] == pytest.approx(0, abs=1e-4)
+        assert result.train.after["margin"] > 0
+    else:
+        assert (out / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
+    assert len(list(out.glob("*.ref_logp-*.safetensors"))) == 1
+
+
+def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Those of other problems, and more than n, are left; what was drawn otherwise is refused."""
+    fewer = tmp_path / "fewer.jsonl"
+    problems = Path(asked["problems"]).read_text().splitlines(keepends=True)[:9]
+    fewer.write_text("".join(line.replace('"answer": "yes"', '"answer": "no"') for line in problems))
+    samples = str(whole / "samples.jsonl")
+    run("few", sampling__n=2, sampling__samples=samples, problems=str(fewer), steps=1)
+    taken = lines(tmp_path / "few" / "graded.jsonl")
+    assert len(taken) == 18 and {line["answer"] for line in taken} == {"no"}
+    assert all(
+        (line["verdict"] == "correct") == (line["extracted"].strip("!").lower() == "no") for line in taken
+    )
+    with pytest.raises(UserError, match=r"drawn with temperature = 1.0, now 0.5"):
+        run("hot", sampling__samples=samples, sampling__temperature=0.5)
+
+
+MOMENTS = [
+    (SamplesFile, "append", 20),
+    (grading_files, "_with_verdict", 30),
+    (offline_run, "select", 1),
+    (loop, "_log", 3),
+]
+
+
+@pytest.mark.parametrize(("module", "function", "call"), MOMENTS, ids=lambda v: getattr(v, "__name__", v))
+def test_death_at_any_stage(
+    run: Any,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    function: str,
+    call: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, dies_at(call, getattr(module, function)))
+        with pytest.raises(Died):
+            run()
+    out = tmp_path / "run"
+    if module is SamplesFile and call == 20:
+        with (out / "samples.jsonl").open("a") as file:
+            file.write('{"problem_id": "3", "samp')
+    run(resume=True)
+    for name in ("graded.jsonl", "rows.jsonl"):
+        assert sorted((out / name).read_bytes().splitlines()) == sorted(
+            (whole / name).read_bytes().splitlines()
+        )
+    first, second = weights(whole / "train"), weights(out / "train")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_finished_run_is_left_alone(
+    whole: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*.json*")}
+    for name in ("sample", "grade", "select"):
+        monkeypatch.delattr(offline_run, name)  # not even looked at
+    config = load_config(None, {**asked, "out": whole}, OfflineConfig)
+    result = offline_run.offline(config, resume=True)
+    assert result.train.steps == 4 and result.counts["samples"] == 48
+    assert {path: path.read_bytes() for path in whole.rglob("*.json*")} == before
+    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+        offline_run.offline(config)
+
+
+def test_settings_that_may_change_before_training_and_not_after(
+    run: Any, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(offline_run, "train", dies_at(1, offline_run.train))
+        with pytest.raises(Died):
+            run()
+    out = tmp_path / "run"
+    before = (out / "samples.jsonl").read_bytes()
+    with pytest.raises(
+        UserError, match=r"offline.json: cannot go on with other settings: temperature was 1.0"
+    ):
+        run(resume=True, sampling__temperature=0.7)
+    with pytest.raises(UserError, match="n was 4, is 2"):
+        run(resume=True, sampling__n=2)
+    result = run(resume=True, sampling__n=5, selection__per_problem=1, sampling__timeout=4.0)
+    assert (out / "samples.jsonl").read_bytes().startswith(before)
+    assert result.counts["samples"] == 60 and result.counts["kept"] <= 12
+    with pytest.raises(UserError, match="n was 5, is 6"):
+        run(resume=True, sampling__n=6, selection__per_problem=1, sampling__timeout=4.0)
+    (out / "train" / "summary.json").unlink()
+    with pytest.raises(UserError, match="learning_rate was"):
+        run(resume=True, sampling__n=5, selection__per_problem=1, sampling__timeout=4.0, learning_rate=1.0)
+
+
+def test_no_correct_sample_at_all(run: Any, asked: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is lost: more answers can be drawn, or these be judged by other golds."""
+    hopeless = tmp_path / "hopeless.jsonl"
+    hopeless.write_text(
+        Path(asked["problems"]).read_text().replace('"yes"', '"maybe"').replace('"no"', '"maybe"')
+    )
+    with pytest.raises(UserError, match="has no correct answer; sample more, or easier problems") as error:
+        run(problems=str(hopeless))
+    out = tmp_path / "run"
+    assert error.value.where == str(out / "graded.jsonl")
+    assert len(lines(out / "graded.jsonl")) == 48 and not (out / "train").exists()
+    with pytest.raises(UserError, match="has no correct answer"):
+        run(problems=str(hopeless), resume=True, sampling__n=5)
+    assert len(lines(out / "graded.jsonl")) == 60
+    result = run("mended", sampling__samples=str(out / "samples.jsonl"), steps=1)
+    assert result.counts["kept"] > 0
+
+
+def test_a_verifier_that_always_fails(
+    run: Any, whole: Path, asked: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tests that never end say nothing about the answers, which are programs here."""
+    tests, programs = tmp_path / "tests.jsonl", tmp_path / "programs.jsonl"
+    endless = {"test": "def check(f):\n    while True: pass", "entry_point": "yes"}
+    code = {"grader": "code", "answer": "-", "extra": endless}
+    problems = [json.loads(line) | code for line in Path(asked["problems"]).read_text().splitlines()[:2]]
+    tests.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    drawn = [line | {"text": "def yes(): pass"} for line in lines(whole / "samples.jsonl")]
+    programs.write_text("".join(json.dumps(line) + "\n" for line in drawn))
+    given = {"problems": str(tests), "sampling__n": 1, "sampling__samples": str(programs)}
+    says = (
+        r"graded.jsonl: the verifier judged none of the 2 answers \(2 times timeout\); raise sampling.timeout"
+    )
+    with pytest.raises(UserError, match=says):
+        run(**given, sampling__timeout=0.3)
+    assert len(lines(tmp_path / "run" / "samples.jsonl")) == 2 and not (tmp_path / "run" / "train").exists()
+    with pytest.raises(UserError, match="judged none"):  # judged anew, from the same answers
+        run(**given, sampling__timeout=0.4, resume=True)
+
+
+def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    """Some are counted and left out; where there is no pair at all the run stops, and nothing is lost."""
+    easy, samples = tmp_path / "easy.jsonl", whole / "samples.jsonl"
+    problems = [json.loads(line) for line in Path(asked["problems"]).read_text().splitlines()]
+    anything = sorted({line["text"] for line in lines(samples)})
+    given = {"problems": str(easy), "sampling__samples": str(samples), "steps": 1}
+    for name, right in (("some", 6), ("run", 12)):
+        for problem in problems[:right]:
+            problem["answer"] = anything
+        easy.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+        if name == "some":
+            counts = run(name, **given, objective__name="dpo").counts
+            assert counts["without_wrong"] >= 6 and counts["used_problems"] <= 12 - counts["without_wrong"]
+    with pytest.raises(UserError, match="has no problem with both a correct and a wrong answer"):
+        run(**given, objective__name="dpo")
+    assert run(resume=True, **given).counts["kept"] > 0  # the method may still change
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"objective__name": "dftt"}, "unknown objective 'dftt'"),
+        ({"problems": "nothing.jsonl"}, "cannot be read"),
+        ({"problems": "no-benchmark"}, "no-benchmark"),
+        ({"data": "rows.jsonl"}, "is made of the model's own answers"),
+        ({"rows__format": "gsm8k"}, "rows.format is for data of your own"),
+        ({"sampling__grader": "code"}, "a code problem without tests"),
+        ({"sampling__samples": "nothing.jsonl"}, "no such file"),
+    ],
+)
+def test_mistakes_cost_nothing(run: Any, tmp_path: Path, settings: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run(**settings)
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
+
+
+def test_samples_of_something_else(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples.jsonl").touch()
+    with pytest.raises(UserError, match="holds samples of something else"):
+        run()
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "offline.json").write_text("{}")
+    with pytest.raises(UserError, match="is no record of an offline run"):
+        run(resume=True)
+
+
+def test_the_plan_writes_nothing(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(engine, "sample")
+    config = load_config(None, {**asked, "out": tmp_path / "run", "objective.name": "dpo"}, OfflineConfig)
+    shown = plan(config)
+    assert (shown["method"], shown["problems"], shown["samples"], shown["pairs_at_most"]) == (
+        "DPO",
+        12,
+        48,
+        24,
+    )
+    assert shown["found"] == [] and not (tmp_path / "run").exists()
+
+
+def test_on_the_command_line(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "rft.toml"
+    tables: dict[str, list[str]] = {"": []}
+    for key, value in asked.items():
+        table, _, name = key.rpartition(".")
+        tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
+    recipe.write_text("\n".join("\n".join([f"[{t}]"] * bool(t) + rows) for t, rows in tables.items()))
+    out = str(tmp_path / "run")
+    command = ["offline", str(recipe), "--out", out, "--sampling.n", "2"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 24
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert "RFT keeps" in said.err and f"Run: {out}/train" in said.out and "samples" in said.out
+    assert cli.main([*command, "--resume", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["method"] == "RFT" and result["train"]["steps"] == 4
+    assert cli.main(command) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert len(read_problems(asked["problems"])) == 12

@@ -1,0 +1,78 @@
+"""What an online run's model does not have is refused before anything is drawn; an adapter is trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from online_runs import config_of
+from rectune.data.chat_template import choose_template
+from rectune.data.rows import Problem, Turn
+from rectune.errors import UserError
+from rectune.models.load import load_model
+from rectune.rl.prompt_batches import ask
+from rectune.rl.rl_summary import plan
+from toys import byte_tokenizer, tiny_model
+from training_runs import metrics, weights
+
+ADAPTER = "adapter/adapter_model.safetensors"
+
+
+def test_what_problems_bring_along_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    problems = [Problem("a", (Turn("user", "2?"),), "2"), Problem("b", (Turn("user", "<|im_end|> 3?"),), "3")]
+    with caplog.at_level(logging.WARNING, "rectune"):
+        ask(problems, tokenizer, choose_template("auto", tokenizer))
+    assert "1 of 2 problems have special tokens in their texts ('<|im_end|>'), the first b" in caplog.text
+
+
+def test_positions_and_embeddings(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    tiny_model(max_position_embeddings=64).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<|x{i}|>" for i in range(20)])
+    tokenizer.save_pretrained(folder)
+    problems = tmp_path / "problems.jsonl"
+    lines = [
+        {"prompt": "1?", "answer": "1"},
+        {"prompt": "1?" * 30, "answer": "1"},
+        {"prompt": "<|x19|>", "answer": "1"},
+    ]
+    for last, message in (
+        (
+            2,
+            "problems.jsonl:2: .* prompt tokens and max_new_tokens = 12 exceed the 64 positions of the model",
+        ),
+        (
+            3,
+            "problems.jsonl:2: token id 285 .* has no embedding: the tokenizer has 286 tokens, the model 272",
+        ),
+    ):
+        some = lines[:2] if last == 2 else [lines[0], lines[2]]
+        problems.write_text("".join(json.dumps(line | {"grader": "exact"}) + "\n" for line in some))
+        settings = {"model": str(folder), "problems": str(problems)}
+        with pytest.raises(UserError, match=message):
+            run(**settings)
+        with pytest.raises(UserError, match=message):
+            plan(config_of(toy, tmp_path / "planned", **settings))
+
+
+def test_training_goes_on_from_an_adapter(run: Any, tmp_path: Path) -> None:
+    run("first", lora__rank=4, lora__targets="q_proj,down_proj", learning_rate=0.05)
+    adapter = tmp_path / "first" / "adapter"
+    run("again", model=str(adapter), beta=0.1, steps=1)
+    first, second = (weights(tmp_path / name, ADAPTER) for name in ("first", "again"))
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    (line,) = metrics(tmp_path / "again", "train")
+    assert abs(line["kl"]) < 1e-6, "the reference is the adapter that it starts from, not the model below"
+    load_model(tmp_path / "again" / "adapter")
+    with pytest.raises(UserError, match=r"lora.rank: is 8, but the adapter .* has 4"):
+        run("other", model=str(adapter), lora__rank=8)
+    with pytest.raises(UserError, match="engine: the server reloads whole models, not adapters"):
+        run("served", model=str(adapter), engine="server", server_url="http://127.0.0.1:1/v1")

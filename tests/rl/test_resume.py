@@ -1,0 +1,151 @@
+"""A run that died anywhere, or stopped, goes on to the same bits as one that never did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from online_runs import config_of
+from rectune.config import dump_config
+from rectune.errors import UserError
+from rectune.rl import loop
+from rectune.runtime.signals import Stopped
+from rectune.training import checkpoint as checkpoints
+from training_runs import Died, dies_at, metrics, weights
+
+TIMINGS = {
+    "seconds", "seconds_sampling", "seconds_grading", "seconds_training", "tokens_per_second", "peak_memory_mib",
+}  # fmt: skip
+PPO = {"algorithm": "ppo", "epochs": 2, "minibatches": 2, "beta": 0.05, "entropy_bonus": 0.01}
+KINDS: dict[str, dict[str, Any]] = {
+    "grpo, several updates and a reference": {
+        "epochs": 2,
+        "minibatches": 2,
+        "beta": 0.05,
+        "aggregation": "sequence",
+    },
+    "ppo in bf16": {**PPO, "precision": "bf16"},
+    "lora": {"lora__rank": 2, "lora__dropout": 0.3, "lora__merge": True, "beta": 0.05},
+}
+
+
+def without_timings(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in metrics(out)]
+
+
+def same_runs(one: Path, other: Path) -> None:
+    assert without_timings(one) == without_timings(other)
+    files = [p.relative_to(one) for p in one.glob("[!.]*/*.safetensors")]
+    assert files
+    for file in files:
+        first, second = weights(one, str(file)), weights(other, str(file))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), f"{file} differs"
+    for file in one.glob("rollouts/*.jsonl"):
+        assert file.read_text() == (other / "rollouts" / file.name).read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_death_between_and_inside_steps(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    settings = {"checkpoint_every": 2, "rollouts_every": 1, **KINDS[kind]}
+    run("whole", **settings)
+    for function, call in (("credit", 2), ("keep_rollout", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, function, dies_at(call, getattr(loop, function)))
+            with pytest.raises(Died):
+                run("died", resume=True, **settings)
+    run("died", resume=True, **settings)
+    same_runs(tmp_path / "whole", tmp_path / "died")
+    before = (tmp_path / "died" / "summary.json").read_text()
+    run("died", resume=True, **settings)  # a finished run is left alone
+    assert (tmp_path / "died" / "summary.json").read_text() == before
+
+
+DRIVER = """
+import os, sys
+from rectune.rl import loop
+from rectune.config.rl_config import OnlineConfig
+where, step = sys.argv[1], int(sys.argv[2])
+update, save = loop.update, loop.save_checkpoint
+def wait(name, now):
+    if (name, now) == (where, step):
+        print("there", flush=True)
+        sys.stdin.readline()  # until it is killed
+def waiting_update(*args):
+    made = update(*args)
+    wait("update", args[6])
+    return made
+def waiting_save(folder, now, masters, optimizer, extra, state, keep):
+    from rectune.training import checkpoint as checkpoints
+    sync = checkpoints.sync
+    def slow(path):
+        if path.name == "moments.safetensors":
+            wait("save", now)
+        sync(path)
+    checkpoints.sync = slow
+    save(folder, now, masters, optimizer, extra, state, keep)
+loop.update, loop.save_checkpoint = waiting_update, waiting_save
+loop.train_online(OnlineConfig.model_validate_json(sys.argv[3]), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
+    """Twice: when the weights have just changed, and while a checkpoint is written."""
+    settings = {"checkpoint_every": 2, **PPO}
+    run("whole", **settings)
+    config = config_of(toy, tmp_path / "died", **settings)
+    for where, step in (("update", 2), ("save", 4)):
+        with subprocess.Popen(
+            [sys.executable, "-c", DRIVER, where, str(step), dump_config(config)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == "there\n"
+            process.send_signal(signal.SIGKILL)
+            assert process.wait(timeout=20) == -signal.SIGKILL
+        found = checkpoints.list_checkpoints(tmp_path / "died" / "checkpoints")
+        assert [path.name for path in found] == ["step-000002"]
+    run("died", resume=True, **settings)
+    same_runs(tmp_path / "whole", tmp_path / "died")
+
+
+def test_a_signal_stops_behind_a_step(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("whole", checkpoint_every=0)
+    original = loop.credit
+
+    def signalled(*args: Any) -> None:
+        original(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "credit", signalled)
+        with pytest.raises(Stopped, match="stopped at step 1 of 5; go on with --resume"):
+            run("stopped", checkpoint_every=0)
+    run("stopped", resume=True, checkpoint_every=0)
+    same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_other_problems_or_settings_are_refused(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(Path(toy["problems"]).read_text())
+    with pytest.raises(UserError, match="the service is gone"):
+        run(problems=problems, reward="from_third", checkpoint_every=1)
+    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+        run(problems=problems, reward="from_third", checkpoint_every=1)
+    with pytest.raises(UserError, match="cannot go on with other settings: learning_rate was"):
+        run(problems=problems, reward="from_third", checkpoint_every=1, learning_rate=1e-5, resume=True)
+    problems.write_text(problems.read_text() + json.dumps({"prompt": "one more", "answer": "1"}) + "\n")
+    with pytest.raises(UserError, match="the problems are not those the run began with"):
+        run(problems=problems, reward="from_third", checkpoint_every=1, resume=True)
