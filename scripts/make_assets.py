@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.data.jsonl import read_jsonl
-from rectune.grading.expression import evaluate_expression
+from rectune.grading.exact import evaluate_expression
 
 ASSETS = Path(__file__).parents[1] / "src" / "rectune" / "assets"
 PROMPT = "Question: {question}\nCalculation: "

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rectune.evaluation.evaluate import evaluate as evaluate
     from rectune.experiments.compare import compare as compare
     from rectune.grading.files import grade as grade
+    from rectune.grading.selection import select as select
     from rectune.integrations import dft_loss as dft_loss
     from rectune.integrations import grader_reward as grader_reward
     from rectune.integrations import objective_loss as objective_loss
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rectune.reporting.report import report as report
     from rectune.rl.loop import train_online as train_online
     from rectune.sampling.sample import sample as sample
-    from rectune.selection import select as select
     from rectune.training.trainer import train as train
 
 __version__ = "0.1.0"
@@ -57,7 +57,7 @@ _HOME = {
     "diagnose": "rectune.diagnosis.diagnose",
     "sample": "rectune.sampling.sample",
     "grade": "rectune.grading.files",
-    "select": "rectune.selection",
+    "select": "rectune.grading.selection",
     "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",

@@ -12,7 +12,7 @@ from rectune.config import DataConfig
 from rectune.data.load_rows import read_rows, row_at
 from rectune.data.rows import Turn
 from rectune.errors import UserError
-from rectune.selection import select
+from rectune.grading.selection import select
 
 CASES = Path(__file__).parents[1] / "cases"
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]

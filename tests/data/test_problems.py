@@ -16,7 +16,7 @@ from rectune.data.load_rows import read_rows, row_at
 from rectune.data.problems import read_problems
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
-from rectune.grading.expression import evaluate_expression
+from rectune.grading.exact import evaluate_expression
 
 ASSETS = Path(str(files("rectune"))) / "assets"
 ROOT = Path(__file__).parents[2]

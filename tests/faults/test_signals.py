@@ -133,6 +133,6 @@ def test_sampling_and_grading_keep_what_they_have(
     with monkeypatch.context() as patch:
         patch.setattr(files, "_with_verdict", signals_at(5, files._with_verdict, number))
         assert main(judge) == code
-    assert f"rectune: {graded}: 4 lines are graded; run it again, it goes on" in capsys.readouterr().err
+    assert f"rectune: {graded}: 4 lines are graded; run it again, it resumes" in capsys.readouterr().err
     assert main(judge) == 0
     assert len(graded.read_text().splitlines()) == 8

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -256,9 +255,9 @@ def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
     from rectune.data.rows import Sample, Turn
     from rectune.evaluation.accuracy import read_graded, score
-    from rectune.grading.files import Summary, _items, _skip_graded
+    from rectune.grading.files import Summary, _lines, _skip_graded
     from rectune.sampling.writer import SamplesFile
-    from rectune.selection import select
+    from rectune.grading.selection import select
 
     other = {
         **SAMPLE,
@@ -281,8 +280,8 @@ def samples(draw: Draw) -> None:
         with SamplesFile(folder / "s.jsonl", {"p": expected}) as file:
             file.append(expected)
     with bounded():
-        failure: list[UserError] = []
-        list(_items(Path("s.jsonl"), io.BytesIO(before), 0, deque(), failure))
+        list(_lines(Path("s.jsonl"), io.BytesIO(before), 0))
+    with bounded():
         _skip_graded(Path("s"), io.BytesIO(before), Path("g"), io.BytesIO(after), Summary())
     with bounded() as folder:
         (folder / "g.jsonl").write_bytes(after)
@@ -312,7 +311,7 @@ def answers(draw: Draw) -> None:
         )
         for grader in ("math", "expression", "exact")
     ]
-    from rectune.grading.verdicts import VERDICTS
+    from rectune.records import VERDICTS
 
     graded = grader().grade(items)
     assert [one.verdict in VERDICTS for one in graded] == [True] * 3
@@ -333,7 +332,7 @@ def programs(draw: Draw) -> None:
     """A model's words as a program: found in the text; and, one time in ten, run in the sandbox."""
     from rectune.grading.code import extract_code, grade_code
     from rectune.grading.pool import check_item
-    from rectune.grading.verdicts import VERDICTS
+    from rectune.records import VERDICTS
 
     written = st.lists(
         st.one_of(st.sampled_from((*PIECES, "    ", "class ", "import os", "\n")), texts), max_size=10

@@ -25,7 +25,7 @@ from rectune.grading.pool import check_item
 from rectune.reporting import load_runs as read
 from rectune.reporting.report import markdown, report
 from rectune.sampling.writer import SamplesFile
-from rectune.selection import select
+from rectune.grading.selection import select
 
 
 @pytest.mark.parametrize(

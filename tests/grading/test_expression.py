@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectune.grading.expression import MAX_LENGTH, evaluate_expression
+from rectune.grading.exact import MAX_LENGTH, evaluate_expression
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rectune.errors import UserError
-from rectune.grading import VERDICTS, Graded, grade
+from rectune.grading import VERDICTS, Grade, grade
 from rectune.grading.files import _with_verdict
 
 
@@ -98,10 +98,10 @@ BAD = [
     ("[]", "not a JSON object"),
     ('{"text": "4"}', "no field 'answer'"),
     ('{"answer": "4"}', "no field 'text'"),
-    ('{"answer": null, "text": "4"}', "'answer' is neither"),
-    ('{"answer": [1], "text": "4"}', "'answer' is neither"),
-    ('{"answer": "4", "text": 4}', "'text' is not a string"),
-    ('{"answer": "4", "text": "4", "extra": []}', "'extra' is not an object"),
+    ('{"answer": null, "text": "4"}', "field 'answer': input should be"),
+    ('{"answer": [1], "text": "4"}', "field 'answer': input should be"),
+    ('{"answer": "4", "text": 4}', "field 'text': input should be a valid string"),
+    ('{"answer": "4", "text": "4", "extra": []}', "field 'extra': input should be a valid dict"),
     ('{"answer": "4", "text": "4", "grader": "maths"}', "did you mean 'math'"),
     ('{"answer": "4", "text": "4", "extra": {"extract": ["box"]}}', "did you mean 'boxed'"),
     ('{"answer": "4", "text": "4", "extra": {"tolerance": "small"}}', "tolerance"),
@@ -158,10 +158,9 @@ def test_an_error_says_why_and_own_fields_named_reason_stay(tmp_path: Path) -> N
         {"answer": "1", "text": "1", "reason": "mine"},
     ]
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    graded = [Graded("error", "f", "no assertion was reached"), Graded("correct", "1")]
+    graded = [Grade("error", "f", "no assertion was reached"), Grade("correct", "1")]
     written = [
-        json.loads(_with_verdict(json.dumps(a).encode(), False, b))
-        for a, b in zip(lines, graded, strict=True)
+        json.loads(_with_verdict(json.dumps(a).encode(), b)) for a, b in zip(lines, graded, strict=True)
     ]
     assert written[0] == {
         **lines[0],
@@ -170,7 +169,7 @@ def test_an_error_says_why_and_own_fields_named_reason_stay(tmp_path: Path) -> N
         "verdict_reason": "no assertion was reached",
     }
     assert written[1] == {**lines[1], "verdict": "correct", "extracted": "1"}
-    again = json.loads(_with_verdict(json.dumps(written[0]).encode(), True, graded[1]))
+    again = json.loads(_with_verdict(json.dumps(written[0]).encode(), graded[1]))
     assert again == {**lines[0], "verdict": "correct", "extracted": "1"}
     out.write_text("".join(json.dumps(line) + "\n" for line in written))
     assert grade(samples, out).resumed == 2

@@ -16,7 +16,7 @@ import pytest
 
 from rectune.errors import UserError
 from rectune.grading import Grader, grade_answers
-from rectune.grading.worker import MEMORY
+from rectune.grading.pool import MEMORY
 
 GOOD, BAD = ("42", r"\boxed{42}", "math", None), ("42", r"\boxed{41}", "math", None)
 ENDLESS = r"\boxed{\sum_{k=1}^{10^{9}} \sin(k^2)}"
@@ -89,21 +89,22 @@ def test_a_killed_worker_is_an_error_of_one_item_and_is_replaced() -> None:
 def test_memory_beyond_the_limit_is_an_error() -> None:
     """The limit is the worker's own, so it is tried in a worker whose grader is a memory hog."""
     code = """
-import rectune.grading.worker as worker
-from rectune.grading.verdicts import Graded
+import rectune.grading.math as math
+import rectune.grading.pool as worker
+from rectune.records import Grade
 def hog(gold, text, extra):
     try:
-        return Graded(str(len(bytearray(int(text)))), "")
+        return Grade(str(len(bytearray(int(text)))), "")
     except MemoryError:
-        return Graded("refused", "")
+        return Grade("refused", "")
 def swallow(gold, text):
     kept = []
     try:
         while True: kept.append(bytearray(2**24))
     except MemoryError:
-        return Graded("wrong", "")
-worker.grade_math, worker.grade_exact = hog, swallow
-worker.main(60.0)
+        return Grade("wrong", "")
+math.grade_math, worker.grade_exact = hog, swallow
+worker.work(60.0)
 """
     items = f'[["1", "1000", "math", null], ["1", "{2 * MEMORY}", "math", null], ["1", "1", "exact", null]]'
     message = f"{len(items)}\n{items}"

@@ -176,7 +176,7 @@ def select(
         unfinished: Let answers count that reached the token limit.
         seed: Of the choice among more answers than are kept.
     """
-    from rectune.selection import select as choose
+    from rectune.grading.selection import select as choose
 
     counts = choose(
         graded, out, purpose=purpose, per_problem=per_problem, balance=balance,

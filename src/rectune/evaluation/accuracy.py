@@ -22,7 +22,7 @@ from rectune.evaluation.statistics import (
     pass_at_k_by_problem,
 )
 from rectune.evaluation.voting import votes
-from rectune.grading.verdicts import VERDICTS
+from rectune.records import VERDICTS
 from rectune.sampling.repetition import repetition
 
 Line = Mapping[str, Any]

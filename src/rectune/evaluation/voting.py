@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rectune.grading.answers import normalize_answer, read_number
-from rectune.grading.exact import plain_words
-from rectune.grading.expression import evaluate_expression
+from rectune.grading.exact import evaluate_expression, plain_words
 from rectune.grading.pool import Grader
-from rectune.grading.verdicts import MAX_EXTRACTED
+from rectune.records import MAX_EXTRACTED
 
 COMPARED = 16
 """Groups of one problem that an answer is compared with."""

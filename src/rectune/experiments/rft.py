@@ -36,7 +36,7 @@ from rectune.runtime.signals import saying
 from rectune.sampling.dated import kept_template
 from rectune.sampling.progress import reporter
 from rectune.sampling.sample import sample
-from rectune.selection import UNJUDGED, select
+from rectune.grading.selection import UNJUDGED, select
 from rectune.training.checkpoint import to_json, write_text
 from rectune.training.inputs import check_named
 from rectune.training.objective_schedule import make_phases

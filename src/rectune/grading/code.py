@@ -30,7 +30,7 @@ from rectune.grading.cases import read_tests
 from rectune.grading.fences import Block, before_first_fence, fenced_blocks
 from rectune.grading.final_answer import final_part
 from rectune.grading.sandbox.layouts import OWN_NAMES, bound_names, free_names
-from rectune.grading.verdicts import Graded
+from rectune.records import Grade
 
 MEMORY = 2**30
 """Bytes of address space for the candidate."""
@@ -334,7 +334,7 @@ def grade_code(
     *,
     timeout: float = 5.0,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
-) -> Graded:
+) -> Grade:
     """Run the code in `text` against the tests in `extra`, for at most `timeout` seconds.
 
     Args:
@@ -348,7 +348,7 @@ def grade_code(
     prompt = "" if tests.streams else str(extra.get("prompt") or "")
     code = extract_code(text, prompt=prompt, entry_point=tests.function, tests=tests.program)
     if not code.strip():
-        return Graded("unparsed", "")
+        return Grade("unparsed", "")
     if tests.pairs:
         code = _with_imports(code)
     prelude, _ = _split_prompt(prompt, _wanted(tests.function, tests.program))
@@ -356,7 +356,7 @@ def grade_code(
            "entry_point": tests.function or _function_of(prompt, code), "cases": tests.streams,
            "lenient": tests.lenient, "cpu_seconds": int(timeout) + 1, "memory": MEMORY}  # fmt: skip
     verdict, reason = _run(job, timeout, started)
-    return Graded(verdict, code[:1000], reason)
+    return Grade(verdict, code[:1000], reason)
 
 
 def _with_imports(code: str) -> str:

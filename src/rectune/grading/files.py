@@ -5,20 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rectune.errors import UserError
-from rectune.grading.pool import Grader, check_item
-from rectune.grading.verdicts import ADDED, VERDICTS, Graded, Item
+from pydantic import field_validator
+
+from rectune.data.jsonl import read_jsonl
 from rectune.runtime.locks import check_output, writing
+from rectune.errors import UserError
+from rectune.grading.pool import Grader, Item, check_item
+from rectune.records import ADDED, VERDICTS, Grade, Graded, JsonLine, parse_line
 from rectune.runtime.signals import saying
 
-_Pending = deque[tuple[bytes, bool]]
+_OTHER = "it belongs to other samples: choose another output or start anew without resuming"
 
 
 @dataclass
@@ -33,11 +36,29 @@ class Summary:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
     resumed: int = 0
 
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
     def __str__(self) -> str:
-        total = sum(self.counts.values())
         kept = f" ({self.resumed} of them by an earlier run)" if self.resumed else ""
-        shares = (f"{name} {n} ({n / max(total, 1):.1%})" for name, n in self.counts.items())
-        return f"graded {total}{kept}: {', '.join(shares)}"
+        shares = (f"{name} {n} ({n / max(self.total, 1):.1%})" for name, n in self.counts.items())
+        return f"graded {self.total}{kept}: {', '.join(shares)}"
+
+
+class Ungraded(JsonLine):
+    """What grading reads of a line."""
+
+    answer: str | list[str]
+    text: str
+    grader: str = "math"
+    extra: dict[str, Any] | None = None
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _number_as_text(cls, answer: object) -> object:
+        is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+        return str(answer) if is_number else answer
 
 
 def grade(
@@ -51,11 +72,9 @@ def grade(
 ) -> Summary:
     """Grade every line of `samples` and write it to `out` with `verdict` and `extracted` added.
 
-    An `error` has its `verdict_reason`, too.
-
-    A line needs `answer` (gold) and `text` (the model's words); `grader` is "math" where it is missing,
-    `extra` is for the grader, and other fields pass through as they are written. `out` grows
-    line by line; a run that was killed goes on where it stopped, and so does one whose `samples` has grown.
+    An `error` has its `verdict_reason`, too. A line needs `answer` (gold) and `text` (the model's words); `grader` is
+    "math" where it is missing, `extra` is for the grader, and other fields pass through as they are written. A run that
+    was killed resumes where it stopped, and so does one whose `samples` has grown.
 
     Args:
         workers: Answers graded at once; all cores if None.
@@ -72,28 +91,37 @@ def grade(
     check_output(out)
     if timeout <= 0 or (workers is not None and workers < 1):
         raise UserError("timeout and workers must be positive")
-    if out.exists() and samples.samefile(out):
+    existed = out.exists()
+    if existed and samples.samefile(out):
         raise UserError("input and output are the same file", where=out)
-    summary, found = Summary(), out.exists()
-    pending: _Pending = deque()
-    failure: list[UserError] = []
-    words = "lines are graded; run it again, it goes on"
-    with writing(out, "run it again"), open(samples, "rb") as lines, _opened(out, anew=not resume) as graded:
-        number = _skip_graded(samples, lines, out, graded, summary)
-        with (
-            saying(lambda: f"{out}: {sum(summary.counts.values())} {words}"),
-            Grader(workers, timeout) as grader,
-        ):
-            for verdict in grader.stream(_items(samples, lines, number, pending, failure)):
-                graded.write(_with_verdict(*pending.popleft(), verdict))
-                graded.flush()
-                summary.counts[verdict.verdict] += 1
-                progress(sum(summary.counts.values()))
-    if failure:
-        if not found and not out.stat().st_size:
-            out.unlink()
-        raise failure[0]
+    summary = Summary()
+    words = "lines are graded; run it again, it resumes"
+    with writing(out, "run it again"), open(samples, "rb") as source, _opened(out, anew=not resume) as graded:
+        number = _skip_graded(samples, source, out, graded, summary)
+        lines, ahead = tee(_lines(samples, source, number))
+        with saying(lambda: f"{out}: {summary.total} {words}"), Grader(workers, timeout) as grader:
+            try:
+                for verdict in grader.stream(item for _, item in ahead):
+                    graded.write(_with_verdict(next(lines)[0], verdict))
+                    graded.flush()
+                    summary.counts[verdict.verdict] += 1
+                    progress(summary.total)
+            except UserError:
+                if not existed and not summary.total:
+                    out.unlink()
+                raise
     return summary
+
+
+def read_graded(path: Path) -> Iterator[tuple[str, Graded]]:
+    """Place and content of each line of a graded file.
+
+    Raises:
+        UserError: A line is something else.
+    """
+    for number, content in read_jsonl(path):
+        where = f"{path}:{number}"
+        yield where, parse_line(Graded, content, "a graded sample", where, "run rectune grade first")
 
 
 @contextmanager
@@ -110,61 +138,37 @@ def _opened(out: Path, *, anew: bool) -> Iterator[BinaryIO]:
         yield graded
 
 
-def _items(
-    path: Path, lines: BinaryIO, number: int, pending: _Pending, failure: list[UserError]
-) -> Iterator[Item]:
-    """The items of the remaining lines; each line is kept in `pending` until its verdict comes.
-
-    A bad line ends the file and goes to `failure`, so that every line before it is graded and written.
-    """
-    for at, line in enumerate(lines, number + 1):
+def _lines(path: Path, source: BinaryIO, number: int) -> Iterator[tuple[bytes, Item]]:
+    """The lines behind line `number`, as they stand in the file, and what is to be graded of them."""
+    for at, line in enumerate(source, number + 1):
         if not line.strip():
             continue
+        where = f"{path}:{at}"
         try:
-            record = _record(line, f"{path}:{at}")
-        except UserError as error:
-            failure.append(error)
-            return
-        pending.append((line, any(name in record for name in ADDED)))
-        yield record["answer"], record["text"], record.get("grader", "math"), record.get("extra")
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            hint = "a torn last line can be deleted"
+            raise UserError(f"not JSON ({error})", where=where, hint=hint) from None
+        asked = parse_line(
+            Ungraded, content, "a sample to grade", where, "a line needs 'answer' and 'text'"
+        )
+        check_item(asked.grader, asked.extra, where=where)
+        yield line, (asked.answer, asked.text, asked.grader, asked.extra)
 
 
-def _record(line: bytes, where: str) -> dict[str, Any]:
-    """One line, checked for what grading reads."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})", where=where, hint="a torn last line can be deleted") from None
-    if not isinstance(record, dict):
-        raise UserError("not a JSON object", where=where)
-    for name in ("answer", "text"):
-        if name not in record:
-            raise UserError(f"no field '{name}'", where=where, hint="a line needs 'answer' and 'text'")
-    answer = record["answer"]
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        record["answer"] = answer = str(answer)
-    if not (
-        isinstance(answer, str) or (isinstance(answer, list) and all(isinstance(a, str) for a in answer))
-    ):
-        raise UserError("'answer' is neither a string, a number nor a list of strings", where=where)
-    if not isinstance(record["text"], str):
-        raise UserError("'text' is not a string", where=where)
-    if not isinstance(record.get("extra"), (dict, type(None))):
-        raise UserError("'extra' is not an object", where=where)
-    check_item(record.get("grader", "math"), record.get("extra"), where=where)
-    return record
-
-
-def _with_verdict(line: bytes, regraded: bool, graded: Graded) -> bytes:
+def _with_verdict(line: bytes, grade: Grade) -> bytes:
     """`line` with the verdict put behind its fields, which stay byte for byte, unless it had a verdict."""
-    added = json.dumps(graded.fields()).encode()
-    if regraded:
-        kept = {name: value for name, value in json.loads(line).items() if name not in ADDED}
-        return json.dumps({**kept, **graded.fields()}).encode() + b"\n"
-    return line.strip()[:-1].rstrip() + b", " + added[1:] + b"\n"
+    fields = json.loads(line)
+    if fields.keys() & ADDED:
+        return json.dumps({**_ungraded(fields), **grade.fields()}).encode() + b"\n"
+    return line.strip()[:-1].rstrip() + b", " + json.dumps(grade.fields()).encode()[1:] + b"\n"
 
 
-def _skip_graded(samples: Path, lines: BinaryIO, out: Path, graded: BinaryIO, summary: Summary) -> int:
+def _ungraded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in ADDED}
+
+
+def _skip_graded(samples: Path, source: BinaryIO, out: Path, graded: BinaryIO, summary: Summary) -> int:
     """Pass over what `out` already holds, cut off its torn last line; the number of the last line read."""
     number = end = 0
     for line in iter(graded.readline, b""):
@@ -172,29 +176,20 @@ def _skip_graded(samples: Path, lines: BinaryIO, out: Path, graded: BinaryIO, su
             break
         original = b""
         while not original.strip():
-            original, number = lines.readline(), number + 1
+            original, number = source.readline(), number + 1
             if not original:
                 raise UserError("holds more lines than the samples", where=out, hint=_OTHER)
-        _check_same(original, line, f"{out}:{number}", summary)
+        try:
+            before, after = json.loads(original), json.loads(line)
+            same, verdict = _ungraded(before) == _ungraded(after), after.get("verdict")
+        except (ValueError, AttributeError, RecursionError):
+            same, verdict = False, None
+        if not same or verdict not in VERDICTS:
+            what = "is not the graded form of this line of the samples"
+            raise UserError(what, where=f"{out}:{number}", hint=_OTHER)
+        summary.counts[verdict] += 1
         summary.resumed += 1
         end += len(line)
     graded.seek(end)
     graded.truncate()
     return number
-
-
-_OTHER = "it belongs to other samples: choose another output or start anew without resuming"
-
-
-def _check_same(original: bytes, line: bytes, where: str, summary: Summary) -> None:
-    try:
-        before, after = json.loads(original), json.loads(line)
-        verdict = after["verdict"]
-        same = {k: v for k, v in after.items() if k not in ADDED} == {
-            k: v for k, v in before.items() if k not in ADDED
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        same, verdict = False, None
-    if not same or not isinstance(verdict, str) or verdict not in summary.counts:
-        raise UserError("is not the graded form of this line of the samples", where=where, hint=_OTHER)
-    summary.counts[verdict] += 1

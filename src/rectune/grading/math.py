@@ -36,7 +36,7 @@ from rectune.grading.final_answer import RULES, found_answers
 from rectune.grading.regions import REGION, same_region
 from rectune.grading.units import split_unit, unit_ratio
 from rectune.grading.values import RELATIVE, read, same_equation, same_value
-from rectune.grading.verdicts import Graded
+from rectune.records import Grade
 
 _SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"
 _NAME = re.compile(
@@ -72,7 +72,7 @@ class Unreadable(Exception):
     """The model's answer cannot be read as mathematics."""
 
 
-def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | None = None) -> Graded:
+def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | None = None) -> Grade:
     r"""Grade the words of a model against a gold answer.
 
     Args:
@@ -89,7 +89,7 @@ def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | 
     if multiple:
         golds = [", ".join(golds)]
     if not (answer := _answer(golds, text, extra.get("extract", RULES))):
-        return Graded("unparsed", "")
+        return Grade("unparsed", "")
     unit = str(extra.get("unit") or "").strip()
     golds = [f"{one} {unit}" if unit and not split_unit(_tidy(one))[1] else one for one in golds]
     try:
@@ -97,8 +97,8 @@ def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | 
             same_answer(one, answer, multiple=multiple, tolerance=Fraction(str(tolerance))) for one in golds
         )
     except Unreadable:
-        return Graded("unparsed", answer)
-    return Graded("correct" if right else "wrong", answer)
+        return Grade("unparsed", answer)
+    return Grade("correct" if right else "wrong", answer)
 
 
 def _answer(golds: list[str], text: str, rules: Sequence[str]) -> str:

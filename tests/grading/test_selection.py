@@ -12,7 +12,7 @@ from rectune.data.encoded_dataset import choose_template, encode_row, prompt_ids
 from rectune.data.load_rows import read_rows, row_at
 from rectune.data.rows import Turn
 from rectune.errors import UserError
-from rectune.selection import select
+from rectune.grading.selection import select
 from toys import byte_tokenizer
 
 TURNS = [{"role": "system", "content": "Be brief.", "supervised": False},
@@ -155,7 +155,7 @@ def test_answers_cut_at_the_limit_are_no_demonstrations(tmp_path):
     [
         ([line("a", 0, "wrong")], "g.jsonl: has no correct answer"),
         ([line("a", 0, "correct"), line("a", 1, "correct", fingerprint="g")], "g.jsonl:2: is a sample of"),
-        ([{"problem_id": "a", "text": "4"}], "g.jsonl:1: is not a graded sample (verdict missing); run"),
+        ([{"problem_id": "a", "text": "4"}], "g.jsonl:1: is not a graded sample (no field 'verdict'); run"),
         ([line("a", 0, "right")], "g.jsonl:1: unknown verdict 'right'"),
         ([line("a", 0, "correct", turns=[], prompt=None)], "g.jsonl:1: has no prompt"),
         ([], "g.jsonl: holds no samples"),
