@@ -41,7 +41,7 @@ class JsonLine(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class Message(JsonLine):
+class SampledTurn(JsonLine):
     """One turn of the conversation that a prompt was made of."""
 
     role: str
@@ -57,7 +57,7 @@ class Graded(JsonLine):
     grader: str = "math"
     extra: dict[str, Any] | None = None
     prompt: str | None = None
-    turns: list[Message] | None = None
+    turns: list[SampledTurn] | None = None
     token_ids: list[int] | None = None
     finish_reason: str | None = None
     temperature: float | None = None

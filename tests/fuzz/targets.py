@@ -256,8 +256,8 @@ def samples(draw: Draw) -> None:
     from rectune.data.rows import Sample, Turn
     from rectune.evaluation.accuracy import read_graded, score
     from rectune.grading.files import Summary, _lines, _skip_graded
-    from rectune.sampling.writer import SamplesFile
     from rectune.grading.selection import select
+    from rectune.sampling.writer import SamplesFile
 
     other = {
         **SAMPLE,

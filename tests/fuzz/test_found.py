@@ -22,10 +22,10 @@ from rectune.evaluation.accuracy import read_graded
 from rectune.grading import grade
 from rectune.grading.code import extract_code
 from rectune.grading.pool import check_item
+from rectune.grading.selection import select
 from rectune.reporting import load_runs as read
 from rectune.reporting.report import markdown, report
 from rectune.sampling.writer import SamplesFile
-from rectune.grading.selection import select
 
 
 @pytest.mark.parametrize(

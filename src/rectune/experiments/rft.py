@@ -31,12 +31,12 @@ from rectune.errors import UserError
 from rectune.evaluation.prompts import load_problems
 from rectune.grading.files import Summary, grade
 from rectune.grading.pool import check_item
+from rectune.grading.selection import UNJUDGED, select
 from rectune.runtime.locks import FORMAT, check_format, check_writable, hold, load_json, writing
 from rectune.runtime.signals import saying
 from rectune.sampling.dated import kept_template
 from rectune.sampling.progress import reporter
 from rectune.sampling.sample import sample
-from rectune.grading.selection import UNJUDGED, select
 from rectune.training.checkpoint import to_json, write_text
 from rectune.training.inputs import check_named
 from rectune.training.objective_schedule import make_phases

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 from pydantic import field_validator
 
 from rectune.data.jsonl import read_jsonl
-from rectune.runtime.locks import check_output, writing
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, Item, check_item
 from rectune.records import ADDED, VERDICTS, Grade, Graded, JsonLine, parse_line
+from rectune.runtime.locks import check_output, writing
 from rectune.runtime.signals import saying
 
 _OTHER = "it belongs to other samples: choose another output or start anew without resuming"
@@ -113,7 +113,7 @@ def grade(
     return summary
 
 
-def read_graded(path: Path) -> Iterator[tuple[str, Graded]]:
+def graded_lines(path: Path) -> Iterator[tuple[str, Graded]]:
     """Place and content of each line of a graded file.
 
     Raises:
@@ -149,9 +149,7 @@ def _lines(path: Path, source: BinaryIO, number: int) -> Iterator[tuple[bytes, I
         except (ValueError, RecursionError) as error:
             hint = "a torn last line can be deleted"
             raise UserError(f"not JSON ({error})", where=where, hint=hint) from None
-        asked = parse_line(
-            Ungraded, content, "a sample to grade", where, "a line needs 'answer' and 'text'"
-        )
+        asked = parse_line(Ungraded, content, "a sample to grade", where, "a line needs 'answer' and 'text'")
         check_item(asked.grader, asked.extra, where=where)
         yield line, (asked.answer, asked.text, asked.grader, asked.extra)
 

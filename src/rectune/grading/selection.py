@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rectune.runtime.locks import check_output
 from rectune.errors import UserError, unknown_name
-from rectune.grading.files import read_graded
+from rectune.grading.files import graded_lines
 from rectune.records import VERDICTS, Graded
+from rectune.runtime.locks import check_output
 
 PURPOSES = ("sft", "dpo")
 UNJUDGED = ("timeout", "error")
@@ -124,7 +124,7 @@ def _read(
     answers: dict[str, _Answers] = {}
     counts = Counter(dict.fromkeys(("samples", *VERDICTS, "cut_off", "duplicates"), 0))
     first: Graded | None = None
-    for where, sample in read_graded(path):
+    for where, sample in graded_lines(path):
         first = first or sample
         if sample.fingerprint != first.fingerprint:
             raise UserError("is a sample of a second model", where=where, hint="select from each model apart")
