@@ -62,6 +62,7 @@ LIGHT = (
     "models/load.py",
     "models/packaged.py",
     "config/rft_config.py",
+    "records.py",
 )
 """Read for `import rectune`, `--help` and `list`: they may load nothing heavy at the top."""
 

@@ -1,21 +1,27 @@
-"""What stages write into files and read from them again: a pydantic model for each line or object.
+"""The file formats that stages write and read: a pydantic model for each JSON file, each line of a JSONL file, and
+each part of them.
 
-A record is checked when it is read; fields that a model does not name pass through.
+A record is checked when it is read: types are not converted, and a missing or malformed field is one `UserError` that
+names file and field. Fields that a model does not name are kept and written back. A file says its version as `format`;
+another version is refused by name. Importing this module loads neither torch nor numpy.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rectune.errors import UserError, unknown_name
+from rectune.runtime.locks import FORMAT, check_format, load_json, writing
 
-Verdict = Literal["correct", "wrong", "unparsed", "timeout", "error"]
+AnswerVerdict = Literal["correct", "wrong", "unparsed", "timeout", "error"]
 """unparsed: no answer found, or not readable as one; timeout: over the limit; error: it broke the grader, or its tests
 are at fault. The last two are not known to be wrong."""
 
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+VERDICTS: tuple[AnswerVerdict, ...] = get_args(AnswerVerdict)
 MAX_EXTRACTED = 1000
 """Characters of an extracted answer that are kept."""
 ADDED = frozenset({"verdict", "extracted", "verdict_reason"})
@@ -25,7 +31,7 @@ ADDED = frozenset({"verdict", "extracted", "verdict_reason"})
 class Grade(NamedTuple):
     """A verdict, the answer that it is about, as found in the text ("" where none was), and why (`error` only)."""
 
-    verdict: Verdict
+    verdict: AnswerVerdict
     extracted: str
     reason: str = ""
 
@@ -35,20 +41,34 @@ class Grade(NamedTuple):
         return added | ({"verdict_reason": self.reason} if self.reason else {})
 
 
-class JsonLine(BaseModel):
-    """One line of a JSONL file. Types are not converted."""
+class Record(BaseModel):
+    """A JSON object: a line of a JSONL file, or a part of a file. Types are not converted, other fields are kept."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, populate_by_name=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, with the names that it has in files."""
+        return self.model_dump(by_alias=True)
 
 
-class SampledTurn(JsonLine):
+class FileRecord(Record):
+    """A JSON file. A subclass says what the file is and what to do where it is damaged."""
+
+    WHAT: ClassVar[str] = "a file of rectune"
+    HINT: ClassVar[str] = "remove it and run again: it is made anew"
+    FORMAT: ClassVar[int] = FORMAT
+
+    format: int = FORMAT
+
+
+class SampledTurn(Record):
     """One turn of the conversation that a prompt was made of."""
 
     role: str
     content: str
 
 
-class Graded(JsonLine):
+class Graded(Record):
     """One line of graded.jsonl: a sample (see `Sample`) with its verdict."""
 
     problem_id: str
@@ -62,15 +82,277 @@ class Graded(JsonLine):
     finish_reason: str | None = None
     temperature: float | None = None
     fingerprint: str | None = None
-    verdict: Verdict
+    verdict: AnswerVerdict
     extracted: str | None = None
     verdict_reason: str | None = None
 
 
-AnyLine = TypeVar("AnyLine", bound=JsonLine)
+class Interval(Record):
+    """An estimate and its interval, as fractions."""
+
+    mean: float
+    low: float
+    high: float
 
 
-def parse_line(kind: type[AnyLine], content: object, what: str, where: str, hint: str) -> AnyLine:
+class EvalProtocol(Record):
+    """How the answers of an evaluation were sampled."""
+
+    n: int = Field(gt=0)
+    temperature: float
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+    seed: int = 0
+    stop: list[str] = []
+    precision: str = "auto"
+    template: str = "auto"
+    date: str | None = None
+    """The date that the chat template wrote into the prompts."""
+    template_file: str | None = None
+    """The template as it was kept in the folder, where it depends on the date."""
+    shots: int = 0
+    system: str | None = None
+    limit: int | None = None
+    engine: str = "local"
+    not_taken: list[str] = []
+    """Settings that a server refused, so that its own values applied."""
+
+
+def _unique(ids: list[str]) -> list[str]:
+    if len(set(ids)) < len(ids):
+        raise ValueError("a problem is listed twice")
+    return ids
+
+
+class TaskResult(Record):
+    """The numbers of one task (benchmark). Fields are None where the samples do not say."""
+
+    problem_ids: Annotated[list[str], AfterValidator(_unique)]
+    prompt: str | None = None
+    first_prompt: str | None = None
+    """The first prompt as the model read it."""
+    origin: str = ""
+    licence: str = ""
+    note: str = ""
+    problems: int = 0
+    samples: int = 0
+    avg: Interval | None = None
+    pass_at: dict[str, Interval] = {}
+    maj_at: dict[str, Interval] | None = None
+    verdicts: dict[str, int] = {}
+    stopped: float | None = None
+    tokens: float | None = None
+    repeating: float | None = None
+    operations: dict[str, int] | None = None
+
+
+class Overlap(Record):
+    """Problems whose text occurs in training rows."""
+
+    rows: str
+    problems: int
+    found: list[dict[str, Any]]
+
+
+class Evaluation(FileRecord):
+    """evaluation.json: the protocol and the numbers of one model."""
+
+    WHAT = "an evaluation"
+    HINT = "remove it and run the evaluation again: it resumes"
+
+    model: str = ""
+    fingerprint: str = ""
+    training_run: str | None = None
+    protocol: EvalProtocol
+    versions: dict[str, str] = {}
+    warnings: list[str] = []
+    overlap: Overlap | None = None
+    benchmarks: dict[str, TaskResult]
+
+
+class TokenLengths(Record):
+    """Mean and quantiles of the answers' lengths, in tokens."""
+
+    mean: float
+    p10: float
+    p50: float
+    p90: float
+
+
+class AnswerShape(Record):
+    """What an arm's answers look like; None where not known."""
+
+    categories: dict[str, float] = {}
+    """Name of a category to the share of answers in it."""
+    tokens: TokenLengths | None = None
+    extracted: float | None = None
+    boxed: float | None = None
+    steps: float | None = None
+    equations: float | None = None
+    operations: float | None = None
+
+
+class ArmResult(Interval):
+    """The accuracy of one arm on a task or a domain."""
+
+    seeds: int = 1
+    by_seed: dict[str, float] = {}
+    greedy: float | None = None
+    pass_at: dict[str, float] = {}
+    stopped: float | None = None
+    tokens: float | None = None
+    repeating: float | None = None
+    entropy: float | None = None
+    """In nats a token, estimated from the samples."""
+    shape: AnswerShape = AnswerShape()
+
+
+class CategoryShare(Record):
+    """Shares and accuracies of one category of answers in both arms of a pair."""
+
+    name: str
+    a: float
+    b: float
+    accuracy_a: float | None
+    accuracy_b: float | None
+
+
+class ShapeChange(Record):
+    """A change in the answers between the arms of a pair, and the part of the difference that goes with it."""
+
+    kind: Literal["shape", "length", "stopped"]
+    size: float
+    """Total variation distance; for "length" the ratio of mean tokens."""
+    mix: float
+    low: float
+    high: float
+    rate: float
+    explains: bool
+    categories: list[CategoryShare] = []
+    sentence: str
+
+
+class SampleSize(Record):
+    """What it would take to see a difference: problems, or seeds where their spread alone hides it."""
+
+    difference: float
+    problems: int | None
+    seeds: int
+    enough: bool
+
+
+class ArmDifference(Record):
+    """Accuracy of a minus that of b, with its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class GreedyDifference(ArmDifference):
+    """At temperature 0."""
+
+    a: float
+    b: float
+
+
+class PassDifference(GreedyDifference):
+    """Of pass@k."""
+
+    k: int
+
+
+class MatchedDifference(ArmDifference):
+    """With one arm sampled at the temperature at which it is as sharp as the other."""
+
+    of: str
+    as_: str | None = Field(alias="as")
+    temperature: float
+    temperatures: dict[str, float]
+    seeds: int
+    mean: float
+
+
+class Sharpening(Record):
+    """A pair when sharpness is taken out."""
+
+    greedy: GreedyDifference | None
+    matched: MatchedDifference | None
+    pass_: PassDifference | None = Field(alias="pass")
+    left: float | None
+    """Difference that is left at equal entropy."""
+    sentence: str = ""
+
+
+class PairResult(ArmDifference):
+    """Two arms on a task or a domain: a minus b."""
+
+    a: str
+    b: str
+    p_value: float
+    problems: int
+    seeds: int
+    needed: SampleSize | None = None
+    shape_shift: list[str] = []
+    shifts: list[ShapeChange] = []
+    sharpening: Sharpening | None = None
+    p_holm: float = 1.0
+    shown: bool = False
+    verdict: str = ""
+    sentence: str = ""
+
+
+class ArmsResult(Record):
+    """All arms on the problems of a task or a domain, and all pairs of them."""
+
+    problems: int
+    arms: dict[str, ArmResult]
+    pairs: list[PairResult]
+
+
+class TaskVerdict(ArmsResult):
+    """Of one task; `domain` is "in", "out" or "" (neither)."""
+
+    domain: str
+
+
+class DomainVerdict(ArmsResult):
+    """Of all problems of a domain's tasks."""
+
+    benchmarks: list[str]
+
+
+class BaseDifference(ArmDifference):
+    """Accuracy of a trained arm minus that of the base model."""
+
+    verdict: str
+
+
+class Headline(Record):
+    """A first line of a verdict."""
+
+    verdict: str
+    sentence: str
+
+
+class Verdict(Record):
+    """The comparison of several arms on the same problems. docs/evaluation.md describes every field."""
+
+    level: float = 0.95
+    benchmarks: dict[str, TaskVerdict]
+    domains: dict[str, DomainVerdict] = {}
+    comparisons: int = 0
+    against_base: dict[str, dict[str, BaseDifference]] = {}
+    headline: list[Headline] = []
+    sentences: list[str]
+    warnings: list[str] = []
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+AnyFile = TypeVar("AnyFile", bound=FileRecord)
+
+
+def parse_line(kind: type[AnyRecord], content: object, what: str, where: str, hint: str) -> AnyRecord:
     """`content` as a record of `kind`.
 
     Args:
@@ -87,10 +369,41 @@ def parse_line(kind: type[AnyLine], content: object, what: str, where: str, hint
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    field = first["loc"][0]
+    field = ".".join(map(str, first["loc"]))
     if field == "verdict" and isinstance(first["input"], str):
         raise unknown_name("verdict", first["input"], VERDICTS, where=where)
     reason = f"field '{field}': {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "missing":
         reason = f"no field '{field}'"
     raise UserError(f"is not {what} ({reason})", where=where, hint=hint)
+
+
+def read_record(path: Path, kind: type[AnyFile]) -> AnyFile:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: It cannot be read, is not JSON, is of another version, or lacks a field; the message names the field.
+    """
+    try:
+        content = load_json(path)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+    except ValueError as error:
+        raise UserError(f"is not JSON ({error})", where=path, hint=kind.HINT) from None
+    if isinstance(content, dict):
+        check_format(content, path, kind.FORMAT)
+    return parse_line(kind, content, kind.WHAT, str(path), kind.HINT)
+
+
+def write_record(path: Path, record: FileRecord) -> None:
+    """Write a JSON file as a whole: after a crash it has its old content or the new one.
+
+    Raises:
+        UserError: The disk is full or read-only.
+    """
+    aside = path.with_suffix(".part")
+    with writing(path, "run it again"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False)
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(path)

@@ -5,6 +5,16 @@ Verdicts, extraction and limits are described in `docs/grading.md`. Reads no mod
 
 from rectune.grading.files import Summary, grade
 from rectune.grading.pool import GRADERS, Grader, Item, grade_answers
-from rectune.records import VERDICTS, Grade, Verdict
+from rectune.records import VERDICTS, AnswerVerdict, Grade
 
-__all__ = ["GRADERS", "VERDICTS", "Grade", "Grader", "Item", "Summary", "Verdict", "grade", "grade_answers"]
+__all__ = [
+    "GRADERS",
+    "VERDICTS",
+    "AnswerVerdict",
+    "Grade",
+    "Grader",
+    "Item",
+    "Summary",
+    "grade",
+    "grade_answers",
+]

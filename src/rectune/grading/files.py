@@ -17,7 +17,7 @@ from pydantic import field_validator
 from rectune.data.jsonl import read_jsonl
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, Item, check_item
-from rectune.records import ADDED, VERDICTS, Grade, Graded, JsonLine, parse_line
+from rectune.records import ADDED, VERDICTS, Grade, Graded, Record, parse_line
 from rectune.runtime.locks import check_output, writing
 from rectune.runtime.signals import saying
 
@@ -46,7 +46,7 @@ class Summary:
         return f"graded {self.total}{kept}: {', '.join(shares)}"
 
 
-class Ungraded(JsonLine):
+class Ungraded(Record):
     """What grading reads of a line."""
 
     answer: str | list[str]
