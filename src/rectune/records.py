@@ -369,13 +369,26 @@ def parse_line(kind: type[AnyRecord], content: object, what: str, where: str, hi
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"]))
+    field = _field_path(content, first["loc"])
     if field == "verdict" and isinstance(first["input"], str):
         raise unknown_name("verdict", first["input"], VERDICTS, where=where)
     reason = f"field '{field}': {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "missing":
         reason = f"no field '{field}'"
     raise UserError(f"is not {what} ({reason})", where=where, hint=hint)
+
+
+def _field_path(content: Any, loc: tuple[int | str, ...]) -> str:
+    """The place of an error as FIELD.FIELD, without the names that pydantic adds for the branches of a union."""
+    names = []
+    for part in loc:
+        if isinstance(content, dict):
+            names.append(str(part))
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int):
+            names.append(str(part))
+            content = content[part]
+    return ".".join(names)
 
 
 def read_record(path: Path, kind: type[AnyFile]) -> AnyFile:
