@@ -33,9 +33,8 @@ from rectune.grading.answers import (
 )
 from rectune.grading.choices import choice_letter, names_choices, split_choice
 from rectune.grading.final_answer import RULES, found_answers
-from rectune.grading.regions import REGION, same_region
 from rectune.grading.units import split_unit, unit_ratio
-from rectune.grading.values import RELATIVE, read, same_equation, same_value
+from rectune.grading.values import REGION, RELATIVE, read, same_equation, same_region, same_value
 from rectune.records import Grade
 
 _SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"

@@ -1,15 +1,17 @@
-"""Whether two sympy expressions have the same value: exactly, or to many digits relative to their size.
+r"""Whether two expressions, equations or sets of real numbers are the same, by their values.
 
 math-verify compares numbers to so many decimals, so that to it all tiny numbers are equal, and symbolic expressions
 by `simplify`. Here rational numbers are compared exactly, other numbers to 30 significant digits, and expressions with
-variables at a few points. What has no value (sets, relations, functions without a definition) is not judged.
+variables at a few points. Sets of real numbers are compared however they are written: `x > 3`, `(3, \infty)`,
+`\{x | x > 3\}`, `x \ne 2`, `|x| < 1`. What has no value (functions without a definition) is not judged.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -18,21 +20,27 @@ from math_verify import LatexExtractionConfig, parse
 from sympy import (
     Abs,
     Add,
+    And,
     Derivative,
     Dummy,
     Eq,
     Expr,
+    FiniteSet,
     Float,
     I,
     Integral,
+    Intersection,
+    Interval,
     Limit,
     Mul,
     Pow,
     Product,
     Rational,
+    Set,
     Sum,
     Symbol,
     UnevaluatedExpr,
+    Union,
     binomial,
     factorial,
     fraction,
@@ -42,6 +50,10 @@ from sympy import (
     zoo,
 )
 from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+from sympy.sets.sets import Complement
+
+from rectune.grading.answers import split_top
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we bound the time ourselves
 
@@ -55,6 +67,19 @@ RELATIVE = Fraction(1, 10_000)
 _POINTS = (0.7316, -1.3791, 2.2673, 3.1871, -0.4129, 1.8437, -2.7713, 5.3391, 4.6173, 0.2871)
 _ENOUGH = 4
 _UNPROBED = (Sum, Product, Integral, Limit, Derivative)
+
+_SIGN = r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])"
+REGION = re.compile(rf"{_SIGN}|\\\}}\s*\\cup\s*\\\{{|\\setminus|\\backslash|\\mathbb\s*\{{?R\}}?|all real")
+"""What an answer has that is a set of numbers and no interval or list."""
+_BUILDER = re.compile(
+    r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:[|:,]|\\text\s*\{[^{}]*\})\s*(.*)\\\}",
+    re.DOTALL,
+)
+_SIGNED = re.compile(r"\\mathbb\s*\{?R\}?\s*[\^_]\s*\{?\s*(\+|-|\*|\\ast|<|>|\\[lg]e)\s*0?\s*\}?")
+_HALVES = {"+": ">", "-": "<", "*": r"\ne", r"\ast": r"\ne"}
+_MEMBER = re.compile(r"[a-zA-Z]\s*\\in(?![a-zA-Z])\s*(.*)", re.DOTALL)
+_REALS = re.compile(r"\\mathbb\s*\{?R\}?|(?:\\text\s*\{)?\s*all reals?(?: numbers?)?\s*\}?")
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])(?!R\b|e\b)[a-zA-Z](?![a-zA-Z])")
 
 
 def same_value(gold: Any, answer: Any, step: Fraction = Fraction(0)) -> bool | None:
@@ -96,12 +121,8 @@ def same_equation(gold: Eq, answer: Eq) -> bool | None:
         return None
     if left.free_symbols != right.free_symbols:
         return False
-    ratios = []
-    for point in _points(symbols):
-        one, other = _at(left, point), _at(right, point)
-        if one is None or other is None or other == 0:
-            continue
-        ratios.append(one / other)
+    values = [(_at(left, point), _at(right, point)) for point in _points(symbols)]
+    ratios = [one / other for one, other in values if one is not None and other]
     if len(ratios) < _ENOUGH:
         return None
     return ratios[0] != 0 and all(_close(ratio, ratios[0]) for ratio in ratios)
@@ -122,12 +143,7 @@ def _is_odd_root(expression: Any) -> bool:
     if not isinstance(expression, Pow) or expression.base.is_negative is not True:
         return False
     power = _rational(expression.exp)
-    return (
-        power is not None
-        and power.denominator % 2 == 1
-        and power.denominator > 1
-        and power.numerator % 2 == 1
-    )
+    return power is not None and power.denominator > 1 and power.denominator * power.numerator % 2 == 1
 
 
 def _without_functions(*expressions: Any) -> tuple[Any, ...]:
@@ -173,7 +189,7 @@ def _bits(value: Fraction) -> int:
 
 
 def _number(expression: Any, **options: Any) -> Any:
-    """Its value to `DIGITS` digits; 0 where all of them cancel; None where it has none."""
+    """The value to `DIGITS` digits; 0 where all of them cancel; None where there is none."""
     try:
         value = expression.evalf(DIGITS, **options)
         real, imaginary = value.as_real_imag()
@@ -210,17 +226,13 @@ def _same_number(gold: Any, answer: Any, step: Fraction) -> bool | None:
     return not (rest.is_number and rest != 0 and all(part._prec > 5 for part in rest.atoms(Float)))
 
 
-def _points(symbols: Any) -> list[Mapping[Symbol, float]]:
-    ordered = sorted(symbols, key=lambda symbol: symbol.name)
-    return [
-        {symbol: _POINTS[(i + 3 * j) % len(_POINTS)] + 0.01 * j for j, symbol in enumerate(ordered)}
-        for i in range(len(_POINTS))
-    ]
-
-
-def _whole_points(symbols: Any) -> list[Mapping[Symbol, float]]:
-    ordered = sorted(symbols, key=lambda symbol: symbol.name)
-    return [{symbol: i + 2 * j for j, symbol in enumerate(ordered)} for i in range(1, 6)]
+def _points(symbols: Any, *, whole: bool = False) -> list[Mapping[Symbol, float]]:
+    """Ten points, some of whose coordinates are negative; or five of whole positive numbers."""
+    ordered = list(enumerate(sorted(symbols, key=lambda symbol: symbol.name)))
+    if whole:
+        return [{symbol: i + 2 * j for j, symbol in ordered} for i in range(1, 6)]
+    count = len(_POINTS)
+    return [{symbol: _POINTS[(i + 3 * j) % count] + 0.01 * j for j, symbol in ordered} for i in range(count)]
 
 
 def _at(expression: Any, point: Mapping[Symbol, float]) -> Any:
@@ -233,29 +245,21 @@ def _same_function(gold: Any, answer: Any) -> bool | None:
     """Equal where both are real: at positive points at least, and nowhere different at them."""
     if gold.has(*_UNPROBED) or answer.has(*_UNPROBED):
         return None
-    symbols = gold.free_symbols | answer.free_symbols
-    verdict = _agree(gold, answer, _points(symbols))
-    if verdict == "nowhere real":
-        verdict = _agree(gold, answer, _whole_points(symbols))
-    return {"same": True, "different": False}.get(verdict)
-
-
-def _agree(gold: Any, answer: Any, points: Sequence[Mapping[Symbol, float]]) -> str:
-    """What values at `points` say: same, different, doubtful, or nowhere real, as (-1)^n between whole numbers."""
-    agreed, doubtful = 0, False
-    for point in points:
-        left, right = _at(gold, point), _at(answer, point)
-        if left is None or right is None:
-            continue
-        if _close(left, right):
-            agreed += 1
-        elif min(point.values()) > 0:
-            return "different"
-        else:
-            doubtful = True
-    if doubtful or 0 < agreed < _ENOUGH:
-        return "doubtful"
-    return "same" if agreed else "nowhere real"
+    for whole in (False, True):  # (-1)^n is real at whole numbers only
+        agreed, doubtful = 0, False
+        for point in _points(gold.free_symbols | answer.free_symbols, whole=whole):
+            left, right = _at(gold, point), _at(answer, point)
+            if left is None or right is None:
+                continue
+            if _close(left, right):
+                agreed += 1
+            elif min(point.values()) > 0:
+                return False
+            else:
+                doubtful = True
+        if agreed or doubtful:
+            return None if doubtful or agreed < _ENOUGH else True
+    return None
 
 
 @lru_cache(maxsize=256)
@@ -264,7 +268,74 @@ def read(answer: str) -> list[Any]:
     return list(parse(f"${answer}$", _LATEX, parsing_timeout=None))
 
 
-def read_expression(answer: str) -> Any:
-    """One expression without relations and sets; None where `answer` is none."""
-    parsed = read(answer) if answer.strip() else []
-    return parsed[0] if parsed and isinstance(parsed[0], Expr) and not parsed[0].is_Matrix else None
+def same_region(gold: str, answer: str) -> bool | None:
+    """Whether two normalised answers are the same set of real numbers; None where one of them is not seen to be one."""
+    try:
+        left, right = _pieces(_region(gold.strip())), _pieces(_region(answer.strip()))
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        return None
+    if left is None or right is None:
+        return None
+    names = [set(_VARIABLE.findall(one)) for one in (gold, answer)]
+    if all(names) and names[0] != names[1]:
+        return False
+    return len(left) == len(right) and all(
+        one[2:] == other[2:]
+        and all(a == b or same_value(a, b) for a, b in zip(one[:2], other[:2], strict=True))
+        for one, other in zip(left, right, strict=True)
+    )
+
+
+def _pieces(region: Set | None) -> list[tuple[Any, Any, bool, bool]] | None:
+    """Start, end and whether they are left out, of each interval; a point is an interval of length 0."""
+    pieces = []
+    for part in region.args if isinstance(region, Union) else [region]:
+        if isinstance(part, Interval):
+            pieces.append((part.start, part.end, part.left_open, part.right_open))
+        elif isinstance(part, FiniteSet):
+            pieces += [(point, point, False, False) for point in part.args]
+        elif part != FiniteSet():
+            return None
+    return sorted(pieces, key=lambda piece: float(piece[0]))
+
+
+def _region(answer: str, depth: int = 6) -> Set | None:
+    if depth == 0 or len(answer) > 300:
+        return None
+    if builder := _BUILDER.fullmatch(answer) or _MEMBER.fullmatch(answer):
+        return _region(builder[builder.lastindex or 1].strip(), depth - 1)
+    for pattern, combine in (
+        (r"\\lor(?![a-zA-Z])|\\cup(?![a-zA-Z])", Union),
+        (r"\\land(?![a-zA-Z])|\\cap(?![a-zA-Z])", Intersection),
+        (r"\\setminus(?![a-zA-Z])|\\backslash(?![a-zA-Z])", Complement),
+    ):
+        if len(parts := re.split(pattern, answer)) > 1:
+            regions = [_region(part.strip(" ,"), depth - 1) for part in parts]
+            return None if None in regions else combine(*regions)
+    if signed := _SIGNED.fullmatch(answer):
+        return _region(rf"x {_HALVES.get(signed[1], signed[1])} 0", depth - 1)
+    if _REALS.fullmatch(answer):
+        return Interval(-oo, oo)
+    parts = split_top(answer)
+    excluded = re.fullmatch(r"(.*\\ne)(?![a-zA-Z])([^<>=]*)", answer)
+    if excluded and len(points := split_top(excluded[2])) > 1:  # x \ne 2, 3
+        parts = [f"{excluded[1]} {point}" for point in points]
+    if len(parts) > 1 and all(re.search(_SIGN, part) for part in parts):
+        regions = [_region(part, depth - 1) for part in parts]
+        if None in regions:
+            return None
+        common = Intersection(*regions)  # where conditions exclude each other, one of them holds
+        return Union(*regions) if common == FiniteSet() and r"\ne" not in answer else common
+    return _simple(answer)
+
+
+def _simple(answer: str) -> Set | None:
+    """What math-verify reads as a set of numbers, or as a relation on one variable."""
+    if answer == r"\emptyset":
+        return FiniteSet()
+    parsed = read(answer)[0] if answer else None
+    if isinstance(parsed, Set | Relational | And) and not isinstance(parsed, Eq):
+        parsed = parsed.xreplace({number: Rational(str(number)) for number in parsed.atoms(Float)})
+        region = parsed if isinstance(parsed, Set) else parsed.as_set()
+        return None if region.free_symbols else region
+    return None
