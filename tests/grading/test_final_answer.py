@@ -6,11 +6,9 @@ import time
 
 import pytest
 
-from rectune.grading.answers import normalize_answer
-from rectune.grading.choices import split_choice
 from rectune.grading.final_answer import EXTRACTION, final_part, found_answers
 from rectune.grading.math import _without_names
-from rectune.grading.units import split_unit
+from rectune.grading.normalization import normalize_answer, split_choice, split_unit
 
 RESTATED = "Let me restate the problem.\n\nProblem: find x.\n\nSolution: \\boxed{4}"
 PROGRAM = "```python\nprint('''\nUser: 1\n''')\n```"

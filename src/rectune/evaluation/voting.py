@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rectune.grading.answers import normalize_answer, read_number
 from rectune.grading.exact import evaluate_expression, plain_words
+from rectune.grading.normalization import normalize_answer, read_number
 from rectune.grading.pool import Grader
 from rectune.records import MAX_EXTRACTED
 

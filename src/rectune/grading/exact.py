@@ -8,9 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from rectune.grading.answers import normalize_answer, plain_number
-from rectune.grading.choices import choice_letter, split_choice
 from rectune.grading.final_answer import extract_answer, final_part, phrase_text
+from rectune.grading.normalization import choice_letter, normalize_answer, read_number, split_choice
 from rectune.records import Grade
 
 DECIMAL_TOLERANCE = Fraction(1, 10_000)
@@ -73,10 +72,10 @@ def grade_expression(gold: str | Sequence[str], text: str) -> Grade:
 
 
 def _equals(value: Fraction, gold: str) -> bool:
-    number = plain_number(normalize_answer(gold))
-    return number is not None and abs(value - number) <= (
-        abs(number) * DECIMAL_TOLERANCE if "." in gold else 0
-    )
+    number = read_number(normalize_answer(gold))
+    if number is None:
+        return False
+    return abs(value - number.value) <= (abs(number.value) * DECIMAL_TOLERANCE if "." in gold else 0)
 
 
 def evaluate_expression(text: str) -> Fraction | None:

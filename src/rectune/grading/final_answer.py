@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from rectune.grading.units import UNIT
+from rectune.grading.normalization import UNIT
 
 RULES = ("tag", "boxed", "hash", "phrase", "number")
 """The rules used by every benchmark that does not say otherwise, in their order."""

@@ -20,20 +20,22 @@ from math_verify import verify
 from sympy import Eq, Rational, Set
 from sympy.core.relational import Relational
 
-from rectune.grading.answers import (
+from rectune.grading.final_answer import RULES, found_answers
+from rectune.grading.normalization import (
     MAX_DIGITS,
     TEXT,
     Number,
+    choice_letter,
     closing,
+    names_choices,
     normalize_answer,
-    plain_number,
     read_number,
+    split_choice,
     split_qualifier,
     split_top,
+    split_unit,
+    unit_ratio,
 )
-from rectune.grading.choices import choice_letter, names_choices, split_choice
-from rectune.grading.final_answer import RULES, found_answers
-from rectune.grading.units import split_unit, unit_ratio
 from rectune.grading.values import REGION, RELATIVE, read, same_equation, same_region, same_value
 from rectune.records import Grade
 
@@ -144,11 +146,8 @@ def _tidy(answer: str, beside: str = "") -> str:
 
 
 def _spelled_alike(gold: str, answer: str) -> bool:
-    return _spelling(gold) == _spelling(answer)
-
-
-def _spelling(answer: str) -> str:
-    return TEXT.sub(r"\1", answer).replace(" ", "")
+    gold, answer = (TEXT.sub(r"\1", one).replace(" ", "") for one in (gold, answer))
+    return gold == answer
 
 
 def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool = False) -> bool:
@@ -272,10 +271,10 @@ def _same_clock_or_ratio(gold: str, answer: str, same: Same) -> bool | None:
         return bool(_times(clock) & _times(other))
     parts = [one.split(":") if _RATIO.fullmatch(one) else [one] for one in (gold, answer)]
     if len(parts[0]) == len(parts[1]):
-        values = [[plain_number(part) or Fraction(0) for part in side] for side in parts]
-        if all(chain(*values)):
-            (first, *_), (other_first, *_) = values
-            return all(g * other_first == a * first for g, a in zip(values[0], values[1], strict=True))
+        numbers = [[read_number(part) for part in side] for side in parts]
+        left, right = ([number.value for number in side if number and number.value] for side in numbers)
+        if len(left) == len(right) == len(parts[0]):
+            return all(g * right[0] == a * left[0] for g, a in zip(left, right, strict=True))
         return _all_same(parts[0], parts[1], same)
     for (top, *rest), single in ((parts[0], parts[1]), (parts[1], parts[0])):
         if len(rest) == 1 and len(single) == 1 and re.search(r"/|\\frac|\.", single[0]):
@@ -496,8 +495,8 @@ def _same_expression(gold: str, answer: str, tolerance: Fraction) -> bool:
 
 def _parsed(answer: str) -> list[Any]:
     """As `read`; plain numbers exactly, which math-verify would take 1e-5 for a product."""
-    if "%" not in answer and (number := plain_number(answer)) is not None:
-        return [Rational(number.numerator, number.denominator)]
+    if "%" not in answer and (number := read_number(answer)) is not None:
+        return [Rational(number.value.numerator, number.value.denominator)]
     return read(answer.replace("%", r"\%"))
 
 

@@ -53,7 +53,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.sets.sets import Complement
 
-from rectune.grading.answers import split_top
+from rectune.grading.normalization import split_top
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we bound the time ourselves
 
