@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rectune.errors import UserError
-from rectune.runtime.locks import load_json, load_record
+from rectune.runtime.io import load_json, load_record
 
 BROKEN = [b"", b"{", b"\xff\xfe", b"[" * 100_000]
 

@@ -74,14 +74,14 @@ def same_runs(one: Path, other: Path) -> None:
 _DRIVER = """
 import json, logging, os, sys
 from rectune.config import load_config
-from rectune.runtime.distributed import leave
+from rectune.runtime.distributed import exit_process
 from rectune.training.trainer import train
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 runs, until = json.load(open(sys.argv[1]))
 for settings, sharded in runs:
     os.environ |= {"ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2"}
     train(load_config(None, settings), resume=True, until=until)
-leave(0)
+exit_process(0)
 """
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 """Followed by how many processes, and what they run."""

@@ -8,14 +8,13 @@ another version is refused by name. Importing this module loads neither torch no
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rectune.errors import UserError, unknown_name
-from rectune.runtime.locks import FORMAT, check_format, load_json, writing
+from rectune.runtime.io import FORMAT, check_format, load_json, translate_disk_errors, write_json
 
 AnswerVerdict = Literal["correct", "wrong", "unparsed", "timeout", "error"]
 """unparsed: no answer found, or not readable as one; timeout: over the limit; error: it broke the grader, or its tests
@@ -414,9 +413,5 @@ def write_record(path: Path, record: FileRecord) -> None:
     Raises:
         UserError: The disk is full or read-only.
     """
-    aside = path.with_suffix(".part")
-    with writing(path, "run it again"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False)
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(path)
+    with translate_disk_errors(path):
+        write_json(path, record.to_dict(), indent=2, ensure_ascii=False)

@@ -425,7 +425,7 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     (left / "tokenizer.json").write_text("{}")
     (part.parent / ".part-00000.1").write_bytes(b"half")
     again = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "tokens")
-    assert sorted(path.name for path in part.parent.iterdir()) == ["lock", part.name]
+    assert sorted(path.name for path in part.parent.iterdir()) == [".lock", part.name]
     assert again.dataset[:] == encoded.dataset[:]
 
 

@@ -81,7 +81,7 @@ def test_one_call_waits_for_another(encode: Encode, tmp_path: Path, caplog: pyte
     first = encode()
     (folder,) = (tmp_path / "cache" / "tokens").iterdir()
     (folder / "part-00002.arrow").unlink()
-    with (folder / "lock").open("w") as file:
+    with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         found: list[EncodedRows] = []
         other = threading.Thread(target=lambda: found.append(encode()))
@@ -90,7 +90,7 @@ def test_one_call_waits_for_another(encode: Encode, tmp_path: Path, caplog: pyte
         assert not found
     other.join(60)
     assert found[0].dataset[:] == first.dataset[:]
-    assert "another process encodes these rows; waiting for it" in caplog.text
+    assert "another process is encoding these rows; waiting for it" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written(encode: Encode, tmp_path: Path) -> None:

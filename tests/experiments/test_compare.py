@@ -14,7 +14,7 @@ from comparisons import Task, asking, config_of
 from rectune.errors import UserError
 from rectune.experiments.compare import compare
 from rectune.experiments.comparison_tables import tables
-from rectune.runtime.locks import hold
+from rectune.runtime.locks import lock
 from training_runs import metrics
 
 Record = dict[str, Any]
@@ -230,7 +230,7 @@ def test_a_mistake_that_shows_when_asking_leaves_the_folder_free(run: Run, tmp_p
 
 def test_two_at_once_are_refused(run: Run, tmp_path: Path) -> None:
     with (
-        hold(tmp_path / "out", "comparing"),
+        lock(tmp_path / "out", "comparing"),
         pytest.raises(UserError, match=r"another process .*is comparing in this folder"),
     ):
         run()

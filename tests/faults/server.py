@@ -23,7 +23,7 @@ def serve() -> None:
     from rectune.training import drift
 
     drift.NEW_TOKENS = (8, 256)  # a toy's answers need no more
-    write = checkpoints.sync
+    write = checkpoints.fsync
 
     for line in sys.stdin:
         asked: dict[str, Any] = json.loads(line)
@@ -36,7 +36,7 @@ def serve() -> None:
             time.sleep(seconds)
             write(path)
 
-        checkpoints.sync = slowly
+        checkpoints.fsync = slowly
         code = 1
         try:
             log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

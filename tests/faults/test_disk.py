@@ -21,7 +21,8 @@ import pytest
 from rectune.data.rows import Problem, Turn
 from rectune.errors import UserError
 from rectune.grading.files import grade
-from rectune.runtime.locks import hold, writing
+from rectune.runtime.io import translate_disk_errors
+from rectune.runtime.locks import lock
 from rectune.sampling.sample import sample
 from rectune.training import checkpoint as checkpoints
 from rectune.training import trainer as loop
@@ -119,19 +120,19 @@ def test_a_folder_that_cannot_be_written(run: Any) -> None:
 
 def test_other_errors_stay_what_they_are() -> None:
     for error in (FileNotFoundError(2, "no such file"), ValueError("os error"), UserError("(os error 28)")):
-        with pytest.raises(type(error)) as caught, writing("out", "run it again"):
+        with pytest.raises(type(error)) as caught, translate_disk_errors("out"):
             raise error
         assert caught.value is error
     words = r"^out: cannot be written \(No space left on device\); free some space, then run it again"
-    with pytest.raises(UserError, match=words), writing("out", "run it again"):
+    with pytest.raises(UserError, match=words), translate_disk_errors("out"):
         raise RuntimeError("while serializing: I/O error: No space left on device (os error 28)")
 
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from rectune.runtime.locks import hold
-with hold(Path(sys.argv[1]), "training"):
+from rectune.runtime.locks import lock
+with lock(Path(sys.argv[1]), "training"):
     if os.fork() == 0:
         os.close(1)
         time.sleep(60)
@@ -171,15 +172,15 @@ def test_two_processes_on_one_file_of_answers(tmp_path: Path) -> None:
 
 
 def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:
-    with hold(tmp_path / "a", "training"):
-        with hold(tmp_path / "b", "training"):
+    with lock(tmp_path / "a", "training"):
+        with lock(tmp_path / "b", "training"):
             pass
         with (
             pytest.raises(UserError, match=r"another process .*is training"),
-            hold(tmp_path / "a" / ".", "training"),
+            lock(tmp_path / "a" / ".", "training"),
         ):
             pass
-    with hold(tmp_path / "a", "training"):
+    with lock(tmp_path / "a", "training"):
         pass
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from rectune.data.packing import Batch
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.training.accumulation import Gradients, is_out_of_memory
+from rectune.runtime.memory import is_out_of_memory
+from rectune.training.accumulation import Gradients
 from rectune.training.checkpoint import last_good_checkpoint
 from rectune.training.run_dir import keep_limit
 from training_runs import metrics, same_runs, weights

@@ -167,7 +167,8 @@ def run_folder(draw: Draw) -> None:
     from rectune.data.trained_prompt import run_prompt
     from rectune.evaluation.results import read_evaluation, verdict_matrix
     from rectune.reporting.report import markdown, page, report
-    from rectune.training.checkpoint import last_good_checkpoint, to_json
+    from rectune.runtime.io import to_json
+    from rectune.training.checkpoint import last_good_checkpoint
 
     changes = {
         name: draw(st.integers(0, 9))

@@ -87,12 +87,12 @@ def waiting_update(*args):
     return made
 def waiting_save(folder, now, masters, optimizer, extra, state, keep):
     from rectune.training import checkpoint as checkpoints
-    sync = checkpoints.sync
+    sync = checkpoints.fsync
     def slow(path):
         if path.name == "moments.safetensors":
             wait("save", now)
         sync(path)
-    checkpoints.sync = slow
+    checkpoints.fsync = slow
     save(folder, now, masters, optimizer, extra, state, keep)
 loop.update, loop.save_checkpoint = waiting_update, waiting_save
 loop.train_online(OnlineConfig.model_validate_json(sys.argv[3]), resume=True)

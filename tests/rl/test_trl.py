@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rectune.config.rl_config import OnlineConfig
 from rectune.data.tokenization import Encoded
-from rectune.rl.memory import Room
-from rectune.rl.policy import Policy
+from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.reward import Earned
 from rectune.rl.rollout import Rollout
 from rectune.rl.update import _Minibatch
@@ -103,7 +102,7 @@ def test_loss_and_gradients_are_those_of_trl(
     ours = tiny_model(seed=3)  # TRL's has its own head by now
     policy = Policy(ours, value=False, temperature=config.temperature, memory_budget=1 << 24)
     minibatch = _Minibatch(policy, Masters(policy, torch.float32), rollout_of(old, ref), [0, 1, 2, 3], config)
-    totals = minibatch.backward(Room(20))  # two micro-batches at least
+    totals = minibatch.backward(TokenLimit(20))  # two micro-batches at least
     assert totals["objective"] == pytest.approx(theirs.item(), rel=1e-4)
     assert totals["clip_share"] > 0
     found = {name: p.grad for name, p in ours.named_parameters()}

@@ -26,7 +26,7 @@ DRIVER = """
 import os, sys
 from transformers import Trainer, TrainingArguments
 from rectune.integrations import dft_loss
-from rectune.runtime.distributed import leave
+from rectune.runtime.distributed import exit_process
 from toys import tiny_model
 
 out, config = sys.argv[1:]
@@ -41,7 +41,7 @@ settings = TrainingArguments(
 trainer = Trainer(model=model, args=settings, train_dataset=rows, compute_loss_func=dft_loss)
 trainer.train()
 trainer.save_model(out)
-leave(0)
+exit_process(0)
 """
 
 

@@ -34,7 +34,7 @@ MOMENTS = [
     *[(loop, "_log", line) for line in (1, 2, 4, 6, 8)],
     (loop, "save_checkpoint", 1),
     *[(checkpoints, "save_file", file) for file in (1, 2, 3, 4)],
-    *[(checkpoints, "sync", file) for file in (2, 3, 7, 8)],
+    *[(checkpoints, "fsync", file) for file in (2, 3, 7, 8)],
     (checkpoints, "list_checkpoints", 2),  # the new one is renamed, the old one not yet removed
     (checkpoints, "_remove", 1),
     (loop, "save_model", 1),
@@ -149,13 +149,13 @@ DRIVER = """
 import sys, time
 from rectune.training import checkpoint as checkpoints
 from rectune.config import TrainConfig
-write = checkpoints.sync
+write = checkpoints.fsync
 def slow(path):
     if path.name == "moments.safetensors" and "000004" in str(path):
         print("writing", flush=True)
         time.sleep(60)
     write(path)
-checkpoints.sync = slow
+checkpoints.fsync = slow
 from rectune.training import drift
 drift.NEW_TOKENS = (8, 256)  # as in conftest.py
 from rectune.training.trainer import train

@@ -19,7 +19,7 @@ import rectune
 from rectune.cli.console import messages, print_lines, print_table
 from rectune.cli.parameters import Count, Switch, Texts
 from rectune.errors import UserError
-from rectune.runtime.distributed import leave
+from rectune.runtime.distributed import exit_process
 from rectune.runtime.escape import visible
 from rectune.runtime.signals import interruptible, stopped_by
 
@@ -275,7 +275,7 @@ def report(
         json: Print all that is on the page as JSON.
     """
     from rectune.reporting.report import report as make
-    from rectune.training.checkpoint import to_json
+    from rectune.runtime.io import to_json
 
     if out is None and not json:
         out = Path("report.html" if format == "html" else "report.md")
@@ -306,7 +306,7 @@ def run(command: Callable[[], object]) -> int:
         print("rectune:", visible(str(error) or "interrupted"), file=sys.stderr)
         return 128 + stopped_by(error)
     except (MemoryError, RuntimeError) as error:
-        from rectune.training.accumulation import is_out_of_memory
+        from rectune.runtime.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     if arguments is None:
-        leave(code)
+        exit_process(code)
     return code
 
 

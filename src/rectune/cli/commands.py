@@ -45,7 +45,7 @@ def train(
 
         print_lines(json.dumps(plan(config), indent=2))
         return
-    from rectune.training.checkpoint import to_json
+    from rectune.runtime.io import to_json
     from rectune.training.trainer import train
 
     result = train(config, resume=resume, began=began)
@@ -198,7 +198,7 @@ def offline(
         return
     result = offline(config, resume=resume)
     if json:
-        from rectune.training.checkpoint import to_json
+        from rectune.runtime.io import to_json
 
         print_lines(to_json(asdict(result), indent=2))
         return

@@ -8,7 +8,6 @@ one of them could not write is written here, which raises what it failed for. Wh
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import hashlib
 import itertools
@@ -37,6 +36,8 @@ from rectune.data.faults import Faults
 from rectune.data.load_rows import row_of
 from rectune.data.tokenization import IGNORED, encode_batch
 from rectune.errors import UserError
+from rectune.runtime.io import translate_disk_errors
+from rectune.runtime.locks import wait_for_lock
 
 log = logging.getLogger("rectune")
 
@@ -161,42 +162,20 @@ def _encoded(
     key = cache_key(dataset, tokenizer, template, max_length, without)
     job = _Job(folder / key, dataset, tokenizer, template, max_length, without)
     if job.missing():
-        with _writing(job.here):
-            job.here.mkdir(parents=True, exist_ok=True)
-            with _alone(job.here):
-                _clear(job.here)
-                todo = job.missing()
-                if workers is None:
-                    workers = min(len(os.sched_getaffinity(0)), len(todo) // _WORTH)
-                with _others(job, todo, workers) as (others, claims):
-                    _write_parts(job, _claimed(todo, claims))
-                    for other in others:
-                        other.wait()
-                    _write_parts(job, job.missing())  # of processes that ended early
+        again = "run it again, or set RECTUNE_CACHE"
+        with translate_disk_errors(job.here, again), wait_for_lock(job.here, "encoding these rows"):
+            _clear(job.here)
+            todo = job.missing()
+            if workers is None:
+                workers = min(len(os.sched_getaffinity(0)), len(todo) // _WORTH)
+            with _others(job, todo, workers) as (others, claims):
+                _write_parts(job, _claimed(todo, claims))
+                for other in others:
+                    other.wait()
+                _write_parts(job, job.missing())  # of processes that ended early
     tables = [MemoryMappedTable.from_file(str(job.path(part))) for part in range(-(-len(dataset) // PART))]
     filled = [table for table in tables if len(table)] or tables[:1]
     return datasets.Dataset(concat_tables(filled), fingerprint=key)
-
-
-@contextmanager
-def _writing(here: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot be written ({reason})", where=here, hint="set RECTUNE_CACHE") from None
-
-
-@contextmanager
-def _alone(here: Path) -> Iterator[None]:
-    """One process at a time, of all that read the same rows; the others then find them encoded."""
-    with (here / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process encodes these rows; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _clear(here: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from rectune.config import DataConfig, Settings
 from rectune.data.problems import read_problems
 from rectune.errors import UserError
-from rectune.runtime.locks import load_json
+from rectune.runtime.io import load_json
 
 log = logging.getLogger("rectune")
 

@@ -54,9 +54,8 @@ from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
 from rectune.pages.render import write_page
 from rectune.runtime.distributed import default_device
-from rectune.runtime.locks import check_writable
-from rectune.sampling.progress import reporter
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import check_writable, write_json
+from rectune.runtime.progress import reporter
 from rectune.training.metrics import PROBABILITY_BINS
 
 log = logging.getLogger("rectune")
@@ -195,7 +194,7 @@ def diagnose(
     result["seconds"] = round(time.perf_counter() - began, 3)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "diagnosis.json", to_json(result, ensure_ascii=False) + "\n")
+        write_json(out / "diagnosis.json", result, ensure_ascii=False)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=out) from None
     write_page(out / "diagnosis.html", page)

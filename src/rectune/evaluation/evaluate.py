@@ -26,7 +26,7 @@ from rectune.evaluation.prompts import Asked, Wanted, ask, mismatches, overlappi
 from rectune.evaluation.tasks import BENCHMARKS
 from rectune.models.load import check_model
 from rectune.runtime.distributed import share, wait_for_all
-from rectune.runtime.locks import FORMAT, check_output, writing
+from rectune.runtime.io import FORMAT, check_output, translate_disk_errors, write_json
 
 if TYPE_CHECKING:
     from rectune.sampling.sample import Engine
@@ -87,8 +87,8 @@ def evaluate(
             that `sample` and `grade` raise.
     """
     from rectune.grading import grade
+    from rectune.runtime.progress import reporter
     from rectune.sampling.dated import kept_template
-    from rectune.sampling.progress import reporter
     from rectune.sampling.sample import sample
     from rectune.sampling.stop_strings import check_stops
 
@@ -165,8 +165,8 @@ def evaluate(
         "overlap": overlap,
         "benchmarks": {name: _numbers(name, one, lines) for name, one in asked.items()},
     }
-    with writing(out, "run it again"):
-        _write(Path(out) / "evaluation.json", result)
+    with translate_disk_errors(out):
+        write_json(Path(out) / "evaluation.json", result, indent=2, ensure_ascii=False)
     if of > 1:
         wait_for_all()
     return result
@@ -187,12 +187,6 @@ def _numbers(name: str, asked: Asked, lines: Mapping[str, Sequence[Line]]) -> di
         "note": benchmark.note if benchmark else "",
         "problem_ids": ids,
     }
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rectune.errors import UserError
 from rectune.evaluation.accuracy import correct_matrix, read_graded
-from rectune.runtime.locks import check_format, load_json
+from rectune.runtime.io import check_format, load_json
 
 PROTOCOL = ("n", "temperature", "top_p", "max_new_tokens", "stop", "template", "date", "system")
 """Settings whose difference makes two evaluations hard to compare."""

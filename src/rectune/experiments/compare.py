@@ -29,10 +29,11 @@ from rectune.experiments.grid import Choices, Matrix, is_trained, make_matrix, t
 from rectune.experiments.lr_sweep import sweep, trial_steps
 from rectune.experiments.problem_sets import name_domains, write_problems
 from rectune.experiments.successive_halving import check_affordable, race, rungs
-from rectune.experiments.time_left import Clock
 from rectune.experiments.variants import BASE, SHARED, Arm, run_config, run_folder
-from rectune.runtime.locks import check_writable, hold, load_record, writing
-from rectune.runtime.signals import saying
+from rectune.runtime.io import check_writable, load_record, translate_disk_errors
+from rectune.runtime.locks import lock
+from rectune.runtime.progress import TaskTimer
+from rectune.runtime.signals import on_interrupt
 from rectune.sampling.dated import kept_template
 from rectune.sampling.stop_strings import check_stops
 from rectune.training.dataloader import read_texts
@@ -177,8 +178,8 @@ def compare(
         check_affordable(matrix)
     if dry_run:
         return planned(matrix, sharpening=sharpening)
-    again = saying(lambda: f"{matrix.out}: stopped; run it again, it goes on")
-    with hold(matrix.out, "comparing"), writing(matrix.out, "run it again"), again:
+    again = on_interrupt(lambda: f"{matrix.out}: stopped; run it again, it goes on")
+    with lock(matrix.out, "comparing"), translate_disk_errors(matrix.out), again:
         return _carry_out(matrix, sharpening=sharpening)
 
 
@@ -209,7 +210,14 @@ def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
     validation = write_problems(out / "problems" / "validation", matrix.validation)
     if matrix.config.lora.rank and not matrix.config.lora.merge:
         log.info("lora.merge: on, because answers are drawn from plain models")
-    _ask(_base(matrix), out / "runs" / BASE, "base", files, matrix.draws, Clock("base model", {"sample": 2}))
+    _ask(
+        _base(matrix),
+        out / "runs" / BASE,
+        "base",
+        files,
+        matrix.draws,
+        TaskTimer("base model", {"sample": 2}),
+    )
     if found is None:  # from now on the folder holds this comparison: the model can be asked like this
         write_record(matrix, arms)
     if matrix.choices.rates:
@@ -238,7 +246,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Train the arms that are left to the end, ask them, and write the verdict and the page."""
     runs = [(arm, seed) for arm in left for seed in matrix.seeds]
-    clock = Clock("runs", _tasks(matrix, runs, files))
+    clock = TaskTimer("runs", _tasks(matrix, runs, files))
     for arm, seed in runs:
         folder, name = run_folder(matrix.out, arm, seed), f"{arm.label}, seed {seed}"
         run = run_config(matrix.config, arm, seed, folder)
@@ -264,7 +272,7 @@ def _finish(
 
 
 def _ask(
-    respondent: Respondent, folder: Path, name: str, files: Sequence[Path], draws: Draws, clock: Clock
+    respondent: Respondent, folder: Path, name: str, files: Sequence[Path], draws: Draws, clock: TaskTimer
 ) -> None:
     """The evaluations that need no other model's: at the comparison's temperature, and greedy."""
     for kind, how in _evaluations(draws):
@@ -295,7 +303,7 @@ def _match(matrix: Matrix, left: Sequence[Arm], files: Sequence[Path]) -> tuple[
         entropies.setdefault(slug, {})[seed] = entropy(respondent, folder)
     target = choose_target(left, entropies)
     others = {key: value for key, value in models.items() if key[0] != target.slug}
-    clock = Clock(f"as sharp as {target.label}", {"matched": len(others)})
+    clock = TaskTimer(f"as sharp as {target.label}", {"matched": len(others)})
     matched: Folders = {}
     for (_, seed), (respondent, folder, label) in others.items():
         wanted, draws = entropies[target.slug][seed], replace(matrix.draws, seed=seed)

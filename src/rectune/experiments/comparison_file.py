@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectune.errors import UserError
 from rectune.experiments.variants import BASE, Arm, run_folder
-from rectune.runtime.locks import FORMAT, check_format, load_json
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import FORMAT, check_format, load_json, to_json, write_json
 from rectune.training.run_dir import filled, other_settings
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def write_record(matrix: Matrix, arms: Sequence[Arm], **results: Any) -> dict[st
         **{"sweep": None, "race": None, "matched_to": None, "verdict": None, **results},
     }
     matrix.out.mkdir(parents=True, exist_ok=True)
-    write_text(matrix.out / FILE, to_json(record, indent=2) + "\n")
+    write_json(matrix.out / FILE, record, indent=2)
     return record
 
 

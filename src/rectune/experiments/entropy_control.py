@@ -18,8 +18,7 @@ from rectune.analysis.entropy_matching import FEWEST_ANSWERS, entropy_of_answers
 from rectune.evaluation.results import read_evaluation
 from rectune.experiments.evaluator import Draws, Respondent
 from rectune.experiments.variants import Arm
-from rectune.runtime.locks import load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import load_record, write_json
 
 log = logging.getLogger("rectune")
 
@@ -38,7 +37,7 @@ def entropy(respondent: Respondent, folder: Path) -> float:
     path = folder / "entropy.json"
     if not path.is_file():
         found = entropy_of_answers(respondent.model, folder / "evaluation")
-        write_text(path, to_json({"format": 1, "entropy": found}) + "\n")
+        write_json(path, {"format": 1, "entropy": found})
     return float(load_record(path, "entropy")["entropy"])
 
 
@@ -65,13 +64,13 @@ def answer_matched(
     if not path.is_file():
         found = _temperature(respondent, folder, slug, target, files, draws)
         matched.mkdir(parents=True, exist_ok=True)
-        write_text(path, to_json({"format": 1, "to": slug, **found}, indent=2) + "\n")
+        write_json(path, {"format": 1, "to": slug, **found}, indent=2)
     record = load_record(path, "temperature")
     temperature = float(record["temperature"])
     respondent.answer(matched, files, replace(draws, temperature=temperature))
     if "drawn" not in record:
         drawn = entropy_of_answers(respondent.model, matched, temperature=temperature)
-        write_text(path, to_json({**record, "drawn": drawn}, indent=2) + "\n")
+        write_json(path, {**record, "drawn": drawn}, indent=2)
         say = log.warning if _misses(drawn, target) else log.info
         say(
             "answers drawn at T = %.3f have %.3f nats a token, for a target of %.3f",

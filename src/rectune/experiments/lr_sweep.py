@@ -19,8 +19,8 @@ from typing import Any
 from rectune.experiments.checkpoint_choice import accuracy, best_rate
 from rectune.experiments.evaluator import Respondent, correct, is_answered
 from rectune.experiments.grid import Matrix, train_run
-from rectune.experiments.time_left import Clock
 from rectune.experiments.variants import Arm, run_config
+from rectune.runtime.progress import TaskTimer
 
 log = logging.getLogger("rectune")
 
@@ -38,7 +38,7 @@ def sweep(matrix: Matrix, validation: Sequence[Path]) -> dict[str, Any]:
     """
     steps = trial_steps(matrix)
     rates = sorted(set(matrix.choices.rates))
-    clock = Clock("sweep", {"trial": len(matrix.arms) * len(rates)})
+    clock = TaskTimer("sweep", {"trial": len(matrix.arms) * len(rates)})
     arms = {}
     for arm in matrix.arms:
         tried = [replace(arm, learning_rate=rate) for rate in rates]
@@ -56,7 +56,9 @@ def trial_steps(matrix: Matrix) -> int:
     return matrix.choices.sweep_steps or max(1, round(SHARE * matrix.steps))
 
 
-def _trial(matrix: Matrix, arm: Arm, steps: int, validation: Sequence[Path], clock: Clock) -> dict[str, Any]:
+def _trial(
+    matrix: Matrix, arm: Arm, steps: int, validation: Sequence[Path], clock: TaskTimer
+) -> dict[str, Any]:
     seed, relative = matrix.seeds[0], Path("sweep") / arm.slug / f"lr-{arm.learning_rate:g}"
     folder = matrix.out / relative
     answers, draws = folder / "validation", replace(matrix.draws, seed=seed)

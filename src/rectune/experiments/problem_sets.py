@@ -19,7 +19,7 @@ from rectune.data.trained_prompt import RunPrompt
 from rectune.errors import UserError
 from rectune.evaluation.prompts import Wanted, ask
 from rectune.evaluation.tasks import benchmark_name
-from rectune.training.checkpoint import write_text
+from rectune.runtime.io import write_text
 
 Problems = dict[str, list[Problem]]
 

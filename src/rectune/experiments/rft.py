@@ -32,12 +32,20 @@ from rectune.evaluation.prompts import load_problems
 from rectune.grading.files import Summary, grade
 from rectune.grading.pool import check_item
 from rectune.grading.selection import UNJUDGED, select
-from rectune.runtime.locks import FORMAT, check_format, check_writable, hold, load_json, writing
-from rectune.runtime.signals import saying
+from rectune.runtime.io import (
+    FORMAT,
+    check_format,
+    check_writable,
+    load_json,
+    replace_file,
+    translate_disk_errors,
+    write_json,
+)
+from rectune.runtime.locks import lock
+from rectune.runtime.progress import reporter
+from rectune.runtime.signals import on_interrupt
 from rectune.sampling.dated import kept_template
-from rectune.sampling.progress import reporter
 from rectune.sampling.sample import sample
-from rectune.training.checkpoint import to_json, write_text
 from rectune.training.inputs import check_named
 from rectune.training.objective_schedule import make_phases
 from rectune.training.run_dir import other_settings
@@ -120,7 +128,7 @@ class Record:
             self._content["stages"] = before["stages"]
 
     def _write(self) -> None:
-        write_text(self.path, to_json(self._content, indent=2) + "\n")
+        write_json(self.path, self._content, indent=2)
 
 
 def _settings(config: OfflineConfig, problems: Sequence[Problem], *, paired: bool) -> dict[str, Any]:
@@ -182,11 +190,14 @@ def offline(config: OfflineConfig, *, resume: bool = False) -> OfflineResult:
     config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
     problems = read(config)
     chosen = config.out / ("pairs.jsonl" if paired else "rows.jsonl")
-    with hold(config.out, "running an offline method"), writing(config.out, "go on with --resume"):
+    with (
+        lock(config.out, "running an offline method"),
+        translate_disk_errors(config.out, "go on with --resume"),
+    ):
         template = kept_template(config.out, config.rows.template, config.model)
         config = config.model_copy(update={"rows": config.rows.model_copy(update={"template": template})})
         record = Record(config, problems, paired=paired, resume=resume)
-        with saying(lambda: f"{config.out}: interrupted; go on with --resume"):
+        with on_interrupt(lambda: f"{config.out}: interrupted; go on with --resume"):
             counts = _prepare(config, problems, record, chosen)
     log.info("%s", kept(method, counts))
     result = train(config.training(chosen, "auto" if paired else "prompt_completion"), resume=resume)
@@ -317,9 +328,8 @@ def _take_over(samples: Path, out: Path, problems: Sequence[Problem], n: int) ->
     The gold answer and what the verifier needs are those of the problems as they are now.
     """
     asked = {problem.problem_id: problem for problem in problems}
-    aside = out.with_name(f".{out.name}.part")
     taken = 0
-    with aside.open("w", encoding="utf-8") as file:
+    with replace_file(out) as aside, aside.open("w", encoding="utf-8") as file:
         for number, line in read_jsonl(samples, torn_last=True):
             index, problem = line.get("sample_index"), asked.get(str(line.get("problem_id")))
             if not isinstance(index, int):
@@ -328,7 +338,6 @@ def _take_over(samples: Path, out: Path, problems: Sequence[Problem], n: int) ->
                 judged = {"answer": problem.answer, "grader": problem.grader, "extra": problem.extra}
                 file.write(json.dumps(line | judged, ensure_ascii=False) + "\n")
                 taken += 1
-    aside.replace(out)
     log.info("sampled: %s answers are taken from %s", f"{taken:,}", samples)
 
 

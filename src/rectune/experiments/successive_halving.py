@@ -26,10 +26,9 @@ from rectune.errors import UserError
 from rectune.experiments.checkpoint_choice import decide
 from rectune.experiments.evaluator import Respondent, correct, is_answered
 from rectune.experiments.grid import Budget, Matrix, is_trained, parse_budget, train_run
-from rectune.experiments.time_left import Clock
 from rectune.experiments.variants import Arm, run_config, run_folder
-from rectune.runtime.locks import load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import load_record, write_json
+from rectune.runtime.progress import TaskTimer
 
 log = logging.getLogger("rectune")
 
@@ -71,7 +70,7 @@ def race(matrix: Matrix, arms: Sequence[Arm], validation: Sequence[Path]) -> dic
     if path.is_file():
         done = load_record(path, "rungs")["rungs"]
     stages = rungs(len(arms), matrix.steps)
-    clock = Clock("race", {"rung": len(arms) * len(matrix.seeds) * len(stages)})
+    clock = TaskTimer("race", {"rung": len(arms) * len(matrix.seeds) * len(stages)})
     alive, dropped, ended = list(arms), dict[str, dict[str, Any]](), "all rungs"
     for number, step in enumerate([*stages, matrix.steps]):
         spent = done[number - 1] if number else {"step": 0, "steps": 0, "seconds": 0.0}
@@ -83,7 +82,7 @@ def race(matrix: Matrix, arms: Sequence[Arm], validation: Sequence[Path]) -> dic
             break
         if number == len(done):
             done.append(_rung(matrix, alive, step, validation, clock, spent))
-            write_text(path, to_json({"format": 1, "rungs": done}, indent=2) + "\n")
+            write_json(path, {"format": 1, "rungs": done}, indent=2)
         for arm in [arm for arm in alive if arm.label in done[number]["worse"]]:
             dropped[arm.slug] = _dropped(done[number], arm.label, "clearly worse than")
             alive.remove(arm)
@@ -113,7 +112,7 @@ def _rung(
     alive: Sequence[Arm],
     step: int,
     validation: Sequence[Path],
-    clock: Clock,
+    clock: TaskTimer,
     spent: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Take all arms that are left to `step`, and judge them there."""

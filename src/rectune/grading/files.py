@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +17,9 @@ from rectune.data.jsonl import read_jsonl
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, Item, check_item
 from rectune.records import ADDED, VERDICTS, Grade, Graded, Record, parse_line
-from rectune.runtime.locks import check_output, writing
-from rectune.runtime.signals import saying
+from rectune.runtime.io import check_output, translate_disk_errors
+from rectune.runtime.locks import lock_file
+from rectune.runtime.signals import on_interrupt
 
 _OTHER = "it belongs to other samples: choose another output or start anew without resuming"
 
@@ -96,10 +96,10 @@ def grade(
         raise UserError("input and output are the same file", where=out)
     summary = Summary()
     words = "lines are graded; run it again, it resumes"
-    with writing(out, "run it again"), open(samples, "rb") as source, _opened(out, anew=not resume) as graded:
+    with translate_disk_errors(out), open(samples, "rb") as source, _opened(out, anew=not resume) as graded:
         number = _skip_graded(samples, source, out, graded, summary)
         lines, ahead = tee(_lines(samples, source, number))
-        with saying(lambda: f"{out}: {summary.total} {words}"), Grader(workers, timeout) as grader:
+        with on_interrupt(lambda: f"{out}: {summary.total} {words}"), Grader(workers, timeout) as grader:
             try:
                 for verdict in grader.stream(item for _, item in ahead):
                     graded.write(_with_verdict(next(lines)[0], verdict))
@@ -129,10 +129,7 @@ def _opened(out: Path, *, anew: bool) -> Iterator[BinaryIO]:
     """The output, made if it is missing, for this process alone."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(os.open(out, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as graded:
-        try:
-            fcntl.flock(graded, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("another process is writing to this file", where=out) from None
+        lock_file(graded, out)
         if anew:
             graded.truncate()
         yield graded

@@ -7,7 +7,6 @@ sampled from, so that training with the same template reads the same prompt toke
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from rectune.errors import UserError, unknown_name
 from rectune.grading.files import graded_lines
 from rectune.records import VERDICTS, Graded
-from rectune.runtime.locks import check_output
+from rectune.runtime.io import check_output, write_json, write_jsonl
 
 PURPOSES = ("sft", "dpo")
 UNJUDGED = ("timeout", "error")
@@ -112,8 +111,8 @@ def select(
         "unjudged": unjudged, "unfinished": unfinished, "seed": seed,
     }  # fmt: skip
     result = {"format": 1, **counts, "settings": settings}
-    _write(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))
-    _write(out.with_name(out.name + ".counts.json"), json.dumps(result, indent=2) + "\n")
+    write_jsonl(out, written)
+    write_json(out.with_name(out.name + ".counts.json"), result, indent=2)
     return result
 
 
@@ -154,11 +153,3 @@ def _prompt(sample: Graded, where: str) -> Prompt:
     if sample.prompt is None:
         raise UserError("has no prompt to train with", where=where)
     return sample.prompt
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

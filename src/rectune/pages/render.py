@@ -18,8 +18,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rectune.errors import UserError
 from rectune.runtime.escape import visible
+from rectune.runtime.io import translate_disk_errors, write_text
 
 
 def render(template: str, *, title: str, script: str = "", **values: Any) -> str:
@@ -50,15 +50,8 @@ def render(template: str, *, title: str, script: str = "", **values: Any) -> str
 
 def write_page(path: Path, page: str) -> Path:
     """Write a page whole or not at all. Raises `UserError` where that is not possible."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(
-            page, encoding="utf-8", errors="replace"
-        )  # half a surrogate pair in a row is not worth a page
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=path) from None
+    with translate_disk_errors(path):
+        write_text(path, page, errors="replace")  # half a surrogate pair in a row is not worth a page
     return path
 
 

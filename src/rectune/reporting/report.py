@@ -17,7 +17,7 @@ from rectune.reporting import figures
 from rectune.reporting.collect import collect
 from rectune.reporting.markdown import render_markdown
 from rectune.reporting.sections import Section, closing, sections
-from rectune.runtime.locks import check_output
+from rectune.runtime.io import check_output
 
 FORMATS = ("html", "markdown")
 

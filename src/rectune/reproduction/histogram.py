@@ -12,8 +12,7 @@ from typing import Any
 from rectune.config import TrainConfig
 from rectune.reproduction.job import BASE, Job, trained_folder
 from rectune.runtime.distributed import default_device
-from rectune.runtime.locks import load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import load_record, write_json
 
 ROWS = 2000
 """Most rows that are measured."""
@@ -33,7 +32,7 @@ def measure_targets(job: Job) -> dict[str, Any]:
     for label, model in models.items():
         if label not in found:
             found[label] = target_probabilities(model, config)
-            write_text(path, to_json({"format": 1, "models": found}, indent=2) + "\n")
+            write_json(path, {"format": 1, "models": found}, indent=2)
     return found
 
 

@@ -5,7 +5,6 @@ The mini scale's files are in `task.py`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rectune.config import TrainConfig
@@ -15,7 +14,7 @@ from rectune.data.sampler import draw
 from rectune.errors import UserError
 from rectune.grading.final_answer import extract_answer
 from rectune.reproduction.job import Job
-from rectune.training.checkpoint import write_text
+from rectune.runtime.io import write_jsonl
 
 FACTS = "google-research-datasets/nq_open"
 
@@ -27,7 +26,7 @@ def prepare(job: Job) -> None:
         rows.parent.mkdir(parents=True, exist_ok=True)
         records = (record for _, record in from_hub(FACTS, split="train"))
         lines = ({"prompt": one["question"] + "?", "completion": one["answer"][0]} for one in records)
-        write_text(rows, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_jsonl(rows, lines)
     if any(arm.method != "train" for arm in job.arms) and not problems.is_file():
         first = next((arm for arm in job.recipe.arms if arm.method == "train"), None)
         if first is None:
@@ -54,5 +53,5 @@ def write_problems(config: TrainConfig, path: Path, prompt: str) -> int:
             records.append({"problem_id": str(index), "prompt": asked, "answer": gold})
     if not records:
         raise UserError("no row has a boxed answer to grade by", where=config.data)
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_jsonl(path, records)
     return len(records)

@@ -18,8 +18,7 @@ from rectune.reproduction.paper import paper_table
 from rectune.reproduction.recipe import Arm
 from rectune.reproduction.runs import kinds_of, run_cost
 from rectune.reproduction.tables import page_tables, sentences
-from rectune.runtime.locks import load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import load_record, write_json
 
 
 def record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
         "tables": list(page_tables(result, job.recipe.against)),
         "notes": [*sentences(result), *table.notes],
     }
-    write_text(job.out / "comparison.json", to_json(comparison, indent=2) + "\n")
+    write_json(job.out / "comparison.json", comparison, indent=2)
     return result
 
 

@@ -18,15 +18,15 @@ from typing import Any
 from rectune.errors import UserError, unknown_name
 from rectune.experiments.checkpoint_choice import accuracy, best_rate
 from rectune.experiments.evaluator import Draws, correct, is_answered
-from rectune.experiments.time_left import Clock
 from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
 from rectune.reproduction.paper import paper_table
 from rectune.reproduction.prepare import prepare
 from rectune.reproduction.recipe import SCALES, Arm, Recipe, load_mini, load_recipe
 from rectune.reproduction.record import record
 from rectune.reproduction.runs import Respondent, carry_out, draw_samples, is_done, kinds_of
-from rectune.runtime.locks import check_writable, hold, load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import check_writable, load_record, write_json
+from rectune.runtime.locks import lock
+from rectune.runtime.progress import TaskTimer
 
 log = logging.getLogger("rectune")
 
@@ -91,7 +91,7 @@ def reproduce(
         from rectune.reproduction.plan import plan
 
         return plan(recipe, jobs, gpus=gpus)
-    with hold(Path(out), "at work"):
+    with lock(Path(out), "at work"):
         if scale == "mini":
             log.info("base model: %s", make_base(task))
         else:
@@ -120,7 +120,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
         job, chosen={one["label"]: one["learning_rate"] for one in swept["arms"].values()} if swept else {}
     )
     runs = [(arm, seed) for seed in job.seeds for arm in job.arms]
-    clock = Clock(
+    clock = TaskTimer(
         job.recipe.name,
         {arm.slug: sum(not _is_judged(job, a, s) for a, s in runs if a == arm) for arm in job.arms},
     )
@@ -154,7 +154,7 @@ def _sweep(job: Job) -> dict[str, Any] | None:
     own = job.task.settings["sweep"]
     files, seed = [Path(job.data["validation"])], job.seeds[0]
     draws = replace(job.asking.draws, n=own["n"], seed=seed)
-    clock = Clock("sweep", {arm.slug: len(job.rates) for arm in wanted})
+    clock = TaskTimer("sweep", {arm.slug: len(job.rates) for arm in wanted})
     arms, steps = {}, 0
     for arm in wanted:
         trials: list[dict[str, Any]] = []
@@ -238,6 +238,6 @@ def _finish(recipe: Recipe, out: Path, models: list[dict[str, Any]]) -> dict[str
         "models": models,
         "page": str(out / "report.html"),
     }
-    write_text(out / "reproduction.json", to_json(result, indent=2) + "\n")
+    write_json(out / "reproduction.json", result, indent=2)
     report([out], out=out / "report.html")
     return result

@@ -24,8 +24,7 @@ from rectune.evaluation.evaluate import evaluate
 from rectune.experiments.evaluator import Draws, is_answered
 from rectune.reproduction.job import Asking, Job, trained_folder
 from rectune.reproduction.recipe import Arm
-from rectune.runtime.locks import load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import load_record, write_json
 from rectune.training.trainer import train
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def draw_samples(job: Job, seed: int) -> None:
     with path.open("rb") as lines:
         drawn = [len(json.loads(line)["token_ids"]) for line in lines]
     cost = {"answers": len(drawn), "tokens": sum(drawn), "seconds": time.perf_counter() - began}
-    write_text(done, to_json({"format": 1, **cost}) + "\n")
+    write_json(done, {"format": 1, **cost})
 
 
 class Respondent:

@@ -12,13 +12,11 @@ problems that are judged are in none of the rows. What a story is, is in `storie
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,8 @@ from rectune.config import load_config
 from rectune.data.load_rows import default_cache
 from rectune.models.load import quiet_bars
 from rectune.reproduction.stories import Story, answered, spoil, stories, vocabulary
-from rectune.training.checkpoint import write_text
+from rectune.runtime.io import write_json, write_jsonl
+from rectune.runtime.locks import wait_for_lock
 from rectune.training.trainer import train
 
 DEMONSTRATED = ("hands",)
@@ -68,21 +67,18 @@ def make_task(settings: dict[str, Any], cache: Path | None = None) -> Task:
         ).encode()
     ).hexdigest()[:12]
     task = Task((cache or default_cache()) / f"mini-{key}", settings)
-    with _alone(task.folder):
+    with wait_for_lock(task.folder, "making this task"):
         if not (task.folder / "task.json").is_file():
             for name, records in _files(settings):
-                write_text(
-                    task.file(name),
-                    "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
-                )
+                write_jsonl(task.file(name), records)
             _write_untrained(task.folder / "untrained", settings["model"])
-            write_text(task.folder / "task.json", json.dumps({"format": 1, **settings}, indent=2) + "\n")
+            write_json(task.folder / "task.json", {"format": 1, **settings}, indent=2)
     return task
 
 
 def make_base(task: Task) -> Path:
     """Train the base model where that is not done yet; goes on after a stop. Returns its folder."""
-    with _alone(task.folder):
+    with wait_for_lock(task.folder, "making this task"):
         if not (task.folder / "base" / "summary.json").is_file():
             train(base_config(task), resume=True)
     return task.base
@@ -187,12 +183,3 @@ def _write_untrained(folder: Path, shape: dict[str, int]) -> None:
     with quiet_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, waiting for another process that makes the same."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -24,8 +24,7 @@ from rectune.errors import UserError
 from rectune.models.load import load_model
 from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_own_lora
 from rectune.models.precision import choose_precision
-from rectune.rl.memory import Room
-from rectune.rl.policy import Policy
+from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.prompt_batches import ask, check_room, read_inputs
 from rectune.rl.reward import Rewards
 from rectune.rl.rl_summary import OnlineResult, keep_rollout, line, summary
@@ -33,8 +32,10 @@ from rectune.rl.rollout import Rollout, credit, measure, roll_out
 from rectune.rl.update import trained, update
 from rectune.rl.weight_sync import ReloadingServer
 from rectune.runtime.distributed import on_cpu
-from rectune.runtime.locks import hold, load_record, writing
-from rectune.runtime.signals import Stopped, finishing
+from rectune.runtime.io import load_record, to_json, translate_disk_errors, write_json
+from rectune.runtime.locks import lock
+from rectune.runtime.progress import progress
+from rectune.runtime.signals import Stopped, defer_signals
 from rectune.sampling.hf.engine import LocalEngine
 from rectune.sampling.openai import ServerEngine
 from rectune.sampling.sample import Engine
@@ -43,12 +44,9 @@ from rectune.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     take_back_metrics,
-    to_json,
-    write_text,
 )
 from rectune.training.metrics import peak_memory_mib, reset_peak_memory
 from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
-from rectune.training.progress import progress
 from rectune.training.run_dir import check_run, open_run, run_template, save_model
 
 log = logging.getLogger("rectune")
@@ -88,7 +86,7 @@ def train_online(config: OnlineConfig, *, resume: bool = False, began: float | N
         finished = {"step_seconds": None, **load_record(path, *fields - {"step_seconds"})}
         return OnlineResult(**{name: finished[name] for name in fields})
     problems, kept = read_inputs(config)
-    with hold(config.out, "training"), writing(config.out, "go on with --resume"):
+    with lock(config.out, "training"), translate_disk_errors(config.out, "go on with --resume"):
         check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before
         with Rewards(config.reward, config.grading_timeout) as rewards:
             return _Run(config, rewards, problems, kept, began).go(resume=resume)
@@ -138,7 +136,7 @@ class _Run:
         self.reference = of_base() if config.beta else None
         self.plan = plan_steps(len(problems), config.problems_per_step, steps=config.steps, seed=config.seed)
         longest = max(len(ids) for ids in (*self.asked.prompts, *self.kept.prompts)) + config.max_new_tokens
-        self.room = Room(max(config.micro_batch_tokens, longest))
+        self.room = TokenLimit(max(config.micro_batch_tokens, longest))
         self.engine = self._engine(template)
         self.metrics = config.out / "metrics.jsonl"
         self.checkpoints = config.out / "checkpoints"
@@ -173,7 +171,7 @@ class _Run:
             before = self._measure(0)
         after = before
         self.model.train()
-        with progress(steps, start, line=line) as advance, finishing() as stopped:
+        with progress(steps, start, label="step", lines=10) as report, defer_signals() as stopped:
             for step in range(start, steps):
                 began, asked = time.perf_counter(), self.plan.rows(step)
                 try:
@@ -186,7 +184,7 @@ class _Run:
                 broken = figures["skipped"] > 0 or figures["unjudged"] == figures["answers"]
                 idle = idle + 1 if broken and not figures["updates"] else 0
                 self._log(figures)
-                advance(figures)
+                report(figures["step"], line(figures))
                 done = step + 1
                 if idle == _GIVE_UP_AFTER:
                     raise UserError(
@@ -206,7 +204,7 @@ class _Run:
                     )
         self._save()
         result = summary(config, self.metrics, before, after, time.perf_counter() - self.began)
-        write_text(config.out / "summary.json", to_json(asdict(result), indent=2) + "\n")
+        write_json(config.out / "summary.json", asdict(result), indent=2)
         return result
 
     def _learn(self, rollout: Rollout, step: int, began: float) -> dict[str, Any]:

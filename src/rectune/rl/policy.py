@@ -8,16 +8,64 @@ Shapes: N target tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rectune.data.packing import Batch, EncodedLike, collate, pack
+from rectune.errors import UserError
 from rectune.logprobs.elementwise import Shape, entropy_of, shaped_logits
 from rectune.models.scorer import Head, Scorer
+from rectune.runtime.memory import repeat_while_out_of_memory
+
+log = logging.getLogger("rectune")
+
+Made = TypeVar("Made")
+
+
+class TokenLimit:
+    """Most tokens of a micro-batch of several rows, fewer once they did not fit into memory.
+
+    A longer row is a micro-batch by itself. However a pass is cut its sums are the same, up to the order in which
+    floats are added.
+
+    Attributes:
+        tokens: The limit as it is now; part of a checkpoint, since the order of sums depends on it.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def fit(self, work: Callable[[int], Made], lengths: Sequence[int]) -> Made:
+        """What `work` gives with the capacity that rows of these lengths have; begun again with less if need be.
+
+        Raises:
+            UserError: The longest row does not fit into memory by itself.
+        """
+        longest = max(lengths, default=1)
+        return repeat_while_out_of_memory(
+            lambda: work(max(self.tokens, longest)), lambda: self._halve(longest, sum(lengths))
+        )
+
+    def _halve(self, longest: int, total: int) -> None:
+        if self.tokens <= longest:
+            raise UserError(
+                f"{longest} tokens of one prompt and answer do not fit into memory",
+                where="max_new_tokens",
+                hint="lower it or memory_budget, or turn on gradient_checkpointing or lora",
+            )
+        tried = min(self.tokens, total)
+        self.tokens = max(longest, tried // 2)
+        log.warning(
+            "out of memory at up to %d tokens at once: repeated, with the same gradient, with at most %d, and so are"
+            " all passes that follow",
+            tried,
+            self.tokens,
+        )
 
 
 class Policy(nn.Module):

@@ -21,7 +21,7 @@ from rectune.errors import UserError
 from rectune.evaluation.prompts import load_problems
 from rectune.models.limits import embeddings, no_embedding, positions
 from rectune.models.load import check_model
-from rectune.runtime.locks import check_writable
+from rectune.runtime.io import check_writable
 
 
 def read_inputs(config: OnlineConfig) -> tuple[list[Problem], list[Problem]]:

@@ -16,7 +16,7 @@ from rectune.rl.prompt_batches import Asked, ask, check_room, read_inputs
 from rectune.rl.reward import Rewards
 from rectune.rl.rollout import Rollout
 from rectune.runtime.distributed import default_device
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import write_jsonl
 from rectune.training.dry_run import memory_estimate
 from rectune.training.run_dir import run_template, settled
 
@@ -93,7 +93,7 @@ class OnlineResult:
 
 def keep_rollout(rollout: Rollout, asked: Asked, path: Path, step: int) -> None:
     """A rollout as JSON lines, for people to read."""
-    lines: list[str] = []
+    records: list[dict[str, Any]] = []
     for i, (answer, earned) in enumerate(zip(rollout.answers, rollout.earned, strict=True)):
         problem = asked.problems[rollout.problems[i]]
         advantage = rollout.columns[i].get("advantage")
@@ -111,9 +111,8 @@ def keep_rollout(rollout: Rollout, asked: Asked, path: Path, step: int) -> None:
             "tokens": len(answer.token_ids),
             "finish_reason": answer.finish_reason,
         }
-        lines.append(to_json(record, ensure_ascii=False) + "\n")
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, "".join(lines))
+        records.append(record)
+    write_jsonl(path, records)
 
 
 def line(figures: dict[str, Any]) -> str:

@@ -26,8 +26,7 @@ from rectune.rl.advantages import (
     group_advantages,
     whitened,
 )
-from rectune.rl.memory import Room
-from rectune.rl.policy import Policy
+from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.prompt_batches import Asked
 from rectune.rl.reward import Earned, Rewards
 from rectune.sampling.sample import Completion, DrawSettings, Engine, Request, all_stops
@@ -150,7 +149,7 @@ def said_of(rollout: Rollout) -> dict[str, Any]:
 
 
 def credit(
-    rollout: Rollout, policy: Policy, reference: Scorer | None, config: OnlineConfig, room: Room
+    rollout: Rollout, policy: Policy, reference: Scorer | None, config: OnlineConfig, room: TokenLimit
 ) -> None:
     """Fill in `columns` (the advantage of each token, and what the loss refers to) and `figures`."""
     began = time.perf_counter()

@@ -23,8 +23,7 @@ from rectune.config.rl_config import OnlineConfig
 from rectune.data.packing import collate, pack
 from rectune.objectives import grpo, k3
 from rectune.rl.advantages import token_weights
-from rectune.rl.memory import Room
-from rectune.rl.policy import Policy, value_loss
+from rectune.rl.policy import Policy, TokenLimit, value_loss
 from rectune.rl.rollout import Rollout
 from rectune.training.accumulation import named
 from rectune.training.determinism import repeatably
@@ -43,7 +42,7 @@ def update(
     rollout: Rollout,
     config: OnlineConfig,
     step: int,
-    room: Room,
+    room: TokenLimit,
 ) -> dict[str, Any]:
     """All updates of a step; the optimizer's learning rates are already set.
 
@@ -124,7 +123,7 @@ class _Minibatch:
         self.rows = trained(rollout, rows, config)
         self.lengths = [len(rollout.rows[i]) for i in self.rows]
 
-    def backward(self, room: Room) -> dict[str, float]:
+    def backward(self, room: TokenLimit) -> dict[str, float]:
         """Leaves the gradient in the masters; sums over the tokens that were run."""
         return repeatably(self.policy.device, lambda: room.fit(self._attempt, self.lengths))
 

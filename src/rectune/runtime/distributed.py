@@ -67,13 +67,13 @@ def wait_for_all() -> None:
         UserError: Another process has ended instead.
     """
     if share()[1] > 1:
-        with losing_peers():
+        with translate_peer_failure():
             import torch.distributed
 
             torch.distributed.barrier(_patient_group())
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process at once where it is one of several that have met; return where it is not.
 
     A thread of torch's gloo may still free the last thing exchanged. Were the interpreter closed meanwhile, that thread
@@ -100,7 +100,7 @@ def _patient_group() -> Any:
 
 
 @contextmanager
-def losing_peers() -> Iterator[None]:
+def translate_peer_failure() -> Iterator[None]:
     """Turn the failure of an exchange among several processes into a `UserError`."""
     try:
         yield

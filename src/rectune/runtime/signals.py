@@ -1,6 +1,6 @@
 """Stopping on Ctrl-C (SIGINT) and SIGTERM without losing anything: at once where all is on the disk, else a bit later.
 
-`finishing` notes the first signal, for a loop that acts on it between two steps; a second Ctrl-C stops at once. The
+`defer_signals` notes the first signal, for a loop that acts on it between two steps; a second Ctrl-C stops at once. The
 command line turns a `Stopped` into its one line and the exit code 128 + signal, which shells and schedulers expect.
 """
 
@@ -36,7 +36,7 @@ def stopped_by(error: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def saying(words: Callable[[], str]) -> Iterator[None]:
+def on_interrupt(words: Callable[[], str]) -> Iterator[None]:
     """Where this is interrupted, say these words: what is on the disk, and how to go on."""
     try:
         yield
@@ -56,7 +56,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def finishing() -> Iterator[Callable[[], int]]:
+def defer_signals() -> Iterator[Callable[[], int]]:
     """Put the first signal off; gives a function that tells its number, 0 for none. A second Ctrl-C interrupts."""
     first = 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rectune.data.chat_template import choose_template, without_date
 from rectune.data.trained_prompt import TEMPLATE
 from rectune.models.load import load_tokenizer
-from rectune.runtime.locks import writing
+from rectune.runtime.io import translate_disk_errors, write_text
 
 
 def kept_template(folder: Path, name: str, model: str) -> str:
@@ -23,8 +23,7 @@ def kept_template(folder: Path, name: str, model: str) -> str:
     if template is None or not template.today:
         return name
     path = folder / TEMPLATE
-    with writing(folder, "run it again"):
+    with translate_disk_errors(folder):
         if not path.is_file() or without_date(path.read_text("utf-8")) != template.saved():
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(template.kept(), encoding="utf-8")
+            write_text(path, template.kept())
     return str(path)

@@ -21,9 +21,9 @@ from rectune.data.rows import Problem, Sample
 from rectune.data.trained_prompt import run_prompt
 from rectune.errors import UserError, unknown_name
 from rectune.runtime.distributed import share
-from rectune.runtime.locks import check_output, writing
-from rectune.runtime.signals import saying
-from rectune.sampling.progress import reporter
+from rectune.runtime.io import check_output, translate_disk_errors
+from rectune.runtime.progress import reporter
+from rectune.runtime.signals import on_interrupt
 from rectune.sampling.stop_strings import check_stops, template_stops
 from rectune.sampling.writer import shared_file
 
@@ -203,7 +203,7 @@ def sample(
     expected = {
         p.problem_id: line(Completion(Request(p.problem_id, 0, ()), [], [], "", "")) for p in problems
     }
-    with writing(out, "run it again"), shared_file(Path(out), expected) as file:
+    with translate_disk_errors(out), shared_file(Path(out), expected) as file:
         index, of = share()
         mine = problems[index::of]
         todo = [
@@ -214,7 +214,10 @@ def sample(
         ]
         total, done, tokens = len(mine) * n, len(mine) * n - len(todo), 0
         words = "samples are there; run it again, it goes on"
-        with saying(lambda: f"{out}: {done} of {total} {words}"), reporter(progress, done, total) as report:
+        with (
+            on_interrupt(lambda: f"{out}: {done} of {total} {words}"),
+            reporter(progress, done, total) as report,
+        ):
             for completion in drawer.complete(todo, settings):
                 file.append(line(completion))
                 done, tokens = done + 1, tokens + len(completion.token_ids)

@@ -6,7 +6,6 @@ at the next opening. Drawing the samples is in `sample.py`; reading them to grad
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,8 @@ from rectune.data.jsonl import append_jsonl, read_jsonl
 from rectune.data.rows import Sample
 from rectune.errors import UserError
 from rectune.runtime.distributed import share, wait_for_all
-from rectune.runtime.locks import check_format
+from rectune.runtime.io import check_format
+from rectune.runtime.locks import lock_file
 
 log = logging.getLogger("rectune")
 
@@ -109,17 +109,13 @@ class SamplesFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UserError("another process is writing to this file", where=self.path) from None
-        self._file = file
-        try:
+            lock_file(file, self.path)
             append_jsonl(self.path, ())  # mends a torn end
             self.read()
         except UserError:
             file.close()
             raise
+        self._file = file
         return self
 
     def __exit__(

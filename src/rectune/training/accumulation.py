@@ -19,6 +19,7 @@ from rectune.data.packing import pack
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective
+from rectune.runtime.memory import repeat_while_out_of_memory
 from rectune.training.dataloader import TrainingData, pair_columns
 from rectune.training.determinism import repeatably
 from rectune.training.fsdp import is_sharded, turns
@@ -76,13 +77,9 @@ class Gradients:
         Raises:
             UserError: A single row does not fit into memory, or weights are sharded.
         """
-        while True:
-            try:
-                return repeatably(self.accelerator.device, lambda: self._once(step, phase))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._halve()  # here, because the error keeps the micro-batch's tensors
+        return repeat_while_out_of_memory(
+            lambda: repeatably(self.accelerator.device, lambda: self._once(step, phase)), self._halve
+        )
 
     def blame(self, step: int, phase: Phase) -> list[str]:
         """Which rows of `step`, in any process, have alone a loss or gradient that is not finite: `file:line`.
@@ -167,8 +164,6 @@ class Gradients:
         return bool(gather(torch.tensor([finite], device=self.accelerator.device)).all())
 
     def _halve(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         split, rows = self.data.train, self._rows
         tokens = sum(split.lengths(rows))
         if len(rows) < 2:
@@ -197,14 +192,6 @@ class Gradients:
 def head_columns(phase: Phase) -> list[str]:
     """What the scorer is asked for: it always gives `row` and `structural`, and never knows the others."""
     return sorted({*COLUMNS, *phase.columns} - _NOT_OF_HEAD)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a GPU or of the machine."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    words = str(error)
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in words and "memory" in words
 
 
 def named(rows: list[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
 import zlib
@@ -24,38 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rectune.errors import UserError
-from rectune.runtime.locks import check_format, load_json
+from rectune.runtime.io import check_format, fsync, load_json, to_json, write_text
 from rectune.training.fsdp import like
 
 log = logging.getLogger("rectune")
 
 FORMAT = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def to_json(value: Any, **layout: Any) -> str:
-    """JSON of nested dicts and lists; numbers that are not finite become null, since JSON has none."""
-
-    def finite(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {name: finite(inner) for name, inner in part.items()}
-        if isinstance(part, (list, tuple)):
-            return [finite(inner) for inner in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(finite(value), **layout)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: after a crash it has its old content or the new one."""
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        aside.write_text(text)
-        sync(aside)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)  # a full disk needs the room
-        raise
 
 
 def save_checkpoint(
@@ -89,7 +63,7 @@ def save_checkpoint(
     if target.exists():
         _remove(target)
     aside.rename(target)
-    sync(folder)
+    fsync(folder)
     earlier = [found for found in list_checkpoints(folder) if _step(found) <= step]
     for old in earlier[:-keep]:
         _remove(old)
@@ -110,13 +84,13 @@ def _write(
     for file, tensors in {"weights": masters, "moments": moments, **extra}.items():
         path = aside / f"{file}.safetensors"
         save_file({n: t.data.contiguous() for n, t in tensors.items()}, path)
-        sync(path)
+        fsync(path)
         checksums[path.name] = _checksum(path)
     written = {"format": FORMAT, "step": step, "updates": updates, "checksums": checksums, **state}
     written = json.loads(to_json(written))  # as it will be read
     written["checksums"]["state.json"] = _own_checksum(written)
     (aside / "state.json").write_text(json.dumps(written))
-    sync(aside / "state.json")
+    fsync(aside / "state.json")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -246,12 +220,3 @@ def take_back_metrics(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             log.warning("%s: a line was cut off; it is left out", path)
     write_text(path, "".join(kept))
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -30,10 +30,10 @@ from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Head, Scorer
 from rectune.objectives import vanishes
+from rectune.runtime.io import write_json
 from rectune.sampling.hf.engine import LocalEngine
 from rectune.sampling.repetition import repetition
 from rectune.sampling.sample import Completion, DrawSettings, Request
-from rectune.training.checkpoint import to_json, write_text
 from rectune.training.dataloader import Split, capacity
 from rectune.training.fsdp import is_sharded
 from rectune.training.objective_schedule import Phase, make_phases
@@ -293,7 +293,7 @@ class Probe:
                     "before": self.before[start:done].tolist(),
                     "after": self.now[start:done].tolist(),
                 }
-        write_text(path, to_json({"format": 1, "rows": content}) + "\n")
+        write_json(path, {"format": 1, "rows": content})
 
     def _columns(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Columns of all targets, batch by batch, and which are structural."""

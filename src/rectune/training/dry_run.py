@@ -12,7 +12,7 @@ from rectune.models.load import load_model
 from rectune.models.lora import add_lora, starts_from_adapter
 from rectune.models.precision import choose_precision
 from rectune.runtime.distributed import default_device
-from rectune.runtime.locks import check_writable
+from rectune.runtime.io import check_writable
 from rectune.training.dataloader import TrainingData, capacity, load_data
 from rectune.training.inputs import read_inputs, with_models_own
 from rectune.training.objective_schedule import Phase, make_phases

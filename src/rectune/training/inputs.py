@@ -10,7 +10,7 @@ from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.load import check_model
 from rectune.models.lora import with_own_lora
-from rectune.runtime.locks import check_writable
+from rectune.runtime.io import check_writable
 from rectune.training.dataloader import Texts, read_texts
 from rectune.training.objective_schedule import make_phases
 from rectune.training.reference import SUFFIX

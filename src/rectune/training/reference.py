@@ -35,7 +35,8 @@ from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model
 from rectune.models.lora import starts_from_adapter
 from rectune.models.scorer import Scorer
-from rectune.sampling.progress import reporter
+from rectune.runtime.io import replace_file, translate_disk_errors
+from rectune.runtime.progress import reporter
 from rectune.training.dataloader import Split, TrainingData
 
 FORMAT = "1"
@@ -99,16 +100,9 @@ def read(path: Path, belongs: Mapping[str, str]) -> tuple[Tensor, dict[str, str]
 
 def write(path: Path, values: Tensor, header: Mapping[str, str]) -> None:
     """Write the file whole or not at all; of two writers at a time the last one stays, which wrote the same."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": FORMAT, **header, "checksum": _checksum(values)}
+    metadata = {"format": FORMAT, **header, "checksum": _checksum(values)}
+    with translate_disk_errors(path), replace_file(path, shared=True) as aside:
         save_file({"ref_logp": values}, aside, metadata=metadata)
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot be written ({error})", where=path) from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _checksum(values: Tensor) -> str:
@@ -289,7 +283,9 @@ def _compute(scorer: Scorer, rows: _Rows, accelerator: Accelerator) -> Tensor:
     scorer.model.eval()
     parts: list[tuple[int, Tensor]] = []
     tokens = 0
-    with reporter(None if accelerator.is_main_process else _silent, 0, len(packs), "reference") as report:
+    with reporter(
+        None if accelerator.is_main_process else lambda *_: None, 0, len(packs), "reference"
+    ) as report:
         for first in range(0, len(packs), of):
             number = first + accelerator.process_index
             mine = packs[number] if number < len(packs) else []
@@ -303,10 +299,6 @@ def _compute(scorer: Scorer, rows: _Rows, accelerator: Accelerator) -> Tensor:
     if of > 1:
         parts = gather_object(parts)
     return torch.cat([column for _, column in sorted(parts, key=lambda part: part[0])])
-
-
-def _silent(done: int, total: int, tokens: int) -> None:
-    """In place of a bar."""
 
 
 def _kept(path: Path, belongs: dict[str, str], accelerator: Accelerator) -> Tensor | None:

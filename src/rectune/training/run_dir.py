@@ -8,8 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +25,16 @@ from rectune.errors import UserError
 from rectune.models.load import quiet_bars
 from rectune.models.precision import PRECISIONS, choose_precision
 from rectune.runtime.distributed import default_device
-from rectune.runtime.locks import FORMAT, check_format, check_writable, load_json, load_record
-from rectune.training.checkpoint import to_json, write_text
+from rectune.runtime.io import (
+    FORMAT,
+    check_format,
+    check_writable,
+    load_json,
+    load_record,
+    translate_disk_errors,
+    write_json,
+    write_text,
+)
 from rectune.training.objective_schedule import make_phases
 
 
@@ -81,8 +88,7 @@ def summarise(
 
 
 def write_result(result: TrainResult) -> None:
-    text = to_json({"format": FORMAT, **asdict(result)}, indent=2)
-    write_text(Path(result.out) / "summary.json", text + "\n")
+    write_json(Path(result.out) / "summary.json", {"format": FORMAT, **asdict(result)}, indent=2)
 
 
 def read_result(out: Path) -> TrainResult | None:
@@ -140,7 +146,7 @@ def open_run(config: TrainConfig, template: Template, steps: int, **decided: int
 
     `decided` are further figures that the settings left open, such as the length at which rows are cut.
     """
-    with _writing(config.out):
+    with translate_disk_errors(config.out):
         if template.text is not None and not (config.out / "config.json").exists():
             write_text(config.out / TEMPLATE, template.kept())
         found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
@@ -148,8 +154,7 @@ def open_run(config: TrainConfig, template: Template, steps: int, **decided: int
             ("environment", environment()),
             ("config", {**settled(config), "decided": found}),
         ):
-            text = json.dumps({"format": FORMAT, **content}, indent=2)
-            write_text(config.out / f"{name}.json", text + "\n")
+            write_json(config.out / f"{name}.json", {"format": FORMAT, **content}, indent=2)
 
 
 def settled(config: Settings) -> dict[str, Any]:
@@ -170,8 +175,8 @@ def settled(config: Settings) -> dict[str, Any]:
 def keep_limit(out: Path, process: int, tokens: int) -> None:
     """Remember for when the run goes on that more tokens at once did not fit into this process's memory."""
     path = out / f"memory-{process}.json"  # one each, since it may run out in several at once
-    with _writing(out):
-        write_text(path, json.dumps({"format": FORMAT, "micro_batch_tokens": tokens}) + "\n")
+    with translate_disk_errors(out):
+        write_json(path, {"format": FORMAT, "micro_batch_tokens": tokens})
 
 
 def kept_limit(out: Path) -> int | None:
@@ -187,14 +192,6 @@ def kept_limit(out: Path) -> int | None:
             raise UserError("is damaged", where=path, hint="remove it: what fits is then found out anew")
         limits.append(limit)
     return min(limits, default=None)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=out) from None
 
 
 def _check_same(config: TrainConfig, path: Path) -> None:

@@ -26,26 +26,26 @@ from rectune.models.load import fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
-from rectune.runtime.distributed import TIMEOUT, losing_peers, on_cpu
-from rectune.runtime.locks import hold, writing
-from rectune.runtime.signals import Stopped, finishing
+from rectune.objectives import vanishes
+from rectune.runtime.distributed import TIMEOUT, on_cpu, translate_peer_failure
+from rectune.runtime.io import fsync, to_json, translate_disk_errors
+from rectune.runtime.locks import lock
+from rectune.runtime.progress import progress
+from rectune.runtime.signals import Stopped, defer_signals
 from rectune.training.accumulation import Gradients, named
 from rectune.training.checkpoint import (
     last_good_checkpoint,
     load_checkpoint,
     save_checkpoint,
-    sync,
     take_back_metrics,
-    to_json,
 )
-from rectune.training.dataloader import Texts, load_data
+from rectune.training.dataloader import Texts, TrainingData, load_data
 from rectune.training.drift import make_probe
 from rectune.training.fsdp import gathered_state, is_sharded, shard_all
 from rectune.training.inputs import read_inputs, with_models_own
 from rectune.training.metrics import evaluate_holdout, peak_memory_mib, reset_peak_memory
 from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
-from rectune.training.objective_schedule import make_phases, phase_at
-from rectune.training.progress import progress, say_decisions
+from rectune.training.objective_schedule import Phase, make_phases, phase_at
 from rectune.training.reference import frozen_reference, reference_logprobs
 from rectune.training.run_dir import TrainResult as TrainResult
 from rectune.training.run_dir import (
@@ -93,12 +93,12 @@ def train(
         log.info("%s: the run is finished", config.out)
         return finished
     texts = read_inputs(config)
-    with hold(config.out, "training") if accelerator.is_main_process else nullcontext():
+    with lock(config.out, "training") if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             check_run(config, resume=resume)  # another process may have begun before the lock was ours
         with (
-            writing(config.out, "run it again (train with --resume)"),
-            losing_peers(),
+            translate_disk_errors(config.out, "run it again (train with --resume)"),
+            translate_peer_failure(),
         ):
             return _train(config, texts, accelerator, resume=resume, until=until, began=began)
 
@@ -200,7 +200,7 @@ def _train(
             kept = gathered_state(*kept, keep=main)
         if not main:
             return
-        sync(metrics)  # a power cut must not leave fewer lines than steps
+        fsync(metrics)  # a power cut must not leave fewer lines than steps
         state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
         state |= {"limit": gradients.limit, "reference": ref_logp.identity if ref_logp else None}
         state |= {"seconds": time.perf_counter() - began}
@@ -214,7 +214,7 @@ def _train(
         before = evaluation(0)
     after = before
     model.train()
-    with progress(steps, start, shown=main) as advance, finishing() as signalled:
+    with progress(steps, start, label="step", shown=main, lines=10) as report, defer_signals() as signalled:
         for step in range(start, last):
             at = time.perf_counter()
             phase = phase_at(phases, step, steps)
@@ -254,7 +254,7 @@ def _train(
                 "peak_memory_mib": peak_memory_mib(),
             }
             _log(accelerator, metrics, figures)
-            advance(figures)
+            report(done, _line(figures))
             if skipped >= min(config.give_up_after, steps):  # of a short run all may be skipped
                 if done > skipped and not extra:  # masters and moments still are those of that step
                     save(done - skipped, 0)
@@ -352,3 +352,37 @@ def _save(config: TrainConfig, model: Any, tokenizer: Any, template: Template, *
         if chosen:
             load_adapter_weights(model, saved)
         save_model(config.out / "model", merge_lora(model), tokenizer, template)
+
+
+def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], precision: str) -> None:
+    """One line per decision, with its reason."""
+    shown = ", then ".join(
+        f"{p.name}{''.join(f' {k}={v:g}' for k, v in p.settings.items())} until step {round(p.end * len(data.plan))}"
+        for p in phases
+    )
+    log.info("objective: %s", shown)
+    if config.objective.phases and "name" in config.objective.model_fields_set:
+        log.info(
+            "objective: objective.phases decides; objective.name = %s is not used", config.objective.name
+        )
+    if protect := phases[0].protect:
+        names = " and ".join(p.name for p in phases if vanishes(p.objective, **p.settings))
+        reason = (
+            f", because {names} gives no weight to what the model never says (objective.protect = 0 is Eq. 9)"
+        )
+        reason = reason if config.objective.protect is None else ""
+        log.info("protect: turn-ending and special tokens keep weight %g%s", protect, reason)
+    log.info("precision: %s", precision)
+    log.info(
+        "rows: %s to train on, %s kept aside, written with %s; %s steps of %s rows",
+        f"{len(data.train):,}", f"{len(data.holdout):,}", data.template.name, f"{len(data.plan):,}", config.batch_size,
+    )  # fmt: skip
+
+
+def _line(figures: dict[str, Any]) -> str:
+    if "nll" not in figures:
+        return "no targets"
+    return (
+        f"objective {figures['objective']:.3f}  nll {figures['nll']:.3f}  mean p {figures['mean_p']:.3f}"
+        f"  {figures['tokens_per_second']:.0f} tokens/s"
+    )
