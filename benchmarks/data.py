@@ -50,7 +50,7 @@ def story(draw: random.Random) -> tuple[str, str]:
 
 
 def read(config: Any) -> Any:
-    from rectune.data.load_rows import read_rows
+    from rectune.data.load import read_rows
 
     return read_rows(config.data, options=config.rows)
 
@@ -58,7 +58,8 @@ def read(config: Any) -> Any:
 def encode(config: Any) -> Any:
     from transformers import AutoTokenizer
 
-    from rectune.data.encoded_dataset import choose_template, encode_rows
+    from rectune.data.chat_template import choose_template
+    from rectune.data.encoded_dataset import encode_rows
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     rows = read(config)
@@ -100,7 +101,7 @@ def limit(config: Any) -> Any:
     """The tokenizer's own speed on all cores, over the text of the first rows."""
     from transformers import AutoTokenizer
 
-    from rectune.data.jsonl import read_jsonl
+    from rectune.data.readers import read_jsonl
 
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     texts = []

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from common import DEVICE, entry, save
 
-from rectune.data.encoded_dataset import prompt_ids
-from rectune.data.rows import Turn
+from rectune.data.schema import Turn
+from rectune.data.tokenization import prompt_ids
 from rectune.sampling.hf.engine import LocalEngine
 from rectune.sampling.sample import DrawSettings, Request
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rectune.data.jsonl import read_jsonl
+from rectune.data.readers import read_jsonl
 from rectune.grading.exact import evaluate_expression
 
 ASSETS = Path(__file__).parents[1] / "src" / "rectune" / "assets"

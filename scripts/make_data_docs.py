@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rectune.data.converters import FORMATS, PAIR, Demonstration, Single
+from rectune.data.converters import FORMATS, PAIR, Demonstration, ProblemRecord, Single
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message, Question
-from rectune.data.problems import ProblemRecord
 from rectune.data.schema import Refusal, Schema, names_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "data.md"

@@ -57,7 +57,7 @@ LIGHT = (
     "cli/parameters.py",
     "config/__init__.py",
     "errors.py",
-    "data/rows.py",
+    "data/schema.py",
     "models/__init__.py",
     "models/load.py",
     "models/packaged.py",

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rectune.config import TrainConfig as TrainConfig
     from rectune.config.rft_config import OfflineConfig as OfflineConfig
     from rectune.config.rl_config import OnlineConfig as OnlineConfig
-    from rectune.data.rows import Problem as Problem
-    from rectune.data.rows import Row as Row
-    from rectune.data.rows import Sample as Sample
+    from rectune.data.schema import Problem as Problem
+    from rectune.data.schema import Row as Row
+    from rectune.data.schema import Sample as Sample
     from rectune.diagnosis.check import check as check
     from rectune.diagnosis.diagnose import diagnose as diagnose
     from rectune.errors import UserError as UserError
@@ -48,9 +48,9 @@ _HOME = {
     "token_logprobs": "rectune.logprobs",
     "Scorer": "rectune.models.scorer",
     "load_model": "rectune.models.load",
-    "Row": "rectune.data.rows",
-    "Problem": "rectune.data.rows",
-    "Sample": "rectune.data.rows",
+    "Row": "rectune.data.schema",
+    "Problem": "rectune.data.schema",
+    "Sample": "rectune.data.schema",
     "TrainConfig": "rectune.config",
     "train": "rectune.training.trainer",
     "check": "rectune.diagnosis.check",

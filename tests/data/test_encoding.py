@@ -15,12 +15,12 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast
 
 from rectune.config import DataConfig
-from rectune.data.encoded_dataset import choose_template, encode_row, encode_rows, prompt_ids, stop_ids
-from rectune.data.load_rows import read_rows
+from rectune.data.chat_template import choose_template
+from rectune.data.encoded_dataset import _claimed, encode_rows
+from rectune.data.load import read_rows
 from rectune.data.packing import collate
-from rectune.data.rows import Row, Turn
-from rectune.data.token_cache import _claimed
-from rectune.data.tokenization import Encoded, _Tokens, encode_batch
+from rectune.data.schema import Row, Turn
+from rectune.data.tokenization import Encoded, _Tokens, encode_batch, encode_row, prompt_ids, stop_ids
 from rectune.errors import UserError
 from rectune.models.packaged import converted_folder
 from toys import CHATML, byte_tokenizer
@@ -373,7 +373,9 @@ def test_second_time_is_read_from_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
     first = encode()
     with monkeypatch.context() as patch:
-        patch.setattr("rectune.data.token_cache.encode_batch", lambda *a: pytest.fail("was encoded again"))
+        patch.setattr(
+            "rectune.data.encoded_dataset.encode_batch", lambda *a: pytest.fail("was encoded again")
+        )
         assert encode() == first
     assert encode(template="none") != first
     assert encode(max_length=23) != first
@@ -387,7 +389,9 @@ def test_several_processes_encode_the_same(tmp_path: Path, monkeypatch: pytest.M
     dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
     one = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "one")
     left: list[list[int]] = []
-    monkeypatch.setattr("rectune.data.token_cache._write_parts", lambda job, _: left.append(job.missing()))
+    monkeypatch.setattr(
+        "rectune.data.encoded_dataset._write_parts", lambda job, _: left.append(job.missing())
+    )
     two = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "two", num_proc=2)
     assert left == [[0], []]
     assert one.dataset[:] == two.dataset[:]
@@ -408,7 +412,7 @@ def test_parts_that_a_process_claimed_and_did_not_write_are_written(
     tokenizer = byte_tokenizer()
     dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
     assert [*_claimed([0], tmp_path)] == [0]
-    monkeypatch.setattr("rectune.data.token_cache._others", lambda *_: nullcontext(([], tmp_path)))
+    monkeypatch.setattr("rectune.data.encoded_dataset._others", lambda *_: nullcontext(([], tmp_path)))
     template = choose_template("auto", tokenizer)
     assert len(encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path)) == 30
 

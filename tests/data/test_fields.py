@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rectune.data.converters import FORMATS, detect_format, to_row
+from rectune.data.converters import FORMATS, ProblemRecord, detect_format, to_row
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message
-from rectune.data.problems import ProblemRecord
-from rectune.data.rows import Problem, Row
-from rectune.data.schema import Notes, Place, holds
+from rectune.data.schema import Notes, Place, Problem, Row, holds
 from rectune.errors import UserError
 
 ROOT = Path(__file__).parents[2]

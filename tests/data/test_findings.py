@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.encoded_dataset import choose_template, encode_rows
+from rectune.data.chat_template import choose_template
+from rectune.data.encoded_dataset import encode_rows
 from rectune.data.findings import Finding, findings_in, token_findings
-from rectune.data.load_rows import read_rows
-from rectune.data.rows import Row, Turn
+from rectune.data.load import read_rows
+from rectune.data.schema import Row, Turn
 from toys import CHATML, byte_tokenizer
 
 CASES = Path(__file__).resolve().parents[1] / "cases"

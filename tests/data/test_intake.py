@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.load_rows import read_rows, row_at
-from rectune.data.rows import Row, Turn
+from rectune.data.load import read_rows, row_at
+from rectune.data.schema import Row, Turn
 from rectune.errors import UserError
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rectune.data.jsonl import append_jsonl, read_jsonl
+from rectune.data.readers import append_jsonl, read_jsonl
 from rectune.errors import UserError
 
 

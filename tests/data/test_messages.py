@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.load_rows import read_rows, row_at
+from rectune.data.load import read_rows, row_at
 from rectune.data.messages import read_messages
-from rectune.data.rows import Turn
-from rectune.data.schema import Place
+from rectune.data.schema import Place, Turn
 from rectune.errors import UserError
 
 CALL = {"id": "1", "type": "function", "function": {"name": "sky", "arguments": '{"day": 1}'}}

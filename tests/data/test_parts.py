@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data import token_cache as parts
-from rectune.data.encoded_dataset import EncodedRows, choose_template, encode_rows
-from rectune.data.load_rows import read_rows
+from rectune.data import encoded_dataset as parts
+from rectune.data.chat_template import choose_template
+from rectune.data.encoded_dataset import EncodedRows, encode_rows
+from rectune.data.load import read_rows
 from rectune.errors import UserError
 from toys import byte_tokenizer
 

@@ -14,8 +14,8 @@ import pytest
 
 from rectune.config import DataConfig
 from rectune.data import readers as sources
-from rectune.data.load_rows import count_duplicates, read_rows, row_at
-from rectune.data.rows import Row, Turn
+from rectune.data.load import count_duplicates, from_hub, read_rows, row_at
+from rectune.data.schema import Row, Turn
 from rectune.errors import UserError
 
 RECORDS = [{"prompt": f"é{i}\n", "completion": f'"{i}", yes'} for i in range(5)]
@@ -102,17 +102,17 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "set").mkdir()
     jsonl(tmp_path / "set" / "train.jsonl")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
-    loaded = list(sources.from_hub(str(tmp_path / "set"), split="train"))
+    loaded = list(from_hub(str(tmp_path / "set"), split="train"))
     assert loaded == [(f"{tmp_path / 'set'}[{i}]", record) for i, record in enumerate(RECORDS)]
     with pytest.raises(UserError, match=r"cannot be loaded from the hub .*split"):
-        sources.from_hub(str(tmp_path / "set"), split="nosuch")
+        from_hub(str(tmp_path / "set"), split="nosuch")
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_json_in_small_chunks(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" + " " * 9 + json.dumps(RECORDS, ensure_ascii=False)[1:], encoding="utf-8")
-    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     assert [record for _, record in sources.read_json(path)] == RECORDS
 
 
@@ -224,7 +224,7 @@ def test_the_cache_follows_content_and_settings(tmp_path: Path, monkeypatch: pyt
     jsonl(path)
     first = rows(path, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr("rectune.data.load_rows.to_row", lambda *a, **k: pytest.fail("was read again"))
+        patch.setattr("rectune.data.load.to_row", lambda *a, **k: pytest.fail("was read again"))
         assert rows(path, tmp_path / "cache") == first
     assert rows(path, tmp_path / "cache", system="s") != first
     path.write_text(path.read_text().replace("yes", "no"))

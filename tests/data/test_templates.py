@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rectune.data.chat_template import Writer, choose_template, fixed, reads_clock
-from rectune.data.marks import START
-from rectune.data.rows import Row, Turn
+from rectune.data.chat_template import START, Writer, choose_template, fixed, reads_clock
+from rectune.data.schema import Row, Turn
 from rectune.data.tokenization import Encoded, encode_batch, encode_row, prompt_ids, stop_ids
 from rectune.errors import UserError
 from toys import CHATML, byte_tokenizer, stop_clock

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rectune.data.rows import Turn
+from rectune.data.schema import Turn
 from rectune.errors import UserError
 from rectune.evaluation.tasks import BENCHMARKS, BOXED, load_benchmark, load_benchmark_file
 from rectune.grading.code import grade_code

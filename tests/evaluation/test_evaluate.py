@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rectune.cli.app import main
-from rectune.data.encoded_dataset import choose_template
+from rectune.data.chat_template import choose_template
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate, table
 from rectune.evaluation.results import read_evaluation, verdict_matrix

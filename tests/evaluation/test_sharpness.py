@@ -19,7 +19,7 @@ from rectune.analysis.entropy_matching import (
     matched_temperature,
 )
 from rectune.analysis.significance import read_arms
-from rectune.data.encoded_dataset import Encoded
+from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate
 from rectune.models.scorer import Scorer

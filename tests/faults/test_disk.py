@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.grading.files import grade
 from rectune.runtime.io import translate_disk_errors

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.results import read_evaluation

@@ -44,8 +44,9 @@ RECORDS: dict[str, list[Any]] = {
 def rows(draw: Draw) -> None:
     """Row files of every format and name: read, and encoded with a chat template."""
     from rectune.config import DataConfig
-    from rectune.data.encoded_dataset import choose_template, encode_rows
-    from rectune.data.load_rows import read_rows, row_at
+    from rectune.data.chat_template import choose_template
+    from rectune.data.encoded_dataset import encode_rows
+    from rectune.data.load import read_rows, row_at
 
     format = draw(st.sampled_from(sorted(RECORDS)))
     whole = draw(spoilt(RECORDS[format] * draw(st.integers(1, 3))))
@@ -87,8 +88,7 @@ def _listed(whole: Any) -> list[Any]:
 def pairs_and_problems(draw: Draw) -> None:
     """Files of pairs and of problems."""
     from rectune.config import DataConfig
-    from rectune.data.load_rows import read_rows
-    from rectune.data.problems import read_problems
+    from rectune.data.load import read_problems, read_rows
 
     pair = {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
     problem = {
@@ -254,7 +254,7 @@ SAMPLE = {
 
 def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
-    from rectune.data.rows import Sample, Turn
+    from rectune.data.schema import Sample, Turn
     from rectune.evaluation.accuracy import read_graded, score
     from rectune.grading.files import Summary, _lines, _skip_graded
     from rectune.grading.selection import select

@@ -12,11 +12,10 @@ import pytest
 from fuzz.targets import SAMPLE
 from hostile import comparison, write
 from rectune.config import DataConfig, load_config
-from rectune.data import jsonl
-from rectune.data.jsonl import read_jsonl
-from rectune.data.load_rows import read_rows
-from rectune.data.problems import read_problems
-from rectune.data.rows import Sample
+from rectune.data import readers as jsonl
+from rectune.data.load import read_problems, read_rows
+from rectune.data.readers import read_jsonl
+from rectune.data.schema import Sample
 from rectune.errors import UserError
 from rectune.evaluation.accuracy import read_graded
 from rectune.grading import grade

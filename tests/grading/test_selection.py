@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.encoded_dataset import choose_template, encode_row, prompt_ids
-from rectune.data.load_rows import read_rows, row_at
-from rectune.data.rows import Turn
+from rectune.data.chat_template import choose_template
+from rectune.data.load import read_rows, row_at
+from rectune.data.schema import Turn
+from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError
 from rectune.grading.selection import select
 from toys import byte_tokenizer

@@ -102,7 +102,7 @@ def test_attention_code_from_elsewhere_is_refused(folder: Path) -> None:
 
 def test_a_template_reaches_nothing(folder: Path, tmp_path: Path) -> None:
     from rectune.data.chat_template import Writer, choose_template
-    from rectune.data.rows import Turn
+    from rectune.data.schema import Turn
 
     tokenizer = byte_tokenizer()
     for attack in (

@@ -12,8 +12,8 @@ import transformers
 from transformers import AddedToken
 
 from rectune.config import TrainConfig, load_config
+from rectune.data.load import read_problems
 from rectune.data.packing import collate
-from rectune.data.problems import read_problems
 from rectune.data.tokenization import Encoded
 from rectune.diagnosis.diagnose import diagnose
 from rectune.errors import UserError

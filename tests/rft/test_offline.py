@@ -13,10 +13,10 @@ import torch
 from rectune.cli import app as cli
 from rectune.config import load_config, settings_fields
 from rectune.config.rft_config import OfflineConfig, is_setting
-from rectune.data.encoded_dataset import choose_template, encode_row, prompt_ids
-from rectune.data.load_rows import read_rows, row_at
-from rectune.data.problems import read_problems
-from rectune.data.rows import Turn
+from rectune.data.chat_template import choose_template
+from rectune.data.load import read_problems, read_rows, row_at
+from rectune.data.schema import Turn
+from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError
 from rectune.experiments import rft as offline_run
 from rectune.experiments.rft import plan

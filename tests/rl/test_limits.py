@@ -12,7 +12,7 @@ import torch
 
 from online_runs import config_of
 from rectune.data.chat_template import choose_template
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.models.load import load_model
 from rectune.rl.prompt_batches import ask

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rectune.cli.app import main
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.rl import loop, reward
 from rectune.rl.reward import Rewards

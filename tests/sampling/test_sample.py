@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rectune.data.encoded_dataset import prompt_ids
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
+from rectune.data.tokenization import prompt_ids
 from rectune.errors import UserError
 from rectune.sampling.hf.engine import LocalEngine
 from rectune.sampling.sample import Completion, DrawSettings, Request, sample

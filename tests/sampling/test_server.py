@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.sampling import openai as endpoint
 from rectune.sampling.hf.token_sampler import sample_key

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rectune.data.rows import Problem, Turn
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.sampling.hf.engine import LocalEngine
 from rectune.sampling.sample import sample

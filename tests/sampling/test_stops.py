@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rectune.data.encoded_dataset import choose_template
-from rectune.data.rows import Problem, Turn
+from rectune.data.chat_template import choose_template
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.models.load import find_folder
 from rectune.sampling.hf.engine import LocalEngine

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rectune.config import load_config
-from rectune.data.encoded_dataset import Encoded
 from rectune.data.packing import collate
+from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objectives import apply_objective

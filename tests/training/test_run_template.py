@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
 from rectune.data.chat_template import choose_template
-from rectune.data.rows import Turn
+from rectune.data.schema import Turn
 from rectune.data.tokenization import prompt_ids
 from rectune.training.trainer import train
 from toys import CHATML, byte_tokenizer, stop_clock, tiny_model

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rectune.data.encoded_dataset import Encoded, choose_template, prompt_ids
+from rectune.data.chat_template import choose_template
 from rectune.data.packing import collate, pack
-from rectune.data.rows import Turn
+from rectune.data.schema import Turn
+from rectune.data.tokenization import Encoded, prompt_ids
 from rectune.errors import UserError
 from rectune.evaluation.accuracy import Line, read_graded
 from rectune.evaluation.results import read_evaluation

@@ -1,7 +1,7 @@
-"""Foreign records become rows: which format a file is in, and what its fields mean.
+"""Foreign records become rows and problems: which format a file is in, and what its fields mean.
 
 Each format is a schema with a method that gives the turns of one demonstration. What a message is, is in `messages.py`.
-Opening files is left to `load_rows.py`; chat templates and tokens to `encoded_dataset.py`.
+Opening files is left to `load.py`; chat templates and tokens to `encoded_dataset.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import PlainValidator, ValidationInfo
 
-from rectune.data.jsonl import json_type
 from rectune.data.messages import (
     IN_RECORD,
+    MEDIA,
+    PARTS_OF_QUESTION,
+    Choices,
     Conversation,
     Question,
     System,
@@ -24,20 +26,24 @@ from rectune.data.messages import (
     Words,
     answer_turn,
     read_message,
+    right_choice,
     unsupervised,
     with_system,
     words_or_turns,
 )
-from rectune.data.multiple_choice import Choices, right_choice
-from rectune.data.rows import Row, Turn
+from rectune.data.readers import json_type
 from rectune.data.schema import (
     JsonList,
     Names,
     Notes,
     Place,
+    Problem,
     Record,
+    Refusal,
+    Row,
     Schema,
     Text,
+    Turn,
     holds,
     is_number,
     place_of,
@@ -597,3 +603,149 @@ def _check_targets(turns: Turns, where: str) -> None:
     for turn in targets:
         if not turn.content.strip() and '"tool_calls"' not in turn.fields:
             raise UserError("the completion is empty", where=where, hint="remove the row, or give it a text")
+
+
+FOR_THE_GRADER = (
+    "tolerance", "unit", "multiple", "tests", "test", "test_list", "test_imports", "test_setup_code", "entry_point",
+    "input_output",
+)  # fmt: skip
+"""Fields of a problem that are handed to the grader in `extra`."""
+
+
+def _extra(value: object, info: ValidationInfo) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise place_of(info).wrong(info, value, "an object")
+    return value
+
+
+def _gold(value: object, info: ValidationInfo) -> str | list[str] | int:
+    if isinstance(value, list) and value:
+        return [_one(item, info) for item in value]
+    return value if isinstance(value, int) and not isinstance(value, bool) else _one(value, info)
+
+
+def _one(value: object, info: ValidationInfo) -> str:
+    place = place_of(info)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise place.wrong(info, value, "text or a number")
+    lines = str(value).rsplit("\n", 1)
+    answer = (lines[-1][4:] if lines[-1].startswith("####") else str(value)).strip()
+    if not answer:
+        raise UserError(f"field {place.name(info)} is empty", where=place.where)
+    return answer
+
+
+def last_box(text: str) -> str:
+    r"""What stands in the last `\boxed{}` of a text, braces balanced to any depth; "" where there is none."""
+    start = text.rfind(r"\boxed{") + len(r"\boxed{")
+    depth = 1
+    for i in range(start, len(text)) if start >= len(r"\boxed{") else ():
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[start:i].strip()
+    return ""
+
+
+def _id(value: object, info: ValidationInfo) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise place_of(info).wrong(info, value, "text")
+    return str(value)
+
+
+class ProblemRecord(Question):
+    """A problem, as `rectune sample` and `rectune eval` read it."""
+
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        **MEDIA,
+        **PARTS_OF_QUESTION,
+        **{name: IN_RECORD[name] for name in ("tools", "functions", "function_call", "tool_calls")},
+    }
+
+    answer: Annotated[Any, PlainValidator(_gold)] = None
+    """The gold answer: a text, a number, or a list of which any counts; of a GSM8K answer what follows `####`."""
+    solution: Any = None
+    """Where there is no `answer`, the gold answer is in its last box, as MATH and Minerva have it."""
+    prompt: Annotated[Words | None, Names("prompt", "question", "problem", "question_stem")] = None
+    """What is asked, a text or messages."""
+    messages: Conversation | None = None
+    """What is asked, as messages; assistant messages at the end are left to the model."""
+    choices: Annotated[Choices | None, Names("choices", "options")] = None
+    """Put below the question with letters; the gold answer is then the letter or the text of the right one."""
+    answerKey: Annotated[Any, Names("answerKey", "answer_key", "answer_idx", "answer_index")] = None
+    """The right choice, where `answer` does not say it."""
+    problem_id: Annotated[str, PlainValidator(_id)] = ""
+    """Unique in the file; else the line's number."""
+    grader: Text = "math"
+    """math, exact, expression or code."""
+    extra: Annotated[dict[str, Any], PlainValidator(_extra)] = {}  # noqa: RUF012  (pydantic copies it)
+    """What else the grader needs."""
+    tolerance: Any = None
+    """Handed to the grader in `extra`, as the following are."""
+    unit: Any = None
+    """Unit of the gold answer."""
+    multiple: Any = None
+    """Whether all of the gold answers are asked for."""
+    tests: Any = None
+    """Tests of a program."""
+    test: Any = None
+    """Tests of a program."""
+    test_list: Any = None
+    """Tests of a program."""
+    test_imports: Any = None
+    """Imports of the tests."""
+    test_setup_code: Any = None
+    """Set-up of the tests."""
+    entry_point: Any = None
+    """Function that the tests call."""
+    input_output: Any = None
+    """Inputs and outputs of a program."""
+
+    def problem(self, number: str, record: Record, place: Place) -> Problem:
+        """The problem, whose id is `number` where it has none."""
+        if self.answer is not None and "solution" in place.read:
+            place.read.remove("solution")
+            place.ignored.add("solution")
+        answer = last_box(str(self.solution)) or None if self.answer is None else self.answer
+        gold: Any = answer if isinstance(answer, list | None) else str(answer)
+        turns = self._asked(place)
+        if self.choices is not None:
+            index = right_choice(
+                self.choices, {"answer": self.answer, "answerKey": self.answerKey}, place.where
+            )
+            if index is None:
+                raise UserError("does not say which choice is right", where=place.where)
+            gold = list(dict.fromkeys((self.choices.letter(index), self.choices.texts[index])))
+        if gold is None:
+            hint = f"has: {', '.join(record)}"
+            what = "field 'answer' is missing" + (", and 'solution' has no box" if self.solution else "")
+            raise UserError(what, where=place.where, hint=hint)
+        return Problem(
+            self.problem_id or number, turns, gold, self.grader, place.where, self._for_grader(place)
+        )
+
+    def _asked(self, place: Place) -> Turns:
+        own = self.prompt if self.messages is None or isinstance(self.prompt, tuple) else self.messages
+        if own is None:
+            hint = "expected one of prompt, question, problem or messages"
+            raise UserError("has no question", where=place.where, hint=hint)
+        if self.choices is not None:
+            if not isinstance(own, str):
+                what = "field 'choices' cannot be put below a question that is messages"
+                raise UserError(what, where=place.where, hint="make them part of the messages")
+            own = self.choices.ask(own)
+        turns = self.prompt_turns(own, place.where)
+        while turns and turns[-1].role == "assistant":  # the answer is for the model to write
+            turns = turns[:-1]
+        if not turns:
+            raise UserError("field 'messages' asks nothing", where=place.where)
+        return turns
+
+    def _for_grader(self, place: Place) -> dict[str, Any] | None:
+        extra = dict(self.extra)
+        for name in FOR_THE_GRADER:
+            value = getattr(self, name)
+            if value is not None and extra.setdefault(name, value) != value:
+                raise UserError(
+                    f"fields '{name}' and 'extra.{name}' differ", where=place.where, hint="keep one"
+                )
+        return extra or None

@@ -1,6 +1,6 @@
 """What the texts of a dataset bring along of tokens and templates: how many rows, which, and what to do about it.
 
-What is done about it is in `marks.py` and `chat_template.py`; nothing here changes a row.
+What is done about it is in `chat_template.py`; nothing here changes a row.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import pyarrow
 import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
-from rectune.data.chat_template import Template, Writer
-from rectune.data.marks import Marks
-from rectune.data.rows import Problem, Row, Turn
+from rectune.data.chat_template import Marks, Template, Writer
+from rectune.data.schema import Problem, Row, Turn
 from rectune.errors import UserError
 
 log = logging.getLogger("rectune")
@@ -156,7 +155,7 @@ def _candidates(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> Iterator[Row]:
     """The rows of which a text has anything of what is looked for; found without making texts of all."""
-    from rectune.data.load_rows import row_of
+    from rectune.data.load import row_of
 
     marks = _marks(tokenizer, template)
     tokens = [re.escape(token) for token in {*marks.control, *marks.ends}]

@@ -15,13 +15,108 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, Strict, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
-from rectune.data.jsonl import json_type
+from rectune.data.readers import json_type
 from rectune.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation. `supervised` turns are the targets of training.
+
+    Attributes:
+        fields: JSON object of what else the chat template may read of the message (`reasoning_content`,
+            `tool_calls`, `name`, `tool_call_id`); "" for none.
+    """
+
+    role: str
+    content: str
+    supervised: bool = False
+    fields: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One demonstration: a conversation of which at least one turn is supervised.
+
+    Attributes:
+        turns: In order; a plain prompt/completion row is a user turn and a supervised assistant turn.
+        where: `file:line` (or `dataset[index]`) that the row came from, for messages to the user.
+        source: The row's own `source` field where it has one (NuminaMath, OpenR1), else "".
+        tools: JSON list of the tools that the chat template is given; "" for none.
+    """
+
+    turns: tuple[Turn, ...]
+    where: str
+    source: str = ""
+    tools: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with a gold answer, to sample answers for and to grade them.
+
+    Attributes:
+        problem_id: Unique within its file or benchmark.
+        prompt: The conversation up to the turn that the model has to write.
+        answer: The gold answer, as its source prints it (several: a list).
+        grader: Name of the grader: "math", "expression", "code", "exact".
+        where: `file:line` or `benchmark[index]`.
+        extra: What the grader needs beyond the answer (tolerance, tests, entry point).
+    """
+
+    problem_id: str
+    prompt: tuple[Turn, ...]
+    answer: str | list[str]
+    grader: str = "math"
+    where: str = ""
+    extra: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer of a model to one problem. One line of `samples.jsonl`.
+
+    Attributes:
+        problem_id, sample_index: The key of the sample; unique within a file.
+        prompt: The prompt's text exactly as the model read it.
+        text: What the model wrote, special tokens removed.
+        answer, grader, extra: Copied from the problem, so that the file can be graded alone.
+        token_ids, logprobs: The new tokens (the turn-ending one included, where one was sampled) and the
+            log-probability of each under the sampled-from model at temperature 1.
+        finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
+        seed, temperature, top_p, max_new_tokens, stop, engine, model, fingerprint: How the sample was drawn, from what.
+        turns: The conversation that the prompt was made of, for training on the sample.
+        not_taken: Settings that the server refused, so that its own values applied.
+        format: Of the line; a later version may write another.
+    """
+
+    problem_id: str
+    sample_index: int
+    prompt: str
+    text: str
+    answer: str | list[str]
+    grader: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    seed: int
+    temperature: float
+    top_p: float
+    engine: str
+    model: str
+    fingerprint: str
+    extra: dict[str, object] | None = None
+    turns: tuple[Turn, ...] = ()
+    max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    not_taken: tuple[str, ...] = ()
+    format: int = 1
+
 
 Record = Mapping[str, Any]
 log = logging.getLogger("rectune")
@@ -262,3 +357,52 @@ def _missing(name: str, record: Record, place: Place) -> UserError:
         return UserError(f"field '{place.path}{name}' is null", where=place.where)
     has = ", ".join(map(str, record))
     return UserError(f"field '{place.path}{name}' is missing", where=place.where, hint=f"has: {has}")
+
+
+LISTED = 20
+"""So many are named."""
+
+
+class Faults:
+    """What is wrong with the rows of one source.
+
+    Attributes:
+        count: Faulty rows.
+        first: What is wrong with the first of them, each with its `file:line`.
+    """
+
+    def __init__(self, source: str, count: int = 0, first: list[str] | None = None) -> None:
+        self.source, self.count, self.first = source, count, first or []
+        self._only: UserError | None = None
+
+    def add(self, error: UserError) -> Literal[False]:
+        """Note one; False, for the condition of a comprehension that leaves it out."""
+        self.count += 1
+        self._only = error
+        if len(self.first) < LISTED:
+            self.first.append(str(error))
+        return False
+
+    def settle(self, rows: int, *, skip: bool = False, hint: str = "mend or remove these rows") -> None:
+        """Say the faulty rows in the log, one a line, and their number.
+
+        Args:
+            rows: All rows, the faulty ones included.
+            skip: They are left out; else they are an error.
+            hint: What to do about them.
+
+        Raises:
+            UserError: There are faulty rows, and they are not to be skipped; says the first.
+        """
+        if not self.count:
+            return
+        if self.count == 1 and self._only is not None and not skip:
+            raise self._only
+        for line in self.first:
+            (log.warning if skip else log.error)("%s", line)
+        if (more := self.count - len(self.first)) > 0:
+            (log.warning if skip else log.error)("and %s more", f"{more:,}")
+        count = f"{self.count:,} of {rows:,} rows cannot be used"
+        if not skip:
+            raise UserError(f"{count}, the first: {self.first[0]}", where=self.source, hint=hint)
+        log.warning("%s: %s; left out", self.source, count)

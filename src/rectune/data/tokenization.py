@@ -21,9 +21,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rectune.data.chat_template import Piece, Template, Writer
-from rectune.data.marks import END, START
-from rectune.data.rows import Row, Turn
+from rectune.data.chat_template import END, START, Piece, Template, Writer
+from rectune.data.schema import Row, Turn
 from rectune.errors import UserError
 
 IGNORED = -100

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rectune.config import DataConfig, Settings
-from rectune.data.problems import read_problems
+from rectune.data.load import read_problems
 from rectune.errors import UserError
 from rectune.runtime.io import load_json
 
@@ -168,7 +168,7 @@ def _common_start(texts: Sequence[str]) -> str:
 
 def row_wrapping(data: str, rows: DataConfig) -> str | None:
     """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
-    from rectune.data.load_rows import intake, row_at  # brings datasets, slow to import
+    from rectune.data.load import intake, row_at  # brings datasets, slow to import
 
     for options in (rows, rows.model_copy(update={"format": "chosen"})):
         with suppress(

@@ -15,13 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rectune.config import DataConfig
-from rectune.data.converters import PAIR, detect_format, fits, to_row
-from rectune.data.faults import LISTED, Faults
-from rectune.data.load_rows import Intake, count_duplicates, intake, row_at
-from rectune.data.problems import FOR_THE_GRADER, ProblemRecord, problems_of
-from rectune.data.readers import open_source
-from rectune.data.rows import Problem, Turn
-from rectune.data.schema import Notes, Record
+from rectune.data.converters import FOR_THE_GRADER, PAIR, ProblemRecord, detect_format, fits, to_row
+from rectune.data.load import Intake, count_duplicates, intake, open_source, problems_of, row_at
+from rectune.data.schema import LISTED, Faults, Notes, Problem, Record, Turn
 from rectune.data.tokenization import IGNORED
 from rectune.errors import UserError
 from rectune.grading.pool import check_item
@@ -29,7 +25,7 @@ from rectune.grading.pool import check_item
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rectune.data.encoded_dataset import Encoded
+    from rectune.data.tokenization import Encoded
 
 Kind = Literal["rows", "pairs", "problems"]
 _LOOK = 20  # records that the kind is told from
@@ -188,8 +184,9 @@ def _problems(source: str, options: DataConfig, model: str | None) -> dict[str, 
 
 def _written(read: Intake, options: DataConfig, model: str, max_length: int) -> dict[str, Any]:
     """How a model's template writes the rows, and what becomes of them at `max_length`."""
-    from rectune.data.encoded_dataset import choose_template, encode_row  # with transformers: slow to import
+    from rectune.data.chat_template import choose_template  # with transformers: slow to import
     from rectune.data.findings import token_findings
+    from rectune.data.tokenization import encode_row
     from rectune.models.limits import encode_for
     from rectune.models.load import load_outline
 
@@ -210,7 +207,8 @@ def _written(read: Intake, options: DataConfig, model: str, max_length: int) -> 
 
 def _asked(problem: Problem, options: DataConfig, model: str) -> dict[str, Any]:
     """How a model's template writes a problem's prompt."""
-    from rectune.data.encoded_dataset import choose_template, prompt_ids
+    from rectune.data.chat_template import choose_template
+    from rectune.data.tokenization import prompt_ids
     from rectune.models.load import load_outline
 
     _, tokenizer = load_outline(model)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rectune.data.jsonl import read_jsonl
+from rectune.data.readers import read_jsonl
 from rectune.errors import UserError, unknown_name
 from rectune.evaluation.statistics import (
     maj_at_k_by_problem,

@@ -13,8 +13,8 @@ from typing import Any
 
 from rectune.config import DataConfig
 from rectune.data.contamination import find_overlap, row_turns
-from rectune.data.problems import read_problems
-from rectune.data.rows import Problem, Turn
+from rectune.data.load import read_problems
+from rectune.data.schema import Problem, Turn
 from rectune.data.trained_prompt import RunPrompt, run_prompt, shared_wrapping
 from rectune.errors import UserError
 from rectune.evaluation.tasks import (

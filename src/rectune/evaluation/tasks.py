@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rectune.data.problems import read_problems
-from rectune.data.rows import Problem, Turn
+from rectune.data.load import read_problems
+from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError, unknown_name
 from rectune.grading.final_answer import extract_answer
 from rectune.grading.pool import GRADERS
@@ -259,7 +259,7 @@ def load_benchmark(
     if path is None and benchmark.packaged is not None:
         packaged = read_problems(Path(str(files("rectune") / "assets" / benchmark.packaged)))
         return _chosen([_named(name, problem, prompt, system) for problem in packaged], limit, seed)
-    from rectune.data.readers import open_source  # brings datasets, slow to import
+    from rectune.data.load import open_source  # brings datasets, slow to import
 
     source = _from_hub(benchmark) if path is None else open_source(str(path))
     found = _problems(benchmark, source, benchmark.prompt if prompt is None else prompt, system)
@@ -284,7 +284,7 @@ def load_benchmark_file(
     prompt: str | None = None,
     system: str | None = None,
 ) -> list[Problem]:
-    """Problems from a user's own JSONL, as `data/problems.py` reads it; ids become `FILE-STEM/id`.
+    """Problems from a user's own JSONL, as `data/load.py` reads it; ids become `FILE-STEM/id`.
 
     A `prompt` with {question} in it is put around questions that are a single text.
 
@@ -320,7 +320,7 @@ def _local_file(benchmark: Benchmark, folder: Path | None) -> Path | None:
 
 
 def _from_hub(benchmark: Benchmark) -> Iterable[tuple[str, dict[str, Any]]]:
-    from rectune.data.readers import from_hub
+    from rectune.data.load import from_hub
 
     if benchmark.hub is None:
         raise _absent(benchmark, "not packaged, and on no hub that we know")

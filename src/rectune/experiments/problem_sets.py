@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import TrainConfig
-from rectune.data.rows import Problem
+from rectune.data.schema import Problem
 from rectune.data.trained_prompt import RunPrompt
 from rectune.errors import UserError
 from rectune.evaluation.prompts import Wanted, ask

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectune.config.rft_config import OfflineConfig, SamplingConfig, SelectionConfig
-from rectune.data.jsonl import read_jsonl
-from rectune.data.readers import PACKAGED
-from rectune.data.rows import Problem
+from rectune.data.load import PACKAGED
+from rectune.data.readers import read_jsonl
+from rectune.data.schema import Problem
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.evaluation.prompts import load_problems

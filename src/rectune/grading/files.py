@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from pydantic import field_validator
 
-from rectune.data.jsonl import read_jsonl
+from rectune.data.readers import read_jsonl
 from rectune.errors import UserError
 from rectune.grading.pool import Grader, Item, check_item
 from rectune.records import ADDED, VERDICTS, Grade, Graded, Record, parse_line

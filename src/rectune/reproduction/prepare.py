@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rectune.config import TrainConfig
-from rectune.data.load_rows import read_rows, row_at
-from rectune.data.readers import from_hub
+from rectune.data.load import from_hub, read_rows, row_at
 from rectune.data.sampler import draw
 from rectune.errors import UserError
 from rectune.grading.final_answer import extract_answer

@@ -59,7 +59,7 @@ def carry_out(arm: Arm, config: Settings, *, until: int | None = None) -> None:
 
 def draw_samples(job: Job, seed: int) -> None:
     """The base model's answers that the offline arms of a seed share; how long it took stays beside them."""
-    from rectune.data.problems import read_problems
+    from rectune.data.load import read_problems
     from rectune.sampling.sample import sample
 
     path = job.samples(seed)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import load_config
-from rectune.data.load_rows import default_cache
+from rectune.data.load import default_cache
 from rectune.models.load import quiet_bars
 from rectune.reproduction.stories import Story, answered, spoil, stories, vocabulary
 from rectune.runtime.io import write_json, write_jsonl

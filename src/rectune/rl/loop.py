@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 
 from rectune.config.rl_config import OnlineConfig
-from rectune.data.rows import Problem
 from rectune.data.sampler import plan_steps
+from rectune.data.schema import Problem
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.load import load_model

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.config.rl_config import OnlineConfig
 from rectune.data.chat_template import Template, check_template
-from rectune.data.encoded_dataset import prompt_ids
 from rectune.data.findings import say_findings
-from rectune.data.rows import Problem
+from rectune.data.schema import Problem
+from rectune.data.tokenization import prompt_ids
 from rectune.errors import UserError
 from rectune.evaluation.prompts import load_problems
 from rectune.models.limits import embeddings, no_embedding, positions

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rectune.data.rows import Problem
+from rectune.data.schema import Problem
 from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import GRADERS, Grader, check_item
 

@@ -43,7 +43,8 @@ from functools import cached_property
 from itertools import islice
 from typing import IO, Any
 
-from rectune.data.encoded_dataset import Template, choose_template, stop_ids
+from rectune.data.chat_template import Template, choose_template
+from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.load import load_tokenizer
 from rectune.sampling.hf.token_sampler import sample_key

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rectune.data.chat_template import check_template
-from rectune.data.encoded_dataset import prompt_ids
 from rectune.data.findings import say_findings
-from rectune.data.rows import Problem, Sample
+from rectune.data.schema import Problem, Sample
+from rectune.data.tokenization import prompt_ids
 from rectune.data.trained_prompt import run_prompt
 from rectune.errors import UserError, unknown_name
 from rectune.runtime.distributed import share

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.chat_template import Template, Writer
-from rectune.data.rows import Turn
+from rectune.data.schema import Turn
 from rectune.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
-from rectune.data.encoded_dataset import choose_template, stop_ids
+from rectune.data.chat_template import choose_template
+from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.load import adapter_folder, find_folder
 from rectune.sampling.hf.token_sampler import sample_key

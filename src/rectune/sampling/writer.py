@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rectune.data.jsonl import append_jsonl, read_jsonl
-from rectune.data.rows import Sample
+from rectune.data.readers import append_jsonl, read_jsonl
+from rectune.data.schema import Sample
 from rectune.errors import UserError
 from rectune.runtime.distributed import share, wait_for_all
 from rectune.runtime.io import check_format

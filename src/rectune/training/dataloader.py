@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.config import DataConfig, TrainConfig
+from rectune.data.chat_template import Template
 from rectune.data.converters import PAIR
-from rectune.data.encoded_dataset import EncodedRows, Template
-from rectune.data.load_rows import read_rows
+from rectune.data.encoded_dataset import EncodedRows
+from rectune.data.load import PACKAGED, local_path, read_rows
 from rectune.data.packing import Batch, collate, pack
-from rectune.data.readers import PACKAGED, local_path
 from rectune.data.sampler import StepPlan, draw, plan_steps, questions, split_holdout
 from rectune.errors import UserError
 from rectune.models.limits import encode_for, longest_row

@@ -28,9 +28,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
 from rectune.data.encoded_dataset import EncodedRows
-from rectune.data.load_rows import default_cache
+from rectune.data.load import PACKAGED, default_cache
 from rectune.data.packing import collate, pack
-from rectune.data.readers import PACKAGED
 from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model
 from rectune.models.lora import starts_from_adapter

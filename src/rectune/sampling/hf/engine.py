@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from rectune.data.chat_template import Template
-from rectune.data.encoded_dataset import choose_template, stop_ids
+from rectune.data.chat_template import Template, choose_template
+from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.limits import embeddings, no_embedding, positions
 from rectune.models.load import check_model, fingerprint, load_model

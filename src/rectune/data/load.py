@@ -1,0 +1,566 @@
+"""Sources become rows in one Arrow file on disk, or a list of problems.
+
+A source is packaged data, a file, a folder or a hub dataset. Of a folder, one split of one configuration is read: of
+`Dataset.save_to_disk` and `DatasetDict.save_to_disk`, of a cloned repository of the hub (a `README.md` with `configs`,
+or files and folders named by split), or of plain files. Records stream through one at a time, so a million rows never
+are in memory; a second reading of the same content with the same settings is the first one's file. What a record means
+is in `converters.py`, how a file is taken apart in `readers.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow
+import yaml
+
+from rectune.config import DataConfig
+from rectune.data.converters import FORMATS, ProblemRecord, check_columns, detect_format, to_row
+from rectune.data.readers import CHUNK, READERS, Record, file_type, jsonl_records, without_nulls
+from rectune.data.schema import Faults, Notes, Place, Problem, Row, Turn
+from rectune.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import datasets  # slow to import
+
+log = logging.getLogger("rectune")
+
+PACKAGED = {
+    "gsm8k-calculations": "gsm8k_calculations_train.jsonl",
+    "gsm8k-calculations-test": "gsm8k_calculations_test.jsonl",
+}
+"""Names of data that come with the package."""
+
+SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""Words in the names of files and folders, and the split that they mean; those of the `datasets` library."""
+
+_SHARD = re.compile(r"^(?P<split>\w+)-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that describe data and hold none."""
+_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Records:
+    """A source that can be gone through several times.
+
+    Attributes:
+        name: As the user wrote it.
+        fingerprint: Changes when the content does.
+        start: Begins a pass over (where, record), with the error in place of a record that cannot be read.
+    """
+
+    name: str
+    fingerprint: str
+    start: Callable[[], Iterator[tuple[str, Record | UserError]]]
+
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
+        """(where, record) of each; raises the first error."""
+        for where, record in self.start():
+            if isinstance(record, UserError):
+                raise record
+            yield where, record
+
+
+def open_source(source: str, *, split: str = "train") -> Records:
+    """The records of packaged data, a file, a folder or a hub dataset id.
+
+    Args:
+        source: As the user wrote it; a configuration of a folder or a hub dataset is put behind it, as in
+            `openai/gsm8k:main`.
+        split: Of a hub dataset, or of a folder that has splits; a file is read whole.
+
+    Raises:
+        UserError: It is none of them, or lacks the split or configuration.
+    """
+    if source in PACKAGED:
+        return _files(source, [Path(str(files("rectune") / "assets" / PACKAGED[source]))])
+    path, config = local_path(source)
+    if path.is_dir():
+        found = split_files(path, config=config, split=split, source=source)
+        return _files(source, found)
+    if path.exists():
+        if file_type(path) not in READERS:
+            raise UserError("is not a file of rows", where=source, hint=f"known: {', '.join(READERS)}")
+        return _files(source, [path])
+    if file_type(path) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
+        raise UserError("no such file or folder", where=source)
+    return from_hub(source, split=split)
+
+
+def local_path(source: str) -> tuple[Path, str]:
+    """The path that a source names, which need not exist, and the configuration behind it; "" for none."""
+    path = Path(source).expanduser()
+    folder, _, config = source.rpartition(":")
+    if folder and not path.exists() and (named := Path(folder).expanduser()).is_dir():
+        return named, config
+    return path, ""
+
+
+def from_hub(source: str, *, split: str) -> Records:
+    """The records of `datasets.load_dataset`; a config is put behind the id, as in `openai/gsm8k:main`."""
+    import datasets
+
+    name, _, config = source.partition(":")
+    try:
+        dataset = datasets.load_dataset(name, config or None, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
+        raise UserError(
+            f"is no file or folder, and cannot be loaded from the hub ({reason})",
+            where=source,
+            hint="a config of a hub dataset is given as owner/name:config",
+        ) from None
+    return Records(
+        source,
+        f"{name}:{config}:{split}:{dataset._fingerprint}",
+        lambda: ((f"{source}[{i}]", without_nulls(record)) for i, record in enumerate(dataset)),
+    )
+
+
+def _files(source: str, paths: list[Path]) -> Records:
+    named = {path: source if source in PACKAGED else str(path) for path in paths}
+
+    def start() -> Iterator[tuple[str, Record | UserError]]:
+        for path in paths:
+            with path.open("rb") as file:
+                if file.read(len(_POINTER)) == _POINTER:
+                    raise UserError("is a Git LFS pointer, not the data", where=path, hint="run git lfs pull")
+            empty = True
+            for line, record in READERS[file_type(path)](path):
+                empty = False
+                yield f"{named[path]}:{line}", record
+            if empty:
+                raise UserError("is empty", where=path)
+
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        digest.update(f"\n{named[path]}\n".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    return Records(source, digest.hexdigest(), start)
+
+
+def split_files(folder: Path, *, config: str, split: str, source: str) -> list[Path]:
+    """The files of a folder that make up a split.
+
+    Args:
+        folder: It exists.
+        config: Name of a configuration; "" for the only one.
+        split: Name of the split; a folder whose files are of no split is all of it "train".
+        source: What the user wrote, for messages.
+
+    Raises:
+        UserError: There is no such split or configuration, several fit, or no file can be read.
+    """
+    configs = _readme_configs(folder, source)
+    if configs:
+        name = _choose_config(configs, config, source)
+        entry = configs[name]
+        if "data_files" not in entry:
+            return _by_name(folder / str(entry.get("data_dir", ".")), split, source)
+        return _listed(folder / str(entry.get("data_dir", ".")), entry["data_files"], split, source)
+    if config:
+        folder = folder / config
+        if not folder.is_dir():
+            raise UserError(f"has no configuration '{config}'", where=source)
+    if (folder / "dataset_dict.json").is_file():
+        return _saved(folder / _chosen_split(_splits_of(folder / "dataset_dict.json"), split, source), source)
+    if (folder / "state.json").is_file():
+        return _saved(folder, source)
+    return _by_name(folder, split, source)
+
+
+def _saved(folder: Path, source: str) -> list[Path]:
+    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, whatever split it says it is."""
+    state = _load(folder / "state.json")
+    names = [str(file.get("filename")) for file in state.get("_data_files") or ()]
+    found = [folder / name for name in names]
+    if not found or not all(path.is_file() for path in found):
+        raise UserError("a folder of save_to_disk that lacks files", where=source, hint="save it again")
+    return found
+
+
+def _splits_of(path: Path) -> list[str]:
+    return [str(name) for name in _load(path).get("splits") or ()]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=path) from None
+    return value if isinstance(value, dict) else {}
+
+
+def _chosen_split(splits: Sequence[str], split: str, source: str) -> str:
+    if split not in splits:
+        names = ", ".join(sorted(splits)) or "none"
+        raise UserError(f"has no split '{split}'", where=source, hint=f"choose with --rows.split: {names}")
+    return split
+
+
+def _readme_configs(folder: Path, source: str) -> dict[str, Mapping[str, Any]]:
+    """The configurations that the card of a dataset repository declares, by name."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    text = path.read_text("utf-8", "replace")
+    found = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
+    if found is None:
+        return {}
+    try:
+        card = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        raise UserError(f"its header is no YAML ({error})", where=path) from None
+    configs = card.get("configs") if isinstance(card, dict) else None
+    return {
+        str(entry.get("config_name", "default")): entry
+        for entry in configs or ()
+        if isinstance(entry, dict) and ("data_files" in entry or "data_dir" in entry)
+    }
+
+
+def _choose_config(configs: Mapping[str, Mapping[str, Any]], config: str, source: str) -> str:
+    names = ", ".join(sorted(configs))
+    if config:
+        if config not in configs:
+            raise UserError(f"has no configuration '{config}'", where=source, hint=f"known: {names}")
+        return config
+    if len(configs) == 1:
+        return next(iter(configs))
+    default = [name for name, entry in configs.items() if entry.get("default") or name == "default"]
+    if len(default) != 1:
+        hint = f"choose one as {source}:NAME, known: {names}"
+        raise UserError("has several configurations", where=source, hint=hint)
+    return default[0]
+
+
+def _listed(folder: Path, data_files: Any, split: str, source: str) -> list[Path]:
+    """The files that a card lists for a split: a pattern, several, or a pattern or several for each split."""
+    if isinstance(data_files, dict):
+        patterns = {str(name): given for name, given in data_files.items()}
+    elif isinstance(data_files, list) and all(isinstance(item, dict) for item in data_files):
+        patterns = {str(item.get("split", "train")): item.get("path", []) for item in data_files}
+    else:
+        patterns = {"train": data_files}
+    given = patterns[_chosen_split(list(patterns), split, source)]
+    texts = [given] if isinstance(given, str) else [str(item) for item in given]
+    found: set[Path] = set()
+    for pattern in texts:
+        if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise UserError(f"its card names files outside of it ({pattern})", where=source)
+        matches = {path for path in folder.glob(pattern) if path.is_file()}
+        if not matches:
+            raise UserError(f"lacks the files of its split '{split}' ({pattern})", where=source)
+        found |= matches
+    return _readable(sorted(found), source)
+
+
+def _readable(paths: list[Path], source: str) -> list[Path]:
+    other = next((path for path in paths if file_type(path) not in READERS), None)
+    if other is not None:
+        raise UserError(f"its file {other.name} is of a kind that is not read", where=source)
+    return paths
+
+
+def _by_name(folder: Path, split: str, source: str) -> list[Path]:
+    """The files whose names, or folders, say the split; all of them where none says any."""
+    found = [
+        path
+        for path in sorted(folder.rglob("[!.]*"))
+        if path.is_file()
+        and file_type(path) in READERS
+        and path.name not in _ABOUT
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise UserError("has no file of rows", where=source)
+    named = {path: split_named(path.relative_to(folder)) for path in found}
+    splits = {name for name in named.values() if name is not None}
+    if not splits:
+        if split != "train":
+            raise UserError(f"has no split '{split}': its files are of none", where=source)
+        return found
+    split = _chosen_split(sorted(splits), SPLITS.get(split, split), source)
+    chosen = [path for path in found if named[path] == split]
+    homes = {_home(path.relative_to(folder)) for path in chosen}
+    if len(homes) > 1:
+        names = ", ".join(sorted(home or "." for home in homes))
+        raise UserError(
+            f"has split '{split}' in several folders ({names})",
+            where=source,
+            hint=f"choose one as {source}:NAME",
+        )
+    others = ", ".join(sorted(splits - {split})) or "none"
+    names = ", ".join(path.name for path in chosen[:3]) + (" ..." if len(chosen) > 3 else "")
+    log.info("%s: split %s (%s); other splits, not read: %s", source, split, names, others)
+    left = [path.relative_to(folder).as_posix() for path in found if named[path] is None]
+    if left:
+        shown = ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")
+        log.warning("%s: files of no split, left out: %s", source, shown)
+    return chosen
+
+
+def split_named(relative: Path) -> str | None:
+    """The split that a path says: `data/train-00000-of-00001.parquet`, `test.jsonl`, `validation/a.csv`."""
+    if shard := _SHARD.match(relative.name.split(".")[0]):
+        word = shard["split"]
+        return SPLITS.get(word.lower(), word)
+    for part in reversed(relative.parts):
+        for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part):
+            split = SPLITS.get(re.sub(r"(?<=[a-z])(set|data|split|file)$", "", word.lower()))
+            if split is not None:
+                return split
+    return None
+
+
+def _home(relative: Path) -> str:
+    """The folder of a file without those named by a split or `data`: its configuration."""
+    parts = [
+        part for part in relative.parts[:-1] if part.lower() != "data" and split_named(Path(part)) is None
+    ]
+    return "/".join(parts)
+
+
+_TEXT = pyarrow.string()
+_TURN = {"role": _TEXT, "content": _TEXT, "supervised": pyarrow.bool_(), "fields": _TEXT}
+_SCHEMA = pyarrow.schema(
+    {
+        "turns": pyarrow.list_(pyarrow.struct(_TURN.items())),
+        "where": _TEXT,
+        "source": _TEXT,
+        "tools": _TEXT,
+        "digest": pyarrow.int64(),
+    }
+)
+"""Columns of the rows on disk: a Row's fields, and 64 bits that equal rows share."""
+
+_VERSION = 12  # of the cached files; raise it when a converter changes what it writes
+_LOOK = 20  # records that the format is inferred from
+_BATCH = 1000  # rows that are written together
+
+
+def default_cache() -> Path:
+    """Where rows and token ids are kept: `$RECTUNE_CACHE`, else `~/.cache/rectune`."""
+    return Path(os.environ.get("RECTUNE_CACHE") or Path.home() / ".cache" / "rectune").expanduser()
+
+
+def read_rows(source: str, *, options: DataConfig, cache_dir: Path | None = None) -> datasets.Dataset:
+    """The rows of `source` as a memory-mapped dataset; `row_at` gives one of them as a `Row`.
+
+    Says in the log ("rectune") the format, the number of rows and of duplicates, and what was left unread.
+
+    Args:
+        source: A `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` file (`.gz` too), a folder of them or of
+            `save_to_disk`, or a hub dataset id (`owner/name`, or `owner/name:config`; so for folders).
+        options: Format, mapped columns, ignored fields, system message and split. `holdout` and `limit` are left to
+            the caller, see `sampler.py`.
+        cache_dir: Folder for the Arrow files; `default_cache()` where it is None.
+
+    Raises:
+        UserError: Anything wrong with the source or one of its records; `where` is `file:line`. All faulty records
+            are then named in the log.
+    """
+    return intake(source, options=options, cache_dir=cache_dir).settle(options)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What came of reading a source: rows on disk, and what there is to say about them.
+
+    Attributes:
+        source: As the user wrote it.
+        format: Told or given.
+        rows: How many records became rows.
+        dataset: The rows; None where there is none, or there are faults that are not to be skipped.
+        faults: Records that cannot be used.
+    """
+
+    source: str
+    format: str
+    rows: int
+    dataset: datasets.Dataset | None
+    notes: Notes
+    faults: Faults
+
+    def settle(self, options: DataConfig) -> datasets.Dataset:
+        """Say it all in the log, and hand over the rows.
+
+        Raises:
+            UserError: There are faulty records that are not to be skipped, or no row.
+        """
+        hint = "mend or remove these rows, or leave them out with --rows.skip-bad-rows"
+        self.faults.settle(self.rows + self.faults.count, skip=options.skip_bad_rows, hint=hint)
+        self.notes.say(self.source)
+        if self.dataset is None:
+            raise UserError("has no row with a target", where=self.source)
+        told = " (told from its first rows)" if options.format == "auto" and self.format != "mapping" else ""
+        log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, told)
+        if duplicates := count_duplicates(self.dataset):
+            log.warning("%s: %s rows repeat an earlier one; kept", self.source, f"{duplicates:,}")
+        return self.dataset
+
+
+def intake(source: str, *, options: DataConfig, cache_dir: Path | None = None) -> Intake:
+    """Read a source as `read_rows` does, but leave it to the caller what its faulty records mean."""
+    import datasets
+    from datasets.table import MemoryMappedTable
+
+    records = open_source(source, split=options.split)
+    format = _resolve_format(records, options)
+    key = _key(_VERSION, records.fingerprint, format, options.columns, options.system, sorted(options.ignore))
+    folder = (cache_dir or default_cache()) / "rows" / key
+    path, kept = folder / "rows.arrow", folder / "notes.json"
+    if not path.exists():
+        notes, faults = Notes(), Faults(source)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"rows.arrow.{os.getpid()}"
+        try:
+            rows = _write(part, records, format, options, notes, faults)
+            if not rows or (faults.count and not options.skip_bad_rows):
+                return Intake(source, format, rows, None, notes, faults)
+            kept.write_text(json.dumps({"notes": vars(notes), "faults": [faults.count, faults.first]}))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    found = json.loads(kept.read_text())
+    notes = Notes(**{name: Counter(counts) for name, counts in found["notes"].items()})
+    dataset = datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
+    return Intake(source, format, len(dataset), dataset, notes, Faults(source, *found["faults"]))
+
+
+def row_at(dataset: datasets.Dataset, index: int) -> Row:
+    """Row `index` of a dataset that `read_rows` gave."""
+    return row_of(dataset[index])
+
+
+def row_of(record: dict[str, Any]) -> Row:
+    """The `Row` in one record of such a dataset."""
+    turns = tuple(Turn(t["role"], t["content"], t["supervised"], t["fields"]) for t in record["turns"])
+    return Row(turns, record["where"], record["source"], record["tools"])
+
+
+def count_duplicates(dataset: datasets.Dataset) -> int:
+    """How many rows say the same as an earlier one."""
+    digests = dataset.with_format("numpy", columns=["digest"])[:]["digest"]
+    return len(dataset) - len(np.unique(digests))
+
+
+def _resolve_format(records: Records, options: DataConfig) -> str:
+    first = list(itertools.islice(records.start(), _LOOK))
+    look = [(where, record) for where, record in first if not isinstance(record, UserError)]
+    if not look:
+        wrong = next((record for _, record in first if isinstance(record, UserError)), None)
+        raise wrong or UserError("has no rows", where=records.name)
+    where, first_record = look[0]
+    format = options.format
+    if format == "auto" and options.columns:
+        format = "mapping"
+    elif format == "auto":
+        format = detect_format([record for _, record in look], where)
+    elif format not in (*FORMATS, "mapping"):
+        raise unknown_name("format", format, [*FORMATS, "auto", "mapping"], where="rows.format")
+    if options.columns or format == "mapping":
+        check_columns(options.columns, first_record, where, format)
+    return format
+
+
+def _write(
+    path: Path, records: Records, format: str, options: DataConfig, notes: Notes, faults: Faults
+) -> int:
+    """Write the rows that can be used, and note the others; returns how many were written."""
+
+    def usable() -> Iterator[dict[str, Any]]:
+        for where, record in records.start():
+            try:
+                if isinstance(record, UserError):
+                    raise record
+                row = to_row(
+                    record, where, format=format, columns=options.columns, system=options.system, ignore=options.ignore,
+                    notes=notes,
+                )  # fmt: skip
+                if row is not None:
+                    yield _stored(row)
+            except UserError as error:
+                faults.add(error)
+
+    count, rows = 0, usable()
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, _SCHEMA) as writer:
+        while batch := list(itertools.islice(rows, _BATCH)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=_SCHEMA))
+            count += len(batch)
+    return count
+
+
+def _stored(row: Row) -> dict[str, Any]:
+    turns = [asdict(turn) for turn in row.turns]
+    try:
+        said = json.dumps([turns, row.tools], ensure_ascii=False).encode()
+        (row.where + row.source).encode()
+    except UnicodeEncodeError:
+        raise UserError("a text holds half of a surrogate pair", where=row.where) from None
+    digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big", signed=True)
+    return {"turns": turns, "where": row.where, "source": row.source, "tools": row.tools, "digest": digest}
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def read_problems(path: Path | str) -> list[Problem]:
+    """The problems of a `.jsonl` file, one object a line; the fields are those of `ProblemRecord`.
+
+    Says in the log ("rectune") which fields were left unread, and each faulty line.
+
+    Raises:
+        UserError: A line is malformed, lacks a field, or repeats a problem_id; or the file has no problem.
+    """
+    notes, faults = Notes(), Faults(str(path))
+    problems = [
+        found for found in problems_of(path, notes) if isinstance(found, Problem) or faults.add(found)
+    ]
+    faults.settle(len(problems) + faults.count)
+    if not problems:
+        raise UserError("has no problems", where=path)
+    notes.say(str(path))
+    return problems
+
+
+def problems_of(path: Path | str, notes: Notes) -> Iterator[Problem | UserError]:
+    """Each problem of a file, or what is wrong with it."""
+    seen: dict[str, str] = {}
+    for number, record in jsonl_records(path):
+        if isinstance(record, UserError):
+            yield record
+            continue
+        place = Place(f"{path}:{number}")
+        try:
+            problem = ProblemRecord.read(record, place).problem(str(number), record, place)
+            if problem.problem_id in seen:
+                first = seen[problem.problem_id]
+                what = f"repeats the problem_id '{problem.problem_id}' of {first}"
+                raise UserError(what, where=place.where)
+        except UserError as error:
+            notes.refused.update(place.refused)
+            yield error
+            continue
+        seen[problem.problem_id] = place.where
+        notes.add(place)
+        yield problem
