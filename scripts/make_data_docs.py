@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rectune.data.converters import FORMATS, PAIR, Demonstration, ProblemRecord, Single
+from rectune.data.fields import Refusal, Schema, names_of
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message, Question
-from rectune.data.schema import Refusal, Schema, names_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "data.md"
 BEGIN, END = "<!-- tables by scripts/make_data_docs.py -->\n", "<!-- end of tables -->\n"

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectune.data.converters import FORMATS, ProblemRecord, detect_format, to_row
+from rectune.data.fields import Notes, Place, holds
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message
-from rectune.data.schema import Notes, Place, Problem, Row, holds
+from rectune.data.schema import Problem, Row
 from rectune.errors import UserError
 
 ROOT = Path(__file__).parents[2]

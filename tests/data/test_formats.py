@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rectune.data.converters import detect_format, to_row
-from rectune.data.schema import Notes, Row, Turn
+from rectune.data.fields import Notes
+from rectune.data.schema import Row, Turn
 from rectune.errors import UserError
 
 HI = Turn("user", "hi")

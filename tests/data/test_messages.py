@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rectune.config import DataConfig
+from rectune.data.fields import Place
 from rectune.data.load import read_rows, row_at
 from rectune.data.messages import read_messages
-from rectune.data.schema import Place, Turn
+from rectune.data.schema import Turn
 from rectune.errors import UserError
 
 CALL = {"id": "1", "type": "function", "function": {"name": "sky", "arguments": '{"day": 1}'}}

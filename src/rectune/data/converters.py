@@ -13,6 +13,21 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import PlainValidator, ValidationInfo
 
+from rectune.data.fields import (
+    JsonList,
+    Names,
+    Notes,
+    Place,
+    Record,
+    Refusal,
+    Schema,
+    Text,
+    holds,
+    is_number,
+    place_of,
+    text,
+    truth,
+)
 from rectune.data.messages import (
     IN_RECORD,
     MEDIA,
@@ -32,24 +47,7 @@ from rectune.data.messages import (
     words_or_turns,
 )
 from rectune.data.readers import json_type
-from rectune.data.schema import (
-    JsonList,
-    Names,
-    Notes,
-    Place,
-    Problem,
-    Record,
-    Refusal,
-    Row,
-    Schema,
-    Text,
-    Turn,
-    holds,
-    is_number,
-    place_of,
-    text,
-    truth,
-)
+from rectune.data.schema import Problem, Row, Turn
 from rectune.errors import UserError, unknown_name
 
 LAST_LINE = re.compile(r"(?:^|\n)#### *(-?[$]?[\d.,]+%?)\s*$")

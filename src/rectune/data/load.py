@@ -28,8 +28,9 @@ import yaml
 
 from rectune.config import DataConfig
 from rectune.data.converters import FORMATS, ProblemRecord, check_columns, detect_format, to_row
+from rectune.data.fields import Notes, Place
 from rectune.data.readers import CHUNK, READERS, Record, file_type, jsonl_records, without_nulls
-from rectune.data.schema import Faults, Notes, Place, Problem, Row, Turn
+from rectune.data.schema import Faults, Problem, Row, Turn
 from rectune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:

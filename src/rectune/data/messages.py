@@ -16,21 +16,21 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import PlainValidator, ValidationInfo
 
-from rectune.data.readers import json_type
-from rectune.data.schema import (
+from rectune.data.fields import (
     JsonList,
     Names,
     Place,
     Refusal,
     Schema,
     Text,
-    Turn,
     is_number,
     json_list,
     place_of,
     text,
     truth,
-)  # fmt: skip
+)
+from rectune.data.readers import json_type
+from rectune.data.schema import Turn
 from rectune.errors import UserError, unknown_name
 
 Turns = tuple[Turn, ...]
