@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -36,6 +36,19 @@ class Head(NamedTuple):
     logit_scale: float
 
 
+@dataclass(frozen=True)
+class Sharding:
+    """How a model's weights are spread over processes (`training/fsdp.py`).
+
+    Attributes:
+        dtype: What the model computes in; the shards are kept in float32.
+        run: Calls a function while the weights are whole.
+    """
+
+    dtype: torch.dtype
+    run: Callable[[Callable[[], Any]], Any]
+
+
 class Reference(Protocol):
     """What `kl` and `ref_logp` refer to: a `Scorer`, or hidden states that were kept."""
 
@@ -51,6 +64,10 @@ class Scorer:
         memory_budget: Bytes for the head's logits.
         implementation: Of the head, see `token_logprobs`.
 
+    Attributes:
+        temperature: Divides the logits.
+        sharding: Of the weights, once they are sharded.
+
     Raises:
         UserError: The architecture cannot be scored exactly.
     """
@@ -64,7 +81,8 @@ class Scorer:
         check: bool = True,
     ) -> None:
         self.model, self.memory_budget, self.implementation = model, memory_budget, implementation
-        self.temperature = 1.0  # divides the logits; set later, since the check is of the model as it is
+        self.temperature = 1.0  # set later, since the check is of the model as it is
+        self.sharding: Sharding | None = None
         self.causal: Any = getattr(model, "get_base_model", lambda: model)()
         name = type(self.causal).__name__
         self.varlen = "flash" in (self.causal.config._attn_implementation or "")
@@ -150,8 +168,7 @@ class Scorer:
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in; sharded weights are kept in float32."""
-        sharded: torch.dtype | None = getattr(self.causal, "working_dtype", None)
-        return sharded or self.head().weight.dtype
+        return self.sharding.dtype if self.sharding else self.head().weight.dtype
 
     def states(self, batch: Batch) -> tuple[Tensor, Head]:
         """`hidden` of the batch, and the head that reads it."""
@@ -162,7 +179,7 @@ class Scorer:
 
         def copied() -> Head:
             head = self.head()
-            if not head.weight.requires_grad and not hasattr(self.causal, "with_weights"):
+            if not head.weight.requires_grad and not self.sharding:
                 return head
             bias = None if head.bias is None else head.bias.data.clone()
             return head._replace(weight=head.weight.data.clone(), bias=bias)
@@ -170,9 +187,7 @@ class Scorer:
         return self._with_weights(copied)
 
     def _with_weights(self, function: Callable[[], T]) -> T:
-        """Call it while the weights are whole: they may be sharded (`training/fsdp.py`)."""
-        sharded: Callable[[Callable[[], T]], T] | None = getattr(self.causal, "with_weights", None)
-        return sharded(function) if sharded else function()
+        return self.sharding.run(function) if self.sharding else function()
 
     def _columns(self, batch: Batch, names: Sequence[str], reference: Reference | None) -> dict[str, Tensor]:
         index, targets = supervised_positions(batch.labels)
@@ -210,7 +225,7 @@ class Scorer:
     def frozen(self) -> Scorer:
         """A copy of the model as it is now, without gradients: a reference."""
         model = copy.deepcopy(self.model).requires_grad_(False).eval()
-        return self._alike(Scorer, model)
+        return self._like(Scorer, model)
 
     def without_adapter(self) -> Scorer:
         """The model that a LoRA adapter sits on, sharing its weights: a reference that costs no memory.
@@ -220,12 +235,19 @@ class Scorer:
         """
         if not hasattr(self.model, "disable_adapter"):
             raise UserError(f"{type(self.model).__name__} has no adapter", hint="use frozen()")
-        return self._alike(_WithoutAdapter, self.model)
+        return self._like(_WithoutAdapter, self.model)
 
-    def _alike(self, kind: type[Scorer], model: PreTrainedModel) -> Scorer:
-        settings = {"memory_budget": self.memory_budget, "implementation": self.implementation}
-        scorer = kind(model, **settings, check=False)  # type: ignore[arg-type]
-        scorer.temperature = self.temperature
+    def plain(self) -> Scorer:
+        """Another scorer of the same model, whose head is not compiled: for few targets now and then."""
+        scorer = self._like(Scorer, self.model)
+        scorer.implementation = "plain"
+        return scorer
+
+    def _like(self, kind: type[Scorer], model: PreTrainedModel) -> Scorer:
+        scorer = kind(
+            model, memory_budget=self.memory_budget, implementation=self.implementation, check=False
+        )
+        scorer.temperature, scorer.sharding = self.temperature, self.sharding
         return scorer
 
     @torch.no_grad()

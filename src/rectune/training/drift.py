@@ -205,10 +205,7 @@ class Probe:
     ) -> None:
         rows = choose_rows(holdout, config)
         encoded = [cut(holdout.encoded[holdout.members[row][0]]) for row in rows]
-        # Few targets now and then: compiling for them would take longer than what it saves.
-        self.scorer = Scorer(
-            scorer.model, memory_budget=scorer.memory_budget, implementation="plain", check=False
-        )
+        self.scorer = scorer.plain()  # compiling for few targets would take longer than what it saves
         self.tokenizer, self.config, self.speaks = tokenizer, config, speaks
         # Batch by batch, which of the rows it holds.
         self.packed = pack([len(row) for row in encoded], capacity(config))

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rectune.errors import UserError
-from rectune.models.scorer import Scorer
+from rectune.models.scorer import Scorer, Sharding
 
 T = TypeVar("T")
 
@@ -74,9 +74,11 @@ def shard(scorer: Scorer, dtype: torch.dtype, accelerator: Accelerator, *, refer
         if isinstance(module, FSDPModule):  # sums, not means: the loss is divided by the whole step's targets
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    causal.with_weights = MethodType(_call, causal)
-    register_fsdp_forward_method(causal, "with_weights")
-    causal.working_dtype = dtype
+    causal.run_unsharded = MethodType(
+        _call, causal
+    )  # PyTorch gathers weights for a method of the module only
+    register_fsdp_forward_method(causal, "run_unsharded")
+    scorer.sharding = Sharding(dtype, causal.run_unsharded)
 
 
 def shard_all(
@@ -86,7 +88,9 @@ def shard_all(
     skeleton = Skeleton(scorer.model)
     shard(scorer, dtype, accelerator)
     for reference in references:
-        if reference and reference.causal is not scorer.causal:
+        if reference and reference.causal is scorer.causal:
+            reference.sharding = scorer.sharding
+        elif reference:
             shard(reference, dtype, accelerator, reference=True)
     return skeleton
 
