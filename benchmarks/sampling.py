@@ -28,8 +28,8 @@ from common import DEVICE, entry, save
 
 from rectune.data.schema import Turn
 from rectune.data.tokenization import prompt_ids
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import DrawSettings, Request
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import Request, SamplingParams
 
 QUESTIONS = Path(__file__).parents[2] / "shared/data/gsm8k/test.jsonl"
 
@@ -38,7 +38,7 @@ def useful(new: list[int], stops: set[int]) -> int:
     return next((i + 1 for i, token in enumerate(new) if token in stops), len(new))
 
 
-def generate(engine: LocalEngine, requests: list[Request], batch_size: int, limit: int) -> int:
+def generate(engine: HFEngine, requests: list[Request], batch_size: int, limit: int) -> int:
     """`model.generate` over batches of left-padded prompts in the order given, as its users write it."""
     tokens, pad = 0, engine.tokenizer.pad_token_id
     for start in range(0, len(requests), batch_size):
@@ -54,7 +54,7 @@ def generate(engine: LocalEngine, requests: list[Request], batch_size: int, limi
     return tokens
 
 
-def generate_batch(engine: LocalEngine, requests: list[Request], limit: int) -> int:
+def generate_batch(engine: HFEngine, requests: list[Request], limit: int) -> int:
     """transformers' continuous batching."""
     from transformers import GenerationConfig
 
@@ -67,8 +67,8 @@ def generate_batch(engine: LocalEngine, requests: list[Request], limit: int) -> 
     return sum(useful(o.generated_tokens, engine.stop_ids) for o in out.values())
 
 
-def local(engine: LocalEngine, requests: list[Request], limit: int) -> int:
-    settings = DrawSettings(max_new_tokens=limit, seed=time.time_ns() % 2**32)
+def local(engine: HFEngine, requests: list[Request], limit: int) -> int:
+    settings = SamplingParams(max_new_tokens=limit, seed=time.time_ns() % 2**32)
     return sum(len(c.token_ids) for c in engine.complete(requests, settings))
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     if options.cpu_time:
         torch.set_num_threads(1)
-    engine = LocalEngine.load(options.model, precision=options.precision, batch_size=options.batch_size)
+    engine = HFEngine.load(options.model, precision=options.precision, batch_size=options.batch_size)
     questions = [json.loads(line)["question"] for line in QUESTIONS.open()][: options.problems]
     requests = [
         Request(str(i), k, tuple(prompt_ids((Turn("user", text),), engine.tokenizer, engine.template)))

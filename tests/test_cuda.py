@@ -25,8 +25,8 @@ from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.logprobs import COLUMNS, elementwise, token_columns
 from rectune.models.scorer import Scorer
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import DrawSettings, Request
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import Request, SamplingParams
 from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model
 from training_runs import OVER_ROWS, make_toy, metrics, same_runs
@@ -230,9 +230,9 @@ def test_out_of_memory_halves_the_micro_batch(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_is_generate_token_for_token(architecture: str) -> None:
     model = tiny_model(architecture).cuda()
-    engine = LocalEngine(model, byte_tokenizer(), batch_size=3)
+    engine = HFEngine(model, byte_tokenizer(), batch_size=3)
     asked = [Request(f"p{i}", 0, tuple(byte_tokenizer()(p).input_ids)) for i, p in enumerate(PROMPTS)]
-    for done in engine.complete(asked, DrawSettings(temperature=0.0, max_new_tokens=150)):
+    for done in engine.complete(asked, SamplingParams(temperature=0.0, max_new_tokens=150)):
         prompt = torch.tensor([done.request.prompt_ids], device="cuda")
         reference = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=150,
@@ -243,7 +243,7 @@ def test_greedy_is_generate_token_for_token(architecture: str) -> None:
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_draws_are_the_cpus_up_to_rounding(top_p: float) -> None:
-    settings = DrawSettings(temperature=1.0, top_p=top_p, max_new_tokens=60)
+    settings = SamplingParams(temperature=1.0, top_p=top_p, max_new_tokens=60)
     asked = [
         Request(f"p{i}", k, tuple(byte_tokenizer()(p).input_ids))
         for i, p in enumerate(PROMPTS)
@@ -251,7 +251,7 @@ def test_draws_are_the_cpus_up_to_rounding(top_p: float) -> None:
     ]
     drawn = []
     for device in ("cpu", "cuda"):
-        engine = LocalEngine(tiny_model().to(device), byte_tokenizer(), batch_size=5)
+        engine = HFEngine(tiny_model().to(device), byte_tokenizer(), batch_size=5)
         answers = engine.complete(asked, settings)
         drawn.append({(a.request.problem_id, a.request.sample_index): a for a in answers})
     same = [key for key, answer in drawn[0].items() if answer.token_ids == drawn[1][key].token_ids]

@@ -16,7 +16,7 @@ from rectune.data.chat_template import choose_template
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate, table
 from rectune.evaluation.results import read_evaluation, verdict_matrix
-from rectune.sampling.sample import Completion, DrawSettings, Request
+from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer
 
 
@@ -32,7 +32,7 @@ class Script:
         self.tokenizer = byte_tokenizer()
         self.template = choose_template(template, self.tokenizer)
 
-    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
         for request in requests:
             text = self.says(request.problem_id, request.sample_index)
             reason = "length" if "(cut)" in text else "stop"

@@ -20,8 +20,9 @@ from rectune.errors import UserError
 from rectune.models.limits import positions
 from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
-from rectune.sampling.hf.engine import DrawSettings, LocalEngine
-from rectune.sampling.sample import Request, sample
+from rectune.sampling.hf.engine import HFEngine, SamplingParams
+from rectune.sampling.sample import sample
+from rectune.sampling.types import Request
 from rectune.training.dry_run import plan
 from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model
@@ -88,9 +89,9 @@ def test_a_prompt_with_such_a_token_is_refused(tmp_path: Path, larger: str) -> N
     problems = read_problems(write(tmp_path / "p.jsonl", lines))
     with pytest.raises(UserError, match=r"p.jsonl:2: token id 285 \('<\|x19\|>'\) has no embedding"):
         sample(larger, problems, out=tmp_path / "samples.jsonl", n=1, max_new_tokens=4)
-    engine = LocalEngine(tiny_model(), byte_tokenizer())
+    engine = HFEngine(tiny_model(), byte_tokenizer())
     with pytest.raises(UserError, match="problem 'p': token id 300"):
-        next(engine.complete([Request("p", 0, (5, 300))], DrawSettings()))
+        next(engine.complete([Request("p", 0, (5, 300))], SamplingParams()))
 
 
 @pytest.mark.parametrize("token", [272, 10_000, -1])

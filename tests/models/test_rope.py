@@ -15,8 +15,8 @@ from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import Completion, DrawSettings, Request
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer, tiny_model
 
 ORIGINAL = 16
@@ -144,10 +144,10 @@ def test_an_unknown_kind_that_looks_at_the_longest_row_is_refused_by_name() -> N
 
 
 def drawn(model: Any, prompts: list[int], **settings: Any) -> dict[str, Completion]:
-    engine = LocalEngine(model, byte_tokenizer())
+    engine = HFEngine(model, byte_tokenizer())
     engine.stop_ids = set()
     asked = [Request(str(length), 0, tuple(row(length).input_ids)) for length in prompts]
-    return {c.request.problem_id: c for c in engine.complete(asked, DrawSettings(**settings))}
+    return {c.request.problem_id: c for c in engine.complete(asked, SamplingParams(**settings))}
 
 
 @pytest.mark.parametrize("arch", ["llama", "phi3", "gemma3"])

@@ -14,8 +14,8 @@ import torch
 
 from rectune.errors import UserError
 from rectune.models.load import load_model
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import DrawSettings, Request
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import Request, SamplingParams
 from training_runs import metrics, weights
 
 
@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
 
     def read(self, model: str) -> None:
         loaded, tokenizer = load_model(model, dtype=torch.float32)
-        self.engine = LocalEngine(loaded, tokenizer)
+        self.engine = HFEngine(loaded, tokenizer)
 
     @property
     def url(self) -> str:
@@ -54,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         if self.path == "/v1/completions":
             with server.lock:
-                settings = DrawSettings(body["temperature"], body["top_p"], body["max_tokens"], body["seed"])
+                settings = SamplingParams(
+                    body["temperature"], body["top_p"], body["max_tokens"], body["seed"]
+                )
                 (made,) = server.engine.complete([Request("p", 0, tuple(body["prompt"]))], settings)
             logprobs = {"tokens": [""] * len(made.token_ids), "token_logprobs": made.logprobs}
             choice = {"text": made.text, "finish_reason": made.finish_reason, "logprobs": logprobs}

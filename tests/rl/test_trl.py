@@ -16,7 +16,7 @@ from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.reward import Earned
 from rectune.rl.rollout import Rollout
 from rectune.rl.update import _Minibatch
-from rectune.sampling.sample import Completion, Request
+from rectune.sampling.types import Completion, Request
 from rectune.training.mixed_precision import Masters
 from toys import byte_tokenizer, tiny_model
 

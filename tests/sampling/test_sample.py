@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from rectune.data.schema import Problem, Turn
 from rectune.data.tokenization import prompt_ids
 from rectune.errors import UserError
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import Completion, DrawSettings, Request, sample
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.sample import sample
+from rectune.sampling.types import Completion, Request, SamplingParams, repetition
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [
@@ -28,8 +30,8 @@ PROBLEMS = [
 SETTINGS = {"n": 3, "max_new_tokens": 30, "seed": 5}
 
 
-def engine(seed: int = 0) -> LocalEngine:
-    return LocalEngine(tiny_model(seed=seed), byte_tokenizer(), batch_size=4, model_name=f"tiny{seed}")
+def engine(seed: int = 0) -> HFEngine:
+    return HFEngine(tiny_model(seed=seed), byte_tokenizer(), batch_size=4, model_name=f"tiny{seed}")
 
 
 def lines(path: Path) -> list[dict]:
@@ -167,7 +169,7 @@ def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
         name, model_name, fingerprint = "local", "tiny", "0"
         tokenizer, template = byte_tokenizer(), engine().template
 
-        def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+        def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
             sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
             yield from ()
 
@@ -201,3 +203,36 @@ def test_progress_counts_what_was_there_already(whole: Path, tmp_path: Path) -> 
     sample("tiny", PROBLEMS, out=out, engine=engine(), progress=lambda *c: calls.append(c), **SETTINGS)
     assert [c[:2] for c in calls] == [(i, 12) for i in range(8, 13)]
     assert [c[2] for c in calls] == sorted(c[2] for c in calls)
+
+
+def key(line: bytes) -> tuple[str, int]:
+    record = json.loads(line)
+    return record["problem_id"], record["sample_index"]
+
+
+def test_parts_of_killed_processes_are_merged_in_order_and_resumed(whole: Path, tmp_path: Path) -> None:
+    """As several processes leave them: with a sample twice, and a torn last line."""
+    samples, out = sorted(whole.read_bytes().splitlines(keepends=True), key=key), tmp_path / "s.jsonl"
+    out.write_bytes(samples[0])
+    (tmp_path / ".s.jsonl.0-of-2.part").write_bytes(b"".join([samples[9], samples[0], samples[3]]))
+    (tmp_path / ".s.jsonl.1-of-2.part").write_bytes(samples[7] + samples[8][:20])
+    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS)
+    merged = out.read_bytes().splitlines(keepends=True)
+    assert merged[:4] == [samples[0], samples[3], samples[7], samples[9]]
+    assert sorted(merged) == sorted(samples)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_parts_with_other_settings_are_refused(whole: Path, tmp_path: Path) -> None:
+    part = tmp_path / ".s.jsonl.1-of-2.part"
+    part.write_bytes(whole.read_bytes())
+    with pytest.raises(UserError, match="was drawn with seed = 5, now 6"):
+        sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS | {"seed": 6})
+    assert part.read_bytes() == whole.read_bytes()
+
+
+def test_repetition_sees_loops_and_not_prose() -> None:
+    prose = torch.randint(0, 5000, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert repetition(prose) < 0.05
+    assert repetition([1, 2, 3, 4, 5] * 40) > 0.9
+    assert repetition([1] * 10) == 0

@@ -17,8 +17,8 @@ from rectune.config import LoraConfig, TrainConfig, load_config
 from rectune.data.tokenization import Encoded
 from rectune.models.lora import add_lora
 from rectune.models.scorer import Scorer
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import DrawSettings
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import SamplingParams
 from rectune.training import drift
 from rectune.training import trainer as loop
 from rectune.training.dataloader import TrainingData, load_data
@@ -92,7 +92,7 @@ def test_answers_are_drawn_from_the_weights_as_they_are(run: Any, toy: Any) -> N
         probe = Probe(Scorer(model), tokenizer, config, read_data(config).holdout)
         assert len(probe.requests) == ANSWERS
         drawn = list(
-            LocalEngine(model, tokenizer).complete(probe.requests, DrawSettings(1.0, 1.0, probe.limit, 0))
+            HFEngine(model, tokenizer).complete(probe.requests, SamplingParams(1.0, 1.0, probe.limit, 0))
         )
         assert line["length"] == sum(len(answer.token_ids) for answer in drawn) / ANSWERS
         assert line["stopped"] == sum(answer.finish_reason == "stop" for answer in drawn) / ANSWERS

@@ -23,7 +23,7 @@ import numpy as np
 from rectune.analysis.summary_text import percent, points
 from rectune.evaluation.accuracy import REPEATED, Line, operations
 from rectune.evaluation.intervals import resamples
-from rectune.sampling.repetition import repetition
+from rectune.sampling.types import repetition
 
 ORDER = (
     "no calculation", "no operation", "1 operation", "2 operations", "3 or more operations",

@@ -23,7 +23,7 @@ from rectune.evaluation.statistics import (
 )
 from rectune.evaluation.voting import votes
 from rectune.records import VERDICTS
-from rectune.sampling.repetition import repetition
+from rectune.sampling.types import repetition
 
 Line = Mapping[str, Any]
 _OPERATION = re.compile(r"(?<=[\d)])\s*[-+*/]")

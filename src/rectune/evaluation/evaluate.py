@@ -29,7 +29,7 @@ from rectune.runtime.distributed import share, wait_for_all
 from rectune.runtime.io import FORMAT, check_output, translate_disk_errors, write_json
 
 if TYPE_CHECKING:
-    from rectune.sampling.sample import Engine
+    from rectune.sampling.types import Engine
 
 log = logging.getLogger("rectune")
 

@@ -18,7 +18,7 @@ from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.results import read_evaluation, verdict_matrix
 
 if TYPE_CHECKING:
-    from rectune.sampling.hf.engine import LocalEngine
+    from rectune.sampling.hf.engine import HFEngine
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Respondent:
 
     def __init__(self, model: str, weights: str, config: TrainConfig) -> None:
         self.model, self.weights, self.config = model, weights, config
-        self._engine: LocalEngine | None = None
+        self._engine: HFEngine | None = None
 
     def answer(self, folder: Path, files: Sequence[Path], draws: Draws) -> dict[str, Any]:
         """The evaluation in `folder`, drawn and graded where it is not there yet."""
@@ -65,12 +65,12 @@ class Respondent:
         )
 
     @property
-    def engine(self) -> LocalEngine:
+    def engine(self) -> HFEngine:
         if self._engine is None:
-            from rectune.sampling.hf.engine import LocalEngine
+            from rectune.sampling.hf.engine import HFEngine
 
             template, precision = self.config.rows.template, self.config.precision
-            self._engine = LocalEngine.load(self.weights, template=template, precision=precision)
+            self._engine = HFEngine.load(self.weights, template=template, precision=precision)
         return self._engine
 
     def forget(self) -> None:

@@ -29,7 +29,7 @@ from rectune.training.trainer import train
 
 if TYPE_CHECKING:
     from rectune.config.rl_config import OnlineConfig
-    from rectune.sampling.hf.engine import LocalEngine
+    from rectune.sampling.hf.engine import HFEngine
 
 
 def is_done(arm: Arm, folder: Path) -> bool:
@@ -100,7 +100,7 @@ class Respondent:
 
     def __init__(self, weights: str, asking: Asking) -> None:
         self.weights, self.asking = weights, asking
-        self._engine: LocalEngine | str | None = None if asking.engine == "local" else asking.engine
+        self._engine: HFEngine | str | None = None if asking.engine == "local" else asking.engine
 
     def answer(self, folder: Path, draws: Draws, files: Sequence[Path] | None = None) -> None:
         """Draw and grade the evaluation in `folder`, unless it is there.
@@ -130,12 +130,12 @@ class Respondent:
             precision=asking.precision,
         )
 
-    def _loaded(self) -> LocalEngine | str:
+    def _loaded(self) -> HFEngine | str:
         if self._engine is None:
-            from rectune.sampling.hf.engine import LocalEngine
+            from rectune.sampling.hf.engine import HFEngine
 
             template, precision = self.asking.template, self.asking.precision
-            self._engine = LocalEngine.load(self.weights, template=template, precision=precision)
+            self._engine = HFEngine.load(self.weights, template=template, precision=precision)
         return self._engine
 
 

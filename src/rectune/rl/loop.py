@@ -36,9 +36,9 @@ from rectune.runtime.io import load_record, to_json, translate_disk_errors, writ
 from rectune.runtime.locks import lock
 from rectune.runtime.progress import progress
 from rectune.runtime.signals import Stopped, defer_signals
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.openai import ServerEngine
-from rectune.sampling.sample import Engine
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.openai import OpenAIEngine
+from rectune.sampling.types import Engine
 from rectune.training.checkpoint import (
     last_good_checkpoint,
     load_checkpoint,
@@ -152,11 +152,11 @@ class _Run:
     def _engine(self, template: Any) -> Engine:
         config = self.config
         if config.engine == "local":
-            return LocalEngine(
+            return HFEngine(
                 self.model, self.tokenizer, template, batch_size=config.sampling_batch, exact=False
             )
         assert config.server_url is not None
-        server = ServerEngine(
+        server = OpenAIEngine(
             config.model, config.server_url, served_name=config.served_name, template=template,
             concurrency=config.sampling_batch,
         )  # fmt: skip

@@ -29,7 +29,8 @@ from rectune.rl.advantages import (
 from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.prompt_batches import Asked
 from rectune.rl.reward import Earned, Rewards
-from rectune.sampling.sample import Completion, DrawSettings, Engine, Request, all_stops
+from rectune.sampling.sample import all_stops
+from rectune.sampling.types import Completion, Engine, Request, SamplingParams
 
 _SEEDS = 1_000_003
 """Seeds of draws are seed * this + step, as training seeds its dropout."""
@@ -112,7 +113,7 @@ def _draw(
         problems += [place] * n
         seen[place] += 1
     stop = all_stops(engine, config.stop)
-    settings = DrawSettings(config.temperature, 1.0, config.max_new_tokens, seed, stop)
+    settings = SamplingParams(config.temperature, 1.0, config.max_new_tokens, seed, stop)
     found = {(c.request.problem_id, c.request.sample_index): c for c in engine.complete(requests, settings)}
     answers = [found[r.problem_id, r.sample_index] for r in requests]
     sampled = time.perf_counter()

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError
-from rectune.sampling.openai import Api, ServerEngine
-from rectune.sampling.sample import Completion, DrawSettings, Request
+from rectune.sampling.openai import Api, OpenAIEngine
+from rectune.sampling.types import Completion, Request, SamplingParams
 from rectune.training.run_dir import save_model
 
 
 class ReloadingServer:
-    """A `ServerEngine` whose server reads the model's present weights before each call.
+    """A `OpenAIEngine` whose server reads the model's present weights before each call.
 
     Args:
         engine: Of the server.
@@ -30,7 +30,7 @@ class ReloadingServer:
         UserError: The server cannot reload weights.
     """
 
-    def __init__(self, engine: ServerEngine, model: Any, tokenizer: Any, folder: Path) -> None:
+    def __init__(self, engine: OpenAIEngine, model: Any, tokenizer: Any, folder: Path) -> None:
         self.engine, self.model, self.folder = engine, model, folder.absolute()
         self.name, self.model_name = engine.name, engine.model_name
         self.tokenizer, self.template = tokenizer, engine.template
@@ -40,7 +40,7 @@ class ReloadingServer:
     def fingerprint(self) -> str:
         return self.engine.fingerprint
 
-    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
         """As any engine's, from the weights as they are now."""
         save_model(self.folder, self.model, self.tokenizer, self.template)
         self.reload()

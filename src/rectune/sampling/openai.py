@@ -47,9 +47,8 @@ from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.load import load_tokenizer
-from rectune.sampling.hf.token_sampler import sample_key
-from rectune.sampling.sample import Completion, DrawSettings, Request
 from rectune.sampling.stop_strings import cut, special_stops
+from rectune.sampling.types import Completion, Request, SamplingParams, sample_key
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_TOLD = 0.5, 60.0, 900.0  # seconds; the last where the server says how long
 PASSING = {408, 425, 429}
@@ -199,7 +198,7 @@ NEEDED = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop
 """Fields of a request that are never left out; the others only say that a default of the server's is off."""
 
 
-class ServerEngine:
+class OpenAIEngine:
     """Draws completions from a server.
 
     Args:
@@ -263,7 +262,7 @@ class ServerEngine:
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
         return f"served:{self.served_name}" + (f":{digest}" if kept else "")
 
-    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
         """Completions in the order in which they arrive; at most `concurrency` requests are under way."""
         waiting, stop = iter(requests), threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
@@ -283,7 +282,7 @@ class ServerEngine:
                 for future in running:
                     future.cancel()
 
-    def _one(self, request: Request, settings: DrawSettings, stop: threading.Event) -> Completion:
+    def _one(self, request: Request, settings: SamplingParams, stop: threading.Event) -> Completion:
         answer, not_taken = self._ask(self._body(request, settings), stop)
         try:
             completion = cut(self._completion(request, answer), self.tokenizer, settings.stop)
@@ -342,7 +341,7 @@ class ServerEngine:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return Completion(request, ids, logps, text, reason)
 
-    def _body(self, request: Request, settings: DrawSettings) -> dict[str, Any]:
+    def _body(self, request: Request, settings: SamplingParams) -> dict[str, Any]:
         key = sample_key(settings.seed, request.problem_id, request.sample_index)
         body: dict[str, Any] = {
             "model": self.served_name,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from rectune.data.chat_template import check_template
 from rectune.data.findings import say_findings
@@ -25,90 +25,12 @@ from rectune.runtime.io import check_output, translate_disk_errors
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.stop_strings import check_stops, template_stops
+from rectune.sampling.types import Completion, Engine, Request, SamplingParams
 from rectune.sampling.writer import shared_file
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from rectune.data.chat_template import Template
 
 log = logging.getLogger("rectune")
 
 ENGINES = ("local", "server", "vllm")
-
-
-@dataclass(frozen=True, slots=True)
-class DrawSettings:
-    """How tokens are drawn, the same for all requests of a call.
-
-    Attributes:
-        temperature: 0 takes the most probable token.
-        top_p: 1 draws from the whole vocabulary.
-        max_new_tokens: Where a completion that does not end by itself is cut.
-        seed: First part of every sample's key; the others are its problem and its index.
-        stop: Texts at which an answer ends, itself no part of it (`stop_strings.py`).
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 4096
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One sample to draw. Requests that follow each other with the same prompt share its computation.
-
-    Attributes:
-        where: Of the problem, `file:line`, for messages to the user.
-    """
-
-    problem_id: str
-    sample_index: int
-    prompt_ids: tuple[int, ...]
-    where: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What the model wrote for one request.
-
-    Attributes:
-        token_ids: New tokens, the turn-ending one included where one was drawn; those of a stop text are left out.
-        logprobs: Log-probability of each under the model at temperature 1 (before top_p).
-        text: The tokens as text, special tokens removed.
-        finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
-        not_taken: Settings that the server refused, so that its own values applied.
-    """
-
-    request: Request
-    token_ids: list[int]
-    logprobs: list[float]
-    text: str
-    finish_reason: str
-    not_taken: tuple[str, ...] = ()
-
-
-class Engine(Protocol):
-    """What draws completions.
-
-    Attributes:
-        name, model_name, fingerprint: Written into every sample; the fingerprint names the weights.
-        tokenizer, template: Make the prompts.
-    """
-
-    name: str
-    model_name: str
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
-        """Completions in the order in which they finish, each exactly once."""
-        ...
 
 
 def sample(
@@ -158,8 +80,9 @@ def sample(
         UserError: No problem, duplicate ids, n = 0, a setting out of range, an unknown engine, an unreachable
             server, or a file whose samples were drawn otherwise.
     """
-    settings = DrawSettings(temperature, top_p, max_new_tokens, seed, check_stops(stop))
-    _check(problems, n, settings)
+    settings = SamplingParams(temperature, top_p, max_new_tokens, seed, check_stops(stop))
+    settings.check()
+    _check_problems(problems, n)
     if engine == "vllm" and share()[1] > 1:
         raise UserError("vllm starts its own processes", where="engine", hint="start rectune once")
     drawer = engine
@@ -225,23 +148,15 @@ def sample(
     return out
 
 
-def _check(problems: Sequence[Problem], n: int, settings: DrawSettings) -> None:
+def _check_problems(problems: Sequence[Problem], n: int) -> None:
+    if n < 1:
+        raise UserError(f"{n} is out of range", where="n", hint="must be at least 1")
     if not problems:
         raise UserError("there is no problem to sample answers for", where="problems")
-    twice = [i for i, count in Counter(p.problem_id for p in problems).items() if count > 1]
-    if twice:
-        where = [p.where for p in problems if p.problem_id == twice[0]]
-        raise UserError(f"problem id '{twice[0]}' occurs {len(where)} times", where=where[1] or "problems")
-    s = settings
-    for name, value, right, rule in (
-        ("n", n, n >= 1, "at least 1"),
-        ("temperature", s.temperature, 0 <= s.temperature < float("inf"), "0 (greedy) or more"),
-        ("top_p", s.top_p, 0 < s.top_p <= 1, "more than 0 and at most 1"),
-        ("max_new_tokens", s.max_new_tokens, s.max_new_tokens >= 1, "at least 1"),
-        ("seed", s.seed, 0 <= s.seed < 2**63, "from 0 to 2**63 - 1"),
-    ):
-        if not right:
-            raise UserError(f"{value} is out of range", where=name, hint=f"must be {rule}")
+    counts = Counter(p.problem_id for p in problems)
+    if repeated := next((name for name, count in counts.items() if count > 1), None):
+        where = [p.where for p in problems if p.problem_id == repeated]
+        raise UserError(f"problem id '{repeated}' occurs {len(where)} times", where=where[1] or "problems")
 
 
 def all_stops(engine: Engine, stop: Sequence[str]) -> tuple[str, ...]:
@@ -263,19 +178,19 @@ def _engine(
     """The engine of that name. Imported here, so that a server needs no weights in this process."""
     check_template(template)
     if name == "local":
-        from rectune.sampling.hf.engine import LocalEngine
+        from rectune.sampling.hf.engine import HFEngine
 
-        return LocalEngine.load(model, template=template, precision=precision, batch_size=batch_size)
+        return HFEngine.load(model, template=template, precision=precision, batch_size=batch_size)
     if name == "server":
-        from rectune.sampling.openai import ServerEngine
+        from rectune.sampling.openai import OpenAIEngine
 
         if server["url"] is None:
             raise UserError(
                 "the server engine needs an address", where="server_url", hint="http://HOST:PORT/v1"
             )
-        return ServerEngine(model, **server, template=template, concurrency=batch_size)
+        return OpenAIEngine(model, **server, template=template, concurrency=batch_size)
     if name == "vllm":
-        from rectune.sampling.vllm import VllmEngine
+        from rectune.sampling.vllm import VLLMEngine
 
-        return VllmEngine(model, template=template, precision=precision)
+        return VLLMEngine(model, template=template, precision=precision)
     raise unknown_name("engine", name, ENGINES)

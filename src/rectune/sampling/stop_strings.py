@@ -10,16 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from rectune.data.chat_template import Template, Writer
 from rectune.data.schema import Turn
 from rectune.errors import UserError
-
-if TYPE_CHECKING:
-    from rectune.sampling.sample import Completion
+from rectune.sampling.types import Completion
 
 MARKS = ("<answer of the probe>", "<question of the probe>")
 

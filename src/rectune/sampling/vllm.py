@@ -12,14 +12,13 @@ from rectune.data.chat_template import choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.load import adapter_folder, find_folder
-from rectune.sampling.hf.token_sampler import sample_key
-from rectune.sampling.sample import Completion, DrawSettings, Request
 from rectune.sampling.stop_strings import cut, special_stops
+from rectune.sampling.types import Completion, Request, SamplingParams, sample_key
 
 WAVE = 4096  # requests handed over at once, so that finished ones reach the file before all are done
 
 
-class VllmEngine:
+class VLLMEngine:
     """Draws completions with vLLM.
 
     Args:
@@ -57,13 +56,13 @@ class VllmEngine:
         """The name of the model: vLLM does not show its weights."""
         return f"vllm:{self.model_name}"
 
-    def complete(self, requests: Iterable[Request], settings: DrawSettings) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
         """Completions in waves of `WAVE` requests."""
         waiting = list(requests)
         for start in range(0, len(waiting), WAVE):
             yield from self._wave(waiting[start : start + WAVE], settings)
 
-    def _wave(self, requests: list[Request], settings: DrawSettings) -> Iterator[Completion]:
+    def _wave(self, requests: list[Request], settings: SamplingParams) -> Iterator[Completion]:
         from vllm import SamplingParams
 
         special = special_stops(self.tokenizer, settings.stop)

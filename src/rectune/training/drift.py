@@ -31,9 +31,8 @@ from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Head, Scorer
 from rectune.objectives import vanishes
 from rectune.runtime.io import write_json
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.repetition import repetition
-from rectune.sampling.sample import Completion, DrawSettings, Request
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import Completion, Request, SamplingParams, repetition
 from rectune.training.dataloader import Split, capacity
 from rectune.training.fsdp import is_sharded
 from rectune.training.objective_schedule import Phase, make_phases
@@ -300,11 +299,11 @@ class Probe:
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in (*names, "structural")}
 
-    def _engine(self, config: TrainConfig) -> LocalEngine | None:
+    def _engine(self, config: TrainConfig) -> HFEngine | None:
         """Draws from the weights that are trained; None for a model that it cannot run."""
         try:
             template = run_template(config.out, config.rows.template, self.tokenizer)
-            engine = LocalEngine(self.scorer.model, self.tokenizer, template, exact=False)
+            engine = HFEngine(self.scorer.model, self.tokenizer, template, exact=False)
         except UserError as error:
             log.info("drift: no sampled answers, since %s", error.what)
             return None
@@ -324,7 +323,7 @@ class Probe:
             return []
         try:
             return list(
-                self.engine.complete(self.requests, DrawSettings(1.0, 1.0, self.limit, self.config.seed))
+                self.engine.complete(self.requests, SamplingParams(1.0, 1.0, self.limit, self.config.seed))
             )
         except UserError as error:  # a feature of its attention that shows in the forward pass only
             log.info("drift: no sampled answers, since %s", error.what)

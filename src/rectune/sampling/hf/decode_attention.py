@@ -1,10 +1,9 @@
 """Attention of one new token per row over keys and values in slots, as a transformers attention function.
 
-It is registered under `IMPLEMENTATION` and gets the step's `Plan` through the model's keyword arguments, so
-that a model's own forward does everything else: positions, projections, norms, experts, head. A row attends
-to its prompt (together with the prompt's other rows) and to its completion; the two results are joined by
-their log-sum-exp, which is exact. Where keys and values lie is in `kv_cache.py`; completions on a CPU are
-attended to as `cpu_attention.py` does it, in float32.
+It is registered under `IMPLEMENTATION` and gets the step's `DecodePlan` through the model's keyword arguments, so that
+a model's own forward does everything else: positions, projections, norms, experts, head. A row attends to its prompt
+(together with the prompt's other rows) and to its completion; the two results are joined by their log-sum-exp, which
+is exact. Keys and values are stored in `kv_cache.py`. On a CPU completions are attended by `cpu.attend`, in float32.
 
 Shapes: S slots, H key heads, G query heads per key head, D head width, R rows that share a prompt,
 C positions of a slot.
@@ -12,38 +11,38 @@ C positions of a slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from rectune.errors import UserError
-from rectune.sampling.hf import cpu_attention as bags
-from rectune.sampling.hf.cpu_attention import BLOCK
-from rectune.sampling.hf.kv_cache import Pool
+from rectune.sampling.hf import cpu
+from rectune.sampling.hf.kv_cache import KVPool
 
 IMPLEMENTATION = "rectune_slots"
-Attention = Callable[["Part", Tensor], tuple[Tensor, Tensor]]
+Attention = Callable[["PlanPart", Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Part:
-    """Slots attended to in one call: which pool, and which rows of the batch ask.
+class PlanPart:
+    """Slots attended to in one call: which pool, and which rows of the batch.
 
-    Always over the whole capacity of the pool's class, so that the shape of a row's attention depends on its own length
-    alone; `filled` says where its keys end.
+    Always over the whole capacity of the pool, so that the shape of a row's attention depends on its own length alone;
+    `filled` says where its keys end.
 
     Attributes:
         rows: For completions a slice of the batch; for prompts an index of all (prompt, row) pairs, padded.
         first, filled: Position of the slots' first key in its sequence, and number of keys; one per slot.
-        query: Positions of the asking tokens, slots x R.
+        query: Positions of the new tokens, slots x R.
     """
 
-    pool: Pool
+    pool: KVPool
     rows: slice | Tensor
     first: Tensor
     filled: Tensor
@@ -64,7 +63,7 @@ class Part:
         return self.masks[window, dtype]
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Write the newest key and value of each slot (slots x H x 1 x D) behind its older ones."""
+        """Append the newest key and value of each slot (slots x H x 1 x D)."""
         keys, values = self.pool.layers[layer]
         key, value = key.to(keys.dtype), value.to(values.dtype)
         places, columns = self._places(*key.shape[1::2])
@@ -75,31 +74,44 @@ class Part:
             keys.view(-1, keys.shape[-1]).index_copy_(0, places, key.reshape(-1, key.shape[-1]))
 
     def _places(self, heads: int, width: int) -> tuple[Tensor, Tensor]:
-        """The newest of all slots' and heads' positions, slots*H, and where in blocks its key's numbers are."""
+        """Of all slots and heads the newest position, slots*H, and where in blocks the numbers of its key are."""
         if (heads, width) not in self.places:
             count = torch.arange(len(self.filled) * heads, device=self.filled.device).view(-1, heads)
             places = (count * self.pool.capacity + self.filled[:, None] - 1).view(-1)
-            column = places // BLOCK * BLOCK * width + places % BLOCK  # a key is a column of its block
-            columns = column[:, None] + BLOCK * torch.arange(width, device=column.device)
+            column = (
+                places // cpu.BLOCK * cpu.BLOCK * width + places % cpu.BLOCK
+            )  # a key is a column of its block
+            columns = column[:, None] + cpu.BLOCK * torch.arange(width, device=column.device)
             self.places[heads, width] = places, columns
         return self.places[heads, width]
 
 
 @dataclass
-class Plan:
+class DecodePlan:
     """One decoding step, the same for all layers.
 
     Attributes:
         completions: One part per length class in use, in the order of the batch.
         prompts: One part per length class of prompts.
         back: For each row of the batch its place among all (prompt, row) pairs of the prompt parts.
-        padding: Rows at the end of the batch that stand for nothing.
+        padding: Rows at the end of the batch that belong to no sequence.
     """
 
-    completions: list[Part]
-    prompts: list[Part]
+    completions: list[PlanPart]
+    prompts: list[PlanPart]
     back: Tensor
     padding: int
+
+
+@contextmanager
+def decoding(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model's attention is `attend`, which takes a `DecodePlan` in the model's keyword arguments."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
 
 
 def attend(
@@ -112,7 +124,7 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    plan: Plan | None = None,
+    plan: DecodePlan | None = None,
     **unknown: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token per row over its prompt and completion; stores the token's key and value.
@@ -125,7 +137,7 @@ def attend(
         Rows x 1 x heads x D, and None in place of the weights.
 
     Raises:
-        UserError: The model's attention has a feature (sinks, position bias) that is not computed here.
+        UserError: The model's attention has a feature (sinks, position bias) that is not implemented here.
     """
     extra = sorted(k for k in ("s_aux", "position_bias", "cache") if unknown.get(k) is not None)
     if plan is None or extra or query.shape[2] != 1:
@@ -145,9 +157,9 @@ def attend(
 
 
 def _completions(
-    plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention
+    plan: DecodePlan, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention
 ) -> tuple[Tensor, Tensor]:
-    """Store the new keys and values and attend to the rows' own completions; rows x H x G x D, and lse."""
+    """Store the new keys and values and attend to the completions; rows x H x G x D, and log-sum-exp."""
     outs, lses = [], []
     for part in plan.completions:
         part.store(layer, key[part.rows], value[part.rows])
@@ -160,16 +172,16 @@ def _completions(
     return _cat(outs), _cat(lses)
 
 
-def _prompts(plan: Plan, query: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
-    """Attend to the prompts, all rows of a prompt in one; rows x H x G x D, and lse."""
+def _prompts(plan: DecodePlan, query: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+    """Attend to the prompts, all rows of a prompt in one; rows x H x G x D, and log-sum-exp."""
     heads, groups = query.shape[1:3]
     outs, lses = [], []
     for part in plan.prompts:
-        slots, asking = part.query.shape
-        q = query.index_select(0, part.rows).view(slots, asking, *query.shape[1:])  # type: ignore[arg-type]
+        slots, per_slot = part.query.shape
+        q = query.index_select(0, part.rows).view(slots, per_slot, *query.shape[1:])  # type: ignore[arg-type]
         out, lse = attention(part, q.transpose(1, 2).flatten(2, 3))
-        outs.append(out.reshape(slots, heads, asking, groups, -1).transpose(1, 2).flatten(0, 1))
-        lses.append(lse.reshape(slots, heads, asking, groups).transpose(1, 2).flatten(0, 1))
+        outs.append(out.reshape(slots, heads, per_slot, groups, -1).transpose(1, 2).flatten(0, 1))
+        lses.append(lse.reshape(slots, heads, per_slot, groups).transpose(1, 2).flatten(0, 1))
     return _cat(outs).index_select(0, plan.back), _cat(lses).index_select(0, plan.back)
 
 
@@ -178,14 +190,14 @@ def _cat(parts: list[Tensor]) -> Tensor:
 
 
 def _part(
-    part: Part, q: Tensor, *, layer: int, scale: float, softcap: float | None, window: int | None
+    part: PlanPart, q: Tensor, *, layer: int, scale: float, softcap: float | None, window: int | None
 ) -> tuple[Tensor, Tensor]:
     """Attention of q (slots x H x R*G x D) over one part, and its log-sum-exp (slots x H x R*G)."""
     keys, values = (stored[: len(part.filled)] for stored in part.pool.layers[layer])
     groups = q.shape[2] // part.query.shape[1]
     if part.pool.blocks:
         mask, rows = part.mask(window, torch.float32, groups), part.pool.bags(layer, groups)
-        return bags.attend(q.float(), keys, values, mask, rows, scale=scale, softcap=softcap)
+        return cpu.attend(q.float(), keys, values, mask, rows, scale=scale, softcap=softcap)
     mask = part.mask(window, q.dtype, groups)
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == values.shape[-1]:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -1,46 +1,43 @@
-"""The sequences in work: prompts, their completions, and the plan of the next decoding step.
+"""Continuous batching: the sequences in progress, their slots, and the plan of the next decoding step.
 
 Storage is in `kv_cache.py`, attention in `decode_attention.py`, the loop in `engine.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rectune.sampling.hf.decode_attention import Part, Plan
-from rectune.sampling.hf.kv_cache import Pool, capacity_for
-from rectune.sampling.sample import Request
+from rectune.sampling.hf.decode_attention import DecodePlan, PlanPart
+from rectune.sampling.hf.kv_cache import KVPool, Layers, capacity_for
+from rectune.sampling.types import Request
 
-Layers = Seq[tuple[Tensor, Tensor]]
-
-SHARING = 8  # rows that share a prompt's attention where that has to be exact
+SHARING = 8  # rows that share a prompt's attention where results must not depend on the batch
 
 
 @dataclass(eq=False)
-class Prompt:
-    """A prompt in work. `length` positions are stored; `logits` are those of the first new token, 1 x V."""
+class RunningPrompt:
+    """A prompt with samples in progress. `length` positions are stored; `logits` are of the first new token, 1 x V."""
 
     ids: tuple[int, ...]
     logits: Tensor
-    pool: Pool
+    pool: KVPool
     length: int
     slot: int = -1
-    members: list[Sequence] = field(default_factory=list)
+    members: list[RunningSequence] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Sequence:
-    """A completion in work. `length` of its tokens are stored: all but the newest."""
+class RunningSequence:
+    """A completion in progress. `length` of its tokens are stored: all but the newest."""
 
     request: Request
-    prompt: Prompt
+    prompt: RunningPrompt
     uniforms: np.ndarray
-    pool: Pool | None = None
+    pool: KVPool | None = None
     length: int = 0
     slot: int = -1
     row: int = -1
@@ -48,37 +45,36 @@ class Sequence:
     logprobs: list[float] = field(default_factory=list)
 
 
-class Batch:
+class Scheduler:
     """Prompts and completions by length class.
 
     Args:
-        sizes: Numbers of rows to pad the batch to (`batch_invariance.py`); beyond the largest, multiples of it.
-        With any, a row
-            is computed in shapes that do not depend on the other rows: every prompt has places for `SHARING`
-            rows. None pads nothing.
-        most: Sequences that are in work at once.
+        sizes: Numbers of rows to pad the batch to (`cpu.batch_invariant_sizes`); beyond the largest, multiples of it.
+            Given any, a row is computed in shapes that do not depend on the other rows: every prompt has places for
+            `SHARING` rows. None pads nothing.
+        most: Maximum number of sequences in progress.
     """
 
     def __init__(self, device: torch.device, sizes: tuple[int, ...] | None, most: int) -> None:
         self.device, self.sizes, self.most = device, sizes, most
-        self.prompts: dict[int, Pool] = {}
-        self.completions: dict[int, Pool] = {}
-        self._prompts: dict[tuple[int, ...], Prompt] = {}
+        self.prompts: dict[int, KVPool] = {}
+        self.completions: dict[int, KVPool] = {}
+        self._prompts: dict[tuple[int, ...], RunningPrompt] = {}
 
     def __len__(self) -> int:
         return sum(len(pool.owners) for pool in self.completions.values())
 
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[RunningSequence]:
         """In the order of the batch: by length class, then by slot."""
         return [s for _, pool in sorted(self.completions.items()) for s in pool.owners]
 
-    def find_prompt(self, ids: tuple[int, ...]) -> Prompt | None:
-        """A prompt that is stored already, because samples of it are in work."""
+    def find_prompt(self, ids: tuple[int, ...]) -> RunningPrompt | None:
+        """A prompt that is stored already, because samples of it are in progress."""
         prompt = self._prompts.get(ids)
         return None if prompt is None or (self.sizes and len(prompt.members) == SHARING) else prompt
 
     def padded(self, tensor: Tensor) -> Tensor:
-        """With rows of zeros behind, up to the number that is computed."""
+        """The tensor with rows of zeros appended, up to the number that is computed."""
         missing = self._missing(len(tensor))
         return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
 
@@ -87,21 +83,21 @@ class Batch:
             return 0
         return next((size - rows for size in self.sizes if size >= rows), -rows % self.sizes[-1])
 
-    def add_prompt(self, ids: tuple[int, ...], logits: Tensor, content: Layers) -> Prompt:
-        """Store a prompt's keys and values, H x T x D per layer. It stays until its last sequence leaves."""
+    def add_prompt(self, ids: tuple[int, ...], logits: Tensor, content: Layers) -> RunningPrompt:
+        """Store a prompt's keys and values until its last sequence leaves."""
         pool = self._pool(self.prompts, len(ids), content)
-        prompt = self._prompts[ids] = Prompt(ids, logits, pool, len(ids))
+        prompt = self._prompts[ids] = RunningPrompt(ids, logits, pool, len(ids))
         pool.add(prompt, content)
         return prompt
 
-    def add(self, sequence: Sequence) -> None:
-        """Let a sequence of a stored prompt take part from the next step on."""
+    def add(self, sequence: RunningSequence) -> None:
+        """Include a sequence of a stored prompt from the next step on."""
         prompt = sequence.prompt
         sequence.pool = self._pool(self.completions, 1, prompt.pool.content(prompt))
         sequence.pool.add(sequence)
         prompt.members.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: RunningSequence) -> None:
         """Free a finished sequence's slot, and its prompt's where it was the last one."""
         assert sequence.pool is not None
         prompt = sequence.prompt
@@ -112,7 +108,7 @@ class Batch:
             if self._prompts.get(prompt.ids) is prompt:
                 del self._prompts[prompt.ids]
 
-    def plan(self) -> tuple[list[Sequence], Plan, Tensor]:
+    def plan(self) -> tuple[list[RunningSequence], DecodePlan, Tensor]:
         """Rows of the next step, what they attend to, and the position of each row's new token."""
         for sequence in self.sequences():
             self._make_room(sequence)
@@ -124,29 +120,31 @@ class Batch:
         for _, pool in sorted(self.completions.items()):
             if pool.owners:
                 part = slice(row, row + len(pool.owners))
-                own.append(Part(pool, part, starts[part], lengths[part] + 1, positions[part].unsqueeze(1)))
+                own.append(
+                    PlanPart(pool, part, starts[part], lengths[part] + 1, positions[part].unsqueeze(1))
+                )
                 row = part.stop
         shared, back = self._prompt_parts(positions, len(rows))
-        return rows, Plan(own, shared, self.padded(back), self._missing(len(rows))), positions
+        return rows, DecodePlan(own, shared, self.padded(back), self._missing(len(rows))), positions
 
-    def _prompt_parts(self, positions: Tensor, rows: int) -> tuple[list[Part], Tensor]:
+    def _prompt_parts(self, positions: Tensor, rows: int) -> tuple[list[PlanPart], Tensor]:
         parts, back, base = [], [0] * rows, 0
         for _, pool in sorted(self.prompts.items()):
             if not pool.owners:
                 continue
             widest = SHARING if self.sizes else max(len(p.members) for p in pool.owners)
-            asking = [[m.row for m in p.members] + [0] * (widest - len(p.members)) for p in pool.owners]
+            queries = [[m.row for m in p.members] + [0] * (widest - len(p.members)) for p in pool.owners]
             for slot, prompt in enumerate(pool.owners):
                 for place, member in enumerate(prompt.members):
                     back[member.row] = base + slot * widest + place
-            index = self._ints([row for group in asking for row in group])
+            index = self._ints([row for group in queries for row in group])
             filled = self._ints([p.length for p in pool.owners])
-            query = positions[index].view(len(asking), widest)
-            parts.append(Part(pool, index, torch.zeros_like(filled), filled, query))
-            base += len(asking) * widest
+            query = positions[index].view(len(queries), widest)
+            parts.append(PlanPart(pool, index, torch.zeros_like(filled), filled, query))
+            base += len(queries) * widest
         return parts, self._ints(back)
 
-    def _make_room(self, sequence: Sequence) -> None:
+    def _make_room(self, sequence: RunningSequence) -> None:
         """Move a sequence whose slot is full to the next length class."""
         pool = sequence.pool
         assert pool is not None
@@ -157,12 +155,14 @@ class Batch:
         sequence.pool.add(sequence, content)
         pool.remove(slot)
 
-    def _pool(self, pools: dict[int, Pool], length: int, like: Layers) -> Pool:
+    def _pool(self, pools: dict[int, KVPool], length: int, like: Layers) -> KVPool:
         capacity = capacity_for(length)
         if capacity not in pools:
             known = self.device.type == "cpu" and like[0][0].dtype in (torch.float32, torch.bfloat16)
-            blocks = known and pools is self.completions  # prompts are asked by many rows at once
-            pools[capacity] = Pool(capacity, like, self.most, blocks=blocks)
+            blocks = (
+                known and pools is self.completions
+            )  # many rows attend to a prompt, for which products are faster
+            pools[capacity] = KVPool(capacity, like, self.most, blocks=blocks)
         return pools[capacity]
 
     def _ints(self, values: list[int]) -> Tensor:

@@ -1,28 +1,22 @@
-"""Which token a sequence draws: its own stream of uniforms, and one inverse-CDF draw per token.
+"""Sampling of tokens: a stream of uniforms for each sample, and inverse-CDF sampling of one token per row.
 
-The stream depends on (seed, problem, sample index) and the position alone, so neither the batch size nor the
-order in which sequences are worked on can change it. Who computes the logits is in `engine.py`.
+The stream depends on (seed, problem, sample index) and the position alone, so neither the batch size nor the order of
+sequences can change it. The logits are computed in `engine.py`.
 
 Shapes: B rows, V vocabulary, K blocks of the vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 256  # words per block of the two-level search
-ROWS = 32  # rows at a time, so that their weights stay in the processor's cache
-CANDIDATES = (512, 8192)  # most probable words looked at for top_p, before a row is sorted in full
+from rectune.sampling.types import sample_key
 
-
-def sample_key(seed: int, problem_id: str, sample_index: int) -> int:
-    """128 bits that name a sample, the same in every process and version."""
-    name = f"{seed}\0{sample_index}\0{problem_id}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+VOCABULARY_BLOCK = 256  # tokens per block of the two-level search
+CHUNK_ROWS = 32  # rows at a time, so that their weights stay in the processor's cache
+CANDIDATES = (512, 8192)  # most probable tokens considered for top_p, before a row is sorted in full
 
 
 def uniforms(seed: int, problem_id: str, sample_index: int, count: int) -> np.ndarray:
@@ -34,28 +28,32 @@ def uniforms(seed: int, problem_id: str, sample_index: int, count: int) -> np.nd
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
     """One token per row, and its log-probability under the untempered model.
 
     Args:
         logits_BV: Any floating dtype; worked on in float32.
         uniform_B: float64 in [0, 1); unused where the temperature is 0.
         temperature: 0 takes the most probable token.
-        top_p: Draw among the most probable tokens that together reach this mass; tokens as probable as the
-            last of them are kept too, so that ties do not depend on an order.
+        top_p: Sample among the most probable tokens that together reach this mass; tokens as probable as the
+            last of them are included, so that ties do not depend on an order.
 
     Returns:
         Token ids (int64) and log-probabilities (float32), each of length B.
     """
     pieces = [
-        _draw(logits, uniform, temperature, top_p)
-        for logits, uniform in zip(logits_BV.split(ROWS), uniform_B.split(ROWS), strict=True)
+        _sample_rows(logits, uniform, temperature, top_p)
+        for logits, uniform in zip(logits_BV.split(CHUNK_ROWS), uniform_B.split(CHUNK_ROWS), strict=True)
     ]
     ids, logps = zip(*pieces, strict=True)
     return torch.cat(ids), torch.cat(logps)
 
 
-def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def _sample_rows(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
     logits_BV = logits_BV.float()
     largest_B1 = logits_BV.amax(-1, keepdim=True)
     weights_BV = (logits_BV - largest_B1).exp_()
@@ -94,9 +92,9 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     In two levels, blocks and then words within one block, so that the running sums are short and in float64.
     """
     rows, words = weights_BV.shape
-    if words % BLOCK:
-        weights_BV = torch.nn.functional.pad(weights_BV, (0, -words % BLOCK))
-    padded = weights_BV.view(rows, -1, BLOCK)
+    if words % VOCABULARY_BLOCK:
+        weights_BV = torch.nn.functional.pad(weights_BV, (0, -words % VOCABULARY_BLOCK))
+    padded = weights_BV.view(rows, -1, VOCABULARY_BLOCK)
     sums_BK = padded.sum(-1).double().cumsum(-1)
     goal_B1 = uniform_B.to(weights_BV.device)[:, None] * sums_BK[:, -1:]
     block_B1 = torch.searchsorted(sums_BK, goal_B1, right=True).clamp_(max=sums_BK.shape[-1] - 1)
@@ -104,5 +102,7 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     start_B1 = torch.where(block_B1 > 0, sums_BK.gather(-1, (block_B1 - 1).clamp_(min=0)), 0.0)
     share_B1 = ((goal_B1 - start_B1) / (end_B1 - start_B1)).clamp_(0.0, 1 - 2**-52)
     inside = padded[torch.arange(rows, device=padded.device), block_B1[:, 0]].double().cumsum(-1)
-    word_B1 = torch.searchsorted(inside, share_B1 * inside[:, -1:], right=True).clamp_(max=BLOCK - 1)
-    return (block_B1 * BLOCK + word_B1).clamp_(max=words - 1)[:, 0]
+    word_B1 = torch.searchsorted(inside, share_B1 * inside[:, -1:], right=True).clamp_(
+        max=VOCABULARY_BLOCK - 1
+    )
+    return (block_B1 * VOCABULARY_BLOCK + word_B1).clamp_(max=words - 1)[:, 0]

@@ -1,11 +1,12 @@
-"""Slots keep what is theirs while the storage grows and shrinks around them, and give it back."""
+"""Slots keep their content while the storage grows and shrinks; the prefix cache keeps the prompts used last."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
-from rectune.sampling.hf.kv_cache import Pool
+from rectune.sampling.hf.kv_cache import KVPool, PrefixCache
 
 HEADS, CAPACITY, FILLED, WIDTH, MOST = 2, 192, 128, 3, 20
 LIKE = [(torch.zeros(HEADS, 1, WIDTH), torch.zeros(HEADS, 1, WIDTH))] * 2
@@ -28,8 +29,8 @@ def blocks(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def filled(names: range, blocks: bool) -> tuple[Pool, list[Owner]]:
-    pool, owners = Pool(CAPACITY, LIKE, MOST, blocks=blocks), [Owner(name) for name in names]
+def filled(names: range, blocks: bool) -> tuple[KVPool, list[Owner]]:
+    pool, owners = KVPool(CAPACITY, LIKE, MOST, blocks=blocks), [Owner(name) for name in names]
     for owner in owners:
         pool.add(owner, content(owner.name))
     return pool, owners
@@ -63,3 +64,17 @@ def test_what_is_not_filled_is_finite(blocks: bool) -> None:
     del dirty  # memory that the next tensors of this size get
     pool, _ = filled(range(1, 10), blocks)
     assert all(stored.isfinite().all() for kv in pool.layers for stored in kv)
+
+
+def test_the_prefix_cache_keeps_the_prompts_used_last() -> None:
+    def prefilled(size: int) -> Any:
+        return torch.zeros(size), [(torch.zeros(size), torch.zeros(size))]
+
+    cache = PrefixCache(limit=4 * 9)
+    for name in (1, 2, 3):
+        cache.put((name,), prefilled(1))
+    assert cache.get((1,)) is not None
+    cache.put((4,), prefilled(1))
+    assert [cache.get((name,)) is not None for name in (1, 2, 3, 4)] == [True, False, True, True]
+    cache.put((5,), prefilled(100))
+    assert (cache.size, cache.get((5,))) == (0, None)

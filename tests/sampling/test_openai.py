@@ -28,9 +28,9 @@ import pytest
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.sampling import openai as endpoint
-from rectune.sampling.hf.token_sampler import sample_key
-from rectune.sampling.openai import Api, ServerEngine, retry_after
+from rectune.sampling.openai import Api, OpenAIEngine, retry_after
 from rectune.sampling.sample import sample
+from rectune.sampling.types import sample_key
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [Problem(f"p{i}", (Turn("user", f"What is {i}?"),), str(i)) for i in range(3)]
@@ -284,7 +284,7 @@ def test_an_answer_of_which_llama_cpp_shows_not_all_tokens_has_no_logprobs(
 def test_models_behind_one_name_are_told_apart_where_the_server_tells(failing: str, folder: Path) -> None:
     def seen(*models: dict) -> str:
         Failing.models = list(models)
-        return ServerEngine(str(folder), failing, served_name="m").fingerprint
+        return OpenAIEngine(str(folder), failing, served_name="m").fingerprint
 
     vllm = {"id": "m", "owned_by": "vllm", "created": 1, "root": "/a", "permission": [{"id": "x"}]}
     assert seen() == "served:m"
@@ -412,9 +412,9 @@ def test_without_logprobs_or_ids_the_run_stops_in_one_line(
 
 def test_unreachable_server_and_missing_address_are_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no answer: .*is the server running there"):
-        ServerEngine(str(folder), f"http://127.0.0.1:{free_port()}/v1")
+        OpenAIEngine(str(folder), f"http://127.0.0.1:{free_port()}/v1")
     with pytest.raises(UserError, match="is no address"):
-        ServerEngine(str(folder), "localhost:8000")
+        OpenAIEngine(str(folder), "localhost:8000")
     with pytest.raises(UserError, match="server_url"):
         sample(str(folder), PROBLEMS, out=folder / "s.jsonl", engine="server")
 

@@ -12,9 +12,10 @@ from rectune.data.chat_template import choose_template
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.models.load import find_folder
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.sample import Completion, DrawSettings, Request, sample
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.sample import sample
 from rectune.sampling.stop_strings import check_stops, cut, stopped_by, template_stops
+from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer, tiny_model
 
 REQUEST = Request("p", 0, (1,))
@@ -82,15 +83,15 @@ def test_the_local_engine_stops_where_a_longer_answer_has_the_text(batch_size: i
         Request(f"p{i}", k, tuple(tokenizer(f"What is {i}?").input_ids)) for i in range(4) for k in range(2)
     ]
 
-    def drawn(settings: DrawSettings) -> dict[tuple[str, int], Completion]:
-        engine = LocalEngine(model, tokenizer, batch_size=batch_size)
+    def drawn(settings: SamplingParams) -> dict[tuple[str, int], Completion]:
+        engine = HFEngine(model, tokenizer, batch_size=batch_size)
         return {
             (c.request.problem_id, c.request.sample_index): c for c in engine.complete(requests, settings)
         }
 
-    whole = drawn(DrawSettings(max_new_tokens=60, seed=7))
+    whole = drawn(SamplingParams(max_new_tokens=60, seed=7))
     stop = tuple({one.text[10 * i : 10 * i + 2] for i, one in enumerate(list(whole.values())[:3])})
-    found = drawn(DrawSettings(max_new_tokens=60, seed=7, stop=stop))
+    found = drawn(SamplingParams(max_new_tokens=60, seed=7, stop=stop))
     assert found == {key: cut(one, tokenizer, stop) for key, one in whole.items()}
     assert sum(found[key] != whole[key] for key in found) >= 3
     assert not any(text in one.text for one in found.values() for text in stop)
@@ -103,7 +104,7 @@ def test_a_stop_text_that_is_a_special_token_stops_by_its_id() -> None:
 
     def drawn(stop: tuple[str, ...]) -> list[Completion]:
         return list(
-            LocalEngine(model, tokenizer).complete(request, DrawSettings(max_new_tokens=60, stop=stop))
+            HFEngine(model, tokenizer).complete(request, SamplingParams(max_new_tokens=60, stop=stop))
         )
 
     assert any(start in one.token_ids[:-1] for one in drawn(()))
@@ -114,7 +115,7 @@ def test_a_stop_text_that_is_a_special_token_stops_by_its_id() -> None:
 
 
 def test_stop_texts_are_in_the_file_and_others_are_refused_on_resume(tmp_path: Path) -> None:
-    engine = LocalEngine(tiny_model(), byte_tokenizer(chat_template=None))
+    engine = HFEngine(tiny_model(), byte_tokenizer(chat_template=None))
     problems = [Problem("p", (Turn("user", "What is 1?"),), "1")]
     out = tmp_path / "s.jsonl"
     settings: dict[str, Any] = {"out": out, "engine": engine, "max_new_tokens": 5}
@@ -233,10 +234,7 @@ def test_the_local_engine_reads_no_sampling_setting_of_a_generation_config() -> 
         max_new_tokens=2,
     )
     texts = [
-        [
-            c.token_ids
-            for c in LocalEngine(model, tokenizer).complete(request, DrawSettings(max_new_tokens=30))
-        ]
+        [c.token_ids for c in HFEngine(model, tokenizer).complete(request, SamplingParams(max_new_tokens=30))]
         for model in (plain, changed)
     ]
     assert texts[0] == texts[1]

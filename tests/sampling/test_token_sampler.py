@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rectune.sampling.hf.token_sampler import CANDIDATES, _nucleus_floor, draw, uniforms
+from rectune.sampling.hf.token_sampler import CANDIDATES, _nucleus_floor, sample_tokens, uniforms
 
 
 def test_streams_are_stable_across_versions_and_processes():
@@ -42,7 +42,9 @@ def test_frequencies_agree_with_the_softmax(vocabulary, temperature, top_p):
     expected /= expected.sum()
     count = 20_000
     uniform = torch.from_numpy(uniforms(0, "frequencies", vocabulary, count))
-    ids, logps = draw(logits.float().expand(count, -1), uniform, temperature=temperature, top_p=top_p)
+    ids, logps = sample_tokens(
+        logits.float().expand(count, -1), uniform, temperature=temperature, top_p=top_p
+    )
     observed = torch.bincount(ids, minlength=vocabulary).double()
     assert (observed[expected == 0] == 0).all()
     assert torch.allclose(logps.double(), logits.log_softmax(-1)[ids], atol=1e-5)
@@ -57,7 +59,7 @@ def test_draw_is_the_inverse_of_the_running_sum():
     logits = torch.tensor([[0.1, 0.2, 0.0, 0.7]]).log()
     cases = {0.0: 0, 0.0999: 0, 0.1001: 1, 0.2999: 1, 0.3001: 3, 1 - 2**-53: 3}
     uniform = torch.tensor(list(cases), dtype=torch.float64)
-    ids, _ = draw(logits.expand(len(cases), -1), uniform, temperature=1.0, top_p=1.0)
+    ids, _ = sample_tokens(logits.expand(len(cases), -1), uniform, temperature=1.0, top_p=1.0)
     assert ids.tolist() == list(cases.values())
 
 
@@ -65,9 +67,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
     logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(1)) * 4
     uniform = torch.from_numpy(uniforms(0, "rows", 0, 64))
     for settings in ({"temperature": 1.0, "top_p": 1.0}, {"temperature": 0.8, "top_p": 0.9}):
-        together, logps = draw(logits, uniform, **settings)
+        together, logps = sample_tokens(logits, uniform, **settings)
         for i in range(64):
-            alone, logp = draw(logits[i : i + 1], uniform[i : i + 1], **settings)
+            alone, logp = sample_tokens(logits[i : i + 1], uniform[i : i + 1], **settings)
             assert alone[0] == together[i]
             assert logp[0] == logps[i]
 
@@ -75,7 +77,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 def test_flat_distribution_needs_more_than_the_candidates_for_top_p():
     uniform = torch.from_numpy(uniforms(0, "flat", 0, 4000))
     logits = torch.linspace(0, 1e-3, 2000).expand(4000, -1)
-    ids, _ = draw(logits, uniform, temperature=1.0, top_p=0.75)
+    ids, _ = sample_tokens(logits, uniform, temperature=1.0, top_p=0.75)
     assert ids.min() >= 498  # the most probable three quarters are the last 1500 words
     assert len(ids.unique()) > 1200
 
@@ -95,6 +97,6 @@ def test_the_nucleus_of_sharp_and_flat_rows_together_is_that_of_sorted_rows():
 
 def test_greedy_takes_the_most_probable_in_bfloat16_too():
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 3.0, 4.0]], dtype=torch.bfloat16)
-    ids, logps = draw(logits, torch.zeros(2, dtype=torch.float64), temperature=0.0, top_p=1.0)
+    ids, logps = sample_tokens(logits, torch.zeros(2, dtype=torch.float64), temperature=0.0, top_p=1.0)
     assert ids.tolist() == [1, 0]
     assert logps.tolist() == pytest.approx(logits.float().log_softmax(-1).amax(-1).tolist())

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from rectune.errors import UserError
-from rectune.sampling.hf.engine import LocalEngine
-from rectune.sampling.hf.prefix_cache import KeptPrompts
-from rectune.sampling.sample import Completion, DrawSettings, Request
+from rectune.sampling.hf.engine import HFEngine
+from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer, tiny_model, tiny_vision_model
 
 PROMPTS = ("What is 48?", "Hi", "Hello there, how are you doing on this day? 4848", "A longer prompt " * 6)
@@ -27,7 +26,7 @@ def requests(n: int = 2) -> list[Request]:
 
 
 def drawn(
-    engine: LocalEngine, asked: list[Request], settings: DrawSettings
+    engine: HFEngine, asked: list[Request], settings: SamplingParams
 ) -> dict[tuple[str, int], Completion]:
     completions = list(engine.complete(asked, settings))
     found = {(c.request.problem_id, c.request.sample_index): c for c in completions}
@@ -39,8 +38,8 @@ def drawn(
 def test_greedy_is_generate_token_for_token(architecture: str) -> None:
     # 150 tokens cross three length classes and the window of 8; 3 rows make sequences enter at different times.
     model = tiny_model(architecture)
-    engine = LocalEngine(model, byte_tokenizer(), batch_size=3)
-    found = drawn(engine, requests(), DrawSettings(temperature=0.0, max_new_tokens=150))
+    engine = HFEngine(model, byte_tokenizer(), batch_size=3)
+    found = drawn(engine, requests(), SamplingParams(temperature=0.0, max_new_tokens=150))
     for request in requests():
         prompt = torch.tensor([request.prompt_ids])
         reference = model.generate(
@@ -59,8 +58,8 @@ def test_greedy_is_generate_token_for_token(architecture: str) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_one_forward_over_the_whole(architecture: str, temperature: float) -> None:
     model = tiny_model(architecture)
-    engine = LocalEngine(model, byte_tokenizer(), batch_size=5)
-    settings = DrawSettings(temperature=temperature, top_p=0.95, max_new_tokens=100)
+    engine = HFEngine(model, byte_tokenizer(), batch_size=5)
+    settings = SamplingParams(temperature=temperature, top_p=0.95, max_new_tokens=100)
     for completion in drawn(engine, requests(), settings).values():
         new = torch.tensor(completion.token_ids)
         whole = torch.tensor([[*completion.request.prompt_ids, *completion.token_ids]])
@@ -72,13 +71,13 @@ def test_logprobs_are_those_of_one_forward_over_the_whole(architecture: str, tem
 
 def test_batch_size_and_order_do_not_change_the_tokens() -> None:
     model, tokenizer = tiny_model(), byte_tokenizer()
-    settings = DrawSettings(max_new_tokens=100, seed=7)
+    settings = SamplingParams(max_new_tokens=100, seed=7)
     asked = requests(6)
-    expected = drawn(LocalEngine(model, tokenizer, batch_size=1), asked, settings)
+    expected = drawn(HFEngine(model, tokenizer, batch_size=1), asked, settings)
     assert len({tuple(c.token_ids) for c in expected.values()}) == len(asked)
     assert {c.finish_reason for c in expected.values()} == {"stop", "length"}
     for batch_size, order in ((2, asked), (7, asked[::-1]), (24, asked), (24, asked[::5] + asked[1::5])):
-        found = drawn(LocalEngine(model, tokenizer, batch_size=batch_size), order, settings)
+        found = drawn(HFEngine(model, tokenizer, batch_size=batch_size), order, settings)
         for key, completion in found.items():
             assert completion.token_ids == expected[key].token_ids
             assert completion.logprobs == expected[key].logprobs  # to the bit
@@ -88,9 +87,9 @@ def test_batch_size_and_order_do_not_change_the_tokens() -> None:
 def test_kept_prompts_are_read_once(keep: int, read: int) -> None:
     """Over two calls and more samples than share a prompt: 8 of 10 at once; the answers are the same."""
     model = tiny_model()
-    engine = LocalEngine(model, byte_tokenizer(), keep=keep)
+    engine = HFEngine(model, byte_tokenizer(), keep=keep)
     prefills = 0
-    settings = DrawSettings(max_new_tokens=20, seed=3)
+    settings = SamplingParams(max_new_tokens=20, seed=3)
     with pytest.MonkeyPatch.context() as patch:
         original = model.forward
 
@@ -103,36 +102,21 @@ def test_kept_prompts_are_read_once(keep: int, read: int) -> None:
         first = drawn(engine, requests(10), settings)
         second = drawn(engine, requests(1), settings)
     assert prefills == read
-    plain = drawn(LocalEngine(model, byte_tokenizer()), requests(10), settings)
+    plain = drawn(HFEngine(model, byte_tokenizer()), requests(10), settings)
     for found in (first, second):
         assert all(found[key].logprobs == plain[key].logprobs for key in found)
 
 
-def test_the_prompts_used_last_are_kept() -> None:
-    def computed(size: int) -> Any:
-        return torch.zeros(size), [(torch.zeros(size), torch.zeros(size))]
-
-    kept = KeptPrompts(limit=4 * 9)
-    for name in (1, 2, 3):
-        kept.keep((name,), computed(1))
-    assert kept.get((1,)) is not None
-    kept.keep((4,), computed(1))
-    assert kept.get((2,)) is None
-    assert [kept.get((name,)) is not None for name in (1, 3, 4)] == [True] * 3
-    kept.keep((5,), computed(100))
-    assert (len(kept), kept.size) == (0, 0)
-
-
 def test_bfloat16_and_float64_run() -> None:
     for dtype in (torch.bfloat16, torch.float64):
-        engine = LocalEngine(tiny_model().to(dtype), byte_tokenizer())
-        assert len(drawn(engine, requests(), DrawSettings(max_new_tokens=20))) == 8
+        engine = HFEngine(tiny_model().to(dtype), byte_tokenizer())
+        assert len(drawn(engine, requests(), SamplingParams(max_new_tokens=20))) == 8
 
 
 def test_weights_are_shared_and_the_model_is_left_as_it_was() -> None:
     model = tiny_model().train()
-    engine = LocalEngine(model, byte_tokenizer())
-    settings = DrawSettings(temperature=0.0, max_new_tokens=20)
+    engine = HFEngine(model, byte_tokenizer())
+    settings = SamplingParams(temperature=0.0, max_new_tokens=20)
     before = drawn(engine, requests(1), settings)
     assert model.training
     assert model.config._attn_implementation == "sdpa"
@@ -149,7 +133,7 @@ def test_weights_are_shared_and_the_model_is_left_as_it_was() -> None:
 def test_a_model_of_text_and_images_draws_text() -> None:
     model = tiny_vision_model()
     for completion in drawn(
-        LocalEngine(model, byte_tokenizer()), requests(1), DrawSettings(max_new_tokens=9)
+        HFEngine(model, byte_tokenizer()), requests(1), SamplingParams(max_new_tokens=9)
     ).values():
         ids = torch.tensor([[*completion.request.prompt_ids, *completion.token_ids]])
         with torch.no_grad():
@@ -161,7 +145,7 @@ def test_a_model_of_text_and_images_draws_text() -> None:
 
 def test_stopped_early_the_iterator_restores_the_model() -> None:
     model = tiny_model().train()
-    iterator = LocalEngine(model, byte_tokenizer()).complete(requests(), DrawSettings(max_new_tokens=100))
+    iterator = HFEngine(model, byte_tokenizer()).complete(requests(), SamplingParams(max_new_tokens=100))
     next(iterator)
     iterator.close()
     assert model.training
@@ -169,8 +153,8 @@ def test_stopped_early_the_iterator_restores_the_model() -> None:
 
 def test_two_calls_at_once_draw_what_each_draws_alone() -> None:
     model = tiny_model("llama").train()
-    engine = LocalEngine(model, byte_tokenizer(), batch_size=3)
-    settings = DrawSettings(max_new_tokens=40, seed=1)
+    engine = HFEngine(model, byte_tokenizer(), batch_size=3)
+    settings = SamplingParams(max_new_tokens=40, seed=1)
     short, long = requests(1)[:1], requests(2)
     alone = drawn(engine, short, settings), drawn(engine, long, settings)
     first, second = engine.complete(short, settings), engine.complete(long, settings)
@@ -187,26 +171,24 @@ def test_two_calls_at_once_draw_what_each_draws_alone() -> None:
     ({"max_new_tokens": 600}, "positions"),
 ])  # fmt: skip
 def test_too_long_is_refused_before_anything_is_drawn(setting: dict[str, int], words: str) -> None:
-    engine = LocalEngine(tiny_model(), byte_tokenizer())
+    engine = HFEngine(tiny_model(), byte_tokenizer())
     with pytest.raises(UserError, match=words):
-        next(engine.complete(requests(), DrawSettings(**setting)))
+        next(engine.complete(requests(), SamplingParams(**setting)))
     longest = max(len(request.prompt_ids) for request in requests())
     with pytest.raises(
         UserError, match=f"and 3 other problems more than fit; .* has 512; at most {512 - longest} fit"
     ):
-        next(engine.complete(requests(), DrawSettings(**setting)))
+        next(engine.complete(requests(), SamplingParams(**setting)))
 
 
 def test_weights_that_are_not_finite_give_no_answers() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3] = float("nan")
-    engine = LocalEngine(model, byte_tokenizer(), model_name="tuned")
+    engine = HFEngine(model, byte_tokenizer(), model_name="tuned")
     for temperature in (0.0, 1.0):
-        with pytest.raises(
-            UserError, match=r"tuned: the model computes numbers that are not finite \(problem 'p"
-        ):
-            next(engine.complete(requests(), DrawSettings(temperature=temperature, max_new_tokens=4)))
+        with pytest.raises(UserError, match=r"tuned: the model's logits are not finite \(problem 'p"):
+            next(engine.complete(requests(), SamplingParams(temperature=temperature, max_new_tokens=4)))
 
 
 def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:
@@ -220,11 +202,11 @@ def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:
     )
     for model in (mamba, bloom):
         with pytest.raises(UserError, match=f"cannot run {type(model).__name__}"):
-            LocalEngine(model, byte_tokenizer())
+            HFEngine(model, byte_tokenizer())
 
 
 def test_batch_size_zero_and_unknown_precision_are_refused() -> None:
     with pytest.raises(UserError, match="batch_size"):
-        LocalEngine(tiny_model(), byte_tokenizer(), batch_size=0)
+        HFEngine(tiny_model(), byte_tokenizer(), batch_size=0)
     with pytest.raises(UserError, match="precision"):
-        LocalEngine.load("nowhere", precision="int3")
+        HFEngine.load("nowhere", precision="int3")
