@@ -29,15 +29,17 @@ from rectune.config import TrainConfig, load_config
 from rectune.data.packing import Batch
 from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
-from rectune.objectives import apply_objective, dft
+from rectune.objective_spec import Phase
+from rectune.objectives import dft
 from rectune.training.dataloader import load_data
 from rectune.training.determinism import repeatably
-from rectune.training.metrics import COLUMNS, Monitor
+from rectune.training.metrics import MONITORED, Monitor
 from rectune.training.mixed_precision import Masters, make_optimizer
 
 PADDED = 4 if DEVICE.type == "cpu" else 16
 """Rows of a padded batch."""
 Runs = dict[str, Callable[[], object]]
+PHASE = Phase(dft, "dft", {}, min_eos_weight=1.0)
 
 
 def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
@@ -53,13 +55,13 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
 
     def accumulate(monitor: Monitor) -> None:
         for rows in data.micro_batches(0):
-            columns = scorer.columns(data.train.batch(rows, DEVICE), COLUMNS)
-            losses = apply_objective(dft, columns, protect=1.0)
+            columns = scorer.columns(data.train.batch(rows, DEVICE), MONITORED)
+            losses = PHASE.loss(columns)
             (losses.sum() / targets).backward()
             monitor.add(columns, losses)
 
     def step() -> None:
-        monitor = Monitor(dft, {}, 1.0)
+        monitor = Monitor(PHASE)
         masters.start_step()
         repeatably(DEVICE, lambda: accumulate(monitor))
         norm = masters.finish_step(accelerator).item()

@@ -164,7 +164,7 @@ def tune(out: Path) -> None:
     from rectune.config import load_config
     from rectune.training.trainer import train
 
-    settings = {"data": str(out / "data/clean.jsonl"), "out": out / "tuned", "objective.name": "sft"}
+    settings = {"data": str(out / "data/clean.jsonl"), "out": out / "tuned", "objective": "sft"}
     train(load_config(None, {**SHARED, **settings}), resume=True)
 
 

@@ -61,7 +61,7 @@ def diagnosis(rows: int = 6, repeat: int = 1, seed: int = 0) -> dict[str, Any]:
         "risks": [
             {"name": "end tokens", "severity": "high",
              "evidence": "the median probability of tokens that end a turn is 0.003",
-             "remedy": "keep objective.protect at its default", "value": 0.003, "threshold": 0.05,
+             "remedy": "keep min_eos_weight at its default", "value": 0.003, "threshold": 0.05,
              "source": "our choice", "rows": []},
             {"name": "odd rows", "severity": "low", "evidence": "2 rows are far less likely than the rest",
              "remedy": "read them: a wrong answer looks like this",

@@ -65,7 +65,7 @@ def _run(folder: Path, arm: str, text: str, name: str) -> None:
     bins = len(PROBABILITY_BINS) - 1
     ends = {"nll": 1.0, "mean_p": 0.4, "accuracy": 0.5, "entropy": 1.1, "eos_p": 0.9, "low_p": 0.1, "high_p": 0.2,
             "histogram": [1] * bins, text: text}  # fmt: skip
-    objective = {"name": f"{arm} {text}", "phases": None, "protect": 1.0, text: text}
+    objective = f"{arm} {text}"
     write(folder / "config.json", {
         "model": text, "data": text, "out": str(folder), "seed": 0, "steps": 3, "objective": objective,
         "rows": {"template": text, "system": text}, "batch_size": 4, text: text,

@@ -50,24 +50,22 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, dict[str
 
 
 def test_train_from_flags(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    flags = (
-        "--data d --out o --objective.name power --objective.alpha 0.5 --batch-size=8 --resume --lora.merge"
-    )
+    flags = "--data d --out o --objective power:alpha=0.5 --batch-size=8 --resume --lora.merge"
     assert main(["train", *flags.split(), "--rows.columns", "prompt=q,completion=a"]) == 0
     ((config, how),) = trained
     assert 0 < how.pop("began") <= time.perf_counter()  # when the command began
     assert (config.batch_size, config.lora.merge, how) == (8, True, {"resume": True, "dry_run": False})
-    assert (config.objective.name, config.objective.settings) == ("power", {"alpha": "0.5"})
+    assert config.objective == "power:alpha=0.5"
     assert config.rows.columns == {"prompt": "q", "completion": "a"}
     assert json.loads(capsys.readouterr().out) == {"nll": None}
 
 
 def test_train_from_a_recipe(trained: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('data = "d"\nout = "o"\nsteps = 5\n[objective]\nname = "floor"\nminimum = 0.2\n')
+    recipe.write_text('data = "d"\nout = "o"\nsteps = 5\nobjective = "floor:minimum=0.2"\n')
     assert main(["train", str(recipe), "--steps", "7", "--dry-run"]) == 0
     ((config, how),) = trained
-    assert (config.steps, config.objective.settings, how) == (7, {"minimum": 0.2}, {"dry_run": True})
+    assert (config.steps, config.objective, how) == (7, "floor:minimum=0.2", {"dry_run": True})
     assert json.loads(capsys.readouterr().out) == {"steps": 7}
 
 
@@ -129,7 +127,8 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
 
 
 def test_list_objectives_agrees_with_the_functions(capsys: pytest.CaptureFixture[str]) -> None:
-    from rectune.objectives import OBJECTIVES, column_names, setting_names
+    from rectune.objective_spec import column_names, setting_names
+    from rectune.objectives import OBJECTIVES
 
     assert main(["list", "objectives", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -141,7 +140,7 @@ def test_list_objectives_agrees_with_the_functions(capsys: pytest.CaptureFixture
         assert row["about"]
 
 
-@pytest.mark.parametrize("what", ["objectives", "benchmarks", "models", "recipes"])
+@pytest.mark.parametrize("what", ["objectives", "columns", "benchmarks", "models", "recipes"])
 def test_list_prints_a_table(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0
     out, err = capsys.readouterr()
@@ -158,7 +157,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == rectune.__version__
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "--objective.name" in out
+    assert "--objective" in out
     assert "Rows per optimizer step" in out
 
 

@@ -171,7 +171,7 @@ def test_it_trains_as_the_cpu_does(toy: dict[str, Any], tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_ends_in_the_same_bits(
     toy: dict[str, Any], tmp_path: Path, objective: str
 ) -> None:
-    settings = {**toy, "precision": "bf16", "objective.name": objective, "checkpoint_every": 2}
+    settings = {**toy, "precision": "bf16", "objective": objective, "checkpoint_every": 2}
     settings["data"] = tmp_path / "rows.jsonl"  # long ones, whose attention has several blocks to add up
     rows = [{"prompt": f"{n}?", "completion": f"{n % 7} " * (50 + 20 * n)} for n in range(20)]
     settings["data"].write_text("".join(json.dumps(row) + "\n" for row in rows))

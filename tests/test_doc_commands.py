@@ -129,7 +129,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("problems.toml").write_text(recipe.replace("data", "problems").replace("rows", "problems"))
         short = ["--model", "M", "--data", "rows.jsonl", "--steps", "1", "--batch-size", "4"]
         for name in ("sft", "dft"):
-            assert main(["train", *short, "--objective.name", name, "--out", f"runs/{name}"]) == 0
+            assert main(["train", *short, "--objective", name, "--out", f"runs/{name}"]) == 0
         yield folder
 
 

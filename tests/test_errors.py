@@ -16,7 +16,7 @@ def test_only_what_is_wrong_is_needed() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:
-    error = unknown_name("objective", "dtf", ["sft", "dft"], where="objective.name")
-    assert str(error) == ("objective.name: unknown objective 'dtf'; did you mean 'dft'? known: dft, sft")
+    error = unknown_name("objective", "dtf", ["sft", "dft"], where="objective")
+    assert str(error) == ("objective: unknown objective 'dtf'; did you mean 'dft'? known: dft, sft")
     assert "did you mean" not in str(unknown_name("objective", "xyzzy", ["sft"]))
     assert str(unknown_name("column", "x", [])).endswith("known: none")

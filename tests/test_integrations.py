@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 import rectune
 from rectune.errors import UserError
 from rectune.integrations import dft_loss, grader_reward, objective_loss
-from rectune.objectives import apply_objective
+from rectune.objective_spec import apply_objective
 from toys import byte_tokenizer, tiny_model
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "own_loop.py"

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from rectune import objectives
 from rectune.errors import UserError
-from rectune.objectives import OBJECTIVES, apply_objective, effective_weight, parse_spec, vanishes
+from rectune.objective_spec import (
+    apply_objective,
+    column_names,
+    effective_weight,
+    label_of,
+    parse_objective,
+    setting_names,
+    slug_of,
+)
+from rectune.objective_spec import weight_vanishes_at_zero as vanishes
+from rectune.objectives import OBJECTIVES
 
 Columns = dict[str, Tensor]
 Closed = Callable[[Columns], Tensor]
@@ -98,7 +108,7 @@ NAMES = sorted(OBJECTIVES)
 def check_gradient(function: Callable[..., Tensor], name: str, dtype: torch.dtype = torch.float64) -> None:
     """The gradient through autograd is minus the closed-form weight, for an upstream of ones and for another."""
     c = columns(dtype)
-    read = objectives.column_names(function)
+    read = column_names(function)
     upstreams = (torch.ones(12, dtype=dtype), torch.linspace(-1, 2, 12, dtype=dtype))
     for upstream in upstreams[
         : 1 if name == "dpo" else 2
@@ -212,11 +222,11 @@ def test_no_tokens_give_a_connected_zero(name: str, protect: float) -> None:
     parameter = torch.ones(3, dtype=torch.float64, requires_grad=True)
     c = {n: v[:0] for n, v in columns().items()}
     c |= {"logp": parameter[:0] * 2, "kl": parameter[:0] * 3}
-    loss = apply_objective(name, c, protect=protect).sum()
+    loss = apply_objective(name, c, min_eos_weight=protect).sum()
     assert loss == 0
     loss.backward()
     assert parameter.grad is not None and (parameter.grad == 0).all()
-    assert effective_weight(name, c, protect=protect).shape == (0,)
+    assert effective_weight(name, c, min_eos_weight=protect).shape == (0,)
 
 
 def test_clips() -> None:
@@ -257,9 +267,9 @@ def test_protect_gives_structural_tokens_a_least_weight(
     structural = c["structural"]
     assert (plain[structural] < least).any() and (plain[~structural] < least).any()
     expected = torch.where(structural, plain.clamp(min=least), plain)
-    torch.testing.assert_close(effective_weight(objective, c, protect=least), expected)
+    torch.testing.assert_close(effective_weight(objective, c, min_eos_weight=least), expected)
     logp = c["logp"].clone().requires_grad_()
-    loss = apply_objective(objective, {**c, "logp": logp}, protect=least)
+    loss = apply_objective(objective, {**c, "logp": logp}, min_eos_weight=least)
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     torch.testing.assert_close(gradient, -expected)
     torch.testing.assert_close(loss[~structural], apply_objective(objective, c)[~structural])
@@ -289,8 +299,8 @@ def test_an_objective_of_ones_own() -> None:
     c = columns()
     torch.testing.assert_close(apply_objective(mine, c, scale="3"), -3 * c["entropy20"] * c["logp"])
     torch.testing.assert_close(effective_weight(mine, c), 2 * c["entropy20"])
-    assert objectives.column_names(mine) == ("logp", "entropy20")
-    assert objectives.setting_names(mine) == ("scale",)
+    assert column_names(mine) == ("logp", "entropy20")
+    assert setting_names(mine) == ("scale",)
 
     def without_logp(kl: Tensor) -> Tensor:
         return kl
@@ -314,28 +324,28 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
         apply_objective("asft", {"logp": c["logp"], "row": c["row"]})
     assert "column for asft 'kl'" in str(error.value) and "known: logp, row" in str(error.value)
     with pytest.raises(UserError, match="structural"):
-        apply_objective("dft", {"logp": c["logp"]}, protect=1.0)
+        apply_objective("dft", {"logp": c["logp"]}, min_eos_weight=1.0)
 
 
 @pytest.mark.parametrize(
-    ("text", "label", "slug", "phases"),
+    ("text", "label", "slug", "ends"),
     [
-        ("dft", "dft", "dft", None),
-        (" power:alpha=0.5", "power alpha=0.5", "power-alpha-0.5", None),
-        ("iw_sft:low=.1:high=2", "iw_sft low=0.1 high=2", "iw_sft-low-0.1-high-2", None),
-        ("sft@0.3+dft@0.7", "sft 0.3 then dft 0.7", "sft-0.3-dft-0.7", "sft:0.3,dft:0.7"),
+        ("dft", "dft", "dft", [1]),
+        (" power:alpha=0.5", "power alpha=0.5", "power-alpha-0.5", [1]),
+        ("iw_sft:low=.1:high=2e+0", "iw_sft low=0.1 high=2", "iw_sft-low-0.1-high-2", [1]),
+        ("sft@0.3+dft@0.7", "sft 0.3 then dft 0.7", "sft-0.3-dft-0.7", [0.3, 1]),
+        ("sft@.5+power@.5:alpha=2", "sft 0.5 then power alpha=2 0.5", "sft-0.5-power-alpha-2-0.5", [0.5, 1]),
         (
-            "sft@.5+power@.5:alpha=2",
-            "sft .5 then power .5 alpha=2",
-            "sft-.5-power-.5-alpha-2",
-            "sft:.5,power:.5",
+            "sft@.5 + power:alpha=2@.5",
+            "sft 0.5 then power alpha=2 0.5",
+            "sft-0.5-power-alpha-2-0.5",
+            [0.5, 1],
         ),
     ],
 )
-def test_an_objective_in_one_word(text: str, label: str, slug: str, phases: str | None) -> None:
-    spec = parse_spec(text)
-    assert (spec.label, spec.slug, spec.phases) == (label, slug, phases)
-    assert set(spec.settings) <= {"alpha", "low", "high"}
+def test_an_objective_in_one_word(text: str, label: str, slug: str, ends: list[float]) -> None:
+    phases = parse_objective(text)
+    assert (label_of(phases), slug_of(phases), [phase.end for phase in phases]) == (label, slug, ends)
 
 
 @pytest.mark.parametrize(
@@ -343,18 +353,21 @@ def test_an_objective_in_one_word(text: str, label: str, slug: str, phases: str 
     [
         ("dtf", "dft"),
         ("dft:alpha=1", "alpha"),
-        ("power:alpha", "settings"),
+        ("power:alpha", "is not an objective"),
         ("power:beta=1", "alpha"),
         ("power:alpha=x", "not a number"),
-        ("sft+dft", "no objective"),
-        ("sft@0.3", "no objective"),
-        ("sft@+dft@1", "no objective"),
-        ("", "unknown"),
+        ("sft+dft", "each phase needs a share"),
+        ("sft@0.3", "takes no share"),
+        ("sft@+dft@1", "is not an objective"),
+        ("sft@0.3+dft@0.6", "add up to 0.9"),
+        ("sft@0+dft@1", "is not an objective"),
+        ("sft@0.5+dpo@0.5", "over pairs"),
+        ("", "is not an objective"),
     ],
 )
 def test_what_is_no_objective_says_why(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        parse_spec(text)
+        parse_objective(text)
 
 
 def test_dpo_with_smoothed_labels() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rectune.objectives import apply_objective
+from rectune.objective_spec import apply_objective
 
 
 class ToyPolicy:

@@ -35,7 +35,7 @@ def test_from_rows_to_selected_answers(
 
     assert main(["list", "objectives"]) == 0
     settings = ["--model", str(model), "--data", str(rows), "--batch-size", "4", "--max-length", "128"]
-    assert main(["train", *settings, "--out", str(run), "--steps", "3", "--objective.name", "dft"]) == 0
+    assert main(["train", *settings, "--out", str(run), "--steps", "3", "--objective", "dft"]) == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
 
     samples, graded = tmp_path / "samples.jsonl", tmp_path / "graded.jsonl"

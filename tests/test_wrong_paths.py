@@ -35,7 +35,7 @@ ASK = "--model {g}/model --problems {g}/problems.jsonl"
 VERBS = {
     "train": f"train {TRAIN} --out OUT",
     "plan": f"train {TRAIN} --out OUT --dry-run",
-    "dpo": "train --model {g}/model --data {g}/pairs.jsonl --objective.name dpo --out OUT",
+    "dpo": "train --model {g}/model --data {g}/pairs.jsonl --objective dpo --out OUT",
     "diagnose": f"diagnose {TRAIN} --out OUT",
     "compare": f"compare {TRAIN} --benchmarks-in {{g}}/problems.jsonl --out OUT",
     "compare plan": f"compare {TRAIN} --benchmarks-in {{g}}/problems.jsonl --out OUT --dry-run",

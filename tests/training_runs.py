@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rectune.objectives import OBJECTIVES, column_names
+from rectune.objective_spec import column_names
+from rectune.objectives import OBJECTIVES
 from toys import byte_tokenizer, tiny_model
 
 OVER_ROWS = [name for name in OBJECTIVES if "pair" not in column_names(name)]

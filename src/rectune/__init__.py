@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from rectune.logprobs import token_logprobs as token_logprobs
     from rectune.models.load import load_model as load_model
     from rectune.models.scorer import Scorer as Scorer
+    from rectune.objective_spec import apply_objective as apply_objective
     from rectune.objectives import OBJECTIVES as OBJECTIVES
-    from rectune.objectives import apply_objective as apply_objective
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
     from rectune.reporting.report import report as report
@@ -44,7 +44,7 @@ _HOME = {
     "sft": "rectune.objectives",
     "dft": "rectune.objectives",
     "OBJECTIVES": "rectune.objectives",
-    "apply_objective": "rectune.objectives",
+    "apply_objective": "rectune.objective_spec",
     "token_logprobs": "rectune.logprobs",
     "Scorer": "rectune.models.scorer",
     "load_model": "rectune.models.load",

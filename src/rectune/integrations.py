@@ -17,7 +17,8 @@ from torch import Tensor
 from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import GRADERS, Grader
 from rectune.logprobs import check_targets, supervised_positions
-from rectune.objectives import Objective, apply_objective, check_settings, column_names, resolve
+from rectune.objective_spec import apply_objective, check_settings, column_names, resolve
+from rectune.objectives import Objective
 
 __all__ = ["dft_loss", "grader_reward", "objective_loss"]
 

@@ -6,29 +6,20 @@ returns the loss of each token, shape (N,), not yet summed or divided. `sg` is t
 written in this file only. With p = exp(logp), the *effective weight* of a token is -d loss / d logp: what
 its gradient is multiplied with, compared with plain fine-tuning (whose weight is 1).
 
-Columns: `logp` log-probability of the target; `row` index of the row that the token belongs to (int64);
-`ref_logp` / `old_logp` the same target under a reference model / under the model some steps ago;
-`entropy20` entropy of the 20 most probable tokens, renormalised, in nats; `kl` differentiable
-KL(base || model) over the whole vocabulary, in nats; `structural` whether the token ends a turn or is special;
-`pair` index of the pair that the token's row belongs to (int64), `sign` +1 in its better and -1 in its worse row;
-`advantage` how much better than expected a sampled token turned out.
-
+What each column means is in `columns.py`. A text such as `power:alpha=0.5` becomes a function with its settings in
+`objective_spec.py`, where a function is also applied to columns and its weight is found by autograd.
 How the columns are computed is in `logprobs/__init__.py` and `models/scorer.py`; the one division by the number of
 tokens is in `training/trainer.py`. "The paper" is arXiv:2508.05629.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-from rectune.errors import UserError, unknown_name
 
 Objective = Callable[..., Tensor]
 
@@ -483,148 +474,3 @@ OBJECTIVES: dict[str, Objective] = {
     )
 }
 """What `rectune train` can train with; `grpo` and `k3` need live samples, so they belong to `rectune online`."""
-
-
-def resolve(objective: str | Objective) -> Objective:
-    """The function behind a name of `OBJECTIVES`; a function passes through. Raises `UserError` if unknown."""
-    if callable(objective):
-        return objective
-    if objective not in OBJECTIVES:
-        raise unknown_name("objective", objective, OBJECTIVES, where="objective.name")
-    return OBJECTIVES[objective]
-
-
-def column_names(objective: str | Objective) -> tuple[str, ...]:
-    """The columns that an objective reads: its positional parameters."""
-    parameters = inspect.signature(resolve(objective)).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
-
-
-def setting_names(objective: str | Objective) -> tuple[str, ...]:
-    """The settings that an objective knows: its keyword-only parameters."""
-    parameters = inspect.signature(resolve(objective)).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-def check_settings(objective: str | Objective, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Settings as numbers. Raises `UserError` for one that the objective does not know or that is no number."""
-    known = setting_names(objective)
-    checked = {}
-    for name, value in settings.items():
-        if name not in known:
-            kind = f"setting of {resolve(objective).__name__}"
-            raise unknown_name(kind, name, known, where=f"objective.{name}")
-        try:
-            checked[name] = float(value)
-        except (TypeError, ValueError):
-            checked[name] = math.nan
-        if not math.isfinite(checked[name]):
-            raise UserError(f"'{value}' is not a number", where=f"objective.{name}")
-    return checked
-
-
-class Spec(NamedTuple):
-    """An objective with its settings, as given in one word.
-
-    Attributes:
-        label: As it is shown: `power alpha=0.5`.
-        slug: As a folder is named: `power-alpha-0.5`.
-        name: Of `OBJECTIVES`; of the first phase, where there are several.
-        settings: Keyword-only parameters.
-        phases: Several objectives by share of the steps, as `ObjectiveConfig.phases` takes them; else None.
-    """
-
-    label: str
-    slug: str
-    name: str
-    settings: dict[str, float]
-    phases: str | None = None
-
-
-def parse_spec(text: str) -> Spec:
-    """The objective that a word such as `dft`, `power:alpha=0.5` or `sft@0.3+dft@0.7` (phases) stands for.
-
-    Raises:
-        UserError: An unknown objective or setting (lists the valid ones), or another form.
-    """
-    head, *given = text.strip().split(":")
-    shares = [part.partition("@") for part in head.split("+")]
-    name = shares[0][0]
-    for part, at, share in shares:
-        resolve(part)
-        if bool(at) != (len(shares) > 1) or bool(at) != bool(share):
-            raise UserError(f"'{text}' is no objective", hint="as dft, power:alpha=0.5 or sft@0.3+dft@0.7")
-    pairs = [part.partition("=") for part in given]
-    if not all(setting and equals and value for setting, equals, value in pairs):
-        raise UserError(f"'{text}' is no objective with settings", hint="as power:alpha=0.5")
-    of = {
-        setting: next((n for n, _, _ in shares if setting in setting_names(n)), name)
-        for setting, _, _ in pairs
-    }
-    settings = {s: check_settings(of[s], {s: value})[s] for s, _, value in pairs}
-    shown = [f"{setting}={value:g}" for setting, value in settings.items()]
-    label = " ".join([" then ".join(f"{n} {share}".strip() for n, _, share in shares), *shown])
-    slug = "-".join([head.replace("@", "-").replace("+", "-"), *(part.replace("=", "-") for part in shown)])
-    phases = ",".join(f"{n}:{share}" for n, _, share in shares) if len(shares) > 1 else None
-    return Spec(label, slug, name, settings, phases)
-
-
-def apply_objective(
-    objective: str | Objective, columns: Mapping[str, Tensor], *, protect: float = 0.0, **settings: Any
-) -> Tensor:
-    """Loss of each token under an objective, by name or as a function of your own.
-
-    Args:
-        objective: A name of `OBJECTIVES`, or any function that follows this module's contract.
-        columns: Name to tensor of shape (N,); more columns than needed are fine.
-        protect: Least effective weight of tokens whose column `structural` is true. An end-of-turn token that the
-            model never emits has p near 0, so DFT would never teach it to stop. 0 leaves the objective as it is.
-        settings: Keyword-only parameters of the objective.
-
-    Returns:
-        Loss per token, shape (N,), dtype of `logp`, differentiable.
-
-    Raises:
-        UserError: An unknown objective or setting, or a column that `columns` lacks; lists the known ones.
-    """
-    function = resolve(objective)
-    settings = check_settings(function, settings)
-    read = column_names(function)
-    for name in (*read, "structural") if protect else read:
-        if name not in columns:
-            raise unknown_name(f"column for {function.__name__}", name, columns)
-    loss = function(*(columns[name] for name in read), **settings)
-    if not protect:
-        return loss
-    missing = (protect - effective_weight(function, columns, **settings)).clamp(min=0)
-    return loss - sg(missing * columns["structural"]) * columns["logp"]
-
-
-def effective_weight(
-    objective: str | Objective, columns: Mapping[str, Tensor], *, protect: float = 0.0, **settings: Any
-) -> Tensor:
-    """-d loss / d logp of every token, shape (N,), by autograd: exact for any objective, also for your own.
-
-    Terms that depend on the model through another column, such as asft's KL, are not part of it.
-    """
-    with torch.enable_grad():
-        fixed = {name: sg(column) for name, column in columns.items()}
-        logp = fixed["logp"].clone().requires_grad_()
-        loss = apply_objective(objective, {**fixed, "logp": logp}, protect=protect, **settings)
-        # The empty sum is for a loss that does not depend on logp: its weight is 0.
-        (gradient,) = torch.autograd.grad(loss.sum() + logp[:0].sum(), logp)
-    return -gradient
-
-
-def vanishes(objective: str | Objective, **settings: Any) -> bool:
-    """Whether a token with p near 0 gets almost no weight, so that what the model never says cannot be taught."""
-    logp = torch.tensor([1e-6, 0.1, 0.5, 0.9], dtype=torch.float64).log()
-    neutral = {name: torch.zeros_like(logp) for name in column_names(objective)}
-    neutral |= {"logp": logp, "ref_logp": logp, "old_logp": logp, "entropy20": logp * 0 + math.log(20)}
-    neutral |= {
-        "row": torch.arange(len(logp)),
-        "pair": torch.arange(len(logp)),
-        "sign": torch.ones_like(logp),
-    }
-    weight = effective_weight(objective, neutral, **settings).abs()
-    return bool(weight[0] < 0.05 * weight.max())

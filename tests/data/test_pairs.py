@@ -167,7 +167,7 @@ def test_both_sides_lose_the_same_pairs(tmp_path: Path) -> None:
 
 def test_pairs_are_not_rows(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.jsonl", GOOD)
-    with pytest.raises(UserError, match=r"--objective.name dpo, or on the better answers"):
+    with pytest.raises(UserError, match=r"--objective dpo, or on the better answers"):
         read_rows(str(path), options=DataConfig(), cache_dir=tmp_path)
 
 

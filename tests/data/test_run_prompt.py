@@ -26,7 +26,7 @@ def make_run(folder, rows=None, *, count=30, prompt="Question: {i} apples?\nCalc
             for i in range(count)
         )
     )
-    config = {"model": "m", "data": str(data), "objective": {"name": "dft"}, "rows": rows or {}}
+    config = {"model": "m", "data": str(data), "objective": "dft", "rows": rows or {}}
     (folder / "run" / "config.json").write_text(json.dumps(config))
     return folder / "run"
 

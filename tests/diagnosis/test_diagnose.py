@@ -125,12 +125,12 @@ def test_gradient_ratio_is_that_of_training(model: str, tmp_path: Path) -> None:
 def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     weak = diagnose(model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "weak", rows=30, gradients=False)
     assert weak["verdict"]["position"] == "weak" and weak["verdict"]["name"] == "sft"
-    assert "--objective.name sft" in weak["verdict"]["next"][0]
+    assert "--objective sft" in weak["verdict"]["next"][0]
     from rectune.config import load_config
     from rectune.training.trainer import train
 
     settings = {"model": model, "data": str(tmp_path / "r.jsonl"), "out": tmp_path / "run", "rows.holdout": 0,
-                "steps": 150, "learning_rate": 1e-2, "objective.name": "sft", "precision": "fp32"}  # fmt: skip
+                "steps": 150, "learning_rate": 1e-2, "objective": "sft", "precision": "fp32"}  # fmt: skip
     train(load_config(None, settings))
     strong = diagnose(str(tmp_path / "run"), str(tmp_path / "r.jsonl"), out=tmp_path / "strong", rows=30)
     assert strong["verdict"]["position"] == "strong"
@@ -194,10 +194,10 @@ def test_gradient_norm_is_that_of_all_parameters() -> None:
 
 def test_which_objectives_are_offered_exist() -> None:
     from rectune.diagnosis.effective_weights import DEFAULT
-    from rectune.diagnosis.recommendation import RACE, SPECS
-    from rectune.objectives import parse_spec
+    from rectune.diagnosis.recommendation import RACE
+    from rectune.objective_spec import parse_objective
 
-    assert all(parse_spec(text).name in OBJECTIVES for text in (*RACE, *SPECS, *DEFAULT))
+    assert all(parse_objective(text)[0].name in OBJECTIVES for text in (*RACE, *DEFAULT))
 
 
 @pytest.mark.parametrize(

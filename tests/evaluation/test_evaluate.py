@@ -160,7 +160,7 @@ def run(tmp_path, monkeypatch):
     rows = ({"prompt": f"Question: {i * i} apples?\nCalculation: ", "completion": "1"} for i in range(30))
     data = write(tmp_path / "rows.jsonl", *rows)
     (tmp_path / "run" / "model").mkdir(parents=True)
-    config = {"data": str(data), "objective": {"name": "dft"}, "rows": {"template": "none"}}
+    config = {"data": str(data), "objective": "dft", "rows": {"template": "none"}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     return tmp_path / "run"
 

@@ -70,10 +70,9 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         (["--objectives", "sft,dftt"], "unknown objective 'dftt'; did you mean 'dft'? known: "),
         (["--objectives", "power:beta=1"], "'beta'; known: alpha"),
         (
-            ["--objective.name", "dft"],
-            "--objective.name: a comparison has an objective for each arm; give them with",
+            ["--objective", "dft"],
+            "--objective: a comparison takes several objectives; give --objectives sft,dft",
         ),
-        (["--objective.alpha", "1"], "--objective.alpha: a comparison has an objective for each arm"),
         (["--sweep", "1e-4,x"], "--sweep: '1e-4,x' is not a list of learning rates; such as 2e-5,5e-5"),
         (["--race", "soon"], "--race: 'soon' is not a budget"),
         (["--benchmarks", "gsm9k"], "--benchmarks: unknown benchmark 'gsm9k'"),

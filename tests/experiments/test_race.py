@@ -19,7 +19,7 @@ from rectune.experiments.comparison_tables import tables
 from rectune.experiments.evaluator import Draws
 from rectune.experiments.grid import Choices, make_matrix
 from rectune.experiments.problem_sets import write_problems
-from rectune.experiments.variants import make_arms
+from rectune.experiments.variants import make_arms, run_config
 from rectune.training.checkpoint import list_checkpoints
 from rectune.training.trainer import train
 from training_runs import metrics, weights
@@ -82,7 +82,7 @@ def test_who_wins_a_race_is_bit_for_bit_who_never_ran_one(
     raced: tuple[Path, Record], task: Task, tmp_path: Path
 ) -> None:
     out, record = raced
-    train(config_of(task, tmp_path / "alone", steps=24, **{"objective.name": "sft"}))
+    train(config_of(task, tmp_path / "alone", steps=24, **{"objective": "sft"}))
     alone, winner = weights(tmp_path / "alone"), weights(out / record["arms"][1]["runs"]["0"])
     assert all(torch.equal(alone[name], winner[name]) for name in alone)
 
@@ -212,9 +212,9 @@ def test_a_sweep_takes_the_rate_that_answers_best(run: Run, tmp_path: Path) -> N
 
 
 def test_arms_know_their_names(task: Task, tmp_path: Path) -> None:
-    config = config_of(task, tmp_path, **{"objective.protect": 0.5})
+    config = config_of(task, tmp_path, **{"min_eos_weight": 0.5})
     arms = make_arms(["sft", "power:alpha=0.5", "sft@0.3+dft@0.7"], config)
     assert len({arm.slug for arm in arms}) == 3
     assert all("/" not in arm.slug and " " not in arm.slug for arm in arms)
-    assert arms[2].objective.phases == "sft:0.3,dft:0.7"
-    assert {arm.objective.protect for arm in arms} == {0.5}
+    assert arms[2].objective == "sft@0.3+dft@0.7"
+    assert run_config(config, arms[2], 0, tmp_path).min_eos_weight == 0.5

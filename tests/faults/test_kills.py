@@ -218,11 +218,11 @@ def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
         write(tmp_path / f"{name}.jsonl", lines) for name, lines in (("rows", rows), ("asked", asked))
     )
     short = {"model": task["model"], "precision": "fp32", "rows.holdout": 0, "checkpoint_every": 2}
-    trained = {**short, "data": data, "steps": 40, "learning_rate": 0.01, "objective.name": "sft"}
+    trained = {**short, "data": data, "steps": 40, "learning_rate": 0.01, "objective": "sft"}
     assert warm.run(["train", *flags({**trained, "out": tmp_path / "model"})]) == 0
     settings = {
         **short, "model": tmp_path / "model" / "model", "problems": problems, "sampling.max_new_tokens": 8,
-        "sampling.workers": 1, "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "objective.name": "sft",
+        "sampling.workers": 1, "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "objective": "sft",
     }  # fmt: skip
 
     def same(one: Path, other: Path) -> None:

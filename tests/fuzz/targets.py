@@ -140,7 +140,7 @@ def recipe(draw: Draw) -> None:
     from rectune.data.sampler import plan_steps, split_holdout
 
     content = draw(damaged(RECIPE.encode(), times=3))
-    names = [*(name for name, _ in settings_fields()), "objective.alpha", "objective.x"]
+    names = [*(name for name, _ in settings_fields()), "objective.x"]
     given = draw(st.dictionaries(st.one_of(st.sampled_from(names), texts), values, max_size=3))
     with bounded() as folder:
         (folder / "r.toml").write_bytes(content)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rectune.data.packing import Batch, collate
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.objectives import apply_objective
+from rectune.objective_spec import apply_objective
 from toys import tiny_model, tiny_vision_model
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"]

@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for arm in ("sft", "dft"):
             settings = {
                 "model": str(model), "data": str(folder / "rows.jsonl"), "out": folder / arm / "seed-0",
-                "objective.name": arm, "steps": 3, "batch_size": 7, "max_length": 64, "micro_batch_tokens": 96,
+                "objective": arm, "steps": 3, "batch_size": 7, "max_length": 64, "micro_batch_tokens": 96,
                 "learning_rate": 3e-3, "precision": "fp32", "rows.holdout": 0.2, "evaluate_every": 1,
             }  # fmt: skip
             train(load_config(None, settings))

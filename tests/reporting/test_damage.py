@@ -205,9 +205,7 @@ def test_fifty_runs(copy: Any, tmp_path: Path) -> None:
     first = copy("dft/seed-0", "run-00")
     for number in range(1, 50):
         shutil.copytree(first, tmp_path / f"run-{number:02}")
-        edit(
-            tmp_path / f"run-{number:02}" / "config.json", objective={"name": "power", "alpha": number / 100}
-        )
+        edit(tmp_path / f"run-{number:02}" / "config.json", objective=f"power:alpha={number / 100}")
     found = report([tmp_path])
     html = page(found)
     assert len(found["arms"]) == 50 and found["title"] == "50 arms compared"

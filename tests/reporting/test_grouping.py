@@ -10,7 +10,7 @@ from rectune.reporting.load_runs import Evaluation, Found, Notes, Run
 
 def test_a_base_model_that_was_trained_itself_is_the_base(tmp_path: Path) -> None:
     tuned, run = tmp_path / "tuned", tmp_path / "comparison/runs/dft/seed-0"
-    config = {"model": str(tuned / "model"), "objective": {"name": "dft"}, "seed": 0}
+    config = {"model": str(tuned / "model"), "objective": "dft", "seed": 0}
 
     def evaluation(folder: Path, model: Path, of_run: Path) -> Evaluation:
         result = {"benchmarks": {"b": {}}, "protocol": {"temperature": 1.0}}

@@ -118,7 +118,7 @@ def test_answers_are_of_the_same_problems_and_chosen_by_a_rule(data: Any) -> Non
 
 def test_settings_environment_and_cost(data: Any) -> None:
     assert data["settings"]["differ"] == {
-        "objective.name": {"sft": "sft", "dft": "dft"}, "objective.protect": {"sft": "0", "dft": "1"},
+        "objective": {"sft": "sft", "dft": "dft"}, "min_eos_weight": {"sft": "0", "dft": "1"},
     }  # fmt: skip
     assert data["settings"]["same"]["batch_size"] == "7"
     assert "torch" in data["environment"]["same"] and not data["environment"]["differ"]
@@ -142,7 +142,7 @@ def test_arms_with_one_objective_are_told_apart_by_what_differs(copy: Any) -> No
     assert [arm["label"] for arm in report([one, other])["arms"]] == [
         "dft (learning_rate=0.003)", "dft (learning_rate=0.5)",
     ]  # fmt: skip
-    edit(other / "config.json", learning_rate=0.003, objective={"name": "power", "alpha": 0.25})
+    edit(other / "config.json", learning_rate=0.003, objective="power:alpha=0.25")
     assert [arm["label"] for arm in report([one, other])["arms"]] == ["dft", "power alpha=0.25"]
 
 

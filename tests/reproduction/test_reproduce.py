@@ -63,7 +63,7 @@ def test_the_papers_settings_are_in_the_plan(tmp_path: Path) -> None:
         256,
         2048,
     )
-    assert runs["DFT"]["objective"]["protect"] == 0  # Eq. 9 as it stands
+    assert runs["DFT"]["min_eos_weight"] == 0  # Eq. 9 as it stands
     assert (runs["DPO"]["learning_rate"], runs["DPO"]["batch_size"], runs["DPO"]["warmup"]) == (
         1e-6,
         128,
@@ -88,7 +88,7 @@ def test_iw_sft_is_called_as_its_source_calls_it(name: str) -> None:
     assert arms
     for arm in arms:
         assert dict(arm.settings) == {
-            "objective.name": "iw_sft_sequence", "objective.temperature": 1.0, "learning_rate": 1e-5,
+            "objective": "iw_sft_sequence:temperature=1.0", "learning_rate": 1e-5,
             "batch_size": 8, "weight_decay": 1e-4, "warmup": 0.05,
         }  # fmt: skip
 

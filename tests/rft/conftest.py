@@ -39,7 +39,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "data": str(folder / "rows.jsonl"),
         "steps": 40,
         "learning_rate": 0.01,
-        "objective.name": "sft",
+        "objective": "sft",
     }
     train(load_config(None, {**short, **settings, "out": folder / "trained"}))
     problems = [
@@ -56,7 +56,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "batch_size": 4,
         "learning_rate": 3e-3,
         "checkpoint_every": 2,
-        "objective.name": "sft",
+        "objective": "sft",
     }
 
 

@@ -68,7 +68,7 @@ def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.L
     assert "sampled: 48 answers to 12 problems, 4 each at temperature 1" in caplog.text
     assert f"graded 48: correct {len(correct)}" in caplog.text
     trained = json.loads((out / "train" / "config.json").read_text())
-    assert trained["data"] == str(out / "rows.jsonl") and trained["objective"]["name"] == "sft"
+    assert trained["data"] == str(out / "rows.jsonl") and trained["objective"] == "sft"
     assert result.train.steps == 4 and (out / "train" / "model" / "model.safetensors").exists()
     assert sum(line["supervised"] for line in metrics(out / "train", "train")) > len(rows)
 
@@ -113,7 +113,7 @@ def test_training_reads_the_prompts_that_were_sampled(
 def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path, objective: str) -> None:
     samples = whole / "samples.jsonl"
     given = {"sampling__samples": str(samples), "rows__holdout": 0.2, "probe": 0}
-    result = run(objective__name=objective, **given)
+    result = run(objective=objective, **given)
     out = tmp_path / "run"
     assert (out / "samples.jsonl").read_bytes() == samples.read_bytes()
     if objective == "dpo":
@@ -274,17 +274,17 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
             problem["answer"] = anything
         easy.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
         if name == "some":
-            counts = run(name, **given, objective__name="dpo").counts
+            counts = run(name, **given, objective="dpo").counts
             assert counts["without_wrong"] >= 6 and counts["used_problems"] <= 12 - counts["without_wrong"]
     with pytest.raises(UserError, match="has no problem with both a correct and a wrong answer"):
-        run(**given, objective__name="dpo")
+        run(**given, objective="dpo")
     assert run(resume=True, **given).counts["kept"] > 0  # the method may still change
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"objective__name": "dftt"}, "unknown objective 'dftt'"),
+        ({"objective": "dftt"}, "unknown objective 'dftt'"),
         ({"problems": "nothing.jsonl"}, "cannot be read"),
         ({"problems": "no-benchmark"}, "no-benchmark"),
         ({"data": "rows.jsonl"}, "is made of the model's own answers"),
@@ -315,7 +315,7 @@ def test_the_plan_writes_nothing(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(engine, "sample")
-    config = load_config(None, {**asked, "out": tmp_path / "run", "objective.name": "dpo"}, OfflineConfig)
+    config = load_config(None, {**asked, "out": tmp_path / "run", "objective": "dpo"}, OfflineConfig)
     shown = plan(config)
     assert (shown["method"], shown["problems"], shown["samples"], shown["pairs_at_most"]) == (
         "DPO",

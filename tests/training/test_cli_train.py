@@ -34,7 +34,7 @@ def rectune(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_from_flags(settings: dict[str, Any]) -> None:
-    done = rectune("train", *flags(settings), "--objective.name", "power", "--objective.alpha", "0.5")
+    done = rectune("train", *flags(settings), "--objective", "power:alpha=0.5")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["steps"], result["out"]) == (2, str(settings["out"]))
@@ -47,7 +47,7 @@ def test_from_flags(settings: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_in_a_process_of_its_own(settings: dict[str, Any]) -> None:
-    done = rectune("train", *flags({**settings, "objective.name": "dftt"}))
+    done = rectune("train", *flags({**settings, "objective": "dftt"}))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "unknown objective 'dftt'; did you mean 'dft'?" in done.stderr
@@ -57,9 +57,7 @@ def test_from_a_recipe(settings: dict[str, Any], tmp_path: Path, capsys: pytest.
     recipe = tmp_path / "recipe.toml"
     plain = {name: value for name, value in settings.items() if "." not in name and name != "out"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-    recipe.write_text(
-        "\n".join([*lines, "[objective]", 'phases = "sft:0.5,dft:0.5"', "[rows]", "holdout = 0.2"])
-    )
+    recipe.write_text("\n".join([*lines, 'objective = "sft@0.5+dft@0.5"', "[rows]", "holdout = 0.2"]))
     assert main(["train", str(recipe), "--out", str(settings["out"]), "--steps", "4"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 4
@@ -103,15 +101,15 @@ def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str)
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"objective.name": "nothing"}, "objective.name: unknown objective 'nothing'"),
-        ({"objective.name": "power", "objective.beta": 1}, "unknown setting of power 'beta'; known: alpha"),
-        ({"objective.name": "power", "objective.alpha": "x"}, "objective.alpha: 'x' is not a number"),
-        ({"objective.name": "power", "objective.alpha": "nan"}, "objective.alpha: 'nan' is not a number"),
+        ({"objective": "nothing"}, "objective: unknown objective 'nothing'"),
+        ({"objective": "power:beta=1"}, "unknown setting of power 'beta'; known: alpha"),
+        ({"objective": "power:alpha=x"}, "objective: alpha of power: 'x' is not a number"),
+        ({"objective": "power:alpha=nan"}, "objective: alpha of power: 'nan' is not a number"),
         (
-            {"objective.phases": "sft:0.3,dft:0.6"},
-            "objective.phases: the shares of sft:0.3,dft:0.6 are to be",
+            {"objective": "sft@0.3+dft@0.6"},
+            "objective: 'sft@0.3+dft@0.6': the shares add up to 0.9, not to 1",
         ),
-        ({"objective.phases": "sft,dft"}, "objective.phases: 'sft' is not of the form NAME:SHARE"),
+        ({"objective": "sft+dft"}, "objective: 'sft+dft': each phase needs a share"),
         ({"data": "nothing.jsonl"}, "nothing.jsonl"),
         ({"model": "/nothing"}, "/nothing: no such folder"),
         ({"out": "/dev/null/run"}, "/dev/null/run: cannot be written (Not a directory)"),

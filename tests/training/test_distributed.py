@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
-from rectune.objectives import OBJECTIVES, column_names
+from rectune.objective_spec import column_names
+from rectune.objectives import OBJECTIVES
 from rectune.training import trainer as loop
 from training_runs import OVER_ROWS, TORCHRUN, metrics, together, weights, without_timings
 
@@ -54,13 +55,13 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 def test_every_objective_in_four_processes(toy: dict[str, Any], pairs: str, tmp_path: Path) -> None:
     """Uneven batches too: three processes of four have nothing to do in the last of 29 rows."""
     base = {**toy, "steps": None, "epochs": 1, "probe": 0, "checkpoint_every": 0, "micro_batch_tokens": 64}
-    base |= {"rows.holdout": 0.1, "objective.refresh": 2}
-    cases: list[dict[str, Any]] = [{"objective.name": name} for name in OVER_ROWS]
-    cases += [{"objective.name": name, "data": pairs} for name in OBJECTIVES if "pair" in column_names(name)]
-    cases += [{"lora.rank": 2, "objective.name": name} for name in ("dft", "asft", "iw_sft")]
-    cases += [{"objective.name": "dft", "batch_size": 1, "steps": 3}]
-    cases += [{"objective.name": "sft", "normalization": "micro-batch", "micro_batch_rows": 3}]
-    cases += [{"objective.name": "dft", "gradient_checkpointing": True}]
+    base |= {"rows.holdout": 0.1, "old_policy_interval": 2}
+    cases: list[dict[str, Any]] = [{"objective": name} for name in OVER_ROWS]
+    cases += [{"objective": name, "data": pairs} for name in OBJECTIVES if "pair" in column_names(name)]
+    cases += [{"lora.rank": 2, "objective": name} for name in ("dft", "asft", "iw_sft")]
+    cases += [{"objective": "dft", "batch_size": 1, "steps": 3}]
+    cases += [{"objective": "sft", "normalization": "micro-batch", "micro_batch_rows": 3}]
+    cases += [{"objective": "dft", "gradient_checkpointing": True}]
     runs = [{**base, **case} for case in cases]
     ways = [(run, sharded) for run in runs for sharded in (False, True)]
     many = [{**run, "out": str(tmp_path / f"four {i}")} for i, (run, _) in enumerate(ways)]

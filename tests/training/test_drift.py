@@ -125,8 +125,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
     "dropout": {"lora__rank": 2, "lora__dropout": 0.3, "gradient_checkpointing": True},
-    "psft": {"objective__name": "psft", "objective__refresh": 2},
-    "asft": {"objective__name": "asft"},
+    "psft": {"objective": "psft", "objective__refresh": 2},
+    "asft": {"objective": "asft"},
 }
 
 
@@ -328,15 +328,15 @@ def test_what_was_low_from_the_start_is_no_drift() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "advised", "not_advised"),
     [
-        ("kl", {}, "objective.name = asft", "objective.anchor"),
-        ("kl", {"objective.name": "asft"}, "raise objective.anchor", "asft,"),
-        ("kl", {"objective.phases": "sft:0.5,asft:0.5"}, "raise objective.anchor", "objective.name"),
+        ("kl", {}, "objective = asft", "anchor"),
+        ("kl", {"objective": "asft"}, "raise the anchor of asft", "asft,"),
+        ("kl", {"objective": "sft@0.5+asft@0.5"}, "raise the anchor of asft", "objective"),
         ("entropy", {}, "(uncertain, eaft, psft)", "asft"),
-        ("entropy", {"objective.name": "psft"}, "(uncertain, eaft)", "psft"),
-        ("eos_p", {}, "check that the rows end", "objective.protect"),  # dft protects by itself
-        ("eos_p", {"objective.protect": 0}, "set objective.protect = 1", "asft"),
-        ("stopped", {"objective.protect": 1}, "check that the rows end", "objective.protect"),
-        ("stopped", {"objective.name": "sft"}, "check that the rows end", "objective.protect"),
+        ("entropy", {"objective": "psft"}, "(uncertain, eaft)", "psft"),
+        ("eos_p", {}, "check that the rows end", "min_eos_weight"),  # dft protects by itself
+        ("eos_p", {"min_eos_weight": 0}, "set min_eos_weight = 1", "asft"),
+        ("stopped", {"min_eos_weight": 1}, "check that the rows end", "min_eos_weight"),
+        ("stopped", {"objective": "sft"}, "check that the rows end", "min_eos_weight"),
     ],
 )
 def test_nothing_is_advised_that_is_set(

@@ -21,8 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "file": {"rows.holdout": "kept.jsonl", "steps": None},
     "cut": {"max_length": 30, "steps": None},
     "batch": {"batch_size": 64, "steps": 3},
-    "pairs": {"data": "pairs.jsonl", "objective.name": "dpo", "rows.limit": 20, "steps": None},
-    "pairs cut": {"data": "pairs.jsonl", "objective.name": "dpo", "max_length": 28, "steps": 4},
+    "pairs": {"data": "pairs.jsonl", "objective": "dpo", "rows.limit": 20, "steps": None},
+    "pairs cut": {"data": "pairs.jsonl", "objective": "dpo", "max_length": 28, "steps": 4},
 }
 
 

@@ -85,7 +85,7 @@ def test_settings_that_are_not_the_adapters_are_refused(
 @pytest.mark.parametrize("objective", ["asft", "iw_sft", "psft"])
 def test_the_reference_is_the_adapter_it_starts_from(run: Any, adapter: str, objective: str) -> None:
     """Not the model below it: at the first step nothing has moved, so the divergence is 0 and every ratio 1."""
-    settings = {"model": adapter, "objective__name": objective, "steps": 1, "batch_size": 40}
+    settings = {"model": adapter, "objective": objective, "steps": 1, "batch_size": 40}
     tuned = run("tuned", **settings)
     named = run("named", **settings, reference=adapter) if objective != "psft" else tuned
     one, other = (metrics(r.out, "train")[0] for r in (tuned, named))
@@ -94,7 +94,7 @@ def test_the_reference_is_the_adapter_it_starts_from(run: Any, adapter: str, obj
 
 
 def test_a_dry_run_and_other_kinds_of_adapters(run: Any, adapter: str, toy: Any, tmp_path: Path) -> None:
-    given = {**toy, "model": adapter, "out": str(tmp_path / "out"), "objective.name": "asft"}
+    given = {**toy, "model": adapter, "out": str(tmp_path / "out"), "objective": "asft"}
     planned = plan(load_config(None, given))
     assert planned["config"]["lora"]["rank"] == 4
     assert not (tmp_path / "out").exists()

@@ -58,10 +58,10 @@ def close(one: Gradients, other: Gradients, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("protect", [0, 1])
 @pytest.mark.parametrize("objective", OVER_ROWS)
 def test_any_split_into_micro_batches(gradients: Any, objective: str, protect: int) -> None:
-    settings = {"objective__name": objective, "objective__protect": protect, "steps": 2, "rows__holdout": 0}
+    settings = {"objective": objective, "min_eos_weight": protect, "steps": 2, "rows__holdout": 0}
     settings |= {"max_length": 40, "learning_rate": 1e-3}
     if objective == "threshold":
-        settings["objective__q"] = 0.003  # about where the toy's probabilities are
+        settings["objective"] = "threshold:q=0.003"  # about where the toy's probabilities are
     whole = gradients(**settings, micro_batch_tokens=4096)
     parts = gradients(**settings, micro_batch_tokens=40)
     for one, other in zip(parts, whole, strict=True):
@@ -94,7 +94,7 @@ def by_hand(
 
 @pytest.mark.parametrize("objective", [sft, dft])
 def test_the_sum_is_divided_once_by_the_steps_targets(toy: Any, gradients: Any, objective: Any) -> None:
-    (ours,) = gradients(objective__name=objective.__name__, objective__protect=0, steps=1)
+    (ours,) = gradients(objective=objective.__name__, min_eos_weight=0, steps=1)
     hand = by_hand(
         {**toy, "steps": 1},
         objective,
@@ -118,7 +118,7 @@ def test_micro_batch_means_are_summed_before_the_clip(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
     settings = {"normalization": "micro-batch", "micro_batch_rows": 3, "steps": 1, "clip": 0.5}
-    (ours,) = gradients(objective__name="sft", **settings)
+    (ours,) = gradients(objective="sft", **settings)
 
     def groups(data: TrainingData) -> list[list[int]]:
         rows = data.plan.rows(0)
@@ -262,13 +262,13 @@ def test_dropout_is_reproducible(run: Any) -> None:
 SPLITS: dict[str, dict[str, Any]] = {
     "odd": {"micro_batch_tokens": 4096, "max_length": 40, "batch_size": 3},
     "one row": {"batch_size": 1},
-    "psft": {"objective.name": "psft"},
+    "psft": {"objective": "psft"},
     "bf16": {"precision": "bf16"},
     "means": {"normalization": "micro-batch", "micro_batch_rows": 3},
-    "lora": {"lora.rank": 2, "objective.name": "asft"},
-    "sharded": {"objective.name": "sequence_dft", "batch_size": 3, "checkpoint_every": 2},
+    "lora": {"lora.rank": 2, "objective": "asft"},
+    "sharded": {"objective": "sequence_dft", "batch_size": 3, "checkpoint_every": 2},
     "sharded bf16": {"precision": "bf16", "batch_size": 1},
-    "sharded lora": {"lora.rank": 2, "objective.name": "asft", "gradient_checkpointing": True},
+    "sharded lora": {"lora.rank": 2, "objective": "asft", "gradient_checkpointing": True},
 }
 
 

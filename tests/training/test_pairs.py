@@ -15,7 +15,7 @@ from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.objectives import apply_objective
+from rectune.objective_spec import apply_objective
 from rectune.training.dataloader import load_data, pair_columns
 from toys import byte_tokenizer, tiny_model
 from training_runs import metrics
@@ -99,7 +99,7 @@ def test_loss_and_gradients_are_those_of_trl(tmp_path: Path, beta: float) -> Non
 def test_any_split_into_micro_batches_gives_the_same(run: Any, pairs: str) -> None:
     from training_runs import weights
 
-    settings = {"data": pairs, "objective__name": "dpo", "rows__holdout": 0, "steps": 3, "max_length": 48}
+    settings = {"data": pairs, "objective": "dpo", "rows__holdout": 0, "steps": 3, "max_length": 48}
     whole = run("whole", **settings, micro_batch_tokens=4096)
     parts = run("parts", **settings, micro_batch_tokens=96)
     for name, weight in weights(whole.out).items():
@@ -121,7 +121,7 @@ def test_pairs_stay_together(toy: dict[str, Any], pairs: str) -> None:
 
 
 def test_margins_grow_and_are_logged(run: Any, pairs: str) -> None:
-    result = run(data=pairs, objective__name="dpo", steps=12, evaluate_every=6)
+    result = run(data=pairs, objective="dpo", steps=12, evaluate_every=6)
     assert result.before["margin"] == pytest.approx(0, abs=1e-4)
     assert result.after["margin"] > 1 and result.after["preferred"] > 0.9
     lines = metrics(result.out, "train")
@@ -142,7 +142,7 @@ def test_what_is_no_pair(run: Any, tmp_path: Path, record: dict[str, str], says:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(PAIRS[0]) + "\n" + json.dumps(record) + "\n")
     with pytest.raises(UserError, match=says) as error:
-        run(data=str(path), objective__name="dpo")
+        run(data=str(path), objective="dpo")
     assert error.value.where == f"{path}:2"
 
 

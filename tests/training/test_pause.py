@@ -17,9 +17,9 @@ from training_runs import metrics, weights, without_timings
 
 KINDS: dict[str, dict[str, Any]] = {
     "dft": {"checkpoint_every": 0},
-    "phases in bf16": {"objective.phases": "sft:0.5,dft:0.5", "precision": "bf16"},
+    "phases in bf16": {"objective": "sft@0.5+dft@0.5", "precision": "bf16"},
     "best": {"choose": "nll", "evaluate_every": 1, "learning_rate": 0.02, "checkpoint_every": 2},
-    "psft": {"objective.name": "psft", "objective.refresh": 3},
+    "psft": {"objective": "psft", "old_policy_interval": 3},
     "lora": {"lora.rank": 2, "lora.dropout": 0.3, "lora.merge": True},
 }
 

@@ -112,7 +112,7 @@ def test_it_is_computed_once_and_needs_no_second_model(
     run: Any, data: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     source = pairs if objective == "dpo" else data
-    settings = {"data": str(source), "objective__name": objective, "steps": 2, "probe": 0}
+    settings = {"data": str(source), "objective": objective, "steps": 2, "probe": 0}
     monkeypatch.setattr(Scorer, "frozen", never)
     first = run("first", **settings, seed=1)
     (path,) = kept(source)
@@ -127,7 +127,7 @@ def test_it_is_computed_once_and_needs_no_second_model(
 
 def test_a_named_reference(run: Any, toy: dict[str, Any], pairs: Path, other: str) -> None:
     """The model itself by name is the default; another one gives margins from the start."""
-    settings = {"data": str(pairs), "objective__name": "dpo", "steps": 1, "probe": 0}
+    settings = {"data": str(pairs), "objective": "dpo", "steps": 1, "probe": 0}
     default = run("default", **settings)
     named = run("named", **settings, reference=toy["model"])
     assert len(kept(pairs)) == 1 and equal(default.out, named.out)
@@ -137,7 +137,7 @@ def test_a_named_reference(run: Any, toy: dict[str, Any], pairs: Path, other: st
 
 
 def test_the_kl_to_a_named_reference(run: Any, toy: dict[str, Any], other: str) -> None:
-    settings = {"objective__name": "asft", "objective__anchor": 1.0, "steps": 1, "probe": 0}
+    settings = {"objective": "asft", "objective__anchor": 1.0, "steps": 1, "probe": 0}
     named = [run(str(i), **settings, reference=name) for i, name in enumerate((None, toy["model"], other))]
     near, same, far = (metrics(result.out, "train")[0]["objective"] for result in named)
     assert near == pytest.approx(same, abs=1e-6) and far > near + 0.1
@@ -171,7 +171,7 @@ def test_a_file_handed_over(logprobs: Logprobs, run: Any, data: Path, other: str
         logprobs(data, reference=str(path), rows__limit=20)
     assert error.value.where == str(path)
     with pytest.raises(UserError, match="needs the model itself"):
-        run("kl", data=str(data), objective__name="asft", reference=str(path))
+        run("kl", data=str(data), objective="asft", reference=str(path))
     with pytest.raises(UserError, match="cannot be read"):
         logprobs(data, reference="nothing.safetensors")
     with pytest.raises(UserError, match="holds no ref_logp"):
@@ -186,7 +186,7 @@ def test_another_tokenizer(run: Any, data: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     for objective in ("iw_sft", "asft"):
         with pytest.raises(UserError, match="has another tokenizer than the model") as error:
-            run(data=str(data), objective__name=objective, reference=str(folder))
+            run(data=str(data), objective=objective, reference=str(folder))
         assert error.value.where == "reference"
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -209,7 +209,7 @@ def test_a_damaged_file_is_computed_anew(
 
 def test_a_run_goes_on_bit_for_bit(run: Any, data: Path, toy: dict[str, Any], tmp_path: Path) -> None:
     """Also where the file is gone by then: it does not depend on what has been trained."""
-    settings = {"data": str(data), "objective__name": "iw_sft", "checkpoint_every": 2, "probe": 0}
+    settings = {"data": str(data), "objective": "iw_sft", "checkpoint_every": 2, "probe": 0}
     whole = run("whole", **settings)
     loop.train(load_config(None, {**toy, "out": tmp_path / "run", **dotted(settings)}), until=4)
     kept(data)[0].unlink()
@@ -221,7 +221,7 @@ def test_another_reference_when_going_on(run: Any, data: Path, toy: dict[str, An
     folder = tmp_path / "reference"
     tiny_model(seed=1).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    settings = {"data": str(data), "objective__name": "iw_sft", "reference": str(folder), "probe": 0}
+    settings = {"data": str(data), "objective": "iw_sft", "reference": str(folder), "probe": 0}
     loop.train(load_config(None, {**toy, "out": tmp_path / "run", **dotted(settings)}), until=1)
     tiny_model(seed=2).save_pretrained(folder)
     with pytest.raises(UserError, match="is not the one the run began with") as error:

@@ -46,10 +46,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "best": {"choose": "nll", "evaluate_every": 1, "learning_rate": 0.02},
     "phases": {"objective__phases": "sft:0.5,dft:0.5"},
-    "psft": {"objective__name": "psft", "objective__refresh": 3, "precision": "bf16"},
-    "iw_sft": {"objective__name": "iw_sft"},
+    "psft": {"objective": "psft", "objective__refresh": 3, "precision": "bf16"},
+    "iw_sft": {"objective": "iw_sft"},
     "lora": {"lora__rank": 2, "lora__dropout": 0.3, "lora__merge": True},
-    "lora psft": {"lora__rank": 2, "objective__name": "psft", "objective__refresh": 3},
+    "lora psft": {"lora__rank": 2, "objective": "psft", "objective__refresh": 3},
     "lora best": {
         "lora__rank": 2, "lora__merge": True, "choose": "mean_p", "evaluate_every": 1, "learning_rate": 0.3,
     },
@@ -205,7 +205,7 @@ def test_a_folder_with_a_run_needs_resume_and_the_same_settings(run: Any, tmp_pa
         run(checkpoint_every=2)
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError) as caught:
-        run(resume=True, checkpoint_every=2, seed=1, objective__name="sft")
+        run(resume=True, checkpoint_every=2, seed=1, objective="sft")
     assert "cannot go on with other settings: objective was" in str(caught.value)
     assert "seed was 0, is 1" in str(caught.value)
     moved = tmp_path / "moved"

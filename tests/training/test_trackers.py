@@ -40,7 +40,7 @@ def test_tensorboard_has_the_figures_and_the_settings(run: Any, tmp_path: Path) 
     points = [(event.step, event.value) for event in found.Scalars("train/nll")]
     assert points == [(line["step"], pytest.approx(line["nll"])) for line in metrics(result.out, "train")]
     values = hyperparameters(shared / "sums" / "first")
-    assert (values["learning_rate"], values["batch_size"], values["objective.name"]) == (3e-3, 7, "dft")
+    assert (values["learning_rate"], values["batch_size"], values["objective"]) == (3e-3, 7, "dft")
     assert (values["gradient_checkpointing"], values["rows.holdout"], values["betas"]) == (
         False,
         0.2,

@@ -34,7 +34,7 @@ grad_norm learning_rate tokens seconds tokens_per_second peak_memory_mib
 @pytest.mark.parametrize("objective", OVER_ROWS)
 def test_every_objective_learns(run: Any, objective: str) -> None:
     settings = {"objective__q": 0.003} if objective == "threshold" else {}
-    result = run(objective__name=objective, steps=12, **settings)
+    result = run(objective=objective, steps=12, **settings)
     assert result.after["nll"] < result.before["nll"] - 0.1
     assert result.after["mean_p"] > result.before["mean_p"]
 
@@ -56,22 +56,12 @@ def test_every_step_is_logged(run: Any) -> None:
 
 def test_phases_switch_by_share_of_steps(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "rectune"):
-        out = run(objective__phases="sft:0.3,dft:0.7", steps=10, batch_size=2, objective__protect=0).out
+        out = run(objective="sft@0.3+dft@0.7", steps=10, batch_size=2, min_eos_weight=0).out
     lines = metrics(out, "train")
     assert [line["phase"] for line in lines] == ["sft"] * 3 + ["dft"] * 7
     assert all(line["weight"] == 1 for line in lines[:3])
     assert all(line["weight"] == pytest.approx(line["mean_p"]) for line in lines[3:])
     assert "sft until step 3, then dft until step 10" in caplog.text
-
-
-def test_phases_say_that_the_name_is_not_used(run: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "rectune"):
-        run(objective__name="focal", objective__phases="sft:0.5,dft:0.5", steps=2)
-    assert "objective.phases decides; objective.name = focal is not used" in caplog.text
-    caplog.clear()
-    with caplog.at_level("INFO", "rectune"):
-        run("plain", objective__phases="sft:0.5,dft:0.5", steps=2)
-    assert "is not used" not in caplog.text
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, figures: list[dict[str, float]]) -> None:
@@ -167,7 +157,7 @@ def test_an_adapter_alone(run: Any) -> None:
 
 def test_the_base_under_an_adapter_is_the_reference(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharing its weights with the adapted model gives what a frozen copy gives."""
-    settings = {"objective__name": "asft", "lora__rank": 2, "learning_rate": 0.05}
+    settings = {"objective": "asft", "lora__rank": 2, "learning_rate": 0.05}
     shared = run("shared", **settings)
     monkeypatch.setattr(loop, "frozen_reference", lambda config, scorer, tokenizer: scorer.frozen())
     copied = run("copied", **settings)
@@ -263,7 +253,7 @@ def test_broken_gradients_skip_the_step_and_then_give_up(
 
 
 def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
-    config = load_config(None, {**toy, "out": tmp_path / "run", "objective.name": "asft"})
+    config = load_config(None, {**toy, "out": tmp_path / "run", "objective": "asft"})
     planned = plan(config)
     assert list(tmp_path.iterdir()) == []
     assert json.loads(json.dumps(planned))["config"]["batch_size"] == 7
@@ -275,34 +265,34 @@ def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_not(run: Any) -> None:
-    out = Path(run(objective__name="dft", steps=2).out)
+    out = Path(run(objective="dft", steps=2).out)
     config = json.loads((out / "config.json").read_text())
-    assert config["objective"]["protect"] == 1.0
+    assert config["min_eos_weight"] == 1.0
     assert config["precision"] in ("bf16", "fp32")
     assert config["reference"] is None  # dft has none
     assert config["decided"]["turn_end"] and config["decided"]["template"]
     assert config["decided"]["steps"] == 2
     again = {"out": out, "steps": 2, "resume": True}
-    run(objective__name="dft", objective__protect=1.0, precision=config["precision"], **again)
-    with pytest.raises(UserError, match=r"objective was .*'protect': 1.0.*, is .*'protect': 0.0"):
-        run(objective__name="dft", objective__protect=0, **again)
-    older = config | {"objective": config["objective"] | {"protect": None}, "precision": "auto"}
+    run(objective="dft", min_eos_weight=1.0, precision=config["precision"], **again)
+    with pytest.raises(UserError, match=r"min_eos_weight was 1.0, is 0.0"):
+        run(objective="dft", min_eos_weight=0, **again)
+    older = config | {"min_eos_weight": None, "precision": "auto"}
     older.pop("decided")
     (out / "config.json").write_text(json.dumps(older))
-    run(objective__name="dft", **again)
+    run(objective="dft", **again)
 
 
 @pytest.mark.parametrize(("objective", "protect", "reference"), [
-    ({"objective__name": "sft"}, 0.0, False),
-    ({"objective__name": "iw_sft"}, 0.0, True),
-    ({"objective__phases": "sft:0.5,dft:0.5"}, 1.0, False),
-    ({"objective__name": "dft", "objective__protect": 0.5}, 0.5, False),
+    ({"objective": "sft"}, 0.0, False),
+    ({"objective": "iw_sft"}, 0.0, True),
+    ({"objective": "sft@0.5+dft@0.5"}, 1.0, False),
+    ({"objective": "dft", "min_eos_weight": 0.5}, 0.5, False),
 ])  # fmt: skip
 def test_config_json_has_the_weight_of_turn_ends_and_the_reference(
     run: Any, objective: dict[str, Any], protect: float, reference: bool
 ) -> None:
     config = json.loads((Path(run(**objective, steps=2).out) / "config.json").read_text())
-    assert config["objective"]["protect"] == protect
+    assert config["min_eos_weight"] == protect
     assert config["reference"] == (config["model"] if reference else None)
 
 

@@ -62,7 +62,7 @@ app.command(
 
 @app.command(name="list")
 def list_(
-    what: Literal["objectives", "benchmarks", "models", "recipes"],
+    what: Literal["objectives", "columns", "benchmarks", "models", "recipes"],
     /,
     *,
     json: Switch = False,

@@ -1,4 +1,4 @@
-"""The tables of `rectune list`: objectives, benchmarks, models and recipes, without loading torch."""
+"""The tables of `rectune list`: objectives, columns, benchmarks, models and recipes, without loading torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+from rectune.columns import COLUMNS
 from rectune.config import read_toml
 from rectune.models.load import model_sources
 
@@ -32,6 +33,12 @@ def objectives() -> Table:
             "settings": ", ".join(f"{a.arg} = {ast.unparse(d)}" if d else a.arg for a, d in settings),
             "about": (ast.get_docstring(functions[name]) or "").partition("\n")[0],
         }
+
+
+def columns() -> Table:
+    """The columns that an objective may read."""
+    for name, column in COLUMNS.items():
+        yield {"column": name, "from": column.source, "meaning": column.meaning}
 
 
 def benchmarks() -> Table:
@@ -59,13 +66,14 @@ def recipes() -> Table:
         yield {
             "recipe": str(recipe),
             "model": models if isinstance(models, str) else ", ".join(models),
-            "objective": str(settings.get("objective", {}).get("name", "")),
+            "objective": str(settings.get("objective", "")),
             "about": first.removeprefix("#").strip() if first.startswith("#") else "",
         }
 
 
 LISTS: Mapping[str, Callable[[], Table]] = {
     "objectives": objectives,
+    "columns": columns,
     "benchmarks": benchmarks,
     "models": model_sources,
     "recipes": recipes,

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rectune.cli.console import print_lines, print_table
 from rectune.cli.options import settings_flags
 from rectune.cli.parameters import Count, Switch, Texts
-from rectune.config import flag, load_config
+from rectune.config import load_config
 from rectune.config.rft_config import OfflineConfig, is_setting
 from rectune.config.rl_config import OnlineConfig
 from rectune.errors import UserError
@@ -91,7 +91,7 @@ def online(
     print_lines(f"Model: {next(p for p in (config.out / 'adapter', config.out / 'model') if p.is_dir())}")
 
 
-@settings_flags(lambda name: name not in ("objective.name", "objective.phases"))
+@settings_flags(lambda name: name != "objective")
 def compare(
     recipe: Path | None = None,
     /,
@@ -114,7 +114,7 @@ def compare(
     no_sharpening: Switch = False,
     dry_run: Switch = False,
     json: Switch = False,
-    objective: Annotated[dict[str, str] | None, Parameter(show=False)] = None,
+    objective: Annotated[str | None, Parameter(show=False)] = None,
     **overrides: Any,
 ) -> None:
     """Train with several objectives and judge them in pairs, over problems and seeds; run again, it goes on.
@@ -123,7 +123,7 @@ def compare(
 
     Args:
         recipe: TOML file with the settings below.
-        objectives: Separated by commas: dft, power:alpha=0.5, or phases such as sft@0.3+dft@0.7.
+        objectives: Separated by commas, each as --objective of rectune train takes it, such as sft,power:alpha=0.5.
         seeds: Runs of each objective.
         benchmarks_in: Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas.
         benchmarks_out: The same of other domains.
@@ -142,12 +142,9 @@ def compare(
         dry_run: Print runs, steps, tokens and samples, and stop.
         json: Print all of comparison.json.
     """
-    for name in objective or ():
-        raise UserError(
-            "a comparison has an objective for each arm",
-            where=flag(f"objective.{name}"),
-            hint="give them with --objectives NAME:SETTING=VALUE,...",
-        )
+    if objective is not None:
+        what = "a comparison takes several objectives"
+        raise UserError(what, where="--objective", hint=f"give --objectives sft,{objective}")
     config = load_config(recipe, overrides)
     from rectune.experiments.compare import compare
     from rectune.experiments.comparison_tables import tables

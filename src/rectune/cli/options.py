@@ -22,7 +22,7 @@ GROUPS = {
     table: Group(title, sort_key=position)
     for position, (table, title) in enumerate(
         {
-            "": "Run", "sampling": "Sampling", "selection": "Selection", "objective": "Objective", "rows": "Rows",
+            "": "Run", "sampling": "Sampling", "selection": "Selection", "rows": "Rows",
             "lora": "LoRA",
         }.items(), start=1
     )
@@ -46,32 +46,20 @@ def settings_flags(
 
     def decorate(verb: Verb) -> Verb:
         def command(*args: Any, **given: Any) -> None:
-            settings = given.pop("objective_settings", None) or {}
             overrides = {names[key]: given.pop(key) for key in list(given) if key in names}
             overrides = {name: value for name, value in overrides.items() if value is not None}
-            verb(*args, **given, **overrides, **{f"objective.{k}": v for k, v in settings.items()})
+            verb(*args, **given, **overrides)
 
         fields = [(name, field) for name, field in settings_fields(kind) if only(name)]
         names = {name.replace(".", "_"): name for name, _ in fields}
         parameters = inspect.signature(verb, eval_str=True).parameters.values()
         own = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
         flags = [_parameter(name, field) for name, field in fields]
-        if "objective.name" in names.values():
-            flags.append(_objective_settings())
         command.__name__, command.__doc__ = verb.__name__, verb.__doc__
         command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
         return command
 
     return decorate
-
-
-def _objective_settings() -> inspect.Parameter:
-    parameter = Parameter(
-        name="--objective",
-        group=GROUPS["objective"],
-        help="Any setting of the objective, such as --objective.alpha 0.5.",
-    )
-    return _keyword("objective_settings", dict[str, str] | None, parameter)
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

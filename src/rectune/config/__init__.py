@@ -48,6 +48,17 @@ def _as_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _as_objective(value: object) -> object:
+    if not callable(value):
+        return value
+    from rectune.objective_spec import text_of  # with torch: slow to import
+
+    try:
+        return text_of(value)
+    except UserError as error:
+        raise ValueError(error.what) from None
+
+
 PathOrName = Annotated[str, BeforeValidator(_as_text)]
 """Text, for which Python may give a `Path`."""
 
@@ -59,26 +70,16 @@ StopTexts = Annotated[
 
 
 class ObjectiveConfig(Settings):
-    """Which loss a token gets. Further keys are settings of the objective itself, such as `alpha`."""
+    """Which loss a token gets."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    name: str = "dft"
-    """Objective, one of `rectune list objectives`; its settings follow as --objective.alpha 0.5 and so on.
-    dft is the paper's Eq. 9 but for turn ends and special tokens, which keep weight 1 unless protect is 0."""
-    phases: str | None = None
-    """Several objectives in place of name, one after the other by share of the steps: sft:0.3,dft:0.7."""
-    protect: float | None = None
-    """Least weight of tokens that end a turn or are special; 0 is the paper's Eq. 9. Unset: 1 if the loss (of any
-    phase) vanishes with p, as dft's does, else 0."""
-
-    refresh: int = Field(8, gt=0)
+    objective: Annotated[str, BeforeValidator(_as_objective)] = "dft"
+    """Loss: a name of `rectune list objectives` (dft, power:alpha=0.5), phases by share of the steps (sft@0.3+dft@0.7),
+    or a function of your own (FILE.py:FUNCTION:beta=0.5)."""
+    min_eos_weight: float | None = Field(None, ge=0)
+    """Minimum weight of tokens that end a turn or are special. 0 is the paper's Eq. 9 to the letter. Unset: 1 if the
+    loss vanishes with p, as dft's does (the model could not learn to stop), else 0."""
+    old_policy_interval: int = Field(8, gt=0)
     """Steps between refreshes of the old policy that psft refers to."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The further keys: keyword-only parameters of the objective function."""
-        return dict(self.model_extra or {})
 
 
 class LoraConfig(Settings):
@@ -147,7 +148,7 @@ class DataConfig(Settings):
         return value
 
 
-class TrainConfig(Settings):
+class TrainConfig(ObjectiveConfig):
     """Everything that decides a training run. Frozen, and written whole to `config.json`."""
 
     model: PathOrName = "smollm2-135m"
@@ -192,7 +193,6 @@ class TrainConfig(Settings):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     memory_budget: int = Field(256, gt=0)
     """MiB for the logits of the language-model head, whatever the batch and vocabulary."""
-    objective: ObjectiveConfig = ObjectiveConfig()
     rows: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     evaluate_every: int = Field(0, ge=0)
@@ -249,8 +249,8 @@ def load_config(
 
     Args:
         recipe: TOML file with the fields of `kind`; those that are settings themselves are its tables, such as
-            `[objective]`, `[rows]` and `[lora]`.
-        overrides: Dotted name to value, as `{"objective.name": "dft", "batch_size": 8}`; text is converted.
+            `[rows]` and `[lora]`.
+        overrides: Dotted name to value, as `{"objective": "dft", "rows.limit": 8}`; text is converted.
         kind: `TrainConfig`, or settings of another kind of run.
 
     Raises:
@@ -262,10 +262,9 @@ def load_config(
         given[key] = value
         origin[key] = flag(key)
     known = [name for name, _ in settings_fields(kind)]
-    free = ["objective.SETTING"] if "objective.name" in known else []
     for key in given:
-        if key not in known and not (free and key.startswith("objective.")):
-            raise unknown_name("setting", key, [*known, *free], where=origin[key])
+        if key not in known:
+            raise unknown_name("setting", key, known, where=origin[key])
     for key, value in given.items():
         try:
             json.dumps([key, value], ensure_ascii=False, default=str).encode()
@@ -283,7 +282,7 @@ def dump_config(config: Settings) -> str:
 
 
 def flag(key: str) -> str:
-    """The command line's name of a setting: `objective.name` is `--objective.name`, `n` is `-n`."""
+    """The command line's name of a setting: `rows.limit` is `--rows.limit`, `n` is `-n`."""
     return "-" * min(2, len(key)) + key.replace("_", "-")
 
 

@@ -506,7 +506,7 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     first = records[0] if records else {}
     hint = "name its fields with --rows.columns prompt=FIELD,completion=FIELD"
     if set(PAIR) <= set(first):
-        hint = "pairs: train on them with --objective.name dpo, or on the better answers with --rows.format chosen"
+        hint = "pairs: train on them with --objective dpo, or on the better answers with --rows.format chosen"
     fields_seen = ", ".join(map(str, first)) or "none"
     raise UserError(f"no known row format has the fields {fields_seen}", where=where, hint=hint)
 

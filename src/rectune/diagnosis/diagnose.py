@@ -38,7 +38,6 @@ from rectune.diagnosis.effective_weights import (
     known_columns,
     learning_rate_factor,
     parse,
-    weight_of,
 )
 from rectune.diagnosis.examples import choose, examples
 from rectune.diagnosis.measure import Measured, measure
@@ -140,11 +139,11 @@ def diagnose(
         )  # fmt: skip
     classes_N = token_classes(measured.targets_N, measured.structural_N, measured.row_N, tokenizer)
     columns = measured.columns()
-    usable = [(spec, function) for spec, function in chosen if known_columns(function, columns)]
-    for spec, function in chosen:
-        if not known_columns(function, columns):
-            log.warning("%s: reads columns that a single pass does not give; left out", spec.label)
-    weights = {spec.label: weight_of(function, spec.settings, columns) for spec, function in usable}
+    usable = [phase for phase in chosen if known_columns(phase, columns)]
+    for phase in chosen:
+        if phase not in usable:
+            log.warning("%s: reads columns that a single pass does not give; left out", phase.label)
+    weights = {phase.label: phase.weight(columns).numpy() for phase in usable}
     norms: dict[str, float] = {}
     if gradients:
         batch = _gradient_batch(encoded, measured, device)
@@ -182,8 +181,8 @@ def diagnose(
         "by_position": figures.by_place(measured),
         "by_source": figures.by_source(measured, [source for _, source in sources]),
         "objectives": [
-            describe(spec, weights[spec.label], measured, classes_N) | _norms(spec.label, norms)
-            for spec, _ in usable
+            describe(phase, weights[phase.label], measured, classes_N) | _norms(phase.label, norms)
+            for phase in usable
         ],
         "verdict": decide(overall, risks, goal, model, data, _flags(options, max_length)),
         "risks": risks,

@@ -13,23 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from rectune.config import ObjectiveConfig
 from rectune.data.packing import Batch
 from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 from rectune.diagnosis.risks import RATE_BOUNDS
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.objectives import (
-    OBJECTIVES,
-    Objective,
-    Spec,
-    apply_objective,
-    column_names,
-    effective_weight,
-    parse_spec,
-    resolve,
-    vanishes,
-)
+from rectune.objective_spec import Phase, make_phases, parse_objective, text_of
+from rectune.objectives import Objective
 from rectune.training.metrics import PROBABILITY_BINS
 
 DEFAULT = (
@@ -39,41 +31,29 @@ DEFAULT = (
 """What is shown unless the user names objectives: those that differ from SFT at the first step."""
 
 
-def parse(objectives: Sequence[str | Objective]) -> list[tuple[Spec, Objective]]:
-    """Label and function of each objective; sft is always among them, as what others are compared with."""
-    found: dict[str, tuple[Spec, Objective]] = {}
-    for one in ("sft", *objectives):
-        spec = Spec(one.__name__, one.__name__, one.__name__, {}) if callable(one) else parse_spec(one)
-        if spec.phases is not None:
+def parse(objectives: Sequence[str | Objective]) -> list[Phase]:
+    """Each objective with its settings, as training has it by default; sft is always among them, to compare with."""
+    phases: dict[str, Phase] = {}
+    for objective in ("sft", *objectives):
+        text = text_of(objective)
+        parsed = parse_objective(text)
+        if len(parsed) > 1:
             raise UserError(
-                f"'{one}' has phases, and a diagnosis sees one moment",
+                f"'{text}' has phases, and a diagnosis sees one moment",
                 where="objectives",
-                hint=f"name them one by one: {spec.label.replace(' then ', ', ')}",
+                hint=f"name them one by one: {', '.join(phase.label for phase in parsed)}",
             )
-        found.setdefault(spec.label, (spec, resolve(one if callable(one) else spec.name)))
-    return list(found.values())
+        (phase,) = make_phases(ObjectiveConfig(objective=text))
+        phases.setdefault(phase.label, phase)
+    return list(phases.values())
 
 
-def known_columns(objective: Objective, columns: dict[str, torch.Tensor]) -> bool:
+def known_columns(phase: Phase, columns: dict[str, torch.Tensor]) -> bool:
     """Whether one forward pass has all that the objective reads (not so for pairs or advantages)."""
-    return set(column_names(objective)) <= set(columns)
+    return set(phase.columns) <= set(columns)
 
 
-def protection(objective: Objective, settings: dict[str, float]) -> float:
-    """Least weight of turn-ending tokens, as training has it by default."""
-    own = objective not in OBJECTIVES.values()
-    return 0.0 if own else float(vanishes(objective, **settings))
-
-
-def weight_of(
-    objective: Objective, settings: dict[str, float], columns: dict[str, torch.Tensor]
-) -> np.ndarray:
-    """Effective weight of each token, its turn-ending tokens protected: (N,), float64."""
-    protect = protection(objective, settings)
-    return effective_weight(objective, columns, protect=protect, **settings).numpy()
-
-
-def describe(spec: Spec, weight_N: np.ndarray, measured: Measured, classes_N: np.ndarray) -> dict[str, Any]:
+def describe(phase: Phase, weight_N: np.ndarray, measured: Measured, classes_N: np.ndarray) -> dict[str, Any]:
     """Figures of one objective; shares add up to 1."""
     p = measured.p_N
     size = abs(weight_N) * (1 - p)
@@ -84,9 +64,9 @@ def describe(spec: Spec, weight_N: np.ndarray, measured: Measured, classes_N: np
     squares = float((weight_N**2).sum())
     ess = float(weight_N.sum() ** 2 / (len(weight_N) * squares)) if squares else 0.0
     return {
-        "label": spec.label,
-        "name": spec.name,
-        "settings": spec.settings,
+        "label": phase.label,
+        "name": phase.name,
+        "settings": phase.settings,
         "mean_weight": float(weight_N.mean()),
         "share_by_bin": [float(share) for share in by_bin],
         "share_by_class": {name: float(share) for name, share in zip(CLASSES, by_class, strict=True)},
@@ -94,9 +74,7 @@ def describe(spec: Spec, weight_N: np.ndarray, measured: Measured, classes_N: np
     }
 
 
-def gradient_norms(
-    scorer: Scorer, batch: Batch, objectives: Sequence[tuple[Spec, Objective]]
-) -> dict[str, float]:
+def gradient_norms(scorer: Scorer, batch: Batch, phases: Sequence[Phase]) -> dict[str, float]:
     """Norm of the gradient of all parameters on one batch under each objective, by label: the model's own numbers.
 
     The loss is the sum over targets divided by their number, as in training; turn-ending tokens are protected. A
@@ -111,16 +89,15 @@ def gradient_norms(
 
     hooks = [p.register_post_accumulate_grad_hook(take) for p in scorer.model.parameters() if p.requires_grad]
     norms = {}
-    for spec, objective in objectives:
+    for phase in phases:
         columns = scorer.columns(batch, ("logp", "entropy", "entropy20"))
         with torch.no_grad():
             same = columns["logp"].clone()
         columns |= {"ref_logp": same, "old_logp": same, "kl": torch.zeros_like(same)}
-        protect = protection(objective, spec.settings)
-        loss = apply_objective(objective, columns, protect=protect, **spec.settings).sum() / max(1, len(same))
+        loss = phase.loss(columns).sum() / max(1, len(same))
         parts.clear()
         loss.backward()
-        norms[spec.label] = float(torch.stack([part.cpu() for part in parts]).norm()) if parts else 0.0
+        norms[phase.label] = float(torch.stack([part.cpu() for part in parts]).norm()) if parts else 0.0
     for hook in hooks:
         hook.remove()
     return norms

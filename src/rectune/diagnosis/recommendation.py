@@ -13,13 +13,9 @@ from typing import Any
 
 from rectune.diagnosis.risks import ERRORS_NEAR, FEW_TARGETS, INTERMEDIATE, NEAR, STRONG, WEAK
 from rectune.errors import unknown_name
+from rectune.objective_spec import parse_objective, slug_of
 
 GOALS = ("generalise", "fit")
-SPECS = {
-    "sft": ("sft", "sft", {}),
-    "dft": ("dft", "dft", {}),
-    "power:alpha=0.5": ("power alpha=0.5", "power", {"alpha": 0.5}),
-}
 RACE = ("sft", "dft", "power:alpha=0.5", "floor", "asft", "sft@0.3+dft@0.7")
 """What is worth a race where the answer is open."""
 
@@ -83,15 +79,16 @@ def decide(
                 "source": FEW_TARGETS.source,
             }
         )
-    label, name, settings = SPECS[spec]
+    (phase,) = parse_objective(spec)
     return {
         "position": place,
-        "label": label,
-        "name": name,
-        "settings": settings,
+        "objective": spec,
+        "label": phase.label,
+        "name": phase.name,
+        "settings": phase.settings,
         "alternatives": list(alternatives),
         "confidence": _confidence(p, error, place, goal, bool(against), int(overall["targets"])),
-        "sentence": _sentence(place, goal, label, p, bool(against)),
+        "sentence": _sentence(place, goal, phase.label, p, bool(against)),
         "reasons": reasons,
         "next": _next(place, goal, spec, alternatives, model, data, options),
     }
@@ -162,6 +159,4 @@ def _next(
     if place == "intermediate":
         race = ",".join(dict.fromkeys((spec, *alternatives)))
         return [f"rectune compare {source} --objectives {race} --race 2h {asked} --out runs/race", compare]
-    _, name, settings = SPECS[spec]
-    flags = "".join(f" --objective.{key} {value:g}" for key, value in settings.items())
-    return [f"rectune train {source} --objective.name {name}{flags} --out runs/{name}", compare]
+    return [f"rectune train {source} --objective {spec} --out runs/{slug_of(parse_objective(spec))}", compare]

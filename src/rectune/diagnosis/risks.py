@@ -131,7 +131,7 @@ def _never_ends(found: Found) -> Iterator[dict[str, Any]]:
         yield _risk(
             "end tokens", "high",
             f"the median probability of tokens that end a turn or are special is {p:.2g}",
-            "keep objective.protect at its default (these tokens keep weight 1), or train some steps with sft first",
+            "keep min_eos_weight at its default (these tokens keep weight 1), or train some steps with sft first",
             STRUCTURAL_P, p,
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.analysis.significance import judge
-from rectune.config import ObjectiveConfig, TrainConfig
+from rectune.config import TrainConfig
 from rectune.errors import UserError
 from rectune.experiments.comparison_file import read_record, write_record
 from rectune.experiments.entropy_control import answer_matched, choose_target, entropy
@@ -29,7 +29,8 @@ from rectune.experiments.grid import Choices, Matrix, is_trained, make_matrix, t
 from rectune.experiments.lr_sweep import sweep, trial_steps
 from rectune.experiments.problem_sets import name_domains, write_problems
 from rectune.experiments.successive_halving import check_affordable, race, rungs
-from rectune.experiments.variants import BASE, SHARED, Arm, run_config, run_folder
+from rectune.experiments.variants import BASE, Arm, run_config, run_folder
+from rectune.objective_spec import parse_objective
 from rectune.runtime.io import check_writable, load_record, translate_disk_errors
 from rectune.runtime.locks import lock
 from rectune.runtime.progress import TaskTimer
@@ -39,7 +40,6 @@ from rectune.sampling.stop_strings import check_stops
 from rectune.training.dataloader import read_texts
 from rectune.training.dry_run import plans
 from rectune.training.inputs import check_named, with_models_own
-from rectune.training.objective_schedule import make_phases
 
 
 def planned(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
@@ -163,8 +163,7 @@ def compare(
             where="WORLD_SIZE",
             hint="train each objective with accelerate launch, evaluate the runs, then rectune report RUN...",
         )
-    given = config.objective.model_dump(exclude={*SHARED})
-    if given != ObjectiveConfig().model_dump(exclude={*SHARED}):
+    if "objective" in config.model_fields_set:
         log.info("objective: the recipe's is left aside, --objectives says what is compared")
     domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
     draws = Draws(n, temperature, max_new_tokens, config.seed, check_stops(stop))
@@ -189,7 +188,7 @@ def _check_inputs(matrix: Matrix) -> None:
     check_named(matrix.config)
     seen = set()
     for arm in matrix.arms:
-        paired = "pair" in make_phases(arm.objective)[0].columns
+        paired = "pair" in parse_objective(arm.objective)[0].columns
         folders = [run_folder(matrix.out, arm, seed) for seed in matrix.seeds]
         if paired not in seen and not all(map(is_trained, folders)):
             seen.add(paired)

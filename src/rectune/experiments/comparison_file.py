@@ -73,12 +73,9 @@ def write_record(matrix: Matrix, arms: Sequence[Arm], **results: Any) -> dict[st
 def _arm(matrix: Matrix, arm: Arm, dropped: dict[str, Any] | None) -> dict[str, Any]:
     runs = {str(seed): run_folder(Path(), arm, seed).as_posix() for seed in matrix.seeds}
     return {
-        "spec": arm.spec,
+        "objective": arm.objective,
         "label": arm.label,
         "slug": arm.slug,
-        "name": arm.objective.name,
-        "settings": arm.settings,
-        "phases": arm.objective.phases,
         "learning_rate": arm.learning_rate,
         "runs": runs,
         "dropped": dropped,

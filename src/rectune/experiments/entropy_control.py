@@ -18,6 +18,7 @@ from rectune.analysis.entropy_matching import FEWEST_ANSWERS, entropy_of_answers
 from rectune.evaluation.results import read_evaluation
 from rectune.experiments.evaluator import Draws, Respondent
 from rectune.experiments.variants import Arm
+from rectune.objective_spec import parse_objective
 from rectune.runtime.io import load_record, write_json
 
 log = logging.getLogger("rectune")
@@ -48,7 +49,7 @@ def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, floa
         arms: Without the base model, which is never the target.
         entropies: Slug to seed to nats a token.
     """
-    plain = [arm for arm in arms if arm.objective.name == "dft" and not arm.objective.phases]
+    plain = [arm for arm in arms if parse_objective(arm.objective)[0].name == "dft"]
     return min(plain or arms, key=lambda arm: sum(entropies[arm.slug].values()) / len(entropies[arm.slug]))
 
 

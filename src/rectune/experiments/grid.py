@@ -26,7 +26,7 @@ from rectune.experiments.problem_sets import (
     load_problems,
     set_aside,
 )
-from rectune.experiments.variants import SHARED, Arm, make_arms, run_config, run_folder
+from rectune.experiments.variants import Arm, make_arms, run_config, run_folder
 from rectune.training.run_dir import FREE
 from rectune.training.trainer import train
 
@@ -159,9 +159,9 @@ def make_matrix(
         blank: Any = TrainConfig.model_construct  # without the settings that have no default
         defaults = _settings(blank(), {}, Draws(), Choices(), None)
         check_same(found, settings, defaults, config.out / FILE)
-        had = [arm["spec"] for arm in found["arms"]]
+        had = [arm["objective"] for arm in found["arms"]]
         slugs = {arm["slug"] for arm in found["arms"]}
-        arms = make_arms([*had, *(arm.spec for arm in arms if arm.slug not in slugs)], config)
+        arms = make_arms([*had, *(arm.objective for arm in arms if arm.slug not in slugs)], config)
         seeds = max(seeds, len(found["seeds"]))
     numbers = tuple(range(config.seed, config.seed + seeds))
     return Matrix(config, arms, numbers, named, problems, validation, draws, choices, settings)
@@ -187,7 +187,6 @@ def _settings(
     shared = {key: value for key, value in json.loads(dump_config(config)).items() if key not in own}
     return {
         **shared,
-        **{name: getattr(config.objective, name) for name in SHARED},
         "benchmarks": dict(domains),
         "limit": limit,
         "n": draws.n,

@@ -32,6 +32,7 @@ from rectune.evaluation.prompts import load_problems
 from rectune.grading.files import Summary, grade
 from rectune.grading.pool import check_item
 from rectune.grading.selection import UNJUDGED, select
+from rectune.objective_spec import make_phases
 from rectune.runtime.io import (
     FORMAT,
     check_format,
@@ -47,7 +48,6 @@ from rectune.runtime.signals import on_interrupt
 from rectune.sampling.dated import kept_template
 from rectune.sampling.sample import sample
 from rectune.training.inputs import check_named
-from rectune.training.objective_schedule import make_phases
 from rectune.training.run_dir import other_settings
 from rectune.training.trainer import TrainResult, train
 
@@ -252,7 +252,7 @@ def plan(config: OfflineConfig) -> dict[str, Any]:
 
 def method_of(config: OfflineConfig) -> tuple[str, bool]:
     """The method's name, and whether it learns from pairs. `UserError` for an unknown objective."""
-    phases = make_phases(config.objective)
+    phases = make_phases(config)
     names = [METHODS.get(phase.name, phase.name) for phase in phases]
     return ", then ".join(names), "pair" in phases[0].columns
 

@@ -6,25 +6,22 @@
     OUT/runs/<slug>/seed-<s>/matched-X   at the temperature that gives it the entropy of arm X
     OUT/runs/base/...                    the same of the model as it was
 
-How a run is trained is in `training/trainer.py`; what an objective's text means is in `objectives.py`.
+How a run is trained is in `training/trainer.py`; what an objective's text means is in `objective_spec.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectune.config import ObjectiveConfig, TrainConfig
+from rectune.config import TrainConfig
 from rectune.errors import UserError
-from rectune.objectives import parse_spec
-from rectune.training.objective_schedule import make_phases
+from rectune.objective_spec import label_of, make_phases, slug_of
 
 BASE = "base"
 """The model as it was: an arm without a run."""
-SHARED = ("protect", "refresh")
-"""Settings of the objective's table that all arms have in common."""
 
 
 @dataclass(frozen=True)
@@ -32,40 +29,33 @@ class Arm:
     """One objective with its settings.
 
     Attributes:
-        spec: As it was given, such as `power:alpha=0.5`.
+        objective: As it was given, such as `power:alpha=0.5`.
         label: As it is shown, such as `power alpha=0.5`.
         slug: As its folder is named.
-        objective: As a run's config has it.
         learning_rate: Of its runs.
     """
 
-    spec: str
+    objective: str
     label: str
     slug: str
-    objective: ObjectiveConfig
     learning_rate: float
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def make_arms(specs: Sequence[str], config: TrainConfig) -> tuple[Arm, ...]:
-    """The arms of objectives given as text, with the config's learning rate and `protect` and `refresh`.
+    """The arms of objectives given as text, with the config's learning rate.
 
     Raises:
         UserError: None, an unknown objective or setting (lists the valid ones), or one that is given twice.
     """
     if not specs:
         raise UserError("no objective to compare", where="--objectives", hint="for example sft,dft")
-    shared: dict[str, Any] = {name: getattr(config.objective, name) for name in SHARED}
     arms: dict[str, Arm] = {}
     for text in specs:
-        spec = parse_spec(text)
-        objective = ObjectiveConfig(name=spec.name, phases=spec.phases, **shared, **spec.settings)
-        make_phases(objective)
-        if spec.slug in arms:
-            raise UserError(f"'{spec.label}' is given twice", where="--objectives")
-        arms[spec.slug] = Arm(
-            text, spec.label, spec.slug, objective, config.learning_rate, dict(spec.settings)
-        )
+        phases = make_phases(config.model_copy(update={"objective": text}))
+        slug = slug_of(phases)
+        if slug in arms:
+            raise UserError(f"'{label_of(phases)}' is given twice", where="--objectives")
+        arms[slug] = Arm(text, label_of(phases), slug, config.learning_rate)
     return tuple(arms.values())
 
 

@@ -27,6 +27,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rectune.columns import HEAD_COLUMNS
 from rectune.errors import UserError, unknown_name
 from rectune.logprobs.elementwise import Shape, entropy_of, shaped_logits
 from rectune.logprobs.fused import Divergence, LogProbability, run
@@ -36,7 +37,6 @@ Implementation = Literal["fused", "plain", "dense"]
 IGNORE = -100
 MEMORY_BUDGET = 256 << 20
 _TEMPORARIES = 16 << 20  # bytes of a budget for blocks and tiles in float32; small ones are all logits
-COLUMNS = ("logp", "entropy", "entropy20", "top1", "kl")
 
 
 def supervised_positions(labels_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,8 +128,8 @@ def token_columns(
         Name to tensor of shape (N,), float32 (float64 for float64 inputs) unless said otherwise.
     """
     for name in names:
-        if name not in COLUMNS:
-            raise unknown_name("column of the head", name, COLUMNS)
+        if name not in HEAD_COLUMNS:
+            raise unknown_name("column of the head", name, HEAD_COLUMNS)
     if implementation not in get_args(Implementation):
         raise unknown_name("implementation", implementation, get_args(Implementation))
     _check(hidden_ND, weight_VD, targets_N, bias)

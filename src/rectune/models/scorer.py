@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rectune.columns import HEAD_COLUMNS
 from rectune.data.packing import Batch
 from rectune.errors import UserError
-from rectune.logprobs import COLUMNS, MEMORY_BUDGET, Implementation, supervised_positions, token_columns
+from rectune.logprobs import MEMORY_BUDGET, Implementation, supervised_positions, token_columns
 from rectune.models import packed_attention as attention
 from rectune.models.limits import no_embedding, positions, rope_kinds
 from rectune.models.rope import choose_per_row
@@ -216,7 +217,7 @@ class Scorer:
             ref = {"ref_hidden_ND": ref_hidden, "ref_weight_VD": ref_head.weight}
             if ref_head.bias is not None:
                 ref["ref_bias"] = ref_head.bias
-        of_head = [name for name in COLUMNS if name in names]
+        of_head = [name for name in HEAD_COLUMNS if name in names]
         columns = token_columns(hidden, head.weight, targets, of_head, bias=head.bias, **ref, **settings)
         where = index + 1  # the target stands one position on
         extra |= {"row": batch.rows[where], "structural": batch.structural[0, where]}

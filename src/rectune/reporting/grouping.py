@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from rectune.config import ObjectiveConfig
 from rectune.errors import UserError
+from rectune.objective_spec import label_of as label_of_phases
+from rectune.objective_spec import make_phases
 from rectune.reporting.load_runs import Evaluation, Found, Notes, Record, Run
 from rectune.runtime.escape import visible
-from rectune.training.objective_schedule import make_phases
 from rectune.training.run_dir import FREE
 
 BASE = "base"
@@ -75,32 +76,25 @@ def group(found: Found, notes: Notes) -> list[Arm]:
 
 
 def label_of(config: Mapping[str, Any]) -> str:
-    """An objective as it is called: `dft`, `power alpha=0.5`, `sft:0.3,dft:0.7`."""
-    objective = config.get("objective")
-    if "objective" not in config and isinstance(config.get("algorithm"), str):  # online
+    """An objective as it is shown: `dft`, `power alpha=0.5`, `sft 0.3 then dft 0.7`."""
+    objective, least = config.get("objective"), config.get("min_eos_weight")
+    if "objective" not in config and isinstance(config.get("algorithm"), str):  # rl
         return short(config["algorithm"])
-    if not isinstance(objective, dict):
+    if not isinstance(objective, str):
         return "unknown objective"
-    left_out = {"name", "phases", "refresh"} | ({"protect"} if _usual_protection(objective) else set())
-    own = {k: v for k, v in objective.items() if k not in left_out and v is not None}
-    name = objective.get("phases") or objective.get("name") or "unknown objective"
-    return short(" ".join([str(name), *(f"{k}={plain(v)}" for k, v in own.items())]))
-
-
-def _usual_protection(objective: Mapping[str, Any]) -> bool:
-    """Whether turn ends are protected as they are where nobody says otherwise."""
     try:
-        left_open = ObjectiveConfig.model_validate({**objective, "protect": None})
-        return objective.get("protect") == make_phases(left_open)[0].protect
-    except (ValidationError, UserError):  # of another version, or damaged
-        return False
+        phases = make_phases(ObjectiveConfig(objective=objective))
+    except (ValidationError, UserError):  # of another version, damaged, or a function whose file is gone
+        return short(objective)
+    unusual = f" min_eos_weight={plain(least)}" if least not in (None, phases[0].min_eos_weight) else ""
+    return short(label_of_phases(phases) + unusual)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted names of settings, tables opened up one level."""
     opened: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, dict) and name in ("objective", "rows", "lora"):
+        if isinstance(value, dict) and name in ("rows", "lora"):
             opened |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             opened[str(name)] = value

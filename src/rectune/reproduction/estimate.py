@@ -17,6 +17,7 @@ from typing import Any
 
 from rectune.config import DataConfig
 from rectune.data.sampler import plan_steps
+from rectune.objective_spec import parse_objective
 from rectune.reproduction.job import Job
 from rectune.reproduction.paper import figures
 from rectune.reproduction.recipe import Arm
@@ -51,14 +52,14 @@ def full_estimate(job: Job, arm: Arm) -> dict[str, Any]:
         rows, tokens = questions, questions * assumed["row_tokens"]
         if arm.method == "offline":
             drawn = questions * given["sampling.n"]
-            paired = given["objective.name"] == "dpo"
+            paired = given["objective"].startswith("dpo")
             rows = questions if paired else round(drawn * assumed["correct"])
             tokens = rows * (prompt + answer) * (1 + paired)
         share = given.get("rows.holdout", DataConfig().holdout)
         rows -= max(1, round(rows * float(share))) if share else 0
         steps = len(plan_steps(rows, given["batch_size"], epochs=given["epochs"]))
         rows, tokens = rows * given["epochs"], tokens * given["epochs"]
-    reference = given.get("objective.name") in ("dpo", "iw_sft", "iw_sft_sequence")
+    reference = _reads_reference(given)
     per_token = (8 if given.get("gradient_checkpointing") else 6) + 2 * reference
     asked = sum(PROBLEMS[name] for name in job.recipe.benchmarks) * job.asking.draws.n
     if every := job.recipe.curve.get("full"):
@@ -97,13 +98,13 @@ def mini_estimate(job: Job, arm: Arm) -> dict[str, Any]:
     mini, given = job.task.settings, job.settings(arm)
     speed, steps = mini["speed"], given["steps"]
     batch = given["problems_per_step"] * given["n"] if arm.method == "online" else given["batch_size"]
-    paired = given.get("objective.name") == "dpo"
+    paired = given.get("objective", "").startswith("dpo")
     rows = steps * batch * (1 + paired)
     tokens = rows * speed["row_tokens"]
     drawn = rows if arm.method == "online" else 0
     asked = sum(mini["task"][name] for name in job.asking.benchmarks) * (job.asking.draws.n + 1)
     answer = speed["answer_tokens"] / speed["drawn_per_second"]
-    training = tokens / speed["trained_per_second"] * (1.35 if "ref" in _columns(given) else 1)
+    training = tokens / speed["trained_per_second"] * (1.35 if _reads_reference(given) else 1)
     return {
         "steps": steps,
         "answers_trained": rows,
@@ -141,5 +142,5 @@ def mini_minutes(job: Job, estimates: Mapping[str, Mapping[str, Any]]) -> dict[s
     return {**minutes, "total": sum(minutes.values())}
 
 
-def _columns(given: Mapping[str, Any]) -> str:
-    return "ref" if given.get("objective.name") in ("dpo", "iw_sft", "iw_sft_sequence") else ""
+def _reads_reference(given: Mapping[str, Any]) -> bool:
+    return "ref_logp" in parse_objective(given.get("objective", "sft"))[0].columns

@@ -98,8 +98,6 @@ def launch_line(job: Job, arm: Arm, gpus: int) -> str:
         value, default = _get(config, name), _get(plain, name)
         if value != default or name in ("data", "out"):
             given += [flag(name), _typed(value)]
-    for name, value in config.objective.settings.items():
-        given += [flag(f"objective.{name}"), _typed(value)]
     processes = f"accelerate launch --num_processes {gpus} -m rectune.cli.app train"
     return f"{processes} {shlex.join(given)} --resume"
 

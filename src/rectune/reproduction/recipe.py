@@ -108,9 +108,7 @@ def load_recipe(name: str) -> Recipe:
 
 def _arm(record: Mapping[str, Any], mini: Mapping[str, Any]) -> Arm:
     settings = dict(record.get("settings", {}))
-    for short, name in (("objective", "objective.name"), ("algorithm", "algorithm")):
-        if short in record:
-            settings[name] = record[short]
+    settings |= {name: record[name] for name in ("objective", "algorithm") if name in record}
     return Arm(record["label"], record.get("method", "train"), settings, {**mini, **record.get("mini", {})})
 
 
@@ -157,9 +155,7 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
     """
     shared, own = dict(mini["settings"]), dict(arm.mini)
     own.pop("data", None)
-    kept = {
-        name: value for name, value in arm.settings.items() if "objective." in name or name == "algorithm"
-    }
+    kept = {name: arm.settings[name] for name in ("objective", "algorithm") if name in arm.settings}
     steps, rows, draws = shared["steps"], shared["batch_size"], mini["draws"]
     if arm.method == "online":
         n = arm.settings.get("n", 4)
@@ -179,9 +175,9 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
         }
     if arm.method == "train":
         steps = round(steps * own.pop("epochs", 1) * rows / own.get("batch_size", rows))
-    if kept.get("objective.name") == "dpo":
+    if kept.get("objective", "").startswith("dpo"):
         shared["batch_size"] = rows // 2
-    given = {**shared, "objective.protect": 0, "rows.template": "none", **kept, **own, "steps": steps}
+    given = {**shared, "min_eos_weight": 0, "rows.template": "none", **kept, **own, "steps": steps}
     if arm.method == "offline":
         given |= {
             "sampling.n": 4,

@@ -85,12 +85,9 @@ def record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
 def _arm(job: Job, arm: Arm, runs: dict[int, Path]) -> dict[str, Any]:
     config = json.loads((next(iter(runs.values())) / "config.json").read_text())
     return {
-        "spec": arm.label,
+        "objective": arm.settings.get("objective", arm.settings.get("algorithm", "")),
         "label": arm.label,
         "slug": arm.slug,
-        "name": arm.settings.get("objective.name", arm.settings.get("algorithm", "")),
-        "settings": {},
-        "phases": None,
         "learning_rate": config["learning_rate"],
         "runs": {str(seed): path.relative_to(job.out).as_posix() for seed, path in runs.items()},
         "dropped": None,

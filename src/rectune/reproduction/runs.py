@@ -158,7 +158,7 @@ def run_cost(job: Job, arm: Arm, seed: int) -> dict[str, Any]:
         rows = steps * config["problems_per_step"] * config["n"]
         drawn = {"answers": rows, "tokens": 0, "seconds": 0.0}
     else:
-        pairs = config["objective"]["name"] == "dpo"
+        pairs = config["objective"].startswith("dpo")
         rows = steps * config["batch_size"] * (1 + pairs)
     if arm.method == "offline":
         drawn = load_record(job.samples(seed).with_suffix(".json"), "answers", "tokens", "seconds")

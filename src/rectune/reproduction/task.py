@@ -94,7 +94,7 @@ def base_config(task: Task) -> Any:
             "data": task.file("base"),
             "out": task.folder / "base",
             "seed": BASE_SEED,
-            "objective.name": "sft",
+            "objective": "sft",
             "rows.template": "none",
             "rows.holdout": 0.01,
             "probe": 0,

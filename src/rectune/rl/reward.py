@@ -11,16 +11,15 @@ finite number (or a bool). Its file is run when it is named, and only then.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rectune.data.schema import Problem
 from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import GRADERS, Grader, check_item
+from rectune.runtime.user_code import load_function
 
 Function = Callable[..., Any]
 
@@ -57,7 +56,7 @@ class Rewards(ExitStack):
         super().__init__()
         self.name, self.function, self.grader = reward, None, ""
         if ".py" in reward:
-            self.function = load_function(reward)
+            self.function = load_function(reward, where="reward")
         elif reward != "grader":
             if reward not in GRADERS:
                 known = ("grader", *GRADERS, "FILE.py:FUNCTION")
@@ -107,30 +106,3 @@ class Rewards(ExitStack):
             says = f"returned {value!r:.80}, not a finite number"
         hint = "mend it and go on with --resume"
         raise UserError(f"{says} for problem '{problem.problem_id}'", where=self.name, hint=hint)
-
-
-def load_function(name: str) -> Function:
-    """The function that FILE.py:FUNCTION names; the file is run.
-
-    Raises:
-        UserError: Another form, no such file or function, or a file that cannot be run.
-    """
-    file, _, function = name.rpartition(":")
-    path = Path(file).expanduser()
-    if path.suffix != ".py" or not function:
-        raise UserError(f"'{name}' is not of the form FILE.py:FUNCTION", where="reward")
-    if not path.is_file():
-        raise UserError(f"no such file: {file}", where="reward", hint="FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"rectune_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"cannot be run ({type(error).__name__}: {error})", where=path) from None
-    found = getattr(module, function, None)
-    if not callable(found):
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise unknown_name("function", function, known, where=path)
-    return found  # type: ignore[no-any-return]

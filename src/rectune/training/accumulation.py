@@ -14,24 +14,23 @@ from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from rectune.columns import HEAD_COLUMNS
 from rectune.config import TrainConfig
 from rectune.data.packing import pack
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
-from rectune.objectives import apply_objective
+from rectune.objective_spec import Phase
 from rectune.runtime.memory import repeat_while_out_of_memory
 from rectune.training.dataloader import TrainingData, pair_columns
 from rectune.training.determinism import repeatably
 from rectune.training.fsdp import is_sharded, turns
-from rectune.training.metrics import COLUMNS, Monitor
+from rectune.training.metrics import MONITORED, Monitor
 from rectune.training.mixed_precision import Masters
-from rectune.training.objective_schedule import Phase
 from rectune.training.reference import ReferenceLogprobs
 from rectune.training.run_dir import keep_limit
 
 log = logging.getLogger("rectune")
 
-_NOT_OF_HEAD = {"row", "structural", "old_logp", "ref_logp", "pair", "sign"}
 _NAMED = 8  # rows that one message names
 
 
@@ -99,7 +98,7 @@ class Gradients:
         return [self.data.train.where(row) for row in guilty]
 
     def _once(self, step: int, phase: Phase) -> Monitor:
-        monitor = Monitor(phase.objective, phase.settings, phase.protect)
+        monitor = Monitor(phase)
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # so that dropout can be resumed
         self.masters.start_step()
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
@@ -148,7 +147,7 @@ class Gradients:
         if self.old and "old_logp" in phase.columns:
             with torch.no_grad():
                 columns["old_logp"] = self.old.columns(batch)["logp"]
-        return columns, apply_objective(phase.objective, columns, protect=phase.protect, **phase.settings)
+        return columns, phase.loss(columns)
 
     def _is_finite(self, rows: list[int], phase: Phase, divisor: int, *, mine: bool) -> bool:
         """Of the gradient of these rows, or of no rows where they are not `mine`."""
@@ -190,8 +189,8 @@ class Gradients:
 
 
 def head_columns(phase: Phase) -> list[str]:
-    """What the scorer is asked for: it always gives `row` and `structural`, and never knows the others."""
-    return sorted({*COLUMNS, *phase.columns} - _NOT_OF_HEAD)
+    """Columns of the head that the objective or the monitor reads."""
+    return [name for name in HEAD_COLUMNS if name in {*MONITORED, *phase.columns}]
 
 
 def named(rows: list[str]) -> str:

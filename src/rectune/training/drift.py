@@ -29,13 +29,12 @@ from rectune.data.tokenization import IGNORED, Encoded, token_texts
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Head, Scorer
-from rectune.objectives import vanishes
+from rectune.objective_spec import Phase, make_phases
 from rectune.runtime.io import write_json
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.types import Completion, Request, SamplingParams, repetition
 from rectune.training.dataloader import Split, capacity
 from rectune.training.fsdp import is_sharded
-from rectune.training.objective_schedule import Phase, make_phases
 from rectune.training.run_dir import run_template
 
 Figures = Mapping[str, float | None]
@@ -70,9 +69,9 @@ def _fallen(now: float, start: float, value: float) -> bool:
 def _stay(config: TrainConfig) -> Iterator[str]:
     yield "lower learning_rate"
     if "asft" in _objectives(config):
-        yield "raise objective.anchor, the pull back to the base"
+        yield "raise the anchor of asft, the pull back to the base"
     else:
-        yield "try objective.name = asft, which pulls back to the base"
+        yield "try objective = asft, which pulls back to the base"
 
 
 def _keep_entropy(config: TrainConfig) -> Iterator[str]:
@@ -83,8 +82,8 @@ def _keep_entropy(config: TrainConfig) -> Iterator[str]:
 
 def _protect(config: TrainConfig) -> Iterator[str]:
     """Where an objective gives end tokens up and the config lets it."""
-    if any(phase.protect < 1 and vanishes(phase.objective, **phase.settings) for phase in _phases(config)):
-        yield "set objective.protect = 1"
+    if any(phase.min_eos_weight < 1 and phase.vanishes() for phase in _phases(config)):
+        yield "set min_eos_weight = 1"
     yield "check that the rows end their turns"
 
 
@@ -92,8 +91,8 @@ def _objectives(config: TrainConfig) -> set[str]:
     return {phase.name for phase in _phases(config)}
 
 
-def _phases(config: TrainConfig) -> list[Phase]:
-    return make_phases(config.objective)
+def _phases(config: TrainConfig) -> tuple[Phase, ...]:
+    return make_phases(config)
 
 
 LINES = {

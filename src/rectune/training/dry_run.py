@@ -11,11 +11,11 @@ from rectune.config import TrainConfig
 from rectune.models.load import load_model
 from rectune.models.lora import add_lora, starts_from_adapter
 from rectune.models.precision import choose_precision
+from rectune.objective_spec import Phase, make_phases
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import check_writable
 from rectune.training.dataloader import TrainingData, capacity, load_data
 from rectune.training.inputs import read_inputs, with_models_own
-from rectune.training.objective_schedule import Phase, make_phases
 from rectune.training.run_dir import settled
 
 
@@ -32,7 +32,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
 def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """`plan` of several configs that differ in `out`, `seed` and `steps` at most: model and data are read once."""
-    phases = make_phases(configs[0].objective)
+    phases = make_phases(configs[0])
     configs = [with_models_own(config) for config in configs]
     config = configs[0]
     check_writable(config.out)

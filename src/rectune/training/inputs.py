@@ -10,9 +10,9 @@ from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.load import check_model
 from rectune.models.lora import with_own_lora
+from rectune.objective_spec import make_phases
 from rectune.runtime.io import check_writable
 from rectune.training.dataloader import Texts, read_texts
-from rectune.training.objective_schedule import make_phases
 from rectune.training.reference import SUFFIX
 from rectune.training.trackers import check_trackers
 
@@ -34,7 +34,7 @@ def read_inputs(config: TrainConfig) -> Texts:
         UserError: A path that leads nowhere, or rows that cannot be used.
     """
     check_named(config)
-    return read_texts(config, paired="pair" in make_phases(config.objective)[0].columns)
+    return read_texts(config, paired="pair" in make_phases(config)[0].columns)
 
 
 def check_named(config: TrainConfig) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 from rectune.config import TrainConfig
 from rectune.data.packing import pack
 from rectune.models.scorer import Scorer
-from rectune.objectives import Objective, effective_weight, sum_by
+from rectune.objective_spec import Phase
+from rectune.objectives import sum_by
 from rectune.training.dataloader import Split, capacity, pair_columns
 from rectune.training.fsdp import turns
 from rectune.training.reference import ReferenceLogprobs
@@ -29,37 +30,33 @@ from rectune.training.reference import ReferenceLogprobs
 QUANTILES = (0.1, 0.5, 0.9)
 PROBABILITY_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Edges of the 13 bins of Figure 2 of the paper (arXiv:2508.05629)."""
-COLUMNS = ("logp", "entropy", "top1")
+MONITORED = ("logp", "entropy", "top1")
+"""Columns of the head that every monitor reads."""
 
 
 class Monitor:
     """Collects columns over micro-batches and processes, then tells the figures.
 
     Args:
-        objective, settings, protect: What is trained with; None for a pass that only evaluates.
+        phase: What is trained with; None for a pass that only evaluates.
     """
 
-    def __init__(
-        self,
-        objective: Objective | None = None,
-        settings: Mapping[str, float] | None = None,
-        protect: float = 0.0,
-    ) -> None:
-        self.objective, self.settings, self.protect = objective, settings or {}, protect
+    def __init__(self, phase: Phase | None = None) -> None:
+        self.phase = phase
         self._columns: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
     def add(self, columns: Mapping[str, Tensor], loss: Tensor | None = None) -> None:
         """Keep a micro-batch's columns, each (N,), and the loss of each token."""
-        seen = {name: columns[name] for name in (*COLUMNS, "structural")}
+        seen = {name: columns[name] for name in (*MONITORED, "structural")}
         if "pair" in columns:  # DPO: the better answers' tokens, and of each pair its margin
             seen = {name: column[columns["sign"] > 0] for name, column in seen.items()}
             seen["margin"] = sum_by(
                 columns["pair"], columns["sign"] * (columns["logp"] - columns["ref_logp"])
             )
-        if loss is not None and self.objective is not None:
+        if loss is not None and self.phase is not None:
             seen["loss"] = loss
-            seen["weight"] = effective_weight(self.objective, columns, protect=self.protect, **self.settings)
+            seen["weight"] = self.phase.weight(columns)
             if "pair" in columns:
                 seen["loss"] = sum_by(columns["pair"], loss)
                 seen["weight"] = seen["weight"] * columns["sign"]
@@ -125,7 +122,7 @@ def evaluate_holdout(
     device = None if accelerator is None else accelerator.device
     packs = pack(holdout.lengths(), capacity(config, paired=ref_logp is not None))
     for rows in packs if accelerator is None else turns(packs, accelerator, []):
-        columns = scorer.columns(holdout.batch(rows, device), COLUMNS)
+        columns = scorer.columns(holdout.batch(rows, device), MONITORED)
         if ref_logp is not None:
             columns |= {"ref_logp": ref_logp.of(holdout, rows, device), **pair_columns(columns["row"])}
         monitor.add(columns)

@@ -24,6 +24,7 @@ from rectune.data.trained_prompt import TEMPLATE
 from rectune.errors import UserError
 from rectune.models.load import quiet_bars
 from rectune.models.precision import PRECISIONS, choose_precision
+from rectune.objective_spec import make_phases, parse_objective, sources
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import (
     FORMAT,
@@ -35,7 +36,6 @@ from rectune.runtime.io import (
     write_json,
     write_text,
 )
-from rectune.training.objective_schedule import make_phases
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ def read_result(out: Path) -> TrainResult | None:
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
 TRACKING = {"trackers", "project", "run_name", "logging_dir"}
+SOURCES = "objective"
+"""Folder of the run that keeps the files of the user's own objectives."""
 FREE = TRACKING | {"checkpoint_every", "keep_checkpoints", "probe", "give_up_after"}
 
 
@@ -131,6 +133,7 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
         )
     if begun:
         _check_same(config, path)
+        _check_sources(config)
 
 
 def run_template(out: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -147,6 +150,9 @@ def open_run(config: TrainConfig, template: Template, steps: int, **decided: int
     `decided` are further figures that the settings left open, such as the length at which rows are cut.
     """
     with translate_disk_errors(config.out):
+        for name, text in sources(make_phases(config) if isinstance(config, TrainConfig) else ()).items():
+            (config.out / SOURCES).mkdir(exist_ok=True)
+            write_text(config.out / SOURCES / name, text)
         if template.text is not None and not (config.out / "config.json").exists():
             write_text(config.out / TEMPLATE, template.kept())
         found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
@@ -163,13 +169,23 @@ def settled(config: Settings) -> dict[str, Any]:
     dtype, _ = choose_precision(found["precision"], default_device())
     found["precision"] = next(name for name, known in PRECISIONS.items() if known == dtype)
     if isinstance(config, TrainConfig):
-        phases = make_phases(config.objective)
-        found["objective"]["protect"] = phases[0].protect
+        phases = make_phases(config)
+        found["min_eos_weight"] = phases[0].min_eos_weight
         if any({"ref_logp", "kl"} & {*phase.columns} for phase in phases):
             found["reference"] = found["reference"] or found["model"]
     elif "epsilon_high" in found:
         found["epsilon_high"] = found["epsilon_high"] or found["epsilon"]
     return found
+
+
+def _check_sources(config: TrainConfig) -> None:
+    """Raise `UserError` where the file of an objective of the user's own is not what the run began with."""
+    for phase in parse_objective(config.objective) if isinstance(config, TrainConfig) else ():
+        if (file := phase.source) is None or not (kept := config.out / SOURCES / file.name).is_file():
+            continue
+        if file.expanduser().read_text("utf-8") != kept.read_text("utf-8"):
+            hint = f"the run began with {kept}: restore that, or give another --out"
+            raise UserError("has changed since the run began", where=file, hint=hint)
 
 
 def keep_limit(out: Path, process: int, tokens: int) -> None:

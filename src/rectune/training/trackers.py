@@ -51,7 +51,6 @@ def hyperparameters(config: TrainConfig) -> dict[str, int | float | str]:
         for part in name.split("."):
             value = getattr(value, part)
         values[name] = value
-    values |= {f"objective.{name}": value for name, value in config.objective.settings.items()}
     return {name: v if isinstance(v, (bool, int, float, str)) else _text(v) for name, v in values.items()}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rectune.models.load import fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
-from rectune.objectives import vanishes
+from rectune.objective_spec import Phase, make_phases, phase_at
 from rectune.runtime.distributed import TIMEOUT, on_cpu, translate_peer_failure
 from rectune.runtime.io import fsync, to_json, translate_disk_errors
 from rectune.runtime.locks import lock
@@ -45,7 +46,6 @@ from rectune.training.fsdp import gathered_state, is_sharded, shard_all
 from rectune.training.inputs import read_inputs, with_models_own
 from rectune.training.metrics import evaluate_holdout, peak_memory_mib, reset_peak_memory
 from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
-from rectune.training.objective_schedule import Phase, make_phases, phase_at
 from rectune.training.reference import frozen_reference, reference_logprobs
 from rectune.training.run_dir import TrainResult as TrainResult
 from rectune.training.run_dir import (
@@ -85,7 +85,7 @@ def train(
     """
     began = time.perf_counter() if began is None else began
     reset_peak_memory()
-    make_phases(config.objective)
+    make_phases(config)
     config = with_models_own(config)
     accelerator = _accelerator(config)
     check_run(config, resume=resume)
@@ -112,7 +112,7 @@ def _train(
     until: int | None,
     began: float,
 ) -> TrainResult:
-    phases = make_phases(config.objective)
+    phases = make_phases(config)
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
     data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns, texts=texts)
     identity = fingerprint(model)
@@ -218,7 +218,7 @@ def _train(
         for step in range(start, last):
             at = time.perf_counter()
             phase = phase_at(phases, step, steps)
-            if old and step % config.objective.refresh == 0:
+            if old and step % config.old_policy_interval == 0:
                 old.model.load_state_dict(model.state_dict())
             monitor = gradients.accumulate(step, phase)
             norm = masters.finish_step(accelerator).item()
@@ -354,24 +354,16 @@ def _save(config: TrainConfig, model: Any, tokenizer: Any, template: Template, *
         save_model(config.out / "model", merge_lora(model), tokenizer, template)
 
 
-def say_decisions(config: TrainConfig, data: TrainingData, phases: list[Phase], precision: str) -> None:
+def say_decisions(config: TrainConfig, data: TrainingData, phases: Sequence[Phase], precision: str) -> None:
     """One line per decision, with its reason."""
-    shown = ", then ".join(
-        f"{p.name}{''.join(f' {k}={v:g}' for k, v in p.settings.items())} until step {round(p.end * len(data.plan))}"
-        for p in phases
-    )
+    steps = len(data.plan)
+    shown = ", then ".join(f"{phase.label} until step {round(phase.end * steps)}" for phase in phases)
     log.info("objective: %s", shown)
-    if config.objective.phases and "name" in config.objective.model_fields_set:
-        log.info(
-            "objective: objective.phases decides; objective.name = %s is not used", config.objective.name
-        )
-    if protect := phases[0].protect:
-        names = " and ".join(p.name for p in phases if vanishes(p.objective, **p.settings))
-        reason = (
-            f", because {names} gives no weight to what the model never says (objective.protect = 0 is Eq. 9)"
-        )
-        reason = reason if config.objective.protect is None else ""
-        log.info("protect: turn-ending and special tokens keep weight %g%s", protect, reason)
+    if least := phases[0].min_eos_weight:
+        names = " and ".join(phase.name for phase in phases if phase.vanishes())
+        reason = f", because {names} gives no weight to what the model never says (0 is the paper's Eq. 9)"
+        reason = reason if config.min_eos_weight is None else ""
+        log.info("min_eos_weight: turn-ending and special tokens keep weight %g%s", least, reason)
     log.info("precision: %s", precision)
     log.info(
         "rows: %s to train on, %s kept aside, written with %s; %s steps of %s rows",

@@ -1,0 +1,40 @@
+"""The columns that an objective may read: one value for each supervised token, shape (N,). The only list of them.
+
+A positional parameter of an objective is the name of a column. Where it comes from decides when it is there: columns of
+the `head` and the `batch` always are, `pairs` need rows of pairs, `reference` and `old policy` cost a forward pass of
+another model, and those of a `rollout` exist only in `rectune rl`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Source = Literal["head", "batch", "pairs", "reference", "old policy", "rollout"]
+
+
+class Column(NamedTuple):
+    """What a column holds and who computes it."""
+
+    source: Source
+    meaning: str
+
+
+COLUMNS: dict[str, Column] = {
+    "logp": Column(
+        "head", "log-probability of the target, in nats; the only one with a gradient besides `kl`"
+    ),
+    "entropy": Column("head", "entropy of the model's distribution, in nats"),
+    "entropy20": Column("head", "entropy of the 20 most probable tokens, renormalised, in nats"),
+    "top1": Column("head", "whether the target is the most probable token"),
+    "kl": Column("head", "KL(base || model) over the whole vocabulary, in nats; differentiable"),
+    "row": Column("batch", "index of the row that the token belongs to, int64"),
+    "structural": Column("batch", "whether the token ends a turn or is special"),
+    "pair": Column("pairs", "index of the pair that the token's row belongs to, int64"),
+    "sign": Column("pairs", "+1 in the better row of a pair, -1 in its worse row"),
+    "ref_logp": Column("reference", "log-probability of the target under the reference model, in nats"),
+    "old_logp": Column("old policy", "log-probability of the target under the model some steps ago, in nats"),
+    "advantage": Column("rollout", "how much better than expected a sampled token turned out"),
+}
+
+HEAD_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.source == "head")
+"""What `logprobs.token_columns` computes."""
