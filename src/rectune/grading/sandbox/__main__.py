@@ -5,11 +5,10 @@ the program through pipes (`peer.py`); only if they come to their end there, the
 early, printing, patching what the tests use or returning objects that equal everything cannot pass. If they do not
 come to their end, and more than data was needed for that, both run once more in *one* process, as without any
 protection: where they fail there, too, the verdict is `wrong`; where they pass, program and tests share what cannot be
-carried between processes, and the verdict is `error`. Programs that read standard input run once for each input
-(`streams.py`).
+carried between processes, and the verdict is `error`. Programs that read standard input run once for each input, in
+processes that were forked before the expected outputs are read.
 
-Reads one JSON object from standard input: `program`, `prelude`, `tests`, `entry_point`, `cases`, `cpu_seconds`,
-`memory`; writes `[verdict, reason, protected]` to standard output.
+Reads a `Job` as JSON from standard input; writes `[verdict, reason, protected]` to standard output.
 """
 
 from __future__ import annotations
@@ -26,19 +25,44 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import candidate
-import streams
 from confine import confine
 from layouts import Fault, Tests, describe, line_of
-from peer import Peer, Uncarried
-from wire import Closed, receive, send
+from peer import Closed, Peer, Uncarried, receive, send
 
-Report = list[Any]
-"""`[kind, text, ...]` of a process: what became of the tests."""
+Report = Callable[..., NoReturn]
+"""Sends `kind, text, more` of a confined process, what became of the tests, and ends it."""
 USUAL = ("numpy", "scipy", "pandas", "sympy", "networkx", "sklearn", "matplotlib", "torch", "requests")
 """Packages whose absence is this machine's, not the program's, fault."""
+MAX_OUTPUT = 2**27
+"""Bytes of the longest output in a message: no file is larger than 16 MiB, and escapes take six times that."""
+TOLERANCE = "1e-5"
+"""Relative or absolute, of numbers with a decimal point or an exponent, where the form of the tests allows any."""
+_LIBC = ctypes.CDLL(None)
+_CHILDREN: list[int] = []
+
+
+class Job(NamedTuple):
+    """What is to be judged.
+
+    Attributes:
+        prelude: Imports and helpers of `prompt`, for the tests.
+        cases: Inputs and outputs of a program that reads standard input; there are no `tests` then.
+        lenient: How outputs are compared; see `same_output`.
+        memory: Bytes of address space.
+    """
+
+    program: str
+    prompt: str
+    prelude: str
+    tests: str
+    entry_point: str
+    cases: list[tuple[str, str]]
+    lenient: bool
+    cpu_seconds: int
+    memory: int
 
 
 def main() -> None:
@@ -46,17 +70,17 @@ def main() -> None:
     gc.freeze()  # its pages are shared with all that is forked
     _LIBC.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: no process of the same user can look into this one
     requests, replies = _start(_candidate)
-    job = json.load(sys.stdin)
-    signal.alarm(job["cpu_seconds"] + 1)  # the kernel ends this process, and so the others, if nobody does
-    send(requests, [job["cpu_seconds"], job["memory"], bool(job["cases"])])
+    job = Job(**json.load(sys.stdin))
+    signal.alarm(job.cpu_seconds + 1)  # the kernel ends this process, and so the others, if nobody does
+    send(requests, [job.cpu_seconds, job.memory, bool(job.cases)])
     verdict, reason, protected = "error", "the candidate did not start", True
     try:
         kind, protected = receive(replies)
         if kind != "confined":
             verdict, reason, protected = "refused", str(protected), True
-        elif job["cases"]:
+        elif job.cases:
             reason = "the program cannot be compiled"
-            verdict, reason = streams.judge(job, requests, replies)
+            verdict, reason = _judge_outputs(job, requests, replies), ""
         else:
             verdict, reason = _judge(job, requests, replies)
     except Closed:
@@ -69,7 +93,7 @@ def main() -> None:
     os._exit(0)  # at once: nothing here needs to be taken down
 
 
-def _judge(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> tuple[str, str]:
+def _judge(job: Job, requests: BinaryIO, replies: BinaryIO) -> tuple[str, str]:
     kind, text, used = _report_of(
         lambda report: _run_apart(job, requests, replies, report), job, requests, replies
     )
@@ -82,12 +106,10 @@ def _judge(job: dict[str, Any], requests: BinaryIO, replies: BinaryIO) -> tuple[
         return "error", f"passes in one process with its tests, but not apart from them: {text}"
     if together in ("error", "timeout"):
         return together, why
-    if missing in USUAL:
-        return "error", f"{missing} is not installed here"
-    return "wrong", ""
+    return ("error", f"{missing} is not installed here") if missing in USUAL else ("wrong", "")
 
 
-def _report_of(run: Callable[[Callable[..., None]], None], job: dict[str, Any], *pipes: BinaryIO) -> Report:
+def _report_of(run: Callable[[Report], None], job: Job, *pipes: BinaryIO) -> list[Any]:
     """What a confined process, which keeps `pipes`, reports; one that ends without a word has failed."""
     secret = os.urandom(8).hex()
 
@@ -98,8 +120,8 @@ def _report_of(run: Callable[[Callable[..., None]], None], job: dict[str, Any], 
             send(outward, [secret, [kind, text, more]])
             os._exit(0)
 
-        resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
-        confine(os.getcwd(), cpu_seconds=job["cpu_seconds"])  # tests come from a file too
+        resource.setrlimit(resource.RLIMIT_AS, (job.memory, job.memory))
+        confine(os.getcwd(), cpu_seconds=job.cpu_seconds)  # tests come from a file too
         sys.setrecursionlimit(10_000)
         sys.stdin, sys.stdout = io.StringIO(), open(os.devnull, "w")  # noqa: SIM115
         run(report)
@@ -123,11 +145,16 @@ def _is_over_time(pid: int, *, tries: int = 1) -> bool:
     return False
 
 
-def _run_apart(
-    job: dict[str, Any], requests: BinaryIO, replies: BinaryIO, report: Callable[..., None]
-) -> None:
+def _run_apart(job: Job, requests: BinaryIO, replies: BinaryIO, report: Report) -> None:
     """The tests here, the program in the candidate's process."""
-    side = Peer(replies, requests, _standard_input, guarded=True)
+
+    def standard_input(action: str, function: str, arguments: list[Any]) -> Any:
+        """What the tests have patched in for the program to read."""
+        if action != "input" or function not in ("input", "readline", "read"):
+            raise NameError(function)
+        return builtins.input(*arguments) if function == "input" else getattr(sys.stdin, function)()
+
+    side = Peer(replies, requests, standard_input, guarded=True)
     module = candidate.new_module("tests")
 
     def find(name: str) -> Any:
@@ -137,14 +164,17 @@ def _run_apart(
         return value
 
     try:
-        tests = Tests(job["tests"], job["entry_point"], find, lambda error: error is side.raised)
-        _run_prelude(job["prelude"], module)
-        send(requests, job["program"])
+        tests = Tests(job.tests, job.entry_point, find, lambda error: error is side.raised)
+        try:
+            exec(compile(job.prelude, "prompt.py", "exec", dont_inherit=True), vars(module))
+        except BaseException as error:
+            raise Fault(f"the prompt fails by itself: {describe(error, 'prompt')}") from None
+        send(requests, job.program)
         kind, text = receive(replies)
         if kind != "ran":
             report("unparsed" if kind == "syntax" else "failed", str(text))
-        for name, one in list(vars(module).items()):  # the prompt's classes: the program has its own
-            if isinstance(one, type) and one.__module__ == "tests":
+        for name, value in list(vars(module).items()):  # the prompt's classes: the program has its own
+            if isinstance(value, type) and value.__module__ == "tests":
                 vars(module)[name] = find(name)
         sys.modules["solution"] = _Lazy("solution", find)
         tests.run(module)
@@ -157,18 +187,14 @@ def _run_apart(
     except BaseException as error:
         kind = "wrong" if side.forged or (side.plain and side.used and tests.blames(error)) else "failed"
         report(kind, describe(error), "used" if side.used else "")
-    report(*_whether_tested(tests, side.used))
-
-
-def _whether_tested(tests: Tests, used: bool) -> tuple[str, str]:
-    if not used:
-        return "error", "the tests never call the program"
+    if not side.used:
+        report("error", "the tests never call the program")
     if tests.failed:
-        return "error", "an assertion fails, and the tests catch that"
-    return ("correct", "") if tests.held else ("error", "the tests reach no assertion")
+        report("error", "an assertion fails, and the tests catch that")
+    report("correct") if tests.held else report("error", "the tests reach no assertion")
 
 
-def _run_together(job: dict[str, Any], used: bool, report: Callable[..., None]) -> None:
+def _run_together(job: Job, used: bool, report: Report) -> None:
     """Program and tests in this process. What it says is believed only where it is not `passed`."""
     solution = candidate.new_module("solution")
     called: list[bool] = []
@@ -179,42 +205,19 @@ def _run_together(job: dict[str, Any], used: bool, report: Callable[..., None]) 
             sys.setprofile(None)
 
     tests = Tests(
-        job["tests"],
-        job["entry_point"],
-        lambda name: candidate.look_up(solution, name),
-        _by_traceback,
-        job["prompt"],
-    )
+        job.tests, job.entry_point, lambda name: candidate.look_up(solution, name),
+        lambda error: line_of(error, "solution.py") is not None, job.prompt,
+    )  # fmt: skip
     try:
-        exec(candidate.compile_program(job["program"]), vars(solution))
+        exec(candidate.compile_program(job.program), vars(solution))
         sys.setprofile(watch)
         tests.run(solution)
-        kind, text, missing = "passed", "", ""
     except BaseException as error:
         sys.setprofile(None)
         at_fault = tests.is_at_fault(error, called=used or bool(called))
-        kind, text = ("error" if at_fault else "failed"), f"the tests fail by themselves: {describe(error)}"
         missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
-    report(kind, text, missing)
-
-
-def _by_traceback(error: BaseException) -> bool:
-    """Whether `error` was raised in the program."""
-    return line_of(error, "solution.py") is not None
-
-
-def _run_prelude(prelude: str, module: types.ModuleType) -> None:
-    try:
-        exec(compile(prelude, "prompt.py", "exec", dont_inherit=True), vars(module))
-    except BaseException as error:
-        raise Fault(f"the prompt fails by itself: {describe(error, 'prompt')}") from None
-
-
-def _standard_input(action: str, target: str, arguments: list[Any]) -> Any:
-    """What the tests have patched in for the program to read."""
-    if action != "input" or target not in ("input", "readline", "read"):
-        raise NameError(target)
-    return builtins.input(*arguments) if target == "input" else getattr(sys.stdin, target)()
+        report("error" if at_fault else "failed", f"the tests fail by themselves: {describe(error)}", missing)
+    report("passed")
 
 
 class _Lazy(types.ModuleType):
@@ -229,6 +232,47 @@ class _Lazy(types.ModuleType):
             return self.__find(name)
         except NameError:
             raise AttributeError(f"the program has no '{name}'", name=name, obj=self) from None
+
+
+def _judge_outputs(job: Job, requests: BinaryIO, replies: BinaryIO) -> str:
+    """The verdict on a program that reads standard input; the first case that fails decides."""
+    for given, expected in job.cases:
+        send(requests, [job.program, given])
+        kind, printed = receive(replies, MAX_OUTPUT)
+        if kind in ("timeout", "syntax"):
+            return "timeout" if kind == "timeout" else "unparsed"
+        if kind != "ran" or not same_output(str(printed), expected, lenient=job.lenient):
+            return "wrong"
+    return "correct"
+
+
+def same_output(printed: str, expected: str, *, lenient: bool) -> bool:
+    """Equal lines, up to blanks around them and up to how a number is written.
+
+    Args:
+        lenient: Blank lines do not count, and inexact numbers may differ by `TOLERANCE`.
+    """
+    ours, theirs = ([line.split() for line in text.strip().splitlines()] for text in (printed, expected))
+    if lenient:
+        ours, theirs = [line for line in ours if line], [line for line in theirs if line]
+    return [len(line) for line in ours] == [len(line) for line in theirs] and all(
+        _same_word(a, b, lenient)
+        for line, other in zip(ours, theirs, strict=True)
+        for a, b in zip(line, other, strict=True)
+    )
+
+
+def _same_word(ours: str, theirs: str, lenient: bool) -> bool:
+    if ours == theirs:
+        return True
+    from decimal import Decimal, InvalidOperation  # slow to import, seldom needed
+
+    try:
+        a, b = Decimal(ours), Decimal(theirs)
+        inexact = lenient and any(mark in theirs.lower() for mark in ".e")
+        return a == b or (inexact and abs(a - b) <= Decimal(TOLERANCE) * max(Decimal(1), abs(b)))
+    except InvalidOperation:
+        return False
 
 
 def _start(child: Callable[[BinaryIO, BinaryIO], None]) -> tuple[BinaryIO, BinaryIO]:
@@ -249,27 +293,24 @@ def _start(child: Callable[[BinaryIO, BinaryIO], None]) -> tuple[BinaryIO, Binar
 def _candidate(requests: BinaryIO, replies: BinaryIO) -> None:
     """Keep the two pipes only, give everything up, then run the program."""
     os.setsid()
-    cpu_seconds, memory, many = receive(requests)
+    cpu_seconds, memory, has_cases = receive(requests)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    inward, outward = (
-        os.fdopen(os.dup2(requests.fileno(), 60), "rb"),
-        os.fdopen(os.dup2(replies.fileno(), 61), "wb"),
-    )
+    inward = os.fdopen(os.dup2(requests.fileno(), 60), "rb")
+    outward = os.fdopen(os.dup2(replies.fileno(), 61), "wb")
     _close_all_but(inward, outward)
 
     def limit() -> bool:
         return confine(os.getcwd(), cpu_seconds=cpu_seconds)
 
-    if many:
-        streams.serve(inward, outward, limit)
+    if has_cases:
+        candidate.serve_inputs(inward, outward, limit)
         return
     try:
-        protected = limit()
+        send(outward, ["confined", limit()])
     except (OSError, ValueError) as error:
         send(outward, ["refused", str(error)])
         return
-    send(outward, ["confined", protected])
-    candidate.serve(receive(inward), inward, outward)
+    candidate.serve_calls(receive(inward), inward, outward)
 
 
 def _close_all_but(*pipes: BinaryIO) -> None:
@@ -284,19 +325,8 @@ def _close_all_but(*pipes: BinaryIO) -> None:
     os.closerange(first, 64)
 
 
-_LIBC = ctypes.CDLL(None)
-_CHILDREN: list[int] = []
-
-del sys.path[0]
-for _own in (
-    "candidate",
-    "confine",
-    "layouts",
-    "peer",
-    "streams",
-    "wire",
-):  # programs and tests may use these names
-    sys.modules.pop(_own, None)
-
 if __name__ == "__main__":
+    del sys.path[0]
+    for _own in ("candidate", "confine", "layouts", "peer"):  # programs and tests may use these names
+        sys.modules.pop(_own, None)
     main()

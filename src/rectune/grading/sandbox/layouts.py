@@ -32,6 +32,7 @@ _PURE = {"__future__", "abc", "bisect", "cmath", "collections", "copy", "datacla
 """Modules through which tests and program share nothing, unless by one of these names."""
 _SHARING = {"__builtins__", "capsys", "cache_info", "eval", "exec", "globals", "id", "input", "mock", "monkeypatch",
             "open", "patch", "seed", "tmp_path", "vars"}  # fmt: skip
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _MAIN = ("__name__ == '__main__'", "'__main__' == __name__")
 
 
@@ -69,22 +70,28 @@ class Tests:
             self._tree = ast.parse(source)
             table = symtable.symtable(source, "tests.py", "exec")
         except (SyntaxError, ValueError) as error:
-            raise Fault(f"the tests are no Python: {_text(error)}") from None
+            line = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""
+            words = f"{type(error).__name__}: {getattr(error, 'msg', error)}{line}"
+            raise Fault(f"the tests are no Python: {words}") from None
         for node in ast.walk(self._tree):
             if _always_holds(node):
-                line = getattr(node, "lineno", None)
-                raise Fault(
-                    f"line {line} of the tests asserts a tuple, or has the expected value as its message"
-                )
+                where = f"line {getattr(node, 'lineno', None)} of the tests"
+                raise Fault(f"{where} asserts a tuple, or has the expected value as its message")
         self.wanted = free_names(table)
         self.are_pure = _are_pure(self._tree) and not bound_names(table) & _BUILTINS
-        self._tree.body = [inner for one in self._tree.body for inner in _unguarded(one)]
+        body = self._tree.body
+        self._tree.body = []
+        for statement in body:
+            if isinstance(statement, ast.If) and ast.unparse(statement.test) in _MAIN:
+                self._tree.body += statement.body
+            else:
+                self._tree.body.append(statement)
         self._explicit = {
-            call.func.id
+            getattr(call.func, "id", "")
             for statement in self._tree.body
-            if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If))
+            if not isinstance(statement, (*_DEFINITIONS, ast.If))
             for call in ast.walk(statement)
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+            if isinstance(call, ast.Call)
         }
         self._called = {  # or handed to something that calls it, or used as a class
             getattr(one, "id", "")
@@ -109,13 +116,12 @@ class Tests:
         try:
             exec(compile(tree, "tests.py", "exec", dont_inherit=True), names)
         except SystemExit as end:
-            left = _innermost(end) in ("tests.py", "_sitebuiltins.py") and not self._from_program(end)
+            file = os.path.basename(_trace(end)[-1][0])
+            left = file in ("tests.py", "_sitebuiltins.py") and not self._from_program(end)
             if not left or end.code not in (None, 0, False):
                 raise
-        own = {
-            name: one for name, one in names.items() if name not in before or name in _assigned(self._tree)
-        }
-        for test in self._collect(own):
+        before -= {statement.name for statement in self._tree.body if isinstance(statement, _DEFINITIONS)}
+        for test in self._collect({name: value for name, value in names.items() if name not in before}):
             self._run_one(test)
 
     def is_at_fault(self, error: BaseException, *, called: bool) -> bool:
@@ -172,15 +178,14 @@ class Tests:
 
     def _bind(self, names: dict[str, Any]) -> None:
         """Names that the tests use without defining them are the program's."""
-        shadowing = {name for name in self.wanted if hasattr(builtins, name)}
-        wanted = [name for name in self.wanted if name not in shadowing]
-        if (
+        wanted = [name for name in self.wanted if not hasattr(builtins, name)]
+        if self.entry_point.isidentifier():
+            wanted = list(dict.fromkeys([*wanted, self.entry_point]))
+        elif (
             not wanted and not self.entry_point
-        ):  # a built-in is replaced only where that is the function under test
-            wanted = sorted(shadowing)
-        for name in dict.fromkeys(
-            [*wanted, *([self.entry_point] if self.entry_point.isidentifier() else [])]
-        ):
+        ):  # built-ins are replaced only where one is the function under test
+            wanted = self.wanted
+        for name in wanted:
             if name in names and name != self.entry_point:  # a helper of the prompt's
                 continue
             try:
@@ -242,12 +247,17 @@ class Tests:
 
     def _adapt_frameworks(self) -> None:
         """Let `unittest.main` and `pytest.main` do nothing, since the tests are found and run here."""
-        used = {name.split(".")[0] for name in _imported(self._tree)}
-        if "unittest" in used:
+        names = set()
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").partition(".")[0])
+        if "unittest" in names:
             unittest = importlib.import_module("unittest")
             unittest.main = lambda *_, **__: None  # type: ignore[attr-defined]
             unittest.TextTestRunner.run = lambda _, suite: self._run_suite(suite)  # type: ignore[attr-defined]
-        if "pytest" in used:
+        if "pytest" in names:
             pytest: Any = importlib.import_module("pytest")
             pytest.main = lambda *_, **__: 0
             pytest.fixture = _fixture
@@ -263,11 +273,7 @@ class Tests:
                     yield from self._methods(one)
             elif isinstance(one, types.FunctionType) and one.__module__ == "tests":
                 is_test = re.match(r"_?(test|check|run_test|verify)", name) and name not in self._explicit
-                if (
-                    is_test
-                    and not hasattr(one, "is_fixture")
-                    and (name == "check" or self._is_uncalled(name))
-                ):
+                if is_test and not hasattr(one, "is_fixture") and not self._is_helper(name):
                     yield from self._calls(one, one)
         if cases and not self._suites_ran:
             unittest = sys.modules["unittest"]
@@ -275,12 +281,10 @@ class Tests:
             suite = unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in cases)
             yield lambda: self._run_suite(suite)
 
-    def _is_uncalled(self, name: str) -> bool:
-        """Whether no other function of the tests calls this one as its helper."""
-        return name.startswith("test") or not any(
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-            for node in ast.walk(self._tree)
-        )
+    def _is_helper(self, name: str) -> bool:
+        """Whether another function of the tests calls this one."""
+        called = (getattr(node.func, "id", "") for node in ast.walk(self._tree) if isinstance(node, ast.Call))
+        return name != "check" and not name.startswith("test") and name in called
 
     def _methods(self, kind: type) -> Iterator[Callable[[], Any]]:
         """The test methods of a pytest-style class, each on an instance of its own."""
@@ -386,7 +390,12 @@ class _Counting(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> Any:
-        leaves = any(map(_leaves, (*node.body, *node.orelse)))
+        leaves = any(
+            isinstance(statement, ast.Raise)
+            or _called(statement) in ("exit", "quit", "sys.exit")
+            or _fails(statement)
+            for statement in (*node.body, *node.orelse)
+        )
         self.generic_visit(node)
         return [node, _held(node)] if leaves else node
 
@@ -408,11 +417,6 @@ class _Counting(ast.NodeTransformer):
         return ast.copy_location(_counted(ast.Constant(True), node), node)
 
 
-def _leaves(node: ast.stmt) -> bool:
-    """Whether a statement ends the tests in any case: `raise`, `exit()`, or one that fails."""
-    return isinstance(node, ast.Raise) or _called(node) in ("exit", "quit", "sys.exit") or _fails(node)
-
-
 def _fails(node: ast.stmt) -> bool:
     """Whether a statement always fails, as `assert False`, so that reaching it is what is tested."""
     if isinstance(node, ast.Assert):
@@ -426,11 +430,6 @@ def _called(node: ast.AST) -> str:
     """The function that a statement calls, and does nothing else."""
     call = node.value if isinstance(node, ast.Expr) else None
     return ast.unparse(call.func) if isinstance(call, ast.Call) else ""
-
-
-def _unguarded(node: ast.stmt) -> list[ast.stmt]:
-    """What is under `if __name__ == "__main__"`, or the statement itself."""
-    return node.body if isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN else [node]
 
 
 def _always_holds(node: ast.AST) -> bool:
@@ -460,8 +459,7 @@ def _held(node: ast.AST) -> ast.stmt:
 def _are_pure(tree: ast.AST) -> bool:
     """Whether tests depend on what the program returns and raises only, so that they may as well run apart from it."""
     for node in ast.walk(tree):
-        names = {getattr(node, field, None) for field in ("id", "attr", "arg", "name")}
-        if names & _SHARING:
+        if {getattr(node, field, None) for field in ("id", "attr", "arg", "name")} & _SHARING:
             return False
         if isinstance(node, ast.Import):
             if not {alias.name.partition(".")[0] for alias in node.names} <= _PURE:
@@ -499,22 +497,6 @@ def free_names(table: symtable.SymbolTable) -> list[str]:
         }
         waiting += scope.get_children()
     return sorted(name for name in free if not (name.startswith("__") and name.endswith("__")))
-
-
-def _assigned(tree: ast.Module) -> set[str]:
-    return {
-        one.name
-        for one in tree.body
-        if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-    }
-
-
-def _imported(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
 
 
 def _parameters(mark: Any) -> list[dict[str, Any]]:
@@ -564,27 +546,18 @@ _FIXTURES: dict[str, Callable[[], Any]] = {
 }
 
 
-def _text(error: BaseException) -> str:
-    line = getattr(error, "lineno", None)
-    return f"{type(error).__name__}: {getattr(error, 'msg', error)}" + (f" (line {line})" if line else "")
+def _trace(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of each call on the way to `error`."""
+    trace, steps = error.__traceback__, []
+    while trace is not None:
+        steps.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    return steps
 
 
 def line_of(error: BaseException, filename: str = "tests.py") -> int | None:
     """The last line of `filename` on the way to `error`."""
-    trace, line = error.__traceback__, None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == filename:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
-def _innermost(error: BaseException) -> str:
-    """The file in which `error` was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return os.path.basename(trace.tb_frame.f_code.co_filename) if trace is not None else ""
+    return next((line for file, line in reversed(_trace(error)) if file == filename), None)
 
 
 def describe(error: BaseException, place: str = "tests") -> str:

@@ -1,23 +1,253 @@
-"""One end of the pipes between tests and candidate: what it has goes out as numbers, what comes in is a proxy.
+"""One end of the pipes between tests and candidate: plain data crosses as JSON, everything else as a reference.
 
-Both ends are alike: either may call what the other handed over, in the middle of a call too (a test's lambda that
-the candidate calls). The end that runs the tests is *guarded*: it lets the candidate reach nothing but what the
-tests handed to it, and lets no object of the candidate decide whether it equals a value of the tests.
+Data is rebuilt on the other side from types of Python's own (and numpy's), so that no method of the sender's,
+`__eq__` included, ever runs at the receiver. Lists, dicts and other containers that can change are numbered in
+the order in which they occur in a request, on both sides alike: the reply says what they hold now, and refers to
+them where it returns one of them. So aliases, cycles and changes in place cross as well.
+
+What is not data goes out as a number and comes in as a proxy. Both ends are alike: either may call what the other
+handed over, in the middle of a call too (a test's lambda that the candidate calls). The end that runs the tests is
+*guarded*: it lets the candidate reach nothing but what the tests handed to it, and lets no object of the candidate
+decide whether it equals a value of the tests.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib
+import json
 import operator
 import os
 import sys
 import types
 from _thread import RLock
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from wire import Closed, Decoder, Encoder, is_data, named_type, receive, send
+MAX_LINE = 2**24
+"""Bytes of the longest message."""
+SINGLE = 32
+"""Items that are fetched from an iterator one by one, before whole batches are."""
+
+
+class Closed(BaseException):
+    """The other side is gone, or does not keep to the protocol. No test can take it for the program's exception."""
+
+
+class Uncarried(BaseException):
+    """Something that tests and candidate can only share within one process."""
+
+
+def send(pipe: BinaryIO, message: Any) -> None:
+    """Write one message that is already encoded."""
+    pipe.write(json.dumps(message).encode() + b"\n")
+    pipe.flush()
+
+
+def receive(pipe: BinaryIO, longest: int = MAX_LINE) -> Any:
+    """Read one message, not yet decoded; Closed at the end."""
+    line = pipe.readline(longest)
+    if not line.endswith(b"\n"):
+        raise Closed
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise Closed from None
+
+
+# Data
+
+
+class Encoder:
+    """Makes JSON of values; `refer` makes it of what is not data. `shared` are the numbered containers."""
+
+    def __init__(self, refer: Callable[[Any], Any], shared: Iterable[Any] = ()) -> None:
+        self._refer, self.shared = refer, list(shared)
+        self._index = {id(container): number for number, container in enumerate(self.shared)}
+
+    def __call__(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind in (str, bool, float):
+            return value
+        if kind is int:
+            return value if -(2**53) < value < 2**53 else ["int", format(value, "x")]
+        if kind in _CONTAINERS or _is_array(value):
+            if (known := self._index.get(id(value))) is not None:
+                return ["=", known]
+            self._index[id(value)] = len(self.shared)
+            self.shared.append(value)
+            return self.contents(value)
+        if kind in _FIXED_CONTAINERS:
+            return [_FIXED_CONTAINERS[kind][0], [self(item) for item in value]]
+        name = kind.__name__
+        if name in _SCALARS and kind.__module__ in _SCALARS[name][0].split():
+            zone = getattr(value, "tzinfo", None)
+            if type(zone).__name__ in ("NoneType", "timezone"):  # other zones are more than an offset
+                return [name, _SCALARS[name][1](value)]
+        if (
+            kind.__module__ == "numpy"
+            and getattr(value, "shape", None) == ()
+            and value.dtype.kind in _PLAIN_DTYPES
+        ):
+            return ["numpy", [value.dtype.str, [], value.tobytes().hex()]]
+        return self._refer(value)
+
+    def contents(self, value: Any) -> Any:
+        """What a container holds."""
+        kind = type(value)
+        tag = _CONTAINERS.get(kind, "a")
+        if tag == "B":
+            return [tag, value.hex()]
+        if tag in "ls":
+            return [tag, [self(item) for item in value]]
+        if tag in "dCO":
+            return [tag, self._pairs(value)]
+        if tag == "q":
+            return [tag, [value.maxlen, [self(item) for item in value]]]
+        if tag == "e":
+            return [tag, [self(value.default_factory), self._pairs(value)]]
+        if value.dtype.kind not in _PLAIN_DTYPES:
+            return self._refer(value)
+        return [tag, [value.dtype.str, list(value.shape), value.tobytes().hex()]]
+
+    def _pairs(self, mapping: Any) -> list[Any]:
+        return [[self(key), self(item)] for key, item in mapping.items()]
+
+
+class Decoder:
+    """The way back: values of an encoded message; Closed where it is malformed."""
+
+    def __init__(self, resolve: Callable[[str, Any], Any], shared: Iterable[Any] = ()) -> None:
+        self._resolve, self.shared = resolve, list(shared)
+        self.messages: list[Any] = []  # of the containers that it has made
+
+    def __call__(self, message: Any) -> Any:
+        if message is None or isinstance(message, (bool, str, int, float)):
+            return message
+        try:
+            tag, body = message
+            if tag == "=":
+                return self.shared[body]
+            if tag in _EMPTY:
+                container = _EMPTY[tag](body)
+                self.shared.append(container)
+                self.messages.append(message)
+                self.fill(container, message)
+                return container
+            if tag in _MADE:
+                return _MADE[tag]([self(item) for item in body])
+            if tag in _SCALARS:
+                module, _, make = _SCALARS[tag]
+                return make(getattr(importlib.import_module(module.split()[0]), tag, None), body)
+            if tag == "numpy":
+                return _array(body)[()]
+        except _MALFORMED:
+            raise Closed from None
+        return self._resolve(tag, body)
+
+    def fill(self, container: Any, message: Any) -> None:
+        """Make a container hold what `message` says."""
+        try:
+            tag, body = message
+            if tag == "a":
+                container[...] = _array(body)
+            elif tag == "B":
+                container[:] = bytes.fromhex(body)
+            elif tag in "dCOe":
+                container.clear()
+                for key, value in body[1] if tag == "e" else body:
+                    container[self(key)] = self(value)
+                if tag == "e":
+                    container.default_factory = self(body[0])
+            else:
+                container.clear()
+                add = container.add if tag == "s" else container.append
+                for value in body[1] if tag == "q" else body:
+                    add(self(value))
+        except _MALFORMED:
+            raise Closed from None
+
+
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError, ImportError)
+_CONTAINERS: dict[type, str] = {list: "l", dict: "d", set: "s", bytearray: "B", deque: "q", Counter: "C",
+                                OrderedDict: "O", defaultdict: "e"}  # fmt: skip
+_EMPTY: dict[str, Callable[[Any], Any]] = {
+    "l": lambda _: [], "d": lambda _: {}, "s": lambda _: set(), "B": lambda _: bytearray(),
+    "q": lambda body: deque(maxlen=body[0]), "C": lambda _: Counter(), "O": lambda _: OrderedDict(),
+    "e": lambda _: defaultdict(), "a": lambda body: _array(body)}  # fmt: skip
+_FIXED_CONTAINERS: dict[type, tuple[str, Callable[[list[Any]], Any]]] = {
+    tuple: ("t", tuple),
+    frozenset: ("z", frozenset),
+    type({}.keys()): ("vk", lambda keys: dict.fromkeys(keys).keys()),
+    type({}.values()): ("vv", lambda values: dict(enumerate(values)).values()),
+    type({}.items()): ("vi", lambda items: dict(items).items()),
+}
+_MADE = dict(_FIXED_CONTAINERS.values())
+_SCALARS: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    "int": ("builtins", lambda value: format(value, "x"), lambda _, digits: int(digits, 16)),
+    "bytes": ("builtins", bytes.hex, lambda kind, digits: kind.fromhex(digits)),
+    "complex": ("builtins", lambda value: [value.real, value.imag], lambda kind, parts: kind(*parts)),
+    **dict.fromkeys(("range", "slice"), (
+        "builtins", lambda value: [value.start, value.stop, value.step], lambda kind, parts: kind(*parts))),
+    "NotImplementedType": ("builtins", lambda _: None, lambda *_: NotImplemented),
+    "ellipsis": ("builtins", lambda _: None, lambda *_: ...),
+    "Fraction": ("fractions", lambda value: [format(part, "x") for part in value.as_integer_ratio()],
+                 lambda kind, parts: kind(*[int(part, 16) for part in parts])),
+    "timedelta": ("datetime", lambda value: [value.days, value.seconds, value.microseconds],
+                  lambda kind, parts: kind(*parts)),
+    **dict.fromkeys(("date", "time", "datetime"), (
+        "datetime", lambda value: value.isoformat(), lambda kind, text: kind.fromisoformat(text))),
+    "Decimal": ("decimal", str, lambda kind, text: kind(text)),
+    **dict.fromkeys(("PosixPath", "PurePosixPath"), ("pathlib pathlib._local", str, lambda kind, text: kind(text))),
+}  # fmt: skip
+"""By the name of a type: its modules, what is sent of a value, and how a value is made of that."""
+_RICH = ("fractions", "decimal", "datetime", "numpy", "pathlib", "pathlib._local")
+_PLAIN_DTYPES = "biufcSUmM"
+
+
+def is_data(value: Any) -> bool:
+    """Whether a value crosses as a copy; what a container holds is not looked at."""
+    kind = type(value)
+    return (
+        kind in (float, str, bool, type(None))
+        or kind in _CONTAINERS
+        or kind in _FIXED_CONTAINERS
+        or (kind.__module__ == "builtins" and kind.__name__ in _SCALARS)
+        or kind.__module__ in _RICH
+    )
+
+
+def _is_array(value: Any) -> bool:
+    kind = type(value)
+    return kind.__module__ == "numpy" and kind.__name__ == "ndarray" and value.dtype.kind in _PLAIN_DTYPES
+
+
+def _array(body: Any) -> Any:
+    dtype, shape, digits = body
+    numpy = importlib.import_module("numpy")
+    if numpy.dtype(dtype).kind not in _PLAIN_DTYPES:
+        raise ValueError(dtype)
+    return numpy.frombuffer(bytes.fromhex(digits), dtype).reshape(shape).copy()
+
+
+_NAMED = {("fractions", "Fraction"), ("decimal", "Decimal"), *(("datetime", name) for name in (
+    "date", "time", "datetime", "timedelta", "timezone")), *(("collections", name) for name in (
+    "deque", "Counter", "OrderedDict", "defaultdict"))}  # fmt: skip
+
+
+def named_type(module: str, name: str) -> type | None:
+    """A type that both sides have and whose instances cross as data, or a built-in one; None for any other."""
+    found: Any = None
+    if module == "builtins":
+        found = vars(builtins).get(name)
+    elif (module, name) in _NAMED or (module == "numpy" and "numpy" in sys.modules):
+        found = getattr(importlib.import_module(module), name, None)
+    return found if isinstance(found, type) else None
+
+
+# References
 
 _COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul", "and", "or", "xor",
@@ -38,15 +268,8 @@ _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, t
               types.WrapperDescriptorType, types.MethodDescriptorType)  # fmt: skip
 _HARMLESS = ("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
              "itertools", "json", "math", "numpy", "operator", "random", "re", "statistics", "string")  # fmt: skip
-SINGLE = 32
-"""Items that are fetched from an iterator one by one, before whole batches are."""
-
 _WHERE: dict[int, tuple[Peer, int]] = {}
 """Peer and number of each proxy, by its id; proxies live as long as the process."""
-
-
-class Uncarried(BaseException):
-    """Something that tests and candidate can only share within one process."""
 
 
 class Peer:
@@ -70,7 +293,7 @@ class Peer:
         outward: BinaryIO,
         give: Callable[[str, str, list[Any]], Any],
         *,
-        guarded: bool,
+        guarded: bool = False,
         printed: Callable[[], str] = str,
     ) -> None:
         self._inward, self._outward, self._give = inward, outward, give
@@ -85,29 +308,22 @@ class Peer:
         self.used, self.forged, self.plain = False, False, True
         self.raised: BaseException | None = None
 
-    # what this side asks
-
     def ask(self, action: str, target: Any, *arguments: Any, **keywords: Any) -> Any:
         """Let the other side do `action` on `target` (a number or a name); its result, or its exception."""
         encode = Encoder(self._refer)
-        body = [
-            action,
-            target,
-            [encode(one) for one in arguments],
-            {k: encode(v) for k, v in keywords.items()},
-        ]
+        encoded = [encode(value) for value in arguments]
+        body = [action, target, encoded, {name: encode(value) for name, value in keywords.items()}]
         with self._lock:
             send(self._outward, ["ask", body, self._printed()])
             kind, answer, after = self._answer()
         decode = Decoder(self._resolve, encode.shared)
         result = decode(answer)
-        for one, now in zip(encode.shared, after):  # noqa: B905  (whatever the other side sends)
+        for one, now in zip(encode.shared, after, strict=False):  # whatever the other side sends
             if now is not None:  # null where nothing has changed
                 decode.fill(one, now)
         if kind == "raised":
-            self.raised = (
-                result if isinstance(result, BaseException) else RuntimeError("raised by the program")
-            )
+            is_error = isinstance(result, BaseException)
+            self.raised = result if is_error else RuntimeError("raised by the program")
             raise self.raised
         return result
 
@@ -149,14 +365,12 @@ class Peer:
         try:
             encoded = encode(result)
             after = []
-            for one, before in list(zip(decode.shared, decode.messages)):  # noqa: B905  (equally many)
+            for one, before in list(zip(decode.shared, decode.messages, strict=True)):
                 count, now = len(encode.shared), encode.contents(one)
                 after.append(None if now == before and count == len(encode.shared) else now)
         except (RecursionError, MemoryError) as error:
             kind, encoded, after = "raised", self._refer(type(error)()), []
         send(self._outward, [kind, encoded, self._printed(), after])
-
-    # what this side does for the other
 
     def _act(self, action: str, target: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         if action in ("get", "input"):
@@ -164,30 +378,9 @@ class Peer:
         subject = self._own[target]
         if self._guarded:
             _check_allowed(action, subject, arguments)
-        if action == "call":
-            return subject(*arguments, **keywords)
-        if action == "op":
-            name, *operands = arguments
-            if name == "__getitem__":
-                return subject[operands[0]]
-            if name == "__str__":
-                return str(subject)
-            return getattr(type(subject), name)(subject, *operands, **keywords)
-        if action == "getattr":
-            return getattr(subject, arguments[0])
-        if action == "setattr":
-            return setattr(subject, *arguments)
-        if action == "delattr":
-            return delattr(subject, arguments[0])
-        if action == "copy":
-            return getattr(importlib.import_module("copy"), "deepcopy" if arguments[0] else "copy")(subject)
-        if action == "plain":
-            return _plain_copy(subject)
-        if action == "pull":
-            return _pull(subject, arguments[0])
-        if action == "run":
-            return importlib.import_module("asyncio").run(subject)
-        return self._describe(subject)
+        if action == "describe":
+            return self._describe(subject)
+        return _ACTIONS[action](subject, *arguments, **keywords)
 
     def _number(self, value: Any) -> int:
         if id(value) not in self._numbers:
@@ -242,8 +435,6 @@ class Peer:
                 base, sorted(names & _FORWARDED), [stands_for.__module__, stands_for.__qualname__],
                 kind.__doc__ if isinstance(kind.__doc__, str) else None]  # fmt: skip
 
-    # proxies for what the other side has
-
     def _resolve(self, kind: str, body: Any) -> Any:
         try:
             if kind == "h":
@@ -253,7 +444,9 @@ class Peer:
                     raise Closed
                 return named
             if kind == "m":
-                return _module(str(body), guarded=self._guarded)
+                if self._guarded and body not in sys.modules and body not in _HARMLESS:
+                    raise Closed
+                return importlib.import_module(body)
             if kind == "x":
                 return self._exception(body)
             number = body if isinstance(body, int) else body[0]
@@ -287,9 +480,10 @@ class Peer:
         elif kind == "co":
             proxy = self._await(number)
         else:
-            mirror = Decoder(self._resolve)(body[1])
-            if not isinstance(mirror, Mirror):
-                mirror = self._stand_in(mirror)
+            mirror: Any = Decoder(self._resolve)(body[1])
+            if not isinstance(mirror, Mirror):  # both sides have the type: a bound module, a foreign zone
+                namespace = {"__slots__": (), "__module__": mirror.__module__}
+                mirror = type.__new__(Mirror, mirror.__name__, (Remote,), namespace)
             data = Decoder(self._resolve)(body[2])
             base: Any = next(one for one in mirror.__mro__ if one.__module__ == "builtins")
             if issubclass(base, BaseException):
@@ -299,12 +493,6 @@ class Peer:
                 proxy = base.__new__(mirror) if base is object else base.__new__(mirror, data)
         _WHERE[id(proxy)] = (self, number)
         return proxy
-
-    def _stand_in(self, kind: type) -> Any:
-        """A proxy class for an instance of a type that both sides have (a bound module, a foreign zone)."""
-        return type.__new__(
-            Mirror, kind.__name__, (Remote,), {"__slots__": (), "__module__": kind.__module__}
-        )
 
     def _mirror(self, number: int) -> Any:
         """The proxy class of the other side's class `number`."""
@@ -321,7 +509,7 @@ class Peer:
             namespace["__class__"] = property(lambda _: shadow)  # type: ignore[assignment]
         mirrors = tuple(one for one in bases if isinstance(one, Mirror))
         kinds: tuple[Any, ...] = mirrors or (Remote,)
-        if isinstance(base, type) and not any(issubclass(one, base) for one in mirrors):
+        if isinstance(base, type) and not any(issubclass(mirror, base) for mirror in mirrors):
             if base not in _FIXED and not issubclass(base, BaseException):
                 raise Closed
             kinds = (*kinds, base)
@@ -343,8 +531,6 @@ class Peer:
 
     async def _await(self, number: int) -> Any:
         return self.ask("run", number)
-
-    # operators on proxies
 
     def build(self, mirror: Any, arguments: Any, keywords: Any) -> Any:
         """An instance that this side asks for, of the other side's class."""
@@ -373,9 +559,8 @@ class Peer:
         """`name` is the method of an operator, as the other side has it for the object behind `proxy`."""
         self.used = True
         shown = [one for one in arguments if id(one) not in _WHERE]
-        asked_for = (
-            id(type(proxy)) in self._classes or name in _IN_PLACE
-        )  # a class, and not a function's answer
+        # a class, and not a function's answer
+        asked_for = id(type(proxy)) in self._classes or name in _IN_PLACE
         if not (self._guarded and name in _JUDGING and shown) or (asked_for and id(proxy) in self._built):
             result = self.ask("op", number, name, *arguments, **keywords)
             return result if name in _COMPARISONS else self._uninformed(proxy, result)
@@ -400,21 +585,22 @@ class Peer:
             )
         if answer is (name == "__ne__"):
             return answer  # like any object that does not know the value
-        if self._believes(number, name, answer):
-            self.forged = True
-            return name == "__ne__"
+        unknown = int.from_bytes(os.urandom(6), "big")
+        for value in (unknown, unknown + 0.5, str(unknown), [unknown], (unknown,), {unknown: unknown}):
+            with suppress(Exception):
+                if self.ask("op", number, name, value) == answer:  # of a value that nobody knows
+                    self.forged = True
+                    return name == "__ne__"
         raise Uncarried(
             f"a {type(proxy).__name__} of the program decides whether it equals a value of the tests"
         )
 
-    def _believes(self, number: int, name: str, answer: Any) -> bool:
-        """Whether an object gives the same `answer` about a value that nobody knows."""
-        unknown = int.from_bytes(os.urandom(6), "big")
-        for one in (unknown, unknown + 0.5, str(unknown), [unknown], (unknown,), {unknown: unknown}):
-            with suppress(Exception):
-                if self.ask("op", number, name, one) == answer:
-                    return True
-        return False
+
+def _call_method(subject: Any, name: str, *operands: Any, **keywords: Any) -> Any:
+    """An operator, as Python looks it up."""
+    if name == "__getitem__":
+        return subject[operands[0]]
+    return str(subject) if name == "__str__" else getattr(type(subject), name)(subject, *operands, **keywords)
 
 
 def _pull(iterator: Any, count: int) -> list[Any]:
@@ -477,17 +663,26 @@ def _value_of(value: Any, base: Any) -> Any:
 
 def _plain_copy(value: Any) -> Any:
     """What a list, dict or set of a class of its own holds; None for anything else."""
-    for base in (list, set):
-        if isinstance(value, base):
-            return base(base.__iter__(value))  # type: ignore[arg-type]
-    return dict(dict.items(value)) if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    base: Any = next((base for base in (list, set) if isinstance(value, base)), None)
+    return None if base is None else base(base.__iter__(value))
 
 
-def _module(name: str, *, guarded: bool) -> Any:
-    """A module; for the guarded end one that is loaded, or whose import does nothing else."""
-    if guarded and name not in sys.modules and name not in _HARMLESS:
-        raise Closed
-    return importlib.import_module(name)
+_ACTIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda subject, *arguments, **keywords: subject(*arguments, **keywords),
+    "op": _call_method,
+    "getattr": getattr,
+    "setattr": setattr,
+    "delattr": delattr,
+    "copy": lambda subject, deep: getattr(importlib.import_module("copy"), "deepcopy" if deep else "copy")(
+        subject
+    ),
+    "plain": _plain_copy,
+    "pull": _pull,
+    "run": lambda coroutine: importlib.import_module("asyncio").run(coroutine),
+}
+"""What one end does with an object of its own that the other end names."""
 
 
 def named_or_loaded(module: str, name: str) -> type | None:
@@ -532,11 +727,10 @@ class RemoteFunction:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a function of the program cannot be copied")
 
-    def __copy__(self) -> Any:
+    def __copy__(self, memo: Any = None) -> Any:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self
+    __deepcopy__ = __copy__
 
 
 class Mirror(type):
@@ -597,18 +791,15 @@ class Remote:
         peer, number = _WHERE[id(self)]
         peer.ask("delattr", number, name)
 
-    def __copy__(self) -> Any:
-        return self._copied(False)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self._copied(True)
-
-    def _copied(self, deep: bool) -> Any:
+    def __copy__(self, deep: bool = False) -> Any:
         peer, number = _WHERE[id(self)]
         made = peer.ask("copy", number, deep)
         if id(self) in peer._built:
             peer._built.add(id(made))
         return made
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.__copy__(deep=True)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise Uncarried("the tests pickle an object of the program")
