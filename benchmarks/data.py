@@ -52,7 +52,7 @@ def story(draw: random.Random) -> tuple[str, str]:
 def read(config: Any) -> Any:
     from rectune.data.load import read_rows
 
-    return read_rows(config.data, options=config.rows)
+    return read_rows(config.data, options=config)
 
 
 def encode(config: Any) -> Any:
@@ -93,7 +93,7 @@ def pack(config: Any) -> Any:
     began = time.perf_counter()
     for step in range(len(data.plan)):
         data.micro_batches(step)
-    pack(data.train.lengths(), config.micro_batch_tokens)
+    pack(data.train.lengths(), config.tokens_per_micro_batch)
     return len(data.train), began
 
 

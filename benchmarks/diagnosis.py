@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--tokens-per-micro-batch", type=int, default=4096)
     options = parser.parse_args()
     logging.getLogger("rectune").setLevel(logging.ERROR)
     if not options.data.exists():
@@ -40,11 +40,11 @@ def main() -> None:
     settings = {
         "model": options.model,
         "data": str(options.data),
-        "out": "unused",
-        "rows.limit": options.rows,
-        "rows.holdout": 0,
+        "output_dir": "unused",
+        "max_train_samples": options.rows,
+        "eval_split_size": 0,
         "batch_size": options.rows,
-        "micro_batch_tokens": options.micro_batch_tokens,
+        "tokens_per_micro_batch": options.micro_batch_tokens,
     }
     config = load_config(None, settings)
     model, tokenizer = load_model(config.model, dtype=DTYPE, device=DEVICE)

@@ -65,7 +65,7 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
         masters.start_step()
         repeatably(DEVICE, lambda: accumulate(monitor))
         norm = masters.finish_step(accelerator).item()
-        masters.scale_gradients(min(1.0, config.clip / norm))
+        masters.scale_gradients(min(1.0, config.max_grad_norm / norm))
         optimizer.step()
         masters.publish()
         monitor.figures()
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=16, help="of a step")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--tokens-per-micro-batch", type=int, default=4096)
     parser.add_argument("--trl-batch-sizes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -157,8 +157,8 @@ def main() -> None:
         source = Path(folder, "rows.jsonl")
         source.write_text("".join(options.data.read_text().splitlines(keepends=True)[: options.rows]))
         settings = {
-            "model": options.model, "data": str(source), "out": folder, "rows.holdout": 0, "rows.template": "none",
-            "batch_size": options.rows, "micro_batch_tokens": options.micro_batch_tokens,
+            "model": options.model, "data": str(source), "output_dir": folder, "eval_split_size": 0,
+            "chat_template": "none", "batch_size": options.rows, "tokens_per_micro_batch": options.micro_batch_tokens,
         }  # fmt: skip
         step, bare, tokens = rectune_step(load_config(overrides=settings))
         rows = [json.loads(line) for line in source.read_text().splitlines()]

@@ -125,10 +125,10 @@ SHARED = {
     "model": "smollm2-135m",
     "learning_rate": 1e-4,
     "batch_size": 8,
-    "rows.template": "none",
-    "rows.holdout": 0.05,
-    "checkpoint_every": 0,
-    "probe": 0,
+    "chat_template": "none",
+    "eval_split_size": 0.05,
+    "save_steps": 0,
+    "drift_rows": 0,
 }
 """Settings of every run."""
 
@@ -152,8 +152,8 @@ def make_pairs(out: Path) -> dict[str, dict[str, Any]]:
     return {
         "own": {"model": str(out / "tuned/model"), "data": str(noisy), "in": str(stories), "out": svamp,
                 "limit": 40},
-        "gsm8k": {"data": "gsm8k-calculations", "in": "gsm8k-calculations", "out": svamp,
-                  "rows.limit": 96, "limit": 32},
+        "gsm8k": {"data": "gsm8k-calculations", "in": "gsm8k-calculations", "output_dir": svamp,
+                  "max_train_samples": 96, "limit": 32},
         "facts": {"data": str(learnt), "in": str(recall), "out": None, "epochs": 3,
                   "limit": None},
     }  # fmt: skip
@@ -176,9 +176,9 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
 
     folder = options.out / name
     settings = {key: value for key, value in pair.items() if key not in ("in", "out", "limit")}
-    config = load_config(None, {**SHARED, **settings, "out": folder})
+    config = load_config(None, {**SHARED, **settings, "output_dir": folder})
     said = diagnose(
-        config.model, config.data, out=folder / "diagnosis", rows=200, options=config.rows, gradients=False
+        config.model, config.data, out=folder / "diagnosis", rows=200, options=config, gradients=False
     )
     came = compare(
         config, ["sft", "dft"], seeds=options.seeds, benchmarks_in=[pair["in"]],

@@ -33,21 +33,21 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 SETTINGS = {
-    "steps": 12,
+    "max_steps": 12,
     "batch_size": 8,
     "max_length": 64,
     "learning_rate": 1e-2,
-    "schedule": "constant",
-    "precision": "fp32",
-    "rows.holdout": 0.1,
-    "checkpoint_every": 5,
-    "probe": 0,
+    "lr_scheduler_type": "constant",
+    "dtype": "float32",
+    "eval_split_size": 0.1,
+    "save_steps": 5,
+    "drift_rows": 0,
 }
 
 
 def config_of(task: Task, out: Path, **settings: Any) -> TrainConfig:
     return load_config(
-        None, {"model": task["model"], "data": task["data"], "out": out, **SETTINGS, **settings}
+        None, {"model": task["model"], "data": task["data"], "output_dir": out, **SETTINGS, **settings}
     )
 
 

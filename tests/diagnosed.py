@@ -56,7 +56,7 @@ def diagnosis(rows: int = 6, repeat: int = 1, seed: int = 0) -> dict[str, Any]:
                 {"text": "to fit this distribution, unexpected tokens have to be learnt", "value": 0.62,
                  "threshold": None, "source": "the paper, Eq. 9: weight p"},
             ],
-            "next": ["rectune compare --model smollm2-135m --data gsm8k --objectives sft,dft --race 2h --out runs/r"],
+            "next": ["rectune compare --model smollm2-135m --data gsm8k --objectives sft,dft --race 2h --output-dir r"],
         },
         "risks": [
             {"name": "end tokens", "severity": "high",

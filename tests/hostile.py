@@ -48,7 +48,7 @@ def comparison(folder: Path, text: str = ALL, name: str = "x") -> Path:
          "runs": {"0": f"runs/{arm}/seed-0"}, "dropped": {"reason": text} if arm == "sft" else None}
         for arm in ("dft", "sft")
     ]  # fmt: skip
-    sweep = {"problems": 3, "steps": 2, "arms": {"dft": {"label": text, "learning_rate": 1e-3, "trials": [
+    sweep = {"problems": 3, "max_steps": 2, "arms": {"dft": {"label": text, "learning_rate": 1e-3, "trials": [
         {"learning_rate": 1e-3, "accuracy": {"mean": 0.5}}]}}}  # fmt: skip
     write(folder / "comparison.json", {
         "format": 1, "model": text, "data": text, "seeds": [0], "arms": arms, "benchmarks": {f"b{name}": "out"},
@@ -67,7 +67,7 @@ def _run(folder: Path, arm: str, text: str, name: str) -> None:
             "histogram": [1] * bins, text: text}  # fmt: skip
     objective = f"{arm} {text}"
     write(folder / "config.json", {
-        "model": text, "data": text, "out": str(folder), "seed": 0, "steps": 3, "objective": objective,
+        "model": text, "data": text, "output_dir": str(folder), "seed": 0, "max_steps": 3, "objective": objective,
         "rows": {"template": text, "system": text}, "batch_size": 4, text: text,
     })  # fmt: skip
     write(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rectune.config import load_config
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig, load_config
 
 REWARDS = '''
 """Rewards for tests."""
@@ -63,9 +62,9 @@ not_a_function = 3
 '''
 
 
-def config_of(toy: dict[str, Any], out: Path, **settings: Any) -> OnlineConfig:
+def config_of(toy: dict[str, Any], out: Path, **settings: Any) -> RLConfig:
     """`reward` may be the name of a function in `REWARDS`; dots in names are written as two underscores."""
     if f"def {settings.get('reward')}(" in REWARDS:
         settings["reward"] = toy["reward"].replace("even", settings["reward"])
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    return load_config(None, {**toy, "out": out, **named}, OnlineConfig)
+    return load_config(None, {**toy, "output_dir": out, **named}, RLConfig)

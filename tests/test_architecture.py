@@ -59,12 +59,15 @@ LIGHT = (
     "cli/options.py",
     "cli/parameters.py",
     "config/__init__.py",
+    "config/groups.py",
+    "config/load.py",
+    "config/renamed.py",
+    "config/verbs.py",
     "errors.py",
     "data/schema.py",
     "models/__init__.py",
     "models/load.py",
     "models/packaged.py",
-    "config/rft_config.py",
     "records.py",
 )
 """Read for `import rectune`, `--help` and `list`: they may load nothing heavy at the top."""

@@ -102,9 +102,9 @@ def test_the_verb(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
     assert "fields refused: score (1)" in told.out
     assert "a.jsonl:2: field 'score' is not supported" in told.out
     assert told.err.splitlines()[-1].startswith(f"rectune: {source}: 1 of 2 rows cannot be used, the first: ")
-    assert main(["check", source, "--rows.ignore", "score", "--model", model]) == 0
+    assert main(["check", source, "--ignore-fields", "score", "--model", model]) == 0
     assert "«yo<|im_end|>»" in capsys.readouterr().out
-    assert main(["check", source, "--json", "--rows.skip-bad-rows"]) == 0
+    assert main(["check", source, "--json", "--skip-bad-rows"]) == 0
     assert json.loads(capsys.readouterr().out)["faults"]["count"] == 1
     assert main(["check", str(tmp_path / "nosuch.jsonl")]) == 2
 
@@ -125,8 +125,8 @@ def test_the_summary_names_all() -> None:
 
 def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, model: str) -> None:
     rows = lines(tmp_path / "rows.jsonl", *({"prompt": f"{n}?", "completion": "yes"} for n in range(4)))
-    flags = ["--data", rows, "--rows.system", "Be brief.", "--rows.holdout", "0", "--steps", "1"]
+    flags = ["--data", rows, "--system-prompt", "Be brief.", "--eval-data", "0", "--max-steps", "1"]
     run = tmp_path / "run"
-    assert main(["train", "--model", model, *flags, "--max-length", "64", "--out", str(run)]) == 0
+    assert main(["train", "--model", model, *flags, "--max-length", "64", "--output-dir", str(run)]) == 0
     written = check(rows, model=str(run))["rendered"]
     assert "Be brief." in "".join(piece["text"] for piece in written)

@@ -50,22 +50,22 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, dict[str
 
 
 def test_train_from_flags(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--data d --out o --objective power:alpha=0.5 --batch-size=8 --resume --lora.merge"
-    assert main(["train", *flags.split(), "--rows.columns", "prompt=q,completion=a"]) == 0
+    flags = "--data d --output-dir o --objective power:alpha=0.5 --batch-size=8 --resume --merge-adapter"
+    assert main(["train", *flags.split(), "--columns", "prompt=q,completion=a"]) == 0
     ((config, how),) = trained
     assert 0 < how.pop("began") <= time.perf_counter()  # when the command began
-    assert (config.batch_size, config.lora.merge, how) == (8, True, {"resume": True, "dry_run": False})
+    assert (config.batch_size, config.merge_adapter, how) == (8, True, {"resume": True, "dry_run": False})
     assert config.objective == "power:alpha=0.5"
-    assert config.rows.columns == {"prompt": "q", "completion": "a"}
+    assert config.columns == {"prompt": "q", "completion": "a"}
     assert json.loads(capsys.readouterr().out) == {"nll": None}
 
 
 def test_train_from_a_recipe(trained: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('data = "d"\nout = "o"\nsteps = 5\nobjective = "floor:minimum=0.2"\n')
-    assert main(["train", str(recipe), "--steps", "7", "--dry-run"]) == 0
+    recipe.write_text('data = "d"\noutput_dir = "o"\nmax_steps = 5\nobjective = "floor:minimum=0.2"\n')
+    assert main(["train", str(recipe), "--max-steps", "7", "--dry-run"]) == 0
     ((config, how),) = trained
-    assert (config.steps, config.objective, how) == (7, "floor:minimum=0.2", {"dry_run": True})
+    assert (config.max_steps, config.objective, how) == (7, "floor:minimum=0.2", {"dry_run": True})
     assert json.loads(capsys.readouterr().out) == {"steps": 7}
 
 
@@ -74,8 +74,11 @@ def test_train_from_a_recipe(trained: list[Any], tmp_path: Path, capsys: pytest.
     [
         (["train", "--bach-size", "8"], "--bach-size. Did you mean --batch-size"),
         (["train", "--batch-size", "x"], "--batch-size"),
-        (["train", "--data", "d"], "out: missing; give --out or out = ... in the recipe"),
-        (["train", "--schedule", "cosin"], "--schedule"),
+        (
+            ["train", "--data", "d"],
+            "output_dir: missing; give --output-dir or output_dir = ... in the recipe",
+        ),
+        (["train", "--lr-scheduler-type", "cosin"], "--lr-scheduler-type"),
         (["train", "nothing.toml"], "nothing.toml: no such recipe"),
         (["trian"], "train"),
         (["list", "objektives"], "objectives"),
@@ -99,7 +102,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, trained: 
 
     monkeypatch.setattr(sys.modules["rectune.training.trainer"], "train", broken)
     with pytest.raises(ZeroDivisionError):
-        main(["train", "--data", "d", "--out", "o"])
+        main(["train", "--data", "d", "--output-dir", "o"])
 
 
 def test_out_of_memory_is_one_line_and_exit_code_2(
@@ -111,7 +114,7 @@ def test_out_of_memory_is_one_line_and_exit_code_2(
         torch.empty(1 << 48)
 
     monkeypatch.setattr(sys.modules["rectune.training.trainer"], "train", broken)
-    assert main(["train", "--data", "d", "--out", "o"]) == 2
+    assert main(["train", "--data", "d", "--output-dir", "o"]) == 2
     assert capsys.readouterr().err.startswith("rectune: out of memory; what is written so far is kept; lower")
 
 
@@ -122,7 +125,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["rectune.training.trainer"], "train", interrupted)
-    assert main(["train", "--data", "d", "--out", "o"]) == 130
+    assert main(["train", "--data", "d", "--output-dir", "o"]) == 130
     assert capsys.readouterr().err == "rectune: interrupted\n"
 
 
@@ -140,7 +143,7 @@ def test_list_objectives_agrees_with_the_functions(capsys: pytest.CaptureFixture
         assert row["about"]
 
 
-@pytest.mark.parametrize("what", ["objectives", "columns", "benchmarks", "models", "recipes"])
+@pytest.mark.parametrize("what", ["objectives", "columns", "tasks", "models", "recipes"])
 def test_list_prints_a_table(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0
     out, err = capsys.readouterr()

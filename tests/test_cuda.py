@@ -158,7 +158,7 @@ def test_a_packed_row_is_as_alone_on_the_cpu(architecture: str, dtype: torch.dty
 
 def test_it_trains_as_the_cpu_does(toy: dict[str, Any], tmp_path: Path) -> None:
     for where in ("gpu", "cpu"):
-        rectune("train", *options({**toy, "out": tmp_path / where}), gpu=where == "gpu")
+        rectune("train", *options({**toy, "output_dir": tmp_path / where}), gpu=where == "gpu")
     ours, theirs = (metrics(tmp_path / where, "train") for where in ("gpu", "cpu"))
     assert len(ours) == 6
     for name in ("nll", "objective", "grad_norm", "mean_p"):
@@ -171,13 +171,13 @@ def test_it_trains_as_the_cpu_does(toy: dict[str, Any], tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_ends_in_the_same_bits(
     toy: dict[str, Any], tmp_path: Path, objective: str
 ) -> None:
-    settings = {**toy, "precision": "bf16", "objective": objective, "checkpoint_every": 2}
+    settings = {**toy, "dtype": "bfloat16", "objective": objective, "save_steps": 2}
     settings["data"] = tmp_path / "rows.jsonl"  # long ones, whose attention has several blocks to add up
     rows = [{"prompt": f"{n}?", "completion": f"{n % 7} " * (50 + 20 * n)} for n in range(20)]
     settings["data"].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings |= {"max_length": 512, "micro_batch_tokens": 1024}
-    train(load_config(None, {**settings, "out": tmp_path / "whole"}))
-    stopped = load_config(None, {**settings, "out": tmp_path / "stopped"})
+    settings |= {"max_length": 512, "tokens_per_micro_batch": 1024}
+    train(load_config(None, {**settings, "output_dir": tmp_path / "whole"}))
+    stopped = load_config(None, {**settings, "output_dir": tmp_path / "stopped"})
     train(stopped, until=3)
     train(stopped, resume=True)
     same_runs(tmp_path / "whole", tmp_path / "stopped")
@@ -211,13 +211,13 @@ def test_out_of_memory_halves_the_micro_batch(
     rows = [{"prompt": f"{n}?", "completion": f"{n % 7} " * 200} for n in range(32)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        **toy, "model": tmp_path / "model", "data": tmp_path / "rows.jsonl", "max_length": 512, "steps": 3,
-        "batch_size": 16, "micro_batch_tokens": 8192, "rows.holdout": 0,
+        **toy, "model": tmp_path / "model", "data": tmp_path / "rows.jsonl", "max_length": 512, "max_steps": 3,
+        "batch_size": 16, "tokens_per_micro_batch": 8192, "eval_split_size": 0,
     }  # fmt: skip
-    train(load_config(None, {**settings, "out": tmp_path / "plenty"}))
+    train(load_config(None, {**settings, "output_dir": tmp_path / "plenty"}))
     assert "out of memory" not in caplog.text
     little_memory(1024)
-    train(load_config(None, {**settings, "out": tmp_path / "little"}))
+    train(load_config(None, {**settings, "output_dir": tmp_path / "little"}))
     assert "out of memory" in caplog.text
     plenty, little = (metrics(tmp_path / name, "train") for name in ("plenty", "little"))
     for name in ("nll", "objective", "grad_norm"):
@@ -264,7 +264,7 @@ def test_the_diagnosis_is_the_cpus(toy: dict[str, Any], tmp_path: Path) -> None:
     settings = {name: toy[name] for name in ("model", "data", "max_length", "precision")}
     found = []
     for where in ("gpu", "cpu"):
-        asked = options({**settings, "rows": 30, "out": tmp_path / where})
+        asked = options({**settings, "rows": 30, "output_dir": tmp_path / where})
         found.append(json.loads(rectune("diagnose", *asked, "--json", gpu=where == "gpu")))
     numbers = [dict(leaves(one)) for one in found]
     assert numbers[0].keys() == numbers[1].keys() and len(numbers[0]) > 100

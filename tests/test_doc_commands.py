@@ -17,9 +17,7 @@ import torch
 from cyclopts import CycloptsError, MissingArgumentError
 
 from rectune.cli.app import app, main
-from rectune.config import TrainConfig, load_config
-from rectune.config.rft_config import OfflineConfig
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RFTConfig, RLConfig, TrainConfig, load_config
 from reported import write_lines
 from toys import byte_tokenizer, tiny_model
 
@@ -89,7 +87,7 @@ def test_a_command_within_a_sentence_has_no_stale_flag(where: str, text: str) ->
 
 def test_a_stale_flag_is_seen() -> None:
     with pytest.raises(CycloptsError):
-        parse(words(".venv/bin/rectune train --data rows.jsonl --out x --bach-size 3  # a comment"))
+        parse(words(".venv/bin/rectune train --data rows.jsonl --output-dir x --bach-size 3  # a comment"))
     with pytest.raises(CycloptsError):
         parse(["trane"])
     assert len(COMMANDS) > 20 and len(SPANS) > 20
@@ -123,13 +121,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         answer = {"problem_id": "1", "sample_index": 0, "answer": "3", "text": "3", "finish_reason": "stop"}
         turns = [{"role": "user", "content": "1+2=", "supervised": False}]
         write_lines(Path("samples.jsonl"), [{**answer, "prompt": "1+2=", "turns": turns}])
-        assert main(["grade", "samples.jsonl", "--out", "graded.jsonl", "--workers", "1"]) == 0
+        assert main(["grade", "samples.jsonl", "--output", "graded.jsonl", "--grading-workers", "1"]) == 0
         recipe = 'model = "M"\ndata = "rows.jsonl"\nout = "runs/recipe"\n'
         Path("recipe.toml").write_text(recipe)
         Path("problems.toml").write_text(recipe.replace("data", "problems").replace("rows", "problems"))
-        short = ["--model", "M", "--data", "rows.jsonl", "--steps", "1", "--batch-size", "4"]
+        short = ["--model", "M", "--data", "rows.jsonl", "--max-steps", "1", "--batch-size", "4"]
         for name in ("sft", "dft"):
-            assert main(["train", *short, "--objective", name, "--out", f"runs/{name}"]) == 0
+            assert main(["train", *short, "--objective", name, "--output-dir", f"runs/{name}"]) == 0
         yield folder
 
 
@@ -139,7 +137,7 @@ STANDS_IN = {
 }  # fmt: skip
 SHORT = {
     "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "2"], "offline": ["--dry-run"], "online": ["--dry-run"],
-    "reproduce": ["--dry-run"], "diagnose": ["--rows", "4", "--without-gradients"],
+    "reproduce": ["--dry-run"], "diagnose": ["--rows", "4", "--no-gradients"],
     "eval": ["--limit", "2", "--max-new-tokens", "2"], "sample": ["--max-new-tokens", "2"],
 }  # fmt: skip
 """What makes a command short, by verb."""
@@ -152,12 +150,12 @@ def test_a_command_runs(place: Path, where: str, line: str, capsys: pytest.Captu
     problems = verb in ("offline", "online")
     if problems and "recipe.toml" in given:
         given[given.index("recipe.toml")] = "problems.toml"
-    if verb == "report" and "--out" not in given and "--json" not in given:
-        given += ["--out", "page.html"]
+    if verb == "report" and "--output-dir" not in given and "--json" not in given:
+        given += ["--output-dir", "page.html"]
     if "recipe.toml" not in given and "--model" not in given and verb in ("train", "compare", "diagnose"):
         given += ["--model", "M"]
-    if "--out" in given:  # nothing that another command reads is written over
-        at = given.index("--out") + 1
+    if "--output-dir" in given:  # nothing that another command reads is written over
+        at = given.index("--output-dir") + 1
         given[at] = f"out-{COMMANDS.index((where, line))}/{given[at]}"
     code = main([verb, *given, *(word for word in SHORT.get(verb, []) if word not in given)])
     assert code == 0, capsys.readouterr().err
@@ -183,5 +181,5 @@ def test_python_runs(place: Path, where: str, text: str) -> None:
 def test_a_recipe_is_read(tmp_path: Path, where: str, text: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    kinds = {"docs/offline.md": OfflineConfig, "docs/online.md": OnlineConfig}
+    kinds = {"docs/rft.md": RFTConfig, "docs/rl.md": RLConfig}
     load_config(path, {}, kinds.get(where.partition(":")[0], TrainConfig))

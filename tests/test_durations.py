@@ -38,7 +38,7 @@ def wall(arguments: list[str]) -> float:
 
 
 def test_a_training_run(toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    passed = wall(["train", *toy, "--out", str(tmp_path / "run")])
+    passed = wall(["train", *toy, "--output-dir", str(tmp_path / "run")])
     said = json.loads(capsys.readouterr().out)
     assert SLOW < said["seconds"] <= passed
     assert said["step_seconds"] < said["seconds"] - SLOW
@@ -53,7 +53,7 @@ def test_a_run_that_went_on_has_both_parts(
     from rectune.training.trainer import train
 
     words = dict(zip([w[2:].replace("-", "_") for w in toy[::2]], toy[1::2], strict=True))
-    config = load_config(None, {**words, "out": tmp_path / "run"})
+    config = load_config(None, {**words, "output_dir": tmp_path / "run"})
     began = time.perf_counter()
     first = train(config, until=3)
     second = train(config, resume=True)
@@ -65,10 +65,8 @@ def test_a_run_that_went_on_has_both_parts(
 
 def test_a_diagnosis(toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags: dict[str, Any] = dict(zip(toy[::2], toy[1::2], strict=True))
-    some = [
-        word for name in ("--model", "--data", "--max-length", "--precision") for word in (name, flags[name])
-    ]
-    passed = wall(["diagnose", *some, "--out", str(tmp_path / "d")])
+    some = [word for name in ("--model", "--data", "--max-length", "--dtype") for word in (name, flags[name])]
+    passed = wall(["diagnose", *some, "--output-dir", str(tmp_path / "d")])
     found = json.loads((tmp_path / "d" / "diagnosis.json").read_text())
     assert SLOW < found["seconds"] <= passed
     assert found["seconds_measuring"] < found["seconds"] - SLOW
@@ -83,7 +81,7 @@ def test_an_online_run(toy: list[str], tmp_path: Path) -> None:
     )
     words = ["online", "--model", str(tmp_path / "model"), "--problems", str(tmp_path / "problems.jsonl")]
     words += [
-        "--steps",
+        "--max-steps",
         "2",
         "--problems-per-step",
         "2",
@@ -91,9 +89,9 @@ def test_an_online_run(toy: list[str], tmp_path: Path) -> None:
         "2",
         "--max-new-tokens",
         "4",
-        "--precision",
+        "--dtype",
         "fp32",
     ]
-    passed = wall([*words, "--out", str(tmp_path / "run")])
+    passed = wall([*words, "--output-dir", str(tmp_path / "run")])
     said = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert SLOW < said["seconds"] <= passed and said["step_seconds"] < said["seconds"] - SLOW

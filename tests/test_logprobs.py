@@ -195,10 +195,10 @@ H, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64
         ((H, W, Y), {"bias": torch.zeros(4)}, "bias of .* does not fit a vocabulary of 5"),
         ((H, W, Y), {"names": ("entropy2",)}, "unknown column of the head 'entropy2'.*entropy20"),
         ((H, W, Y), {"implementation": "fats"}, "unknown implementation 'fats'.*dense, fused, plain"),
-        ((H, W, Y), {"memory_budget": 19}, "19 bytes hold no row of 5 logits.*at least 20"),
+        ((H, W, Y), {"logits_memory_mb": 19}, "19 bytes hold no row of 5 logits.*at least 20"),
         (
             (H, W, Y),
-            {"names": ("logp", "kl"), "memory_budget": 59, "ref_hidden_ND": H, "ref_weight_VD": W},
+            {"names": ("logp", "kl"), "logits_memory_mb": 59, "ref_hidden_ND": H, "ref_weight_VD": W},
             "60",
         ),
         ((H, W, Y + 5), {}, "target 5 is no id of a vocabulary of 5"),

@@ -37,11 +37,11 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> dict[str, Any]:
-    return {**make_toy(tmp_path), "steps": 2}
+    return {**make_toy(tmp_path), "max_steps": 2}
 
 
 def trained(toy: dict[str, Any], out: Path, objective: Any, **how: Any) -> list[dict[str, Any]]:
-    train(load_config(None, {**toy, "out": out, "objective": objective}), **how)
+    train(load_config(None, {**toy, "output_dir": out, "objective": objective}), **how)
     lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == "train"]
 
@@ -54,7 +54,7 @@ def test_its_name_shows_the_file_without_its_folder(file: Path) -> None:
 
 
 def test_it_is_protected_as_a_known_one_is(file: Path, tmp_path: Path) -> None:
-    (phase,) = make_phases(TrainConfig(data="d", out=tmp_path, objective=f"{file}:like_dft"))
+    (phase,) = make_phases(TrainConfig(data="d", output_dir=tmp_path, objective=f"{file}:like_dft"))
     assert phase.min_eos_weight == 1
 
 
@@ -67,18 +67,18 @@ def test_it_trains_as_the_known_one_with_the_same_formula(file: Path, toy: Any, 
 
 def test_a_run_is_resumed_only_with_the_file_that_it_began_with(file: Path, toy: Any, tmp_path: Path) -> None:
     objective, out = f"{file}:cautious:beta=0.5", tmp_path / "run"
-    trained({**toy, "checkpoint_every": 1}, out, objective, until=1)
+    trained({**toy, "save_steps": 1}, out, objective, until=1)
     file.write_text(CAUTIOUS.replace("-beta", "beta"))
     with pytest.raises(
         UserError, match=r"my_losses.py: has changed since the run began.*objective/my_losses.py"
     ):
-        trained({**toy, "checkpoint_every": 1}, out, objective, resume=True)
+        trained({**toy, "save_steps": 1}, out, objective, resume=True)
     file.write_text(CAUTIOUS)
-    assert len(trained({**toy, "checkpoint_every": 1}, out, objective, resume=True)) == 2
+    assert len(trained({**toy, "save_steps": 1}, out, objective, resume=True)) == 2
 
 
 def test_it_is_diagnosed(file: Path, toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--model", str(toy["model"]), "--data", str(toy["data"]), "--out", str(tmp_path / "d")]
+    given = ["--model", str(toy["model"]), "--data", str(toy["data"]), "--output-dir", str(tmp_path / "d")]
     assert main(["diagnose", *given, "--objectives", f"dft,{file}:like_dft,{file}:cautious", "--json"]) == 0
     shown = {one["label"]: one for one in json.loads(capsys.readouterr().out)["objectives"]}
     own, known = shown["my_losses.py:like_dft"], shown["dft"]
@@ -91,7 +91,7 @@ def test_it_is_an_arm_of_a_comparison(
 ) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"prompt": "1 + 1 =", "answer": "2"}')
-    given = f"--model {toy['model']} --data {toy['data']} --out {tmp_path / 'c'} --benchmarks {problems} --dry-run"
+    given = f"--model {toy['model']} --data {toy['data']} --output-dir {tmp_path / 'c'} --tasks {problems} --dry-run"
     assert main(["compare", *given.split(), "--objectives", f"sft,{file}:cautious:beta=0.5"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert [run["objective"] for run in runs] == ["sft", "my_losses.py:cautious beta=0.5"]
@@ -124,7 +124,7 @@ def test_what_does_not_follow_the_contract_is_refused(tmp_path: Path, source: st
 def test_a_column_of_rollouts_is_refused_in_training(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def f(logp, advantage): return -logp * advantage")
     with pytest.raises(UserError, match="reads the column 'advantage'; only rectune rl has it"):
-        make_phases(TrainConfig(data="d", out=tmp_path, objective=f"{tmp_path}/f.py:f"))
+        make_phases(TrainConfig(data="d", output_dir=tmp_path, objective=f"{tmp_path}/f.py:f"))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -136,10 +136,12 @@ def test_in_python_a_function_stands_for_its_text(tmp_path: Path) -> None:
     def nested(logp: Tensor) -> Tensor:
         return -logp
 
-    assert TrainConfig(data="d", out=tmp_path, objective=dft).objective == "dft"
-    assert TrainConfig(data="d", out=tmp_path, objective=at_the_top).objective == f"{__file__}:at_the_top"
+    assert TrainConfig(data="d", output_dir=tmp_path, objective=dft).objective == "dft"
+    assert (
+        TrainConfig(data="d", output_dir=tmp_path, objective=at_the_top).objective == f"{__file__}:at_the_top"
+    )
     with pytest.raises(ValueError, match="not at the top of a Python file"):
-        TrainConfig(data="d", out=tmp_path, objective=nested)
+        TrainConfig(data="d", output_dir=tmp_path, objective=nested)
 
 
 def at_the_top(logp: Tensor) -> Tensor:

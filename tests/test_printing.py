@@ -63,7 +63,7 @@ def test_a_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = comparison(tmp_path / "\x1b[31m" / "c", name="\u202e\x1b[31m")
-    for more in (["--format", "markdown", "--out", str(tmp_path / "page.md")], ["--json"]):
+    for more in (["--format", "markdown", "--output", str(tmp_path / "page.md")], ["--json"]):
         assert main(["report", str(folder), *more]) == 0
         said = capsys.readouterr()
         check(said.out)

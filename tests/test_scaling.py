@@ -43,7 +43,7 @@ def test_parameters_are_those_of_models(scaling: Any, arch: str, bias: bool, tie
 def test_one_gpu_is_estimated_as_by_the_dry_run(scaling: Any, tmp_path: Path) -> None:
     import torch
 
-    settings = {"data": "unused", "out": tmp_path, "gradient_checkpointing": True, "probe": 0}
+    settings = {"data": "unused", "output_dir": tmp_path, "gradient_checkpointing": True, "drift_rows": 0}
     config = load_config(None, settings)
     width = {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192, "num_hidden_layers": 4}
     mib = memory_estimate(tiny_model(**width), config, torch.bfloat16, tokens=8192)

@@ -34,22 +34,30 @@ def test_nothing_that_is_written_holds_a_secret(
     write(tmp_path / "problems.jsonl", *({"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(3)))
     data = ["--model", str(model), "--data", str(tmp_path / "rows.jsonl"), "--max-length", "64"]
     drawn = ["-n", "1", "--max-new-tokens", "2"]
-    asked = ["--problems", str(tmp_path / "problems.jsonl"), "--out", str(tmp_path / "samples.jsonl")]
+    asked = ["--problems", str(tmp_path / "problems.jsonl"), "--output-dir", str(tmp_path / "samples.jsonl")]
     for command in (
-        ["diagnose", *data, "--rows", "4", "--without-gradients", "--out", str(tmp_path / "diagnosis")],
-        ["train", *data, "--out", str(run), "--steps", "1", "--batch-size", "4"],
+        ["diagnose", *data, "--rows", "4", "--no-gradients", "--output-dir", str(tmp_path / "diagnosis")],
+        ["train", *data, "--output-dir", str(run), "--max-steps", "1", "--batch-size", "4"],
         ["sample", "--model", str(run / "model"), *asked, *drawn],
-        ["grade", str(tmp_path / "samples.jsonl"), "--out", str(tmp_path / "graded.jsonl"), "--workers", "1"],
-        ["eval", "--model", str(run), "--benchmark-file", str(tmp_path / "problems.jsonl"), *drawn,
-         "--out", str(run / "evaluation")],
-        ["report", str(run), "--out", str(tmp_path / "report.html")],
+        ["grade", str(tmp_path / "samples.jsonl"), "--output", str(tmp_path / "graded.jsonl")],
+        ["eval", "--model", str(run), "--tasks", str(tmp_path / "problems.jsonl"), *drawn,
+         "--output-dir", str(run / "evaluation")],
+        ["report", str(run), "--output", str(tmp_path / "report.html")],
     ):  # fmt: skip
         assert main(command) == 0, command
     address = f"https://user:{CANARY}@127.0.0.1:9/v1"
     for refused in (
-        ["train", "--data", address, "--model", str(model), "--out", str(tmp_path / "x")],
-        ["train", "--model", address, "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "x")],
-        ["sample", "--model", str(model), *asked, "--engine", "server", "--server-url", address],
+        ["train", "--data", address, "--model", str(model), "--output-dir", str(tmp_path / "x")],
+        [
+            "train",
+            "--model",
+            address,
+            "--data",
+            str(tmp_path / "rows.jsonl"),
+            "--output-dir",
+            str(tmp_path / "x"),
+        ],
+        ["sample", "--model", str(model), *asked, "--backend", "server", "--base-url", address],
     ):
         assert main(refused) == 2
     said = capfd.readouterr()

@@ -35,26 +35,26 @@ def test_from_rows_to_selected_answers(
 
     assert main(["list", "objectives"]) == 0
     settings = ["--model", str(model), "--data", str(rows), "--batch-size", "4", "--max-length", "128"]
-    assert main(["train", *settings, "--out", str(run), "--steps", "3", "--objective", "dft"]) == 0
+    assert main(["train", *settings, "--output-dir", str(run), "--max-steps", "3", "--objective", "dft"]) == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
 
     samples, graded = tmp_path / "samples.jsonl", tmp_path / "graded.jsonl"
     drawn = ["--model", str(run / "model"), "-n", "2", "--max-new-tokens", "4"]
-    assert main(["sample", *drawn, "--problems", str(problems), "--out", str(samples)]) == 0
+    assert main(["sample", *drawn, "--problems", str(problems), "--output", str(samples)]) == 0
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(lines) == 6
     lines[0]["text"] = lines[0]["answer"]  # a model this small is never right by itself
     lines[0]["finish_reason"] = "stop"
     samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    assert main(["grade", str(samples), "--out", str(graded), "--workers", "1"]) == 0
+    assert main(["grade", str(samples), "--output", str(graded), "--grading-workers", "1"]) == 0
     assert "correct 1" in capsys.readouterr().out
     chosen = tmp_path / "chosen.jsonl"
-    assert main(["select", str(graded), "--for", "sft", "--out", str(chosen)]) == 0
+    assert main(["select", str(graded), "--for", "sft", "--output", str(chosen)]) == 0
     assert len(chosen.read_text().splitlines()) == 1
 
-    few = ["-n", "2", "--max-new-tokens", "4", "--out", str(tmp_path / "evaluation")]
-    assert main(["eval", "--model", str(run), "--benchmark-file", str(problems), *few]) == 0
+    few = ["-n", "2", "--max-new-tokens", "4", "--output", str(tmp_path / "evaluation")]
+    assert main(["eval", "--model", str(run), "--tasks", str(problems), *few]) == 0
     assert "avg@2" in capsys.readouterr().out
 
 
@@ -65,14 +65,14 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     data = ["--model", str(model), "--data", str(rows), "--max-length", "64"]
 
     def out(name: str) -> list[str]:
-        return ["--out", str(tmp_path / name)]
+        return ["--output-dir", str(tmp_path / name)]
 
     assert main(["check", str(rows), "--model", str(model), "--max-length", "64"]) == 0
     assert "targets in «»" in capsys.readouterr().out
     assert main(["diagnose", *data, *out("diagnosis"), "--rows", "4", "--objectives", "sft,dft"]) == 0
     assert "Mean target probability" in capsys.readouterr().out
-    few = ["--steps", "1", "--max-new-tokens", "2", "-n", "1"]
-    asked = ["--objectives", "sft", "--benchmarks-in", str(problems)]
+    few = ["--max-steps", "1", "--max-new-tokens", "2", "-n", "1"]
+    asked = ["--objectives", "sft", "--tasks-in", str(problems)]
     assert main(["compare", *data, *out("comparison"), *asked, *few]) == 0
     assert "problems (in domain), 2 problems" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "comparison"), *out("page.html")]) == 0
@@ -83,7 +83,7 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     live = ["--model", str(model), "--problems", str(problems), "--reward", f"{reward}:short"]
     assert main(["online", *live, *out("online"), *few[:-1], "2", "--problems-per-step", "2"]) == 0
     assert json.loads((tmp_path / "online" / "summary.json").read_text())["steps"] == 1
-    own = ["--model", str(model), "--problems", str(problems), "--sampling.n", "1", "--dry-run"]
+    own = ["--model", str(model), "--problems", str(problems), "--num-samples", "1", "--dry-run"]
     assert main(["offline", *own, *out("offline")]) == 0
     assert main(["reproduce", "table2", "--dry-run", *out("table2")]) == 0
     assert "DFT-offline" in capsys.readouterr().out
@@ -95,7 +95,18 @@ def test_no_verb_is_left_out() -> None:
 
 
 def test_the_demo_ends_in_one_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--model", str(model), "--out", str(tmp_path), "--steps", "2", "--limit", "3", "-n", "2"]
+    given = [
+        "--model",
+        str(model),
+        "--output-dir",
+        str(tmp_path),
+        "--max-steps",
+        "2",
+        "--limit",
+        "3",
+        "-n",
+        "2",
+    ]
     assert demo([*given, "--seconds", "1"]) == 0
     shown = capsys.readouterr().out
     for words in (

@@ -33,62 +33,64 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TRAIN = "--model {g}/model --data {g}/rows.jsonl"
 ASK = "--model {g}/model --problems {g}/problems.jsonl"
 VERBS = {
-    "train": f"train {TRAIN} --out OUT",
-    "plan": f"train {TRAIN} --out OUT --dry-run",
-    "dpo": "train --model {g}/model --data {g}/pairs.jsonl --objective dpo --out OUT",
-    "diagnose": f"diagnose {TRAIN} --out OUT",
-    "compare": f"compare {TRAIN} --benchmarks-in {{g}}/problems.jsonl --out OUT",
-    "compare plan": f"compare {TRAIN} --benchmarks-in {{g}}/problems.jsonl --out OUT --dry-run",
-    "sample": f"sample {ASK} --out OUT/s.jsonl",
-    "eval": "eval --model {g}/model --benchmarks {g}/problems.jsonl --out OUT",
-    "online": f"online {ASK} --out OUT",
-    "online plan": f"online {ASK} --out OUT --dry-run",
-    "offline": f"offline {ASK} --out OUT",
-    "offline plan": f"offline {ASK} --out OUT --dry-run",
-    "grade": "grade {g}/answers.jsonl --out OUT/g.jsonl",
-    "select": "select {g}/answers.jsonl --for sft --out OUT/r.jsonl",
-    "report": "report {g} --out OUT/r.html",
-    "reproduce": "reproduce table1 --scale full --out OUT",
-    "eval by name": "eval --model {g}/model --benchmarks math500 --out OUT",
+    "train": f"train {TRAIN} --output-dir OUT",
+    "plan": f"train {TRAIN} --output-dir OUT --dry-run",
+    "dpo": "train --model {g}/model --data {g}/pairs.jsonl --objective dpo --output-dir OUT",
+    "diagnose": f"diagnose {TRAIN} --output-dir OUT",
+    "compare": f"compare {TRAIN} --tasks-in {{g}}/problems.jsonl --output-dir OUT",
+    "compare plan": f"compare {TRAIN} --tasks-in {{g}}/problems.jsonl --output-dir OUT --dry-run",
+    "sample": f"sample {ASK} --output-dir OUT/s.jsonl",
+    "eval": "eval --model {g}/model --tasks {g}/problems.jsonl --output-dir OUT",
+    "online": f"online {ASK} --output-dir OUT",
+    "online plan": f"online {ASK} --output-dir OUT --dry-run",
+    "offline": f"offline {ASK} --output-dir OUT",
+    "offline plan": f"offline {ASK} --output-dir OUT --dry-run",
+    "grade": "grade {g}/answers.jsonl --output-dir OUT/g.jsonl",
+    "select": "select {g}/answers.jsonl --for sft --output-dir OUT/r.jsonl",
+    "report": "report {g} --output-dir OUT/r.html",
+    "reproduce": "reproduce table1 --scale full --output-dir OUT",
+    "eval by name": "eval --model {g}/model --tasks math500 --output-dir OUT",
 }
 SOME = ("train", "plan", "diagnose", "compare", "compare plan")
 WRONG = [
     *((verb, "--data", "{g}/nope.jsonl", "nope.jsonl: no such file") for verb in (*SOME, "dpo")),
     *((verb, "--data", "{g}/empty", "empty: has no file of rows") for verb in SOME),
-    *((verb, "--rows.template", "{g}/nope.jinja", "nope.jinja: no such template") for verb in (*SOME, "offline")),
+    *((verb, "--chat-template", "{g}/nope.jinja", "nope.jinja: no such template") for verb in (*SOME, "offline")),
     *((verb, "--model", "{g}/nope", "nope: no such folder") for verb in VERBS
       if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
     *((verb, "--model", "{g}/empty", "empty: no config.json") for verb in VERBS
       if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
-    *((verb, "--out", "{g}/file/x", "file/x: cannot be written (Not a directory)")
+    *((verb, "--output-dir", "{g}/file/x", "file/x: cannot be written (Not a directory)")
       for verb in VERBS if verb not in ("sample", "grade", "select", "report", "eval by name")),
-    ("sample", "--out", "{g}/file/s.jsonl", "cannot be written"),
-    ("grade", "--out", "{g}/file/s.jsonl", "cannot be written"),
-    ("select", "--out", "{g}/file/s.jsonl", "cannot be written"),
-    ("report", "--out", "{g}/file/s.html", "cannot be written"),
-    *((verb, "--out", "{g}/empty", "empty: cannot be written (Is a directory)")
+    ("sample", "--output-dir", "{g}/file/s.jsonl", "cannot be written"),
+    ("grade", "--output-dir", "{g}/file/s.jsonl", "cannot be written"),
+    ("select", "--output-dir", "{g}/file/s.jsonl", "cannot be written"),
+    ("report", "--output-dir", "{g}/file/s.html", "cannot be written"),
+    *((verb, "--output-dir", "{g}/empty", "empty: cannot be written (Is a directory)")
       for verb in ("sample", "grade", "select", "report")),
-    *((verb, "--rows.holdout", "{g}/nope.jsonl", "rows.holdout: no such file")
+    *((verb, "--eval-data", "{g}/nope.jsonl", "eval_data: no such file")
       for verb in ("train", "plan", "dpo", "compare", "compare plan", "offline", "offline plan")),
-    *((verb, "--reference", "{g}/nope", "no such folder") for verb in ("train", "plan", "dpo", "compare", "offline")),
-    *((verb, "--reference", "{g}/nope.safetensors", "reference: no such file") for verb in ("train", "plan", "dpo")),
+    *((verb, "--reference-model", "{g}/nope", "no such folder")
+      for verb in ("train", "plan", "dpo", "compare", "offline")),
+    *((verb, "--reference-model", "{g}/nope.safetensors", "reference_model: no such file")
+      for verb in ("train", "plan", "dpo")),
     *((verb, "--problems", "{g}/nope.jsonl", "nope.jsonl")
       for verb in ("sample", "online", "online plan", "offline", "offline plan")),
-    *((verb, "--holdout", "{g}/nope.jsonl", "nope.jsonl") for verb in ("online", "online plan")),
-    ("online", "--template", "{g}/nope.jinja", "no such template"),
-    *((verb, "--template", "{g}/nope.jinja", "no such template") for verb in ("sample", "eval")),
-    ("offline", "--sampling.samples", "{g}/nope.jsonl", "sampling.samples: no such file"),
-    ("offline plan", "--sampling.samples", "{g}/nope.jsonl", "sampling.samples: no such file"),
-    ("eval", "--benchmarks", "{g}/nope.jsonl", "nope.jsonl"),
-    ("eval", "--benchmark-file", "{g}/nope.jsonl", "nope.jsonl"),
+    *((verb, "--eval-problems", "{g}/nope.jsonl", "nope.jsonl") for verb in ("online", "online plan")),
+    ("online", "--chat-template", "{g}/nope.jinja", "no such template"),
+    *((verb, "--chat-template", "{g}/nope.jinja", "no such template") for verb in ("sample", "eval")),
+    ("offline", "--samples", "{g}/nope.jsonl", "samples: no such file"),
+    ("offline plan", "--samples", "{g}/nope.jsonl", "samples: no such file"),
+    ("eval", "--tasks", "{g}/nope.jsonl", "nope.jsonl"),
+    ("eval", "--tasks", "{g}/nope.jsonl", "nope.jsonl"),
     ("eval", "--check-overlap", "{g}/nope.jsonl", "nope.jsonl"),
-    *((verb, "--benchmarks-in", "{g}/nope.jsonl", "nope.jsonl") for verb in ("compare", "compare plan")),
-    ("compare", "--benchmarks-out", "{g}/nope.jsonl", "nope.jsonl"),
+    *((verb, "--tasks-in", "{g}/nope.jsonl", "nope.jsonl") for verb in ("compare", "compare plan")),
+    ("compare", "--tasks-out", "{g}/nope.jsonl", "nope.jsonl"),
     ("compare", "--validation", "{g}/nope.jsonl --race 8steps", "nope.jsonl"),
-    *((verb, "--benchmark-dir", "{g}/nope" + more, "no such folder") for verb, more in (
-        ("compare", " --benchmarks math500"),
+    *((verb, "--include-path", "{g}/nope" + more, "no such folder") for verb, more in (
+        ("compare", " --tasks math500"),
         ("diagnose", " --check-overlap math500"), ("reproduce", ""))),
-    ("eval by name", "--benchmark-dir", "{g}/nope", "no such folder"),
+    ("eval by name", "--include-path", "{g}/nope", "no such folder"),
     ("diagnose", "--check-overlap", "{g}/nope.jsonl", "nope"),
     ("grade", "grade", "{g}/nope.jsonl", "nope.jsonl"),
     ("select", "select", "{g}/nope.jsonl", "nope.jsonl"),

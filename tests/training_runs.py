@@ -49,13 +49,13 @@ def make_toy(folder: Path) -> dict[str, Any]:
     return {
         "model": str(folder / "model"),
         "data": str(folder / "rows.jsonl"),
-        "steps": 6,
+        "max_steps": 6,
         "batch_size": 7,
         "max_length": 64,
-        "micro_batch_tokens": 96,
+        "tokens_per_micro_batch": 96,
         "learning_rate": 3e-3,
-        "precision": "fp32",
-        "rows.holdout": 0.2,
+        "dtype": "float32",
+        "eval_split_size": 0.2,
     }
 
 

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rectune.config import TrainConfig as TrainConfig
-    from rectune.config.rft_config import OfflineConfig as OfflineConfig
-    from rectune.config.rl_config import OnlineConfig as OnlineConfig
+    from rectune.config.verbs import RFTConfig as RFTConfig
+    from rectune.config.verbs import RLConfig as RLConfig
+    from rectune.config.verbs import TrainConfig as TrainConfig
     from rectune.data.schema import Problem as Problem
     from rectune.data.schema import Row as Row
     from rectune.data.schema import Sample as Sample
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rectune.errors import UserError as UserError
     from rectune.evaluation.evaluate import evaluate as evaluate
     from rectune.experiments.compare import compare as compare
+    from rectune.experiments.rft import train_rft as train_rft
     from rectune.grading.files import grade as grade
     from rectune.grading.selection import select as select
     from rectune.integrations import dft_loss as dft_loss
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
     from rectune.reporting.report import report as report
-    from rectune.rl.loop import train_online as train_online
+    from rectune.rl.loop import train_rl as train_rl
     from rectune.sampling.sample import sample as sample
     from rectune.training.trainer import train as train
 
@@ -51,8 +52,9 @@ _HOME = {
     "Row": "rectune.data.schema",
     "Problem": "rectune.data.schema",
     "Sample": "rectune.data.schema",
-    "TrainConfig": "rectune.config",
+    "TrainConfig": "rectune.config.verbs",
     "train": "rectune.training.trainer",
+    "train_rft": "rectune.experiments.rft",
     "check": "rectune.diagnosis.check",
     "diagnose": "rectune.diagnosis.diagnose",
     "sample": "rectune.sampling.sample",
@@ -61,9 +63,9 @@ _HOME = {
     "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",
-    "OfflineConfig": "rectune.config.rft_config",
-    "OnlineConfig": "rectune.config.rl_config",
-    "train_online": "rectune.rl.loop",
+    "RFTConfig": "rectune.config.verbs",
+    "RLConfig": "rectune.config.verbs",
+    "train_rl": "rectune.rl.loop",
     "dft_loss": "rectune.integrations",
     "objective_loss": "rectune.integrations",
     "grader_reward": "rectune.integrations",

@@ -17,7 +17,7 @@ from pathlib import Path
 from rectune.cli.app import main as rectune
 
 RECIPE = files("rectune") / "recipes" / "demo.toml"
-SLOW = {"steps": "14", "limit": "32", "rows.holdout": "0.04"}
+SLOW = {"max-steps": "14", "limit": "32", "eval-split-size": "0.04"}
 """Without bfloat16 products in hardware training is five times slower: 224 of the 1,400 rows to learn from and 56 to
 watch, 32 problems of each benchmark."""
 IN, OUT = "gsm8k-calculations", "svamp-calculations"
@@ -41,14 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.model is None and options.steps is None and options.limit is None and is_slow():
         print(
             "demo: this processor has no bfloat16 products, so the demo is a smaller one of "
-            f"{SLOW['steps']} steps and {SLOW['limit']} problems; --steps 88 is the whole of it",
+            f"{SLOW['max-steps']} steps and {SLOW['limit']} problems; --steps 88 is the whole of it",
             file=sys.stderr,
         )
         flags = SLOW
     else:
-        flags = {name: value for name in ("steps", "limit") if (value := getattr(options, name))}
+        given = {"max-steps": options.steps, "limit": options.limit}
+        flags = {name: value for name, value in given.items() if value}
     recipe, out = [str(RECIPE), *(["--model", options.model] if options.model else [])], str(options.out)
-    diagnose = ["diagnose", *recipe, "--seconds", options.seconds, "--out", f"{out}/diagnosis"]
+    diagnose = ["diagnose", *recipe, "--seconds", options.seconds, "--output-dir", f"{out}/diagnosis"]
     compare = [
         "compare",
         *recipe,
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--objectives",
         "sft,dft",
     ]
-    compare += ["--seeds", options.seeds, "--benchmarks-in", IN, "--benchmarks-out", OUT]
-    compare += ["-n", options.n, "--max-new-tokens", "32", "--out", out]
+    compare += ["--seeds", options.seeds, "--tasks-in", IN, "--tasks-out", OUT]
+    compare += ["-n", options.n, "--max-new-tokens", "32", "--output-dir", out]
     return step(diagnose) or step(compare)
 
 

@@ -436,7 +436,7 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
 def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n')
-    options = DataConfig(system="s")
+    options = DataConfig(system_prompt="s")
     dataset = read_rows(str(path), options=options, cache_dir=tmp_path)
     tokenizer = byte_tokenizer(chat_template=LLAMA2, bos=True)
     with pytest.raises(UserError, match=r"a\.jsonl:1: the tokenizer's chat template refuses"):

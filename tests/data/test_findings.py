@@ -57,7 +57,7 @@ def test_texts_that_bring_their_template(tmp_path: Path) -> None:
     for text in (CHATML, None):
         finding = found(path, tmp_path, text=text, bos=text is None)
         assert list(finding) == ["template in text"]
-        assert "rows.template = none if each text is a whole prompt" in str(finding["template in text"])
+        assert "chat_template = none if each text is a whole prompt" in str(finding["template in text"])
     assert list(found(path, tmp_path, name="none")) == ["own end"]
 
 
@@ -150,5 +150,5 @@ def test_encoding_says_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert caplog.messages == [
         "4 of 4 rows hold what a chat template writes around turns ('<|im_start|>user', '<|im_start|>assistant'), "
         f"the first {path}:1; they would be written inside a template a second time: give the turns as messages, "
-        "or rows.template = none if each text is a whole prompt"
+        "or chat_template = none if each text is a whole prompt"
     ]

@@ -137,7 +137,7 @@ def test_all_faulty_rows_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFix
     with path.open("ab") as file:
         file.write(b'{"prompt": \n\xff\n[1]\n' + json.dumps(GOOD).encode())
     what = r"a.jsonl: 26 of 30 rows cannot be used, the first: .*a.jsonl:4: field 'completion' is missing"
-    with pytest.raises(UserError, match=what + ".*--rows.skip-bad-rows"):
+    with pytest.raises(UserError, match=what + ".*--skip-bad-rows"):
         rows(path, tmp_path)
     assert [r.getMessage().partition(": ")[0] for r in caplog.records] == [
         *(f"{path}:{number}" for number in range(4, 24)), "and 6 more"
@@ -199,7 +199,7 @@ def test_files_named_by_their_split(tmp_path: Path, names: tuple[str, str]) -> N
     for name, record in zip(names, SPLIT, strict=True):
         lines(tmp_path / "d" / name, record)
     assert completions(tmp_path / "d", tmp_path) == ["train"]
-    with pytest.raises(UserError, match=r"has no split 'nosuch'; choose with --rows.split: "):
+    with pytest.raises(UserError, match=r"has no split 'nosuch'; choose with --split: "):
         rows(tmp_path / "d", tmp_path, split="nosuch")
 
 
@@ -255,7 +255,7 @@ def test_a_card_with_configurations(tmp_path: Path) -> None:
     assert completions(f"{folder}:main", tmp_path) == ["train"]
     assert completions(f"{folder}:main", tmp_path, split="test") == ["test"]
     assert completions(f"{folder}:other", tmp_path) == ["other"]
-    with pytest.raises(UserError, match=r"has no split 'test'; choose with --rows.split: train"):
+    with pytest.raises(UserError, match=r"has no split 'test'; choose with --split: train"):
         rows(f"{folder}:other", tmp_path, split="test")
     with pytest.raises(UserError, match=r"has no configuration 'mian'; known: main, other"):
         rows(f"{folder}:mian", tmp_path)
@@ -278,7 +278,7 @@ def test_a_saved_dict_of_splits(tmp_path: Path) -> None:
     assert completions(tmp_path / "d", tmp_path) == ["train"]
     assert completions(tmp_path / "d", tmp_path, split="test") == ["test"]
     assert completions(tmp_path / "d" / "test", tmp_path) == ["test"]
-    with pytest.raises(UserError, match=r"has no split 'dev'; choose with --rows.split: test, train"):
+    with pytest.raises(UserError, match=r"has no split 'dev'; choose with --split: test, train"):
         rows(tmp_path / "d", tmp_path, split="dev")
 
 

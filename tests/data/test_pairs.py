@@ -38,7 +38,7 @@ def sides(path: Path, cache: Path) -> list[tuple[Turn, ...]]:
     """The turns of the first better and the first worse answer, prompts included."""
     found = []
     for format in ("chosen", "rejected"):
-        dataset = read_rows(str(path), options=DataConfig(format=format), cache_dir=cache)
+        dataset = read_rows(str(path), options=DataConfig(data_format=format), cache_dir=cache)
         found.append(row_at(dataset, 0).turns)
     return found
 
@@ -100,7 +100,7 @@ def test_what_stands_beside(tmp_path: Path) -> None:
     better, _ = sides(path, tmp_path)
     assert better == (Turn("system", "s"), Turn("user", "u"), Turn("assistant", "v"), Turn("user", "c\n\nq"),
                       Turn("assistant", "a", True, '{"reasoning_content": "r"}'))  # fmt: skip
-    dataset = read_rows(str(path), options=DataConfig(format="rejected"), cache_dir=tmp_path)
+    dataset = read_rows(str(path), options=DataConfig(data_format="rejected"), cache_dir=tmp_path)
     assert row_at(dataset, 0).tools == '[{"type": "function", "function": {"name": "t"}}]'
 
 
@@ -135,7 +135,7 @@ GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
 def test_a_bad_pair_is_named(tmp_path: Path, record: object, line: str, format: str) -> None:
     path = lines(tmp_path / "p.jsonl", GOOD, record)
     with pytest.raises(UserError) as caught:
-        read_rows(str(path), options=DataConfig(format=format), cache_dir=tmp_path)
+        read_rows(str(path), options=DataConfig(data_format=format), cache_dir=tmp_path)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -144,13 +144,13 @@ def test_fields_of_other_names(tmp_path: Path) -> None:
     path = lines(tmp_path / "p.jsonl", {"q": "q", "good": "a", "bad": "b", "system": "s"})
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     for format, answer in (("chosen", "a"), ("rejected", "b")):
-        options = DataConfig(format=format, columns=columns)
+        options = DataConfig(data_format=format, columns=columns)
         row = row_at(read_rows(str(path), options=options, cache_dir=tmp_path), 0)
         assert row.turns == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", answer, True))
     with pytest.raises(UserError, match=r"rows.columns: unknown column 'completion'"):
         read_rows(
             str(path),
-            options=DataConfig(format="chosen", columns={"completion": "good"}),
+            options=DataConfig(data_format="chosen", columns={"completion": "good"}),
             cache_dir=tmp_path,
         )
 
@@ -160,7 +160,7 @@ def test_both_sides_lose_the_same_pairs(tmp_path: Path) -> None:
     bad = {"prompt": "q", "chosen": "a", "rejected": [said(""), said("b")]}
     path = lines(tmp_path / "p.jsonl", bad, GOOD, {**GOOD, "chosen": ""})
     for format in ("chosen", "rejected"):
-        options = DataConfig(format=format, skip_bad_rows=True)
+        options = DataConfig(data_format=format, skip_bad_rows=True)
         dataset = read_rows(str(path), options=options, cache_dir=tmp_path)
         assert dataset["where"][:] == [f"{path}:2"]
 
@@ -174,7 +174,7 @@ def test_pairs_are_not_rows(tmp_path: Path) -> None:
 def test_input_alone_is_the_prompt(tmp_path: Path) -> None:
     record = {"system": "s", "input": "q", "chosen": "a", "rejected": "b"}  # distilabel-intel-orca-dpo-pairs
     path = lines(tmp_path / "p.jsonl", record)
-    rows = read_rows(str(path), options=DataConfig(format="chosen"), cache_dir=tmp_path)
+    rows = read_rows(str(path), options=DataConfig(data_format="chosen"), cache_dir=tmp_path)
     turns = row_at(rows, 0).turns
     assert [(t.role, t.content, t.supervised) for t in turns] == [
         ("system", "s", False), ("user", "q", False), ("assistant", "a", True)

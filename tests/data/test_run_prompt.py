@@ -38,7 +38,7 @@ def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
         (run / name).mkdir(parents=True, exist_ok=True)
         (run / name / "adapter_config.json").write_text("{}")
     found = run_prompt(str(run / inside))
-    assert (found.rows.template, found.rows.system) == ("none", "Be brief.")
+    assert (found.rows.chat_template, found.rows.system_prompt) == ("none", "Be brief.")
     assert found.model == run / (inside or "model")
     assert found.run.samefile(run)
     assert found.wrapping == "Question: {question}\nCalculation: "
@@ -95,10 +95,10 @@ def test_settings_that_were_not_given_are_those_of_the_run(tmp_path):
     for model in (run, run / "model"):
         (run / "model" / "config.json").write_text("{}")
         rows = as_trained(str(model), DataConfig())
-        assert (rows.template, rows.system) == ("none", "Be brief.")
+        assert (rows.chat_template, rows.system_prompt) == ("none", "Be brief.")
         assert as_trained(str(model), rows) == rows
-    rows = as_trained(str(run), DataConfig(template="auto", system="Other."))
-    assert (rows.template, rows.system) == ("auto", "Other.")
+    rows = as_trained(str(run), DataConfig(chat_template="auto", system_prompt="Other."))
+    assert (rows.chat_template, rows.system_prompt) == ("auto", "Other.")
     assert as_trained("owner/name", DataConfig()) == DataConfig()
 
 

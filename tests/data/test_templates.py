@@ -444,8 +444,8 @@ def test_named_templates() -> None:
     with pytest.raises(UserError) as raised:
         encoded(row, tokenizer)
     assert str(raised.value) == (
-        "rows.template: the tokenizer has several chat templates and none is the default: rag, tool_use; "
-        "choose one by its name, as in --rows.template rag"
+        "chat_template: the tokenizer has several chat templates and none is the default: rag, tool_use; "
+        "choose one by its name, as in --chat-template rag"
     )
     assert tokenizer.decode(encoded(row, tokenizer, "tool_use").input_ids).startswith("## user\n")
     with pytest.raises(UserError, match=r"nosuch: .* one of the tokenizer's: rag, tool_use"):
@@ -472,7 +472,7 @@ def test_named_templates() -> None:
 def test_broken_templates_are_one_line(text: Any, message: str) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = text
-    with pytest.raises(UserError, match=f"^rows.template: the tokenizer's chat template {message}") as raised:
+    with pytest.raises(UserError, match=f"^chat_template: the tokenizer's chat template {message}") as raised:
         choose_template("auto", tokenizer)
     assert "\n" not in str(raised.value)
 

@@ -129,8 +129,8 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     from rectune.config import load_config
     from rectune.training.trainer import train
 
-    settings = {"model": model, "data": str(tmp_path / "r.jsonl"), "out": tmp_path / "run", "rows.holdout": 0,
-                "steps": 150, "learning_rate": 1e-2, "objective": "sft", "precision": "fp32"}  # fmt: skip
+    settings = {"model": model, "data": str(tmp_path / "r.jsonl"), "output_dir": tmp_path / "run", "eval_split_size": 0,
+                "max_steps": 150, "learning_rate": 1e-2, "objective": "sft", "dtype": "float32"}  # fmt: skip
     train(load_config(None, settings))
     strong = diagnose(str(tmp_path / "run"), str(tmp_path / "r.jsonl"), out=tmp_path / "strong", rows=30)
     assert strong["verdict"]["position"] == "strong"
@@ -153,10 +153,10 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
 def test_verdict(mean_p: float, goal: Any, risks: tuple[str, ...], name: str, confidence: str) -> None:
     found = [{"name": risk, "evidence": "e", "value": 1, "threshold": 0, "source": "s"} for risk in risks]
     overall = {"mean_p": mean_p, "mean_p_error": 0.001, "targets": 9000}
-    verdict = decide(overall, found, goal, "m x", "d", " --rows.template none")
+    verdict = decide(overall, found, goal, "m x", "d", " --chat-template none")
     assert (verdict["name"], verdict["confidence"]) == (name, confidence)
     assert f"{mean_p:.2f}" in verdict["sentence"] and len(verdict["reasons"]) >= 1
-    assert all("'m x'" in command and "--rows.template none" in command for command in verdict["next"])
+    assert all("'m x'" in command and "--chat-template none" in command for command in verdict["next"])
     assert position(mean_p) == verdict["position"]
 
 
@@ -323,12 +323,12 @@ def test_an_unexpected_start_is_said_once() -> None:
 
 def test_the_next_commands_read_the_same_rows(model: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"q": "a?", "a": "b"}\n' * 3)
-    options = DataConfig(columns={"prompt": "q", "completion": "a"}, system="Be brief.")
+    options = DataConfig(columns={"prompt": "q", "completion": "a"}, system_prompt="Be brief.")
     found = diagnose(
         model, str(tmp_path / "r.jsonl"), out=tmp_path / "o", options=options, max_length=64, gradients=False
     )
     for command in found["verdict"]["next"]:
-        assert "--rows.columns prompt=q,completion=a --rows.system 'Be brief.' --max-length 64" in command
+        assert "--columns prompt=q,completion=a --system-prompt 'Be brief.' --max-length 64" in command
 
 
 def test_the_time_is_kept_and_the_sample_is_random(model: str, tmp_path: Path) -> None:
@@ -347,7 +347,17 @@ def test_factor_is_bounded() -> None:
 
 def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = rows_file(tmp_path / "rows.jsonl")
-    given = ["diagnose", "--model", model, "--data", data, "--out", str(tmp_path / "out"), "--rows", "9"]
+    given = [
+        "diagnose",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--rows",
+        "9",
+    ]
     assert main(given) == 0
     shown = capsys.readouterr().out
     for words in ("Mean target probability", "power alpha=0.5", "end tokens", "Next", "diagnosis.html"):
@@ -369,14 +379,14 @@ def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--rows", "0"], "nothing to measure"),
         (["--check-overlap", "gsm9k"], "gsm8k"),
         (["--data", "nowhere.jsonl"], "no such file"),
-        (["--out", "/dev/null/x"], "cannot be written"),
+        (["--output-dir", "/dev/null/x"], "cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
 ) -> None:
     data = rows_file(tmp_path / "rows.jsonl")
-    given = {"--model": model, "--data": data, "--out": str(tmp_path / "out")} | {more[0]: more[1]}
+    given = {"--model": model, "--data": data, "--output-dir": str(tmp_path / "out")} | {more[0]: more[1]}
     assert main(["diagnose", *(part for pair in given.items() for part in pair)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("rectune") or "Error" not in error
@@ -393,6 +403,6 @@ def test_a_model_without_chat_template(tmp_path: Path) -> None:
         out=tmp_path / "o",
         rows=3,
         gradients=False,
-        options=DataConfig(template="none"),
+        options=DataConfig(chat_template="none"),
     )
     assert found["measured_rows"] == 3

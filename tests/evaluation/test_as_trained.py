@@ -36,8 +36,8 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
         byte_tokenizer(chat_template=chat_template).save_pretrained(tmp_path / "base")
         named = {key.replace("__", "."): value for key, value in settings.items()}
         given = {
-            "model": str(tmp_path / "base"), "data": str(CASES / case / "rows.jsonl"), "out": tmp_path / "run",
-            "steps": 1, "batch_size": 2, "precision": "fp32", "probe": 0, "max_length": 128, **named,
+            "model": str(tmp_path / "base"), "data": str(CASES / case / "rows.jsonl"), "output_dir": tmp_path / "run",
+            "max_steps": 1, "batch_size": 2, "dtype": "float32", "drift_rows": 0, "max_length": 128, **named,
         }  # fmt: skip
         train(load_config(None, given))
         return tmp_path / "run"
@@ -50,9 +50,9 @@ def prompt(file: Path) -> str:
 
 
 def run_sample(model: Path, problems: Path, out: Path, *more: str) -> str:
-    short = ("-n", "1", "--max-new-tokens", "2", "--precision", "fp32")
+    short = ("-n", "1", "--max-new-tokens", "2", "--dtype", "fp32")
     app(
-        ["sample", "--model", str(model), "--problems", str(problems), "--out", str(out), *short, *more],
+        ["sample", "--model", str(model), "--problems", str(problems), "--output", str(out), *short, *more],
         result_action="return_value",
     )
     return prompt(out)
@@ -64,7 +64,7 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
 ) -> None:
     """unslothai/unsloth#1670: a finished LoRA run without a merged model."""
     case = "39-lora-run-eval"
-    run = trained(case, lora__rank=2, rows__system="Be brief.")
+    run = trained(case, lora_r=2, system_prompt="Be brief.")
     problems = CASES / case / "p.jsonl"
     result = evaluate(
         str(run / inside), out=tmp_path / "eval", benchmark_files=[problems], precision="fp32", **SHORT
@@ -81,15 +81,15 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
 
 
 def test_the_template_that_a_run_kept_is_no_other_template(trained: Any) -> None:
-    run = run_prompt(str(trained("39-lora-run-eval", lora__rank=2)))
-    assert run is not None and run.template != run.rows.template
-    for template, said in ((run.template, False), (run.rows.template, False), ("none", True)):
+    run = run_prompt(str(trained("39-lora-run-eval", lora_r=2)))
+    assert run is not None and run.template != run.rows.chat_template
+    for template, said in ((run.template, False), (run.rows.chat_template, False), ("none", True)):
         warnings = mismatches(run, {}, run.rows.system, template)
         assert any(warning.startswith("trained with template") for warning in warnings) == said
 
 
 def test_a_run_without_a_model_says_so(trained: Any, tmp_path: Path) -> None:
-    run = trained("39-lora-run-eval", lora__rank=2)
+    run = trained("39-lora-run-eval", lora_r=2)
     (run / "adapter").rename(tmp_path / "gone")
     from rectune.errors import UserError
 
@@ -105,7 +105,7 @@ def test_sampling_asks_with_the_template_of_the_run(trained: Any, tmp_path: Path
     case = CASES / "40-own-template-not-kept"
     own = tmp_path / "my.jinja"
     own.write_text((case / "my.jinja").read_text())
-    run = trained(case.name, rows__template=str(own))
+    run = trained(case.name, chat_template=str(own))
     own.unlink()  # the run has it
     asked = run_sample(run / inside, case / "p.jsonl", tmp_path / "samples.jsonl")
     assert asked == "<|im_start|>[user] say 3<|im_end|><|im_start|>[assistant] "
@@ -117,7 +117,7 @@ def test_sampling_asks_with_the_template_of_the_run(trained: Any, tmp_path: Path
         **SHORT,
     )
     assert prompt(tmp_path / "eval/samples.jsonl") == asked
-    other = run_sample(run / inside, case / "p.jsonl", tmp_path / "other.jsonl", "--template", "none")
+    other = run_sample(run / inside, case / "p.jsonl", tmp_path / "other.jsonl", "--chat-template", "none")
     assert other == "say 3"
 
 

@@ -273,9 +273,9 @@ def test_a_server_under_another_name_and_without_logprobs(tmp_path, capsys):
     thread.start()
     try:
         code = main(
-            ["eval", "--model", str(tmp_path / "model"), "--benchmark-file", str(file), "--out", str(tmp_path / "o"),
-             "-n", "2", "--engine", "server", "--server-url", f"http://127.0.0.1:{server.server_port}/v1",
-             "--served-name", "tuned", "--without-logprobs", "--json"]
+            ["eval", "--model", str(tmp_path / "model"), "--tasks", str(file), "--output-dir", str(tmp_path / "o"),
+             "-n", "2", "--backend", "server", "--base-url", f"http://127.0.0.1:{server.server_port}/v1",
+             "--served-model-name", "tuned", "--no-logprobs", "--json"]
         )  # fmt: skip
     finally:
         server.shutdown()

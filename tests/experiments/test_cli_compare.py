@@ -14,7 +14,13 @@ from rectune.config import flag
 
 @pytest.fixture
 def words(task: Task, tmp_path: Path) -> list[str]:
-    settings = {**SETTINGS, "model": task["model"], "data": task["data"], "out": tmp_path / "out", "steps": 3}
+    settings = {
+        **SETTINGS,
+        "model": task["model"],
+        "data": task["data"],
+        "output_dir": tmp_path / "out",
+        "max_steps": 3,
+    }
     asked = {"benchmarks_in": task["inside"], "limit": "6", "max_new_tokens": "6"}
     flags = [part for name, value in {**settings, **asked}.items() for part in (flag(name), str(value))]
     return ["compare", *flags, "-n", "2"]
@@ -75,7 +81,7 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         ),
         (["--sweep", "1e-4,x"], "--sweep: '1e-4,x' is not a list of learning rates; such as 2e-5,5e-5"),
         (["--race", "soon"], "--race: 'soon' is not a budget"),
-        (["--benchmarks", "gsm9k"], "--benchmarks: unknown benchmark 'gsm9k'"),
+        (["--tasks", "gsm9k"], "--tasks: unknown benchmark 'gsm9k'"),
         (["--seeds", "x"], "--seeds"),
         (["--bach-size", "3"], "--bach-size"),
     ],

@@ -136,7 +136,7 @@ def test_seeds_and_objectives_are_added(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_phases_and_adapters(run: Run, tmp_path: Path) -> None:
-    record = run("sft@0.5+dft@0.5", settings={"lora.rank": 2}, sharpening=False, benchmarks_out=[])
+    record = run("sft@0.5+dft@0.5", settings={"lora_r": 2}, sharpening=False, benchmarks_out=[])
     (arm,) = record["arms"]
     folder = tmp_path / "out" / arm["runs"]["0"]
     assert {line["phase"] for line in metrics(folder, "train")} == {"sft", "dft"}
@@ -183,7 +183,7 @@ def test_another_comparison_in_the_folder_is_refused(
         ("power:beta=1", {}, "'beta'"),
         ("sft,sft", {}, "--objectives: 'sft' is given twice"),
         ("sft,dft", {"seeds": 0}, "--seeds: 0 seeds"),
-        ("sft", {"benchmarks_in": [], "benchmarks_out": []}, "nothing to compare on; give --benchmarks-in"),
+        ("sft", {"benchmarks_in": [], "benchmarks_out": []}, "nothing to compare on; give --tasks-in"),
         ("sft", {"benchmarks_in": ["gsm9k"]}, "unknown benchmark 'gsm9k'"),
         ("sft,dft", {"race": "10"}, "--race: '10' is not a budget"),
         ("sft", {"race": "1h"}, "--race: takes two objectives or more"),
@@ -274,7 +274,7 @@ def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Recor
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{", "comparison.json: is not a comparison; give another --out"),
+        ("{", "comparison.json: is not a comparison; give another --output-dir"),
         ("[]", "comparison.json: is not a comparison"),
         ('{"format": 1}', "comparison.json: is not a comparison"),
         ('{"format": 9, "settings": {}, "arms": [], "seeds": []}', "is of format 9, this version reads 1"),

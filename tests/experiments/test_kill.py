@@ -53,7 +53,7 @@ def killed_at(command: list[str], file: Path, pause: float) -> None:
 def test_kill_9_at_any_moment(task: Task, tmp_path: Path) -> None:
     whole = compare(config_of(task, tmp_path / "whole"), ["sft", "dft"], **asking(task), **HOW)
     out = tmp_path / "killed"
-    settings = {**SETTINGS, "model": task["model"], "data": task["data"], "out": out, **HOW}
+    settings = {**SETTINGS, "model": task["model"], "data": task["data"], "output_dir": out, **HOW}
     asked = {"benchmarks_in": task["inside"], "benchmarks_out": task["outside"], "max_new_tokens": 6}
     flags = [part for name, value in {**settings, **asked}.items() for part in (flag(name), str(value))]
     command = [

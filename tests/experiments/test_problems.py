@@ -23,7 +23,7 @@ def test_problems_are_asked_as_the_rows_ask(task: Task, tmp_path: Path) -> None:
     config = config_of(
         {**task, "data": str(write(tmp_path / "rows.jsonl", rows))},
         tmp_path / "out",
-        **{"rows.system": "Be brief."},
+        **{"system_prompt": "Be brief."},
     )
     svamp = [
         {"ID": f"chal-{i}", "Body": f"There are {i} cups.", "Question": "How many?", "Answer": float(i)}
@@ -74,9 +74,7 @@ def test_a_quarter_in_domain_is_set_aside_and_nothing_else(task: Task, tmp_path:
     check_apart(chosen, rest)
     with pytest.raises(UserError, match="--validation: 8 of the 8 problems of inside are the verdict's, too"):
         check_apart(chosen, problems)
-    with pytest.raises(
-        UserError, match=r"no problems to judge choices by.*give --validation, or --benchmarks-in"
-    ):
+    with pytest.raises(UserError, match=r"no problems to judge choices by.*give --validation, or --tasks-in"):
         set_aside({"outside": problems["outside"]}, domains, 0)
 
 
@@ -85,5 +83,5 @@ def test_domains() -> None:
     assert name_domains(groups) == {"a": "in", "dir/b.jsonl": "in", "c": "out"}
     with pytest.raises(UserError, match="'b' is given twice"):
         name_domains({**groups, "": ["b"]})
-    with pytest.raises(UserError, match="nothing to compare on; give --benchmarks-in"):
+    with pytest.raises(UserError, match="nothing to compare on; give --tasks-in"):
         name_domains({"in": [], "out": [], "": []})

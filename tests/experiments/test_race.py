@@ -35,7 +35,7 @@ def raced(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, R
     out = tmp_path_factory.mktemp("raced") / "out"
     asked = asking(task) | {"benchmarks_out": [], "n": 4}
     return out, compare(
-        config_of(task, out, steps=24), [HOPELESS, "sft"], **asked, race="60steps", sharpening=False
+        config_of(task, out, max_steps=24), [HOPELESS, "sft"], **asked, race="60steps", sharpening=False
     )
 
 
@@ -82,7 +82,7 @@ def test_who_wins_a_race_is_bit_for_bit_who_never_ran_one(
     raced: tuple[Path, Record], task: Task, tmp_path: Path
 ) -> None:
     out, record = raced
-    train(config_of(task, tmp_path / "alone", steps=24, **{"objective": "sft"}))
+    train(config_of(task, tmp_path / "alone", max_steps=24, **{"objective": "sft"}))
     alone, winner = weights(tmp_path / "alone"), weights(out / record["arms"][1]["runs"]["0"])
     assert all(torch.equal(alone[name], winner[name]) for name in alone)
 
@@ -92,12 +92,12 @@ def test_again_the_race_is_not_run(raced: tuple[Path, Record], task: Task) -> No
     out, record = raced
     asked = asking(task) | {"benchmarks_out": [], "n": 4}
     again = compare(
-        config_of(task, out, steps=24), [HOPELESS, "sft"], **asked, race="60steps", sharpening=False
+        config_of(task, out, max_steps=24), [HOPELESS, "sft"], **asked, race="60steps", sharpening=False
     )
     assert again == record
     with pytest.raises(UserError, match="objectives was"):
         compare(
-            config_of(task, out, steps=24),
+            config_of(task, out, max_steps=24),
             [HOPELESS, "sft", "dft"],
             **asked,
             race="60steps",
@@ -111,7 +111,7 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> Record:
     state: Record = {"accuracy": {}, "trained": [], "seconds": 0.0}
 
     def trained(config: Any, *, until: int | None = None) -> None:
-        state["trained"].append((config.out.parent.name, config.seed, until))
+        state["trained"].append((config.output_dir.parent.name, config.seed, until))
 
     def answers(folder: Path, files: list[Path]) -> np.ndarray:
         share = state["accuracy"][folder.parent.parent.name]
@@ -130,7 +130,7 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> Record:
 
 
 def race(task: Task, out: Path, specs: list[str], budget: str, *, seeds: int = 1, steps: int = 100) -> Record:
-    config = config_of(task, out, steps=steps)
+    config = config_of(task, out, max_steps=steps)
     choices, domains = Choices(budget=budget), {task["inside"]: "in"}
     matrix = make_matrix(config, specs, seeds, domains, Draws(), choices, benchmark_dir=None, limit=None)
     racing.check_affordable(matrix)

@@ -25,14 +25,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a short run, without `out`; a checkpoint after every second step."""
-    return {**make_toy(tmp_path_factory.mktemp("toy")), "checkpoint_every": 2, "probe": 0}
+    return {**make_toy(tmp_path_factory.mktemp("toy")), "save_steps": 2, "drift_rows": 0}
 
 
 @pytest.fixture(scope="session")
 def whole(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's run, uninterrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(load_config(None, {**toy, "out": out}))
+    train(load_config(None, {**toy, "output_dir": out}))
     return out
 
 
@@ -44,7 +44,7 @@ def run(toy: dict[str, Any], tmp_path: Path) -> Train:
         name: str = "run", *, resume: bool = False, until: int | None = None, **settings: Any
     ) -> TrainResult:
         named = {key.replace("__", "."): value for key, value in settings.items()}
-        config = load_config(None, {**toy, "out": tmp_path / name, **named})
+        config = load_config(None, {**toy, "output_dir": tmp_path / name, **named})
         return train(config, resume=resume, until=until)
 
     return start

@@ -20,7 +20,7 @@ from training_runs import same_runs
 def good(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the toy."""
     out = tmp_path_factory.mktemp("damage") / "run"
-    train(load_config(None, {**toy, "out": out}), until=2)
+    train(load_config(None, {**toy, "output_dir": out}), until=2)
     return out / "checkpoints" / "step-000002"
 
 
@@ -92,11 +92,11 @@ def test_missing_files(
 def test_damaged_ones_never_push_out_good_ones(run: Any, whole: Path, tmp_path: Path) -> None:
     """Two damaged checkpoints are newer than the good one, and two are kept."""
     out = tmp_path / "run"
-    settings = {"checkpoint_every": 1, "keep_checkpoints": 3}
+    settings = {"save_steps": 1, "save_total_limit": 3}
     run(until=5, **settings)
     for step in (4, 5):
         (out / "checkpoints" / f"step-00000{step}" / "weights.safetensors").unlink()
-    run(resume=True, until=4, checkpoint_every=0, keep_checkpoints=1)
+    run(resume=True, until=4, save_steps=0, save_total_limit=1)
     assert not checkpoints._damage(out / "checkpoints" / "step-000004")
     run(resume=True)
     same_runs(whole, out)

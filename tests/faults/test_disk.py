@@ -100,7 +100,7 @@ def test_a_full_disk(
 
 def test_a_full_disk_under_samples(toy: dict[str, Any], tmp_path: Path) -> None:
     problems = [Problem(f"{n}", (Turn("user", f"{n}?"),), "1", "exact") for n in range(6)]
-    how: dict[str, Any] = {"n": 1, "max_new_tokens": 4, "precision": "fp32"}
+    how: dict[str, Any] = {"n": 1, "max_new_tokens": 4, "dtype": "float32"}
     whole, cut = (
         sample(toy["model"], problems[:count], out=tmp_path / f"{count}", **how) for count in (6, 2)
     )

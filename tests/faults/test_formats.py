@@ -25,22 +25,22 @@ def with_format(path: Path, version: int | None) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_a_run(run: Any, tmp_path: Path, name: str) -> None:
-    result = run(steps=1)
+    result = run(max_steps=1)
     with_format(tmp_path / "run" / name, None)
-    assert run(steps=1, resume=True) == result
+    assert run(max_steps=1, resume=True) == result
     with_format(tmp_path / "run" / name, 2)
     words = (
         rf"{name}: is of format 2, this version reads 1; use the later rectune version that wrote it, or give"
     )
     with pytest.raises(UserError, match=words):
-        run(steps=1, resume=True)
+        run(max_steps=1, resume=True)
     for file in ("environment.json", "config.json", "summary.json"):
         assert "format" in json.loads((tmp_path / "run" / file).read_text())
 
 
 def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     problems = [Problem("0", (Turn("user", "0?"),), "1", "exact")]
-    how: dict[str, Any] = {"n": 1, "max_new_tokens": 2, "precision": "fp32"}
+    how: dict[str, Any] = {"n": 1, "max_new_tokens": 2, "dtype": "float32"}
     path = sample(toy["model"], problems, out=tmp_path / "samples.jsonl", **how)
     with_format(path, None)
     sample(toy["model"], problems, out=path, **how)
@@ -77,4 +77,4 @@ def test_a_setting_that_an_earlier_version_did_not_have(run: Any, tmp_path: Path
     run(until=3, resume=True)
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="memory_budget was 256, is 64"):
-        run(resume=True, memory_budget=64)
+        run(resume=True, logits_memory_mb=64)

@@ -107,13 +107,15 @@ def torture(
 
 
 def test_train(warm: Warm, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    toy = {**make_toy(tmp_path_factory.mktemp("toy")), "checkpoint_every": 1, "evaluate_every": 2, "steps": 8}
+    toy = {**make_toy(tmp_path_factory.mktemp("toy")), "save_steps": 1, "eval_steps": 2, "max_steps": 8}
 
     def same(one: Path, other: Path) -> None:
         same_runs(one, other)
         assert (one / "probe.json").read_text() == (other / "probe.json").read_text()
 
-    torture(warm, tmp_path, "train", lambda out: ["train", *flags({**toy, "out": out})], ["--resume"], same)
+    torture(
+        warm, tmp_path, "train", lambda out: ["train", *flags({**toy, "output_dir": out})], ["--resume"], same
+    )
 
 
 def lines_of(path: Path) -> list[str]:
@@ -130,11 +132,11 @@ def test_sample(warm: Warm, tmp_path: Path, task: Task) -> None:
         return [
             "sample",
             *how,
-            "--out",
+            "--output-dir",
             str(out / "samples.jsonl"),
             "--batch-size",
             "8",
-            "--precision",
+            "--dtype",
             "fp32",
         ]
 
@@ -142,7 +144,7 @@ def test_sample(warm: Warm, tmp_path: Path, task: Task) -> None:
 
 
 def test_eval(warm: Warm, tmp_path: Path, task: Task) -> None:
-    how = ["--model", task["model"], "--benchmark-file", task["inside"], "-n", "8", "--max-new-tokens", "12"]
+    how = ["--model", task["model"], "--tasks", task["inside"], "-n", "8", "--max-new-tokens", "12"]
 
     def same(one: Path, other: Path) -> None:
         for name in ("samples.jsonl", "graded.jsonl"):
@@ -150,7 +152,7 @@ def test_eval(warm: Warm, tmp_path: Path, task: Task) -> None:
         assert (one / "evaluation.json").read_text() == (other / "evaluation.json").read_text()
 
     def command(out: Path) -> list[str]:
-        return ["eval", *how, "--out", str(out), "--batch-size", "8", "--precision", "fp32"]
+        return ["eval", *how, "--output-dir", str(out), "--batch-size", "8", "--dtype", "fp32"]
 
     torture(warm, tmp_path, "eval", command, [], same)
 
@@ -162,11 +164,18 @@ def without_times(value: Any) -> Any:
 
 
 def test_compare(warm: Warm, tmp_path: Path, task: Task) -> None:
-    settings = {**SETTINGS, "model": task["model"], "data": task["data"], "checkpoint_every": 2}
+    settings = {**SETTINGS, "model": task["model"], "data": task["data"], "save_steps": 2}
     asked = {"benchmarks_in": task["inside"], "max_new_tokens": 6, "limit": 8, "race": "50steps"}
 
     def command(out: Path) -> list[str]:
-        return ["compare", "--objectives", "sft,dft", "-n", "2", *flags({**settings, **asked, "out": out})]
+        return [
+            "compare",
+            "--objectives",
+            "sft,dft",
+            "-n",
+            "2",
+            *flags({**settings, **asked, "output_dir": out}),
+        ]
 
     def same(one: Path, other: Path) -> None:
         first, second = (json.loads((out / "comparison.json").read_text()) for out in (one, other))
@@ -182,9 +191,9 @@ def test_compare(warm: Warm, tmp_path: Path, task: Task) -> None:
 def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS)
     settings = {
-        "model": task["model"], "problems": task["inside"], "reward": f"{tmp_path / 'rewards.py'}:even", "steps": 6,
-        "problems_per_step": 2, "n": 4, "max_new_tokens": 12, "learning_rate": 3e-3, "precision": "fp32",
-        "checkpoint_every": 1, "rollouts_every": 1,
+        "model": task["model"], "problems": task["inside"], "reward": f"{tmp_path / 'rewards.py'}:even", "max_steps": 6,
+        "problems_per_step": 2, "n": 4, "max_new_tokens": 12, "learning_rate": 3e-3, "dtype": "float32",
+        "save_steps": 1, "rollouts_every": 1,
     }  # fmt: skip
 
     def same(one: Path, other: Path) -> None:
@@ -204,7 +213,12 @@ def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
             assert (one / "rollouts" / name).read_text() == (other / "rollouts" / name).read_text()
 
     torture(
-        warm, tmp_path, "online", lambda out: ["online", *flags({**settings, "out": out})], ["--resume"], same
+        warm,
+        tmp_path,
+        "online",
+        lambda out: ["online", *flags({**settings, "output_dir": out})],
+        ["--resume"],
+        same,
     )
 
 
@@ -217,12 +231,12 @@ def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
     data, problems = (
         write(tmp_path / f"{name}.jsonl", lines) for name, lines in (("rows", rows), ("asked", asked))
     )
-    short = {"model": task["model"], "precision": "fp32", "rows.holdout": 0, "checkpoint_every": 2}
-    trained = {**short, "data": data, "steps": 40, "learning_rate": 0.01, "objective": "sft"}
-    assert warm.run(["train", *flags({**trained, "out": tmp_path / "model"})]) == 0
+    short = {"model": task["model"], "dtype": "float32", "eval_split_size": 0, "save_steps": 2}
+    trained = {**short, "data": data, "max_steps": 40, "learning_rate": 0.01, "objective": "sft"}
+    assert warm.run(["train", *flags({**trained, "output_dir": tmp_path / "model"})]) == 0
     settings = {
-        **short, "model": tmp_path / "model" / "model", "problems": problems, "sampling.max_new_tokens": 8,
-        "sampling.workers": 1, "steps": 6, "batch_size": 4, "learning_rate": 3e-3, "objective": "sft",
+        **short, "model": tmp_path / "model" / "model", "problems": problems, "max_new_tokens": 8,
+        "grading_workers": 1, "max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "objective": "sft",
     }  # fmt: skip
 
     def same(one: Path, other: Path) -> None:
@@ -234,7 +248,7 @@ def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
         warm,
         tmp_path,
         "offline",
-        lambda out: ["offline", *flags({**settings, "out": out})],
+        lambda out: ["offline", *flags({**settings, "output_dir": out})],
         ["--resume"],
         same,
     )

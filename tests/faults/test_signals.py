@@ -49,7 +49,7 @@ def signals_at(call: int, function: Callable[..., Any], *numbers: int) -> Callab
 def command(toy: dict[str, Any], out: Path, *more: str) -> list[str]:
     return [
         "train",
-        *(part for name, value in {**toy, "out": out}.items() for part in (flag(name), str(value))),
+        *(part for name, value in {**toy, "output_dir": out}.items() for part in (flag(name), str(value))),
         *more,
     ]
 
@@ -104,7 +104,7 @@ def test_without_checkpoints_one_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(Gradients, "accumulate", signals_at(1, Gradients.accumulate, signal.SIGTERM))
         with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 6"):
-            run(checkpoint_every=0)
+            run(save_steps=0)
     run(resume=True)
     same_runs(whole, tmp_path / "run")
 
@@ -119,9 +119,19 @@ def test_sampling_and_grading_keep_what_they_have(
     problems, samples, graded = (tmp_path / f"{name}.jsonl" for name in ("problems", "samples", "graded"))
     lines = [json.dumps({"prompt": f"{n}?", "answer": "1", "grader": "exact"}) + "\n" for n in range(8)]
     problems.write_text("".join(lines))
-    draw = ["sample", "--model", toy["model"], "--problems", str(problems), "--out", str(samples), "-n", "1"]
-    draw += ["--max-new-tokens", "4", "--batch-size", "2", "--precision", "fp32"]
-    judge = ["grade", str(samples), "--out", str(graded), "--workers", "1"]
+    draw = [
+        "sample",
+        "--model",
+        toy["model"],
+        "--problems",
+        str(problems),
+        "--output",
+        str(samples),
+        "-n",
+        "1",
+    ]
+    draw += ["--max-new-tokens", "4", "--batch-size", "2", "--dtype", "fp32"]
+    judge = ["grade", str(samples), "--output", str(graded), "--grading-workers", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(SamplesFile, "append", signals_at(3, SamplesFile.append, number))
         assert main(draw) == code

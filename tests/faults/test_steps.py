@@ -58,7 +58,7 @@ def test_the_rows_of_a_broken_step_are_named(
 ) -> None:  # fmt: skip
     every = list(range(40))
     monkeypatch.setattr(Gradients, "_losses", poisoned(poison, set(every[:3]), {0, 1, 2, 3, 4}))
-    out = Path(run(rows__holdout=0, steps=5, batch_size=8).out)
+    out = Path(run(eval_split_size=0, max_steps=5, batch_size=8).out)
     lines = [record.message for record in caplog.records if "is not finite" in record.message]
     named = [line.split("finite, in ")[1].split(";")[0].split(", ") for line in lines]
     assert sorted(row for rows in named for row in rows) == [f"{toy['data']}:{line}" for line in (1, 2, 3)]
@@ -76,24 +76,24 @@ def test_it_gives_up_at_the_last_good_checkpoint(
         patch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), {3, 4, 5}))
         words = r"run: no finite gradient in 2 steps in a row, up to step 5; the last good .*/step-000003; begin again"
         with pytest.raises(UserError, match=words):
-            run(give_up_after=2)
+            run(max_nonfinite_steps=2)
     good = last_good_checkpoint(out / "checkpoints")
     assert good is not None and json.loads((good / "state.json").read_text())["skipped"] == 0
-    run(resume=True, give_up_after=3)
+    run(resume=True, max_nonfinite_steps=3)
     same_runs(whole, out)
 
 
 def test_without_a_good_step_there_is_no_checkpoint(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
     with pytest.raises(UserError, match="up to step 3; there is no checkpoint yet"):
-        run(give_up_after=3)
+        run(max_nonfinite_steps=3)
 
 
 def test_a_run_whose_steps_are_all_skipped_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though they are fewer than `give_up_after`."""
     monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
     with pytest.raises(UserError, match="no finite gradient in 6 steps in a row, up to step 6"):
-        run(give_up_after=10)
+        run(max_nonfinite_steps=10)
 
 
 def test_skipped_steps_are_counted(
@@ -147,9 +147,9 @@ class _Fails(torch.autograd.Function):
     ("error", "backward", "settings"),
     [
         (cpu_error, False, {}),
-        pytest.param(cuda_error, True, {"precision": "bf16"}, marks=pytest.mark.faults),
+        pytest.param(cuda_error, True, {"dtype": "bfloat16"}, marks=pytest.mark.faults),
         pytest.param(cpu_error, True, {"normalization": "micro-batch"}, marks=pytest.mark.faults),
-        pytest.param(MemoryError, False, {"lora__rank": 2, "lora__merge": True}, marks=pytest.mark.faults),
+        pytest.param(MemoryError, False, {"lora_r": 2, "merge_adapter": True}, marks=pytest.mark.faults),
     ],
 )
 def test_out_of_memory_halves_the_micro_batch(

@@ -32,7 +32,7 @@ def main() -> int:
     """Share the time out over targets and engines; each engine runs a target in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600.0, help="of each engine, over all targets")
-    parser.add_argument("--engine", choices=("hypothesis", "atheris"), help="in this process, one target")
+    parser.add_argument("--backend", choices=("hypothesis", "atheris"), help="in this process, one target")
     parser.add_argument("targets", nargs="*")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"  # a name of the hub is fair input, but nobody is to be asked for it
@@ -51,7 +51,7 @@ def main() -> int:
     for name in options.targets:
         for engine in engines:
             share = options.seconds / len(options.targets)
-            command = [sys.executable, __file__, "--engine", engine, "--seconds", str(share), name]
+            command = [sys.executable, __file__, "--backend", engine, "--seconds", str(share), name]
             if subprocess.run(command).returncode:
                 print(f"fuzz: {name} fails ({engine})")
                 return 1

@@ -58,7 +58,7 @@ def rows(draw: Draw) -> None:
     with bounded() as folder:
         path = folder / f"rows{suffix}"
         path.write_bytes(content)
-        dataset = read_rows(str(path), options=DataConfig(format=asked), cache_dir=folder / "cache")
+        dataset = read_rows(str(path), options=DataConfig(data_format=asked), cache_dir=folder / "cache")
         for i in range(len(dataset)):
             row_at(dataset, i)
         template = choose_template("auto", tokenizer())
@@ -107,7 +107,7 @@ def pairs_and_problems(draw: Draw) -> None:
         with bounded() as folder:
             (folder / "x.jsonl").write_bytes(content)
             if format:
-                options = DataConfig(format=format)
+                options = DataConfig(data_format=format)
                 read_rows(str(folder / "x.jsonl"), options=options, cache_dir=folder / "cache")
             else:
                 read_problems(folder / "x.jsonl")
@@ -136,21 +136,27 @@ rank = 8
 
 def recipe(draw: Draw) -> None:
     """Recipes, and settings as flags give them."""
-    from rectune.config import dump_config, load_config, settings_fields
+    from rectune.config import TrainConfig, dump_config, load_config
     from rectune.data.sampler import plan_steps, split_holdout
 
     content = draw(damaged(RECIPE.encode(), times=3))
-    names = [*(name for name, _ in settings_fields()), "objective.x"]
+    names = [*TrainConfig.model_fields, "objective.x"]
     given = draw(st.dictionaries(st.one_of(st.sampled_from(names), texts), values, max_size=3))
     with bounded() as folder:
         (folder / "r.toml").write_bytes(content)
         config = load_config(folder / "r.toml", given)
         dump_config(config).encode()
         kept, _ = split_holdout(
-            range(20), config.rows.holdout if isinstance(config.rows.holdout, float) else 0.1, config.seed
+            range(20),
+            config.eval_split_size if isinstance(config.eval_split_size, float) else 0.1,
+            config.seed,
         )
         plan = plan_steps(
-            len(kept), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
+            len(kept),
+            config.batch_size,
+            epochs=config.num_train_epochs,
+            steps=config.max_steps,
+            seed=config.seed,
         )
         if config.batch_size < 1e6:
             plan.rows(0)

@@ -98,7 +98,7 @@ def test_samples_without_turns_give_rows_for_template_none(tmp_path, monkeypatch
     del bare["turns"]
     select(write(tmp_path / "g.jsonl", [bare]), tmp_path / "rows.jsonl", purpose="sft")
     tokenizer = byte_tokenizer(chat_template=None)
-    row = row_at(read_rows(str(tmp_path / "rows.jsonl"), options=DataConfig(template="none")), 0)
+    row = row_at(read_rows(str(tmp_path / "rows.jsonl"), options=DataConfig(chat_template="none")), 0)
     encoded = encode_row(row, tokenizer, choose_template("none", tokenizer))
     assert tokenizer.decode(encoded.input_ids) == "Q: 2+2?\nA: 4<|im_end|>"
 

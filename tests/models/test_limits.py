@@ -42,8 +42,14 @@ def larger(tmp_path: Path) -> str:
 
 
 def config(tmp_path: Path, model: str, data: Path, **settings: Any) -> TrainConfig:
-    given = {"model": model, "data": str(data), "out": str(tmp_path / "run"), "steps": 1, "rows.holdout": 0}
-    return load_config(None, given | {"precision": "fp32"} | settings)
+    given = {
+        "model": model,
+        "data": str(data),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 1,
+        "eval_split_size": 0,
+    }
+    return load_config(None, given | {"dtype": "float32"} | settings)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -155,7 +161,7 @@ def test_rows_beyond_the_models_positions_are_cut_and_counted(
     caplog.clear()
     short = write(tmp_path / "short.jsonl", rows[:1])
     with caplog.at_level(logging.WARNING, "rectune"):
-        train(config(tmp_path, model, short, out=str(tmp_path / "other")))
+        train(config(tmp_path, model, short, output_dir=str(tmp_path / "other")))
     assert "positions" not in caplog.text
 
 

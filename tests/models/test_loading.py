@@ -134,7 +134,7 @@ def test_a_hub_id_without_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_adapter_folder_brings_its_base(folder: Path, tmp_path: Path) -> None:
     base, _ = load_model(folder)
-    tuned = add_lora(base, LoraConfig(rank=2, targets="q_proj,down_proj"), seed=1)
+    tuned = add_lora(base, LoraConfig(lora_r=2, lora_target_modules="q_proj,down_proj"), seed=1)
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.constant_(weight, 0.1)
@@ -149,7 +149,7 @@ def test_an_adapter_folder_brings_its_base(folder: Path, tmp_path: Path) -> None
 
 
 def test_an_adapter_without_weights_or_base(folder: Path, tmp_path: Path) -> None:
-    add_lora(load_model(folder)[0], LoraConfig(rank=2), seed=0).save_pretrained(tmp_path / "adapter")
+    add_lora(load_model(folder)[0], LoraConfig(lora_r=2), seed=0).save_pretrained(tmp_path / "adapter")
     shutil.copytree(tmp_path / "adapter", tmp_path / "empty")
     (tmp_path / "empty" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no adapter_model.safetensors"):
@@ -237,7 +237,7 @@ def test_packed_names_that_no_config_tells_of(folder: Path) -> None:
 
 
 def test_a_quantised_base_of_an_adapter(folder: Path, tmp_path: Path) -> None:
-    add_lora(load_model(folder)[0], LoraConfig(rank=2), seed=0).save_pretrained(tmp_path / "adapter")
+    add_lora(load_model(folder)[0], LoraConfig(lora_r=2), seed=0).save_pretrained(tmp_path / "adapter")
     edit(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.raises(
         UserError, match=r"its base model cannot be loaded .*is quantised \(bitsandbytes, 4 bits\)"

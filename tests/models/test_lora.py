@@ -13,7 +13,7 @@ from toys import tiny_model
 
 
 def adapters(seed: int) -> dict[str, torch.Tensor]:
-    model = add_lora(tiny_model(), LoraConfig(rank=2), seed)
+    model = add_lora(tiny_model(), LoraConfig(lora_r=2), seed)
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
@@ -36,18 +36,22 @@ def test_the_seed_decides_and_the_random_state_is_left_alone() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_head_is_refused(tied: bool) -> None:
     with pytest.raises(UserError, match=r"lora.targets: an adapter on the head \(lm_head\) is not supported"):
-        add_lora(tiny_model(tie_word_embeddings=tied), LoraConfig(rank=2, targets="q_proj, lm_head"), 0)
+        add_lora(
+            tiny_model(tie_word_embeddings=tied),
+            LoraConfig(lora_r=2, lora_target_modules="q_proj, lm_head"),
+            0,
+        )
 
 
 @pytest.mark.parametrize("target", ["q_prj", "input_layernorm", "embed_tokens"])
 def test_an_unknown_target_lists_the_known_ones(target: str) -> None:
     with pytest.raises(UserError, match=f"unknown module '{target}'.*known: down_proj, gate_proj, k_proj"):
-        add_lora(tiny_model(), LoraConfig(rank=2, targets=target), 0)
+        add_lora(tiny_model(), LoraConfig(lora_r=2, lora_target_modules=target), 0)
 
 
 def test_rank_0_and_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"lora.rank: is 0"):
+    with pytest.raises(UserError, match=r"lora_r: is 0"):
         add_lora(tiny_model(), LoraConfig(), 0)
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rectune\[peft\]'"):
-        add_lora(tiny_model(), LoraConfig(rank=2), 0)
+        add_lora(tiny_model(), LoraConfig(lora_r=2), 0)

@@ -39,9 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for arm in ("sft", "dft"):
             settings = {
-                "model": str(model), "data": str(folder / "rows.jsonl"), "out": folder / arm / "seed-0",
-                "objective": arm, "steps": 3, "batch_size": 7, "max_length": 64, "micro_batch_tokens": 96,
-                "learning_rate": 3e-3, "precision": "fp32", "rows.holdout": 0.2, "evaluate_every": 1,
+                "model": str(model), "data": str(folder / "rows.jsonl"), "output_dir": folder / arm / "seed-0",
+                "objective": arm, "max_steps": 3, "batch_size": 7, "max_length": 64, "tokens_per_micro_batch": 96,
+                "learning_rate": 3e-3, "dtype": "float32", "eval_split_size": 0.2, "eval_steps": 1,
             }  # fmt: skip
             train(load_config(None, settings))
             _ask(

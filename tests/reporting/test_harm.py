@@ -26,13 +26,13 @@ def evaluations(folder: Path, **rates: tuple[float, float]) -> list[str]:
     return [str(folder / name) for name in rates]
 
 
-DOMAINS = ["--benchmarks-in", "sums", "--benchmarks-out", "words"]
+DOMAINS = ["--tasks-in", "sums", "--tasks-out", "words"]
 
 
 def test_every_form_names_the_harm_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = evaluations(tmp_path, base=(0.6, 0.6), sft=(0.3, 0.2), dft=(0.6, 0.4))
     html, text = tmp_path / "r.html", tmp_path / "r.md"
-    assert main(["report", *folders, *DOMAINS, "--out", str(html)]) == 0
+    assert main(["report", *folders, *DOMAINS, "--output", str(html)]) == 0
     first, second, third = capsys.readouterr().out.splitlines()[:3]
     keep = "every arm is worse somewhere, and better nowhere."
     assert first == f"Keep the base model: {keep}"
@@ -40,7 +40,7 @@ def test_every_form_names_the_harm_first(tmp_path: Path, capsys: pytest.CaptureF
     assert third.startswith("dft made the model worse out of domain: -")
     assert f'<p class="bad"><strong>Keep the base model:</strong> {keep}</p>' in html.read_text()
     assert '<p class="bad"><strong>sft made the model worse:</strong> -' in html.read_text()
-    assert main(["report", *folders, *DOMAINS, "--format", "markdown", "--out", str(text)]) == 0
+    assert main(["report", *folders, *DOMAINS, "--format", "markdown", "--output", str(text)]) == 0
     assert f"- Keep the base model: {keep}\n- sft made the model worse: " in text.read_text()
     data = report([Path(one) for one in folders], benchmarks_in=["sums"], benchmarks_out=["words"])
     assert data["verdict"]["judged"]["against_base"]["sft"]["out of domain"]["verdict"] == "worse"
@@ -50,7 +50,7 @@ def test_every_form_names_the_harm_first(tmp_path: Path, capsys: pytest.CaptureF
 def test_good_is_marked_and_no_difference_is_not(tmp_path: Path) -> None:
     folders = evaluations(tmp_path, base=(0.3, 0.3), sft=(0.3, 0.3), dft=(0.6, 0.6))
     page = tmp_path / "r.html"
-    assert main(["report", *folders, *DOMAINS, "--out", str(page)]) == 0
+    assert main(["report", *folders, *DOMAINS, "--output", str(page)]) == 0
     html = page.read_text()
     assert '<p class="good"><strong>dft made the model better:</strong> +' in html
     assert "<p><strong>no difference between sft and the base model can be shown:</strong>" in html

@@ -25,7 +25,7 @@ def test_another_trainers_loss_that_breaks_down(tmp_path: Path) -> None:
     assert "is not finite from step 2 on (loss or grad_norm or eval_loss)" in found
     assert any(what.startswith("the loss is exactly 0.0 at step 2: ") for what in found)
     page = tmp_path / "r.html"
-    assert main(["report", str(CASE), "--out", str(page)]) == 0
+    assert main(["report", str(CASE), "--output", str(page)]) == 0
     assert "is not finite from step 2 on" in page.read_text()
 
 

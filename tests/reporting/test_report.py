@@ -184,7 +184,7 @@ def test_a_comparison_names_its_arms_and_domains(runs: Path, tmp_path: Path) -> 
 
 def test_trials_of_a_sweep_are_no_arms(runs: Path, tmp_path: Path) -> None:
     sweep = {
-        "steps": 2, "problems": 9,
+        "max_steps": 2, "problems": 9,
         "arms": {"dft": {"label": "the dft", "learning_rate": 0.01, "edge": True, "trials": [
             {"learning_rate": 0.01, "accuracy": {"mean": 0.5, "low": 0.1, "high": 0.9}}]}},
     }  # fmt: skip
@@ -229,7 +229,7 @@ def test_from_the_command_line(
     shown = capsys.readouterr().out.splitlines()
     assert shown[-1] == "report.html" and shown[0].startswith("sums: ")
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    assert main(["report", *folders, "--format", "markdown", "--out", "a/b.md"]) == 0
+    assert main(["report", *folders, "--format", "markdown", "--output", "a/b.md"]) == 0
     assert (tmp_path / "a" / "b.md").read_text().startswith("# sft against dft\n")
     capsys.readouterr()
     assert main(["report", *folders, "--json"]) == 0
@@ -244,8 +244,8 @@ def test_from_the_command_line(
         (["report", "nowhere"], "nowhere: no such folder"),
         (["report", "file"], "file: is a file, not a folder"),
         (["report", "."], "nothing to report"),
-        (["report", "RUN", "--benchmarks-in", "gsm9"], "unknown benchmark 'gsm9'; known: sums"),
-        (["report", "RUN", "--out", "file/x.html"], "cannot be written"),
+        (["report", "RUN", "--tasks-in", "gsm9"], "unknown benchmark 'gsm9'; known: sums"),
+        (["report", "RUN", "--output", "file/x.html"], "cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(

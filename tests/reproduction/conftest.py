@@ -11,12 +11,12 @@ from rectune.reproduction import recipe, runner
 
 TINY = {
     "model": {"width": 16, "inner": 32, "layers": 1, "heads": 2},
-    "base": {"rows": 64, "steps": 6, "batch_size": 16},
+    "base": {"rows": 64, "max_steps": 6, "batch_size": 16},
     "task": {
         "demonstrations": 32, "problems": 8, "holdout": 4, "validation": 4, "in_domain": 6, "other_stories": 3,
         "more_steps": 3,
     },
-    "settings": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
+    "settings": {"max_steps": 4, "batch_size": 8, "save_steps": 2},
     "draws": {"n": 2, "max_new_tokens": 12},
     "sweep": {"rates": [1e-2], "n": 1},
 }  # fmt: skip

@@ -40,7 +40,18 @@ def test_stories_are_solved_as_they_say(way: str) -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_full_plan_of_every_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(["reproduce", name, "--scale", "full", "--dry-run", "--out", str(tmp_path / "out"), "--json"])
+        main(
+            [
+                "reproduce",
+                name,
+                "--scale",
+                "full",
+                "--dry-run",
+                "--output-dir",
+                str(tmp_path / "out"),
+                "--json",
+            ]
+        )
         == 0
     )
     plan = json.loads(capsys.readouterr().out)
@@ -49,7 +60,9 @@ def test_full_plan_of_every_recipe(name: str, tmp_path: Path, capsys: pytest.Cap
         for run in model["runs"]:
             assert run["steps"] > 0 and run["memory_gib"]["total"] > 0
             assert (run["launch"] is None) == (run["method"] != "train")
-    assert main(["reproduce", name, "--scale", "full", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["reproduce", name, "--scale", "full", "--dry-run", "--output-dir", str(tmp_path / "out")]) == 0
+    )
     assert "GPU hours" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
@@ -89,7 +102,7 @@ def test_iw_sft_is_called_as_its_source_calls_it(name: str) -> None:
     for arm in arms:
         assert dict(arm.settings) == {
             "objective": "iw_sft_sequence:temperature=1.0", "learning_rate": 1e-5,
-            "batch_size": 8, "weight_decay": 1e-4, "warmup": 0.05,
+            "batch_size": 8, "weight_decay": 1e-4, "warmup_ratio": 0.05,
         }  # fmt: skip
 
 
@@ -114,7 +127,7 @@ def test_openr1_rows_that_are_too_long_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_mini_plan_or_refusal(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["reproduce", name, "--dry-run", "--out", str(tmp_path / "out")])
+    code = main(["reproduce", name, "--dry-run", "--output-dir", str(tmp_path / "out")])
     said = capsys.readouterr()
     if load_recipe(name).no_mini:
         assert code == 2 and name in said.err and "cannot be done at mini scale" in said.err
@@ -131,7 +144,7 @@ def test_every_arm_reads_as_many_answers(tmp_path: Path) -> None:
 
 def test_from_nothing_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["reproduce", "table1", "--out", str(out), "--seeds", "1"]
+    command = ["reproduce", "table1", "--output-dir", str(out), "--seeds", "1"]
     assert main(command) == 0
     first = capsys.readouterr().out
     assert "order in the paper: DFT > SFT > base" in first and "Llama's AIME24" in first

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from rectune.config import load_config
-from rectune.config.rft_config import OfflineConfig
-from rectune.experiments.rft import OfflineResult, offline
+from rectune.config import RFTConfig, load_config
+from rectune.experiments.rft import OfflineResult, train_rft
 from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model
 
@@ -34,14 +33,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     said = ("yes", "no", "yes!", "no!")
     rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    short = {"model": str(folder / "raw"), "precision": "fp32", "rows.holdout": 0, "checkpoint_every": 0}
+    short = {"model": str(folder / "raw"), "dtype": "float32", "eval_split_size": 0, "save_steps": 0}
     settings = {
         "data": str(folder / "rows.jsonl"),
-        "steps": 40,
+        "max_steps": 40,
         "learning_rate": 0.01,
         "objective": "sft",
     }
-    train(load_config(None, {**short, **settings, "out": folder / "trained"}))
+    train(load_config(None, {**short, **settings, "output_dir": folder / "trained"}))
     problems = [
         {"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no", "grader": "exact"} for n in range(12)
     ]
@@ -50,12 +49,12 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         **short,
         "model": str(folder / "trained" / "model"),
         "problems": str(folder / "problems.jsonl"),
-        "sampling.max_new_tokens": 8,
-        "sampling.workers": 1,
-        "steps": 4,
+        "max_new_tokens": 8,
+        "grading_workers": 1,
+        "max_steps": 4,
         "batch_size": 4,
         "learning_rate": 3e-3,
-        "checkpoint_every": 2,
+        "save_steps": 2,
         "objective": "sft",
     }
 
@@ -66,7 +65,7 @@ def run(asked: dict[str, Any], tmp_path: Path) -> Run:
 
     def start(name: str = "run", *, resume: bool = False, **settings: Any) -> OfflineResult:
         named = {key.replace("__", "."): value for key, value in settings.items()}
-        config = load_config(None, {**asked, "out": tmp_path / name, **named}, OfflineConfig)
-        return offline(config, resume=resume)
+        config = load_config(None, {**asked, "output_dir": tmp_path / name, **named}, RFTConfig)
+        return train_rft(config, resume=resume)
 
     return start

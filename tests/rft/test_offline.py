@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from rectune.cli import app as cli
-from rectune.config import load_config, settings_fields
-from rectune.config.rft_config import OfflineConfig, is_setting
+from rectune.config import RFTConfig, TrainConfig, load_config
 from rectune.data.chat_template import choose_template
 from rectune.data.load import read_problems, read_rows, row_at
 from rectune.data.schema import Turn
@@ -28,10 +27,11 @@ from rectune.training import trainer as loop
 from training_runs import Died, dies_at, metrics, weights
 
 OWN = """
-problems sampling.n sampling.temperature sampling.top_p sampling.max_new_tokens sampling.stop sampling.seed
-sampling.samples sampling.grader sampling.timeout sampling.workers sampling.engine sampling.server_url
-sampling.served_name sampling.batch_size sampling.benchmark_dir
-selection.per_problem selection.balance selection.unjudged selection.unfinished
+problems include_path samples sampling_seed
+top_p num_samples temperature max_new_tokens stop
+backend base_url served_model_name sampling_batch_size
+grader grading_timeout grading_workers
+per_problem balance include_unjudged include_unfinished
 """.split()  # noqa: SIM905
 """Settings beyond those of training. A new one has to be worth its line here."""
 
@@ -43,15 +43,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    offline_run.offline(load_config(None, {**asked, "out": out}, OfflineConfig))
+    offline_run.train_rft(load_config(None, {**asked, "output_dir": out}, RFTConfig))
     return out
 
 
 def test_the_settings_are_these() -> None:
-    training = {name for name, _ in settings_fields()}
-    fields = dict(settings_fields(OfflineConfig))
-    assert [name for name in fields if name not in training] == OWN
-    assert [name for name, field in fields.items() if is_setting(name) and not field.description] == []
+    assert set(RFTConfig.model_fields) - set(TrainConfig.model_fields) == set(OWN)
 
 
 def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -73,14 +70,14 @@ def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.L
     assert sum(line["supervised"] for line in metrics(out / "train", "train")) > len(rows)
 
 
-@pytest.mark.parametrize("settings", [{"rows__system": "Be brief."}, {"rows__template": "none"}])
+@pytest.mark.parametrize("settings", [{"system_prompt": "Be brief."}, {"chat_template": "none"}])
 def test_training_reads_the_prompts_that_were_sampled(
     run: Any, asked: dict[str, Any], tmp_path: Path, settings: dict[str, str]
 ) -> None:
     anything = tmp_path / "anything.jsonl"
     problem = {"prompt": "3 odd?", "answer": ["yes", "no"], "grader": "exact"}
     anything.write_text(json.dumps(problem) + "\n")
-    given = {"problems": str(anything), "steps": 1, "selection__unfinished": True, **settings}
+    given = {"problems": str(anything), "max_steps": 1, "include_unfinished": True, **settings}
     out = tmp_path / "run"
     if (
         settings.get("rows__template") == "none"
@@ -91,10 +88,10 @@ def test_training_reads_the_prompts_that_were_sampled(
         anything.write_text(json.dumps(problem | said) + "\n")
     run(**given)
     named = {key.replace("__", "."): value for key, value in given.items()}
-    config = load_config(None, {**asked, **named, "out": out}, OfflineConfig)
+    config = load_config(None, {**asked, **named, "output_dir": out}, RFTConfig)
     training = config.training(out / "rows.jsonl", "prompt_completion")
     _, tokenizer = load_model(config.model)
-    template = choose_template(config.rows.template, tokenizer)
+    template = choose_template(config.chat_template, tokenizer)
     rows = read_rows(training.data, options=training.rows)
     sampled = {line["problem_id"]: line for line in lines(out / "samples.jsonl")}
     for index, line in enumerate(lines(out / "rows.jsonl")):
@@ -112,7 +109,7 @@ def test_training_reads_the_prompts_that_were_sampled(
 @pytest.mark.parametrize("objective", ["iw_sft", "dpo"])
 def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path, objective: str) -> None:
     samples = whole / "samples.jsonl"
-    given = {"sampling__samples": str(samples), "rows__holdout": 0.2, "probe": 0}
+    given = {"samples": str(samples), "eval_split_size": 0.2, "drift_rows": 0}
     result = run(objective=objective, **given)
     out = tmp_path / "run"
     assert (out / "samples.jsonl").read_bytes() == samples.read_bytes()
@@ -139,14 +136,14 @@ def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: di
     problems = Path(asked["problems"]).read_text().splitlines(keepends=True)[:9]
     fewer.write_text("".join(line.replace('"answer": "yes"', '"answer": "no"') for line in problems))
     samples = str(whole / "samples.jsonl")
-    run("few", sampling__n=2, sampling__samples=samples, problems=str(fewer), steps=1)
+    run("few", num_samples=2, samples=samples, problems=str(fewer), max_steps=1)
     taken = lines(tmp_path / "few" / "graded.jsonl")
     assert len(taken) == 18 and {line["answer"] for line in taken} == {"no"}
     assert all(
         (line["verdict"] == "correct") == (line["extracted"].strip("!").lower() == "no") for line in taken
     )
     with pytest.raises(UserError, match=r"drawn with temperature = 1.0, now 0.5"):
-        run("hot", sampling__samples=samples, sampling__temperature=0.5)
+        run("hot", samples=samples, temperature=0.5)
 
 
 MOMENTS = [
@@ -190,12 +187,12 @@ def test_a_finished_run_is_left_alone(
     before = {path: path.read_bytes() for path in whole.rglob("*.json*")}
     for name in ("sample", "grade", "select"):
         monkeypatch.delattr(offline_run, name)  # not even looked at
-    config = load_config(None, {**asked, "out": whole}, OfflineConfig)
-    result = offline_run.offline(config, resume=True)
+    config = load_config(None, {**asked, "output_dir": whole}, RFTConfig)
+    result = offline_run.train_rft(config, resume=True)
     assert result.train.steps == 4 and result.counts["samples"] == 48
     assert {path: path.read_bytes() for path in whole.rglob("*.json*")} == before
     with pytest.raises(UserError, match="already holds a run; go on with --resume"):
-        offline_run.offline(config)
+        offline_run.train_rft(config)
 
 
 def test_settings_that_may_change_before_training_and_not_after(
@@ -210,17 +207,17 @@ def test_settings_that_may_change_before_training_and_not_after(
     with pytest.raises(
         UserError, match=r"offline.json: cannot go on with other settings: temperature was 1.0"
     ):
-        run(resume=True, sampling__temperature=0.7)
+        run(resume=True, temperature=0.7)
     with pytest.raises(UserError, match="n was 4, is 2"):
-        run(resume=True, sampling__n=2)
-    result = run(resume=True, sampling__n=5, selection__per_problem=1, sampling__timeout=4.0)
+        run(resume=True, num_samples=2)
+    result = run(resume=True, num_samples=5, per_problem=1, grading_timeout=4.0)
     assert (out / "samples.jsonl").read_bytes().startswith(before)
     assert result.counts["samples"] == 60 and result.counts["kept"] <= 12
     with pytest.raises(UserError, match="n was 5, is 6"):
-        run(resume=True, sampling__n=6, selection__per_problem=1, sampling__timeout=4.0)
+        run(resume=True, num_samples=6, per_problem=1, grading_timeout=4.0)
     (out / "train" / "summary.json").unlink()
     with pytest.raises(UserError, match="learning_rate was"):
-        run(resume=True, sampling__n=5, selection__per_problem=1, sampling__timeout=4.0, learning_rate=1.0)
+        run(resume=True, num_samples=5, per_problem=1, grading_timeout=4.0, learning_rate=1.0)
 
 
 def test_no_correct_sample_at_all(run: Any, asked: dict[str, Any], tmp_path: Path) -> None:
@@ -235,9 +232,9 @@ def test_no_correct_sample_at_all(run: Any, asked: dict[str, Any], tmp_path: Pat
     assert error.value.where == str(out / "graded.jsonl")
     assert len(lines(out / "graded.jsonl")) == 48 and not (out / "train").exists()
     with pytest.raises(UserError, match="has no correct answer"):
-        run(problems=str(hopeless), resume=True, sampling__n=5)
+        run(problems=str(hopeless), resume=True, num_samples=5)
     assert len(lines(out / "graded.jsonl")) == 60
-    result = run("mended", sampling__samples=str(out / "samples.jsonl"), steps=1)
+    result = run("mended", samples=str(out / "samples.jsonl"), max_steps=1)
     assert result.counts["kept"] > 0
 
 
@@ -252,15 +249,15 @@ def test_a_verifier_that_always_fails(
     tests.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     drawn = [line | {"text": "def yes(): pass"} for line in lines(whole / "samples.jsonl")]
     programs.write_text("".join(json.dumps(line) + "\n" for line in drawn))
-    given = {"problems": str(tests), "sampling__n": 1, "sampling__samples": str(programs)}
+    given = {"problems": str(tests), "num_samples": 1, "samples": str(programs)}
     says = (
-        r"graded.jsonl: the verifier judged none of the 2 answers \(2 times timeout\); raise sampling.timeout"
+        r"graded.jsonl: the verifier judged none of the 2 answers \(2 times timeout\); raise grading_timeout"
     )
     with pytest.raises(UserError, match=says):
-        run(**given, sampling__timeout=0.3)
+        run(**given, grading_timeout=0.3)
     assert len(lines(tmp_path / "run" / "samples.jsonl")) == 2 and not (tmp_path / "run" / "train").exists()
     with pytest.raises(UserError, match="judged none"):  # judged anew, from the same answers
-        run(**given, sampling__timeout=0.4, resume=True)
+        run(**given, grading_timeout=0.4, resume=True)
 
 
 def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp_path: Path) -> None:
@@ -268,7 +265,7 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
     easy, samples = tmp_path / "easy.jsonl", whole / "samples.jsonl"
     problems = [json.loads(line) for line in Path(asked["problems"]).read_text().splitlines()]
     anything = sorted({line["text"] for line in lines(samples)})
-    given = {"problems": str(easy), "sampling__samples": str(samples), "steps": 1}
+    given = {"problems": str(easy), "samples": str(samples), "max_steps": 1}
     for name, right in (("some", 6), ("run", 12)):
         for problem in problems[:right]:
             problem["answer"] = anything
@@ -288,9 +285,9 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
         ({"problems": "nothing.jsonl"}, "cannot be read"),
         ({"problems": "no-benchmark"}, "no-benchmark"),
         ({"data": "rows.jsonl"}, "is made of the model's own answers"),
-        ({"rows__format": "gsm8k"}, "rows.format is for data of your own"),
-        ({"sampling__grader": "code"}, "a code problem without tests"),
-        ({"sampling__samples": "nothing.jsonl"}, "no such file"),
+        ({"data_format": "gsm8k"}, "rows.format is for data of your own"),
+        ({"grader": "code"}, "a code problem without tests"),
+        ({"samples": "nothing.jsonl"}, "no such file"),
     ],
 )
 def test_mistakes_cost_nothing(run: Any, tmp_path: Path, settings: dict[str, str], says: str) -> None:
@@ -315,7 +312,7 @@ def test_the_plan_writes_nothing(
     asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(engine, "sample")
-    config = load_config(None, {**asked, "out": tmp_path / "run", "objective": "dpo"}, OfflineConfig)
+    config = load_config(None, {**asked, "output_dir": tmp_path / "run", "objective": "dpo"}, RFTConfig)
     shown = plan(config)
     assert (shown["method"], shown["problems"], shown["samples"], shown["pairs_at_most"]) == (
         "DPO",
@@ -336,7 +333,7 @@ def test_on_the_command_line(
         tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
     recipe.write_text("\n".join("\n".join([f"[{t}]"] * bool(t) + rows) for t, rows in tables.items()))
     out = str(tmp_path / "run")
-    command = ["offline", str(recipe), "--out", out, "--sampling.n", "2"]
+    command = ["offline", str(recipe), "--output-dir", out, "--num-samples", "2"]
     assert cli.main([*command, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 24
     assert cli.main(command) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from online_runs import REWARDS, config_of
-from rectune.rl.loop import train_online
+from rectune.rl.loop import train_rl
 from rectune.rl.rl_summary import OnlineResult
 from toys import byte_tokenizer, tiny_model
 
@@ -28,13 +28,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": str(folder / "model"),
         "problems": str(folder / "problems.jsonl"),
         "reward": f"{folder / 'rewards.py'}:even",
-        "steps": 5,
+        "max_steps": 5,
         "problems_per_step": 2,
-        "n": 4,
+        "num_samples": 4,
         "max_new_tokens": 12,
-        "micro_batch_tokens": 128,
+        "tokens_per_micro_batch": 128,
         "learning_rate": 3e-3,
-        "precision": "fp32",
+        "dtype": "float32",
     }
 
 
@@ -46,6 +46,6 @@ def run(toy: dict[str, Any], tmp_path: Path) -> Run:
     """Train the toy: `run("name", resume=False, **settings)`; `reward` may be a function of the toy's file."""
 
     def start(name: str = "run", *, resume: bool = False, **settings: Any) -> OnlineResult:
-        return train_online(config_of(toy, tmp_path / name, **settings), resume=resume)
+        return train_rl(config_of(toy, tmp_path / name, **settings), resume=resume)
 
     return start

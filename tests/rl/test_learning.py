@@ -21,7 +21,12 @@ def vowels(prompt, text, answer, extra):
     return sum(text.count(vowel) for vowel in "aeiou") / 6
 '''
 
-SETTINGS: dict[str, Any] = {"problems_per_step": 4, "n": 8, "learning_rate": 0.02, "weight_decay": 0.0}
+SETTINGS: dict[str, Any] = {
+    "problems_per_step": 4,
+    "num_samples": 8,
+    "learning_rate": 0.02,
+    "weight_decay": 0.0,
+}
 PPO: dict[str, Any] = {
     "algorithm": "ppo", "epochs": 2, "value_learning_rate": 0.02, "lam": 0.9,
 }  # fmt: skip
@@ -47,7 +52,7 @@ def test_the_known_optimum_is_found(
     steps: int,
 ) -> None:
     result = run(
-        problems=task["problems"], reward=f"{task['file']}:{function}", max_new_tokens=tokens, steps=steps,
+        problems=task["problems"], reward=f"{task['file']}:{function}", max_new_tokens=tokens, max_steps=steps,
         **SETTINGS, **algorithm,
     )  # fmt: skip
     assert result.reward["first"] < 0.3
@@ -61,7 +66,7 @@ def test_the_known_optimum_is_found(
 
 def test_without_a_reason_nothing_is_learnt(run: Any, tmp_path: Path) -> None:
     """All rewards equal: every group is degenerate, no update is made, and the run goes on."""
-    result = run(reward="same", steps=3)
+    result = run(reward="same", max_steps=3)
     lines = metrics(tmp_path / "run", "train")
     assert [(line["degenerate"], line["groups"], line["updates"]) for line in lines] == [(2, 2, 0)] * 3
     assert result.reward == {"first": 1.0, "last": 1.0}

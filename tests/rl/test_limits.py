@@ -63,16 +63,16 @@ def test_positions_and_embeddings(run: Any, toy: dict[str, Any], tmp_path: Path)
 
 
 def test_training_goes_on_from_an_adapter(run: Any, tmp_path: Path) -> None:
-    run("first", lora__rank=4, lora__targets="q_proj,down_proj", learning_rate=0.05)
+    run("first", lora_r=4, lora_target_modules="q_proj,down_proj", learning_rate=0.05)
     adapter = tmp_path / "first" / "adapter"
-    run("again", model=str(adapter), beta=0.1, steps=1)
+    run("again", model=str(adapter), beta=0.1, max_steps=1)
     first, second = (weights(tmp_path / name, ADAPTER) for name in ("first", "again"))
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)
     (line,) = metrics(tmp_path / "again", "train")
     assert abs(line["kl"]) < 1e-6, "the reference is the adapter that it starts from, not the model below"
     load_model(tmp_path / "again" / "adapter")
-    with pytest.raises(UserError, match=r"lora.rank: is 8, but the adapter .* has 4"):
-        run("other", model=str(adapter), lora__rank=8)
+    with pytest.raises(UserError, match=r"lora_r: is 8, but the adapter .* has 4"):
+        run("other", model=str(adapter), lora_r=8)
     with pytest.raises(UserError, match="engine: the server reloads whole models, not adapters"):
-        run("served", model=str(adapter), engine="server", server_url="http://127.0.0.1:1/v1")
+        run("served", model=str(adapter), backend="openai", base_url="http://127.0.0.1:1/v1")

@@ -103,7 +103,7 @@ def server(toy: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Serv
 
 @pytest.mark.parametrize("server", ["sglang", "vllm"], indirect=True)
 def test_the_server_draws_from_the_weights_in_training(run: Any, tmp_path: Path, server: Server) -> None:
-    result = run(engine="server", server_url=server.url, served_name="toy", steps=3)
+    result = run(backend="openai", base_url=server.url, served_model_name="toy", max_steps=3)
     assert result.steps == 3
     wanted = "/update_weights_from_disk" if server.speaks == "sglang" else "/collective_rpc"
     assert [path for path, _ in server.told].count(wanted) == 3
@@ -119,18 +119,18 @@ def test_the_server_draws_from_the_weights_in_training(run: Any, tmp_path: Path,
 @pytest.mark.parametrize("server", ["neither"], indirect=True)
 def test_a_server_that_cannot_is_refused_by_name(run: Any, server: Server) -> None:
     with pytest.raises(UserError, match=r"127.0.0.1:\d+: this server cannot reload weights; SGLang can"):
-        run(engine="server", server_url=server.url)
+        run(backend="openai", base_url=server.url)
 
 
 @pytest.mark.parametrize("server", ["sglang"], indirect=True)
 def test_a_server_that_fails_says_why(run: Any, server: Server) -> None:
     server.broken = True
     with pytest.raises(UserError, match="the server cannot reload weights: 400 no such file"):
-        run(engine="server", server_url=server.url)
+        run(backend="openai", base_url=server.url)
 
 
 def test_no_server(run: Any) -> None:
     with pytest.raises(UserError, match="needs server_url"):
-        run(engine="server")
+        run(backend="openai")
     with pytest.raises(UserError, match="is the server running there"):
-        run(engine="server", server_url="http://127.0.0.1:9/v1")
+        run(backend="openai", base_url="http://127.0.0.1:9/v1")

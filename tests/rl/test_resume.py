@@ -32,8 +32,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "beta": 0.05,
         "aggregation": "sequence",
     },
-    "ppo in bf16": {**PPO, "precision": "bf16"},
-    "lora": {"lora__rank": 2, "lora__dropout": 0.3, "lora__merge": True, "beta": 0.05},
+    "ppo in bf16": {**PPO, "dtype": "bfloat16"},
+    "lora": {"lora_r": 2, "lora_dropout": 0.3, "merge_adapter": True, "beta": 0.05},
 }
 
 
@@ -57,7 +57,7 @@ def same_runs(one: Path, other: Path) -> None:
 def test_death_between_and_inside_steps(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    settings = {"checkpoint_every": 2, "rollouts_every": 1, **KINDS[kind]}
+    settings = {"save_steps": 2, "save_rollout_steps": 1, **KINDS[kind]}
     run("whole", **settings)
     for function, call in (("credit", 2), ("keep_rollout", 4)):
         with monkeypatch.context() as patch:
@@ -74,7 +74,7 @@ def test_death_between_and_inside_steps(
 DRIVER = """
 import os, sys
 from rectune.rl import loop
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 where, step = sys.argv[1], int(sys.argv[2])
 update, save = loop.update, loop.save_checkpoint
 def wait(name, now):
@@ -95,14 +95,14 @@ def waiting_save(folder, now, masters, optimizer, extra, state, keep):
     checkpoints.fsync = slow
     save(folder, now, masters, optimizer, extra, state, keep)
 loop.update, loop.save_checkpoint = waiting_update, waiting_save
-loop.train_online(OnlineConfig.model_validate_json(sys.argv[3]), resume=True)
+loop.train_rl(RLConfig.model_validate_json(sys.argv[3]), resume=True)
 """
 
 
 @pytest.mark.slow
 def test_kill_9(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
     """Twice: when the weights have just changed, and while a checkpoint is written."""
-    settings = {"checkpoint_every": 2, **PPO}
+    settings = {"save_steps": 2, **PPO}
     run("whole", **settings)
     config = config_of(toy, tmp_path / "died", **settings)
     for where, step in (("update", 2), ("save", 4)):
@@ -122,7 +122,7 @@ def test_kill_9(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_signal_stops_behind_a_step(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("whole", checkpoint_every=0)
+    run("whole", save_steps=0)
     original = loop.credit
 
     def signalled(*args: Any) -> None:
@@ -132,8 +132,8 @@ def test_a_signal_stops_behind_a_step(run: Any, tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(loop, "credit", signalled)
         with pytest.raises(Stopped, match="stopped at step 1 of 5; go on with --resume"):
-            run("stopped", checkpoint_every=0)
-    run("stopped", resume=True, checkpoint_every=0)
+            run("stopped", save_steps=0)
+    run("stopped", resume=True, save_steps=0)
     same_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
@@ -141,11 +141,11 @@ def test_other_problems_or_settings_are_refused(run: Any, toy: dict[str, Any], t
     problems = tmp_path / "problems.jsonl"
     problems.write_text(Path(toy["problems"]).read_text())
     with pytest.raises(UserError, match="the service is gone"):
-        run(problems=problems, reward="from_third", checkpoint_every=1)
+        run(problems=problems, reward="from_third", save_steps=1)
     with pytest.raises(UserError, match="already holds a run; go on with --resume"):
-        run(problems=problems, reward="from_third", checkpoint_every=1)
+        run(problems=problems, reward="from_third", save_steps=1)
     with pytest.raises(UserError, match="cannot go on with other settings: learning_rate was"):
-        run(problems=problems, reward="from_third", checkpoint_every=1, learning_rate=1e-5, resume=True)
+        run(problems=problems, reward="from_third", save_steps=1, learning_rate=1e-5, resume=True)
     problems.write_text(problems.read_text() + json.dumps({"prompt": "one more", "answer": "1"}) + "\n")
     with pytest.raises(UserError, match="the problems are not those the run began with"):
-        run(problems=problems, reward="from_third", checkpoint_every=1, resume=True)
+        run(problems=problems, reward="from_third", save_steps=1, resume=True)

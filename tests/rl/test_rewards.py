@@ -59,7 +59,7 @@ def test_a_function_gets_what_is_documented(tmp_path: Path) -> None:
 def test_a_bad_function_is_one_line_and_exit_2(
     toy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], function: str, words: str
 ) -> None:
-    flags = {**toy, "out": tmp_path / "run", "reward": toy["reward"].replace("even", function)}
+    flags = {**toy, "output_dir": tmp_path / "run", "reward": toy["reward"].replace("even", function)}
     arguments = [
         part
         for name, value in flags.items()
@@ -96,14 +96,14 @@ def test_a_failure_in_the_middle_loses_nothing(run: Any, tmp_path: Path) -> None
     with pytest.raises(
         UserError, match=r"the service is gone for problem '.*mend it and go on with --resume"
     ):
-        run(reward="from_third", checkpoint_every=0)
+        run(reward="from_third", save_steps=0)
     assert len(metrics(tmp_path / "run", "train")) == 2
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
     with pytest.raises(
         UserError, match="the service is gone"
     ):  # again at its 17th call, two steps further on
-        run(reward="from_third", checkpoint_every=0, resume=True)
-    assert run(reward="from_third", checkpoint_every=0, resume=True).steps == 5
+        run(reward="from_third", save_steps=0, resume=True)
+    assert run(reward="from_third", save_steps=0, resume=True).steps == 5
     assert [line["step"] for line in metrics(tmp_path / "run", "train")] == [1, 2, 3, 4, 5]
 
 
@@ -111,11 +111,11 @@ def test_a_verifier_that_always_fails(run: Any, tmp_path: Path, monkeypatch: pyt
     """Every answer times out: counted, no update, and after ten steps one line."""
     monkeypatch.setattr(reward.Grader, "grade", lambda self, items: [("timeout", "") for _ in items])
     with pytest.raises(UserError, match=r"no answer could be judged.*in 10 steps in a row"):
-        run(reward="grader", steps=12)
+        run(reward="grader", max_steps=12)
     lines = metrics(tmp_path / "run", "train")
     assert len(lines) == loop._GIVE_UP_AFTER == 10
     assert all(line["unjudged"] == line["answers"] == 8 and line["reward"] is None for line in lines)
-    run(reward="grader", steps=3, n=2, name="short")
+    run(reward="grader", max_steps=3, num_samples=2, name="short")
 
 
 def test_a_problem_that_its_grader_cannot_judge(run: Any, tmp_path: Path) -> None:

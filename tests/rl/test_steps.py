@@ -50,7 +50,7 @@ def test_out_of_memory_halves_the_micro_batch(
 
 def test_memory_and_bits(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     little(monkeypatch, 60, training=True)
-    run("whole", checkpoint_every=2)
+    run("whole", save_steps=2)
     original = update.update
 
     def dying(*args: Any) -> Any:
@@ -61,8 +61,8 @@ def test_memory_and_bits(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr("rectune.rl.loop.update", dying)
         with pytest.raises(KeyboardInterrupt):
-            run("died", checkpoint_every=2)
-    run("died", resume=True, checkpoint_every=2)
+            run("died", save_steps=2)
+    run("died", resume=True, save_steps=2)
     whole, died = (weights(tmp_path / name, "model/model.safetensors") for name in ("whole", "died"))
     assert all(torch.equal(whole[name], died[name]) for name in whole)
 
@@ -85,7 +85,7 @@ def test_answers_without_a_finite_gradient_are_named(
         return columns, loss * torch.nan if 2 in chosen else loss
 
     monkeypatch.setattr(update._Minibatch, "_loss", poisoned)
-    run(steps=2, reward="length")
+    run(max_steps=2, reward="length")
     said = [record.message for record in caplog.records if "not finite" in record.message]
     assert len(said) == 2
     assert "step 1" in said[0]
@@ -95,7 +95,7 @@ def test_answers_without_a_finite_gradient_are_named(
 
 def test_answers_end_at_stop_texts(run: Any) -> None:
     """A third of a byte-level toy's answers has one of these letters; trained on is what stands before it."""
-    out = run("stopped", stop=("a", "e", "1"), rollouts_every=1, steps=2, max_new_tokens=40).out
+    out = run("stopped", stop=("a", "e", "1"), save_rollout_steps=1, max_steps=2, max_new_tokens=40).out
     files = sorted((Path(out) / "rollouts").iterdir())
     answers = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     assert answers

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 from rectune.data.tokenization import Encoded
 from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.reward import Earned
@@ -96,8 +96,13 @@ def test_loss_and_gradients_are_those_of_trl(
     expected = {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
     trained.zero_grad()
 
-    config = OnlineConfig(
-        problems="p.jsonl", out=tmp_path, n=2, max_new_tokens=LONGEST, aggregation=aggregation, **settings
+    config = RLConfig(
+        problems="p.jsonl",
+        output_dir=tmp_path,
+        num_samples=2,
+        max_new_tokens=LONGEST,
+        loss_type=aggregation,
+        **settings,
     )
     ours = tiny_model(seed=3)  # TRL's has its own head by now
     policy = Policy(ours, value=False, temperature=config.temperature, memory_budget=1 << 24)

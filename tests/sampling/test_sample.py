@@ -192,7 +192,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, change: dict, words: str) -
     with pytest.raises(UserError, match=words):
         sample(
             "tiny",
-            **{"problems": PROBLEMS, "out": tmp_path / "s.jsonl", "engine": engine()} | SETTINGS | change,
+            **{"problems": PROBLEMS, "output_dir": tmp_path / "s.jsonl", "engine": engine()}
+            | SETTINGS
+            | change,
         )
     assert not (tmp_path / "s.jsonl").exists()
 

@@ -158,7 +158,7 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
     ):  # fmt: skip
         monkeypatch.setattr(module, name, asked)
     given = ["--stop", r"\nUser:", "--stop", "a, b"]
-    out = ["--out", str(tmp_path / "out")]
+    out = ["--output-dir", str(tmp_path / "out")]
     for line in (
         ["sample", "--model", "m", "--problems", str(problems), *out, *given],
         ["eval", "--model", "m", *out, *given],
@@ -169,9 +169,9 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
             "p",
             *out,
             "--dry-run",
-            "--sampling.stop",
+            "--stop",
             r"\nUser:",
-            "--sampling.stop",
+            "--stop",
             "a, b",
         ],
         ["online", "--problems", "p", *out, "--dry-run", *given],

@@ -39,6 +39,6 @@ def run(toy: Toy, tmp_path: Path) -> Train:
 
     def start(name: str = "run", *, resume: bool = False, **settings: Any) -> TrainResult:
         named = {key.replace("__", "."): value for key, value in settings.items()}
-        return train(load_config(None, {**toy, "out": tmp_path / name, **named}), resume=resume)
+        return train(load_config(None, {**toy, "output_dir": tmp_path / name, **named}), resume=resume)
 
     return start

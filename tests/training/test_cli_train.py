@@ -23,7 +23,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def settings(toy: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    return {**toy, "steps": 2, "out": tmp_path / "run"}
+    return {**toy, "max_steps": 2, "output_dir": tmp_path / "run"}
 
 
 def rectune(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def test_from_a_recipe(settings: dict[str, Any], tmp_path: Path, capsys: pytest.
     plain = {name: value for name, value in settings.items() if "." not in name and name != "out"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
     recipe.write_text("\n".join([*lines, 'objective = "sft@0.5+dft@0.5"', "[rows]", "holdout = 0.2"]))
-    assert main(["train", str(recipe), "--out", str(settings["out"]), "--steps", "4"]) == 0
+    assert main(["train", str(recipe), "--output-dir", str(settings["out"]), "--max-steps", "4"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 4
     assert [line["phase"] for line in metrics(settings["out"], "train")] == ["sft", "sft", "dft", "dft"]
@@ -112,10 +112,10 @@ def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str)
         ({"objective": "sft+dft"}, "objective: 'sft+dft': each phase needs a share"),
         ({"data": "nothing.jsonl"}, "nothing.jsonl"),
         ({"model": "/nothing"}, "/nothing: no such folder"),
-        ({"out": "/dev/null/run"}, "/dev/null/run: cannot be written (Not a directory)"),
-        ({"rows.holdout": "nothing.jsonl"}, "rows.holdout: no such file: nothing.jsonl"),
-        ({"rows.template": "nothing.jinja"}, "nothing.jinja"),
-        ({"lora.rank": 2, "lora.targets": "lm_head"}, "lora.targets: an adapter on the head"),
+        ({"output_dir": "/dev/null/run"}, "/dev/null/run: cannot be written (Not a directory)"),
+        ({"eval_data": "nothing.jsonl"}, "eval_data: no such file: nothing.jsonl"),
+        ({"chat_template": "nothing.jinja"}, "nothing.jinja"),
+        ({"lora_r": 2, "lora_target_modules": "lm_head"}, "lora.targets: an adapter on the head"),
         ({"max_length": 2}, "max_length: no row has a target within its first 2 tokens"),
     ],
 )

@@ -40,7 +40,7 @@ def pairs(toy: dict[str, Any], tmp_path: Path) -> str:
 
 def update(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """What a run added to the weights it began with."""
-    lora = "lora.rank" in settings
+    lora = "lora_r" in settings
     file = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
     start = {} if lora else weights(settings["model"], "model.safetensors")
     return {name: tensor - start.get(name, 0) for name, tensor in weights(out, file).items()}
@@ -54,21 +54,28 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 def test_every_objective_in_four_processes(toy: dict[str, Any], pairs: str, tmp_path: Path) -> None:
     """Uneven batches too: three processes of four have nothing to do in the last of 29 rows."""
-    base = {**toy, "steps": None, "epochs": 1, "probe": 0, "checkpoint_every": 0, "micro_batch_tokens": 64}
-    base |= {"rows.holdout": 0.1, "old_policy_interval": 2}
+    base = {
+        **toy,
+        "max_steps": None,
+        "num_train_epochs": 1,
+        "drift_rows": 0,
+        "save_steps": 0,
+        "tokens_per_micro_batch": 64,
+    }
+    base |= {"eval_split_size": 0.1, "old_policy_interval": 2}
     cases: list[dict[str, Any]] = [{"objective": name} for name in OVER_ROWS]
     cases += [{"objective": name, "data": pairs} for name in OBJECTIVES if "pair" in column_names(name)]
-    cases += [{"lora.rank": 2, "objective": name} for name in ("dft", "asft", "iw_sft")]
-    cases += [{"objective": "dft", "batch_size": 1, "steps": 3}]
+    cases += [{"lora_r": 2, "objective": name} for name in ("dft", "asft", "iw_sft")]
+    cases += [{"objective": "dft", "batch_size": 1, "max_steps": 3}]
     cases += [{"objective": "sft", "normalization": "micro-batch", "micro_batch_rows": 3}]
     cases += [{"objective": "dft", "gradient_checkpointing": True}]
     runs = [{**base, **case} for case in cases]
     ways = [(run, sharded) for run in runs for sharded in (False, True)]
-    many = [{**run, "out": str(tmp_path / f"four {i}")} for i, (run, _) in enumerate(ways)]
+    many = [{**run, "output_dir": str(tmp_path / f"four {i}")} for i, (run, _) in enumerate(ways)]
     together(many, [sharded for _, sharded in ways], tmp_path, processes=4, timeout=1200)
     for i, run in enumerate(runs):
         one = tmp_path / f"one {i}"
-        loop.train(load_config(None, {**run, "out": one}))
+        loop.train(load_config(None, {**run, "output_dir": one}))
         for way in (2 * i, 2 * i + 1):
             out = tmp_path / f"four {way}"
             lines = metrics(one, "train"), metrics(out, "train")
@@ -84,9 +91,9 @@ def test_a_run_goes_on_in_any_number_of_processes(
     toy: dict[str, Any], tmp_path: Path, precision: str
 ) -> None:
     """One, then four sharded, then two plain, then one again: as one process without a stop."""
-    settings = {**toy, "steps": 8, "precision": precision, "probe": 0, "checkpoint_every": 2}
-    whole, parts = tmp_path / "whole", {**settings, "out": str(tmp_path / "parts")}
-    loop.train(load_config(None, {**settings, "out": whole}))
+    settings = {**toy, "max_steps": 8, "dtype": precision, "drift_rows": 0, "save_steps": 2}
+    whole, parts = tmp_path / "whole", {**settings, "output_dir": str(tmp_path / "parts")}
+    loop.train(load_config(None, {**settings, "output_dir": whole}))
     loop.train(load_config(None, parts), until=2)
     together([parts], [True], tmp_path, processes=4, until=4, timeout=600)
     together([parts], [False], tmp_path, processes=2, until=6, timeout=600)
@@ -116,7 +123,7 @@ def started(toy: dict[str, Any], out: Path, *torchrun: str) -> subprocess.Popen[
         "rectune.cli.app",
         "train",
         *flags,
-        "--out",
+        "--output-dir",
         str(out),
         "--resume",
     ]
@@ -135,7 +142,7 @@ def metrics_so_far(out: Path) -> list[str]:
     return [line for line in (out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
 
 
-LONG = {"steps": 4000, "probe": 0, "checkpoint_every": 10}
+LONG = {"max_steps": 4000, "drift_rows": 0, "save_steps": 10}
 
 
 def test_a_lost_process_ends_the_others_with_one_line(toy: dict[str, Any], tmp_path: Path) -> None:
@@ -151,14 +158,14 @@ def test_a_lost_process_ends_the_others_with_one_line(toy: dict[str, Any], tmp_p
 
 def test_torchrun_starts_again_and_the_run_goes_on(toy: dict[str, Any], tmp_path: Path) -> None:
     out, whole = tmp_path / "run", tmp_path / "whole"
-    settings = {**toy, "steps": 120, "probe": 0, "checkpoint_every": 10}
+    settings = {**toy, "max_steps": 120, "drift_rows": 0, "save_steps": 10}
     process = started(settings, out, "--max-restarts", "2")
     wait_for_steps(out, 25, process)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "going on from" in said
-    loop.train(load_config(None, {**settings, "out": whole}))
+    loop.train(load_config(None, {**settings, "output_dir": whole}))
     assert difference(update(settings, out), update(settings, whole)) < 1e-2
 
 
@@ -182,7 +189,13 @@ Scorer.hidden = limited
 def test_where_weights_are_sharded_memory_that_ran_out_is_remembered(
     toy: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {**toy, "steps": 6, "probe": 0, "checkpoint_every": 2, "out": str(tmp_path / "little")}
+    settings = {
+        **toy,
+        "max_steps": 6,
+        "drift_rows": 0,
+        "save_steps": 2,
+        "output_dir": str(tmp_path / "little"),
+    }
     said = last = ""
     for _ in range(8):  # halved at each start, until it fits
         try:
@@ -192,7 +205,7 @@ def test_where_weights_are_sharded_memory_that_ran_out_is_remembered(
         else:
             break
     whole = tmp_path / "whole"
-    loop.train(load_config(None, {**settings, "out": whole}))
+    loop.train(load_config(None, {**settings, "output_dir": whole}))
     assert "out of memory at" in said and "start again with --resume" in said
     assert "more did not fit into memory" in last
     assert json.loads((tmp_path / "little" / "memory-1.json").read_text())["micro_batch_tokens"] <= 48
@@ -205,17 +218,17 @@ def test_sampling_and_evaluation_share_the_problems(toy: dict[str, Any], tmp_pat
     problems.write_text(
         "".join(json.dumps({"prompt": f"{n}+2?", "answer": str(n + 2)}) + "\n" for n in range(7))
     )
-    common = ["--model", toy["model"], "-n", "3", "--max-new-tokens", "12", "--precision", "fp32"]
+    common = ["--model", toy["model"], "-n", "3", "--max-new-tokens", "12", "--dtype", "fp32"]
     files = {}
     for number in (1, 3):
         out = tmp_path / f"by {number}"
         run = [*TORCHRUN, str(number), "-m", "rectune.cli.app"]
         subprocess.run(
-            [*run, "sample", "--problems", str(problems), "--out", str(out / "s.jsonl"), *common],
+            [*run, "sample", "--problems", str(problems), "--output-dir", str(out / "s.jsonl"), *common],
             env=ENVIRONMENT, check=True, timeout=180,
         )  # fmt: skip
         done = subprocess.run(
-            [*run, "eval", "--benchmark-file", str(problems), "--out", str(out), *common, "--json"],
+            [*run, "eval", "--tasks", str(problems), "--output-dir", str(out), *common, "--json"],
             env=ENVIRONMENT, check=True, timeout=180, capture_output=True, text=True,
         )  # fmt: skip
         assert len(json.loads(done.stdout)) == 1  # one of the processes speaks

@@ -41,7 +41,7 @@ NAMED = {"step", "kind", "kl", "entropy", "eos_p", "repetition", "length", "stop
 
 
 def settings(toy: dict[str, Any], **more: Any) -> TrainConfig:
-    return load_config(None, {**toy, "out": "unused", **more})
+    return load_config(None, {**toy, "output_dir": "unused", **more})
 
 
 def read_data(config: TrainConfig) -> TrainingData:
@@ -62,9 +62,9 @@ def distributions(model: Any, data: TrainingData) -> tuple[Tensor, Tensor, Tenso
     return torch.cat(logps), torch.cat(targets), torch.cat(ends)
 
 
-@pytest.mark.parametrize("kind", [{}, {"lora__rank": 4, "lora__merge": True, "learning_rate": 0.05}])
+@pytest.mark.parametrize("kind", [{}, {"lora_r": 4, "merge_adapter": True, "learning_rate": 0.05}])
 def test_the_figures_are_those_of_plain_transformers(run: Any, toy: Any, kind: dict[str, Any]) -> None:
-    out = run(evaluate_every=3, **kind).out
+    out = run(eval_steps=3, **kind).out
     lines = metrics(out, "drift")
     assert [line["step"] for line in lines] == [0, 3, 6]
     assert all(set(line) == NAMED for line in lines)
@@ -101,7 +101,7 @@ def test_answers_are_drawn_from_the_weights_as_they_are(run: Any, toy: Any) -> N
 
 def test_an_adapter_takes_part_in_answers(toy: Any) -> None:
     config = settings(toy)
-    model: Any = add_lora(tiny_model(), LoraConfig(rank=4), 0)
+    model: Any = add_lora(tiny_model(), LoraConfig(lora_r=4), 0)
     probe = Probe(
         Scorer(model), AutoTokenizer.from_pretrained(config.model), config, read_data(config).holdout
     )
@@ -123,8 +123,8 @@ def test_an_adapter_takes_part_in_answers(toy: Any) -> None:
 
 KINDS: dict[str, dict[str, Any]] = {
     "fp32": {},
-    "bf16": {"precision": "bf16"},
-    "dropout": {"lora__rank": 2, "lora__dropout": 0.3, "gradient_checkpointing": True},
+    "bf16": {"dtype": "bfloat16"},
+    "dropout": {"lora_r": 2, "lora_dropout": 0.3, "gradient_checkpointing": True},
     "psft": {"objective": "psft", "objective__refresh": 2},
     "asft": {"objective": "asft"},
 }
@@ -132,7 +132,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_watching_changes_nothing(run: Any, kind: str) -> None:
-    results = [run(name, probe=rows, evaluate_every=2, **KINDS[kind]) for name, rows in (("a", 0), ("b", 16))]
+    results = [
+        run(name, drift_rows=rows, eval_steps=2, **KINDS[kind]) for name, rows in (("a", 0), ("b", 16))
+    ]
     without, watched = (Path(result.out) for result in results)
     file = "adapter/adapter_model.safetensors" if "lora__rank" in KINDS[kind] else "model/model.safetensors"
     one, other = weights(without, file), weights(watched, file)
@@ -149,8 +151,8 @@ def test_other_architectures_are_left_as_they_were(run: Any, toy: Any, tmp_path:
     """Sampling runs in inference mode; nothing that it leaves behind may reach the backward pass."""
     tiny_model(arch).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(toy["model"]).save_pretrained(tmp_path / "model")
-    kind = {"model": str(tmp_path / "model"), "steps": 2, "evaluate_every": 1}
-    one, other = (weights(run(str(rows), probe=rows, **kind).out) for rows in (0, 16))
+    kind = {"model": str(tmp_path / "model"), "max_steps": 2, "eval_steps": 1}
+    one, other = (weights(run(str(rows), drift_rows=rows, **kind).out) for rows in (0, 16))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert metrics(tmp_path / "16", "drift")[-1]["length"] > 0
 
@@ -177,7 +179,15 @@ def test_random_state_and_modes_stay(toy: Any) -> None:
 def test_what_became_of_each_target(run: Any, toy: Any, choose: str) -> None:
     """`after` belongs to the weights that are saved."""
     rate = {"last": 3e-3, "nll": 0.05}[choose]  # at 0.05 the last weights are not the best
-    out = Path(run(choose=choose, evaluate_every=1, steps=8, learning_rate=rate, schedule="constant").out)
+    out = Path(
+        run(
+            metric_for_best_model=choose,
+            eval_steps=1,
+            max_steps=8,
+            learning_rate=rate,
+            lr_scheduler_type="constant",
+        ).out
+    )
     content = json.loads((out / "probe.json").read_text())
     assert content["format"] == 1
     data = read_data(settings(toy))
@@ -200,7 +210,7 @@ def test_a_run_that_goes_on_warns_no_second_time(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It measures against the base model, not against the weights that it goes on from."""
-    wild = {"learning_rate": 0.3, "steps": 6, "evaluate_every": 1, "checkpoint_every": 2}
+    wild = {"learning_rate": 0.3, "max_steps": 6, "eval_steps": 1, "save_steps": 2}
     with caplog.at_level("WARNING", "rectune"):
         run("whole", **wild)
     said = [r.message for r in caplog.records if "drift at step" in r.message]
@@ -230,12 +240,12 @@ def test_a_run_that_goes_on_warns_no_second_time(
 
 def test_nothing_to_watch_is_said_once(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "rectune"):
-        out = run(rows__holdout=0).out
+        out = run(eval_split_size=0).out
     assert metrics(out, "drift") == []
     assert caplog.text.count("drift: not watched, since there are no hold-out rows") == 1
     caplog.clear()
     with caplog.at_level("INFO", "rectune"):
-        run("off", probe=0)
+        run("off", drift_rows=0)
     assert "drift" not in caplog.text
 
 
@@ -263,17 +273,17 @@ def test_rows_are_few_and_whole(toy: Any, tmp_path: Path, monkeypatch: pytest.Mo
     completions = ["x" * 300, *(["y" * 9] * 20), "z" * 256]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": "a", "completion": c}) + "\n" for c in completions))
-    wide = {"rows.holdout": str(path), "max_length": 400, "micro_batch_tokens": 4096}
+    wide = {"eval_data": str(path), "max_length": 400, "tokens_per_micro_batch": 4096}
     data = read_data(settings(toy, **wide))
-    chosen = choose_rows(data.holdout, settings(toy, **wide, probe=5))
+    chosen = choose_rows(data.holdout, settings(toy, **wide, drift_rows=5))
     assert len(chosen) == 5
-    assert chosen == choose_rows(data.holdout, settings(toy, **wide, probe=5))
-    assert chosen != choose_rows(data.holdout, settings(toy, **wide, probe=5, seed=1))
-    every = choose_rows(data.holdout, settings(toy, **wide, probe=99))
+    assert chosen == choose_rows(data.holdout, settings(toy, **wide, drift_rows=5))
+    assert chosen != choose_rows(data.holdout, settings(toy, **wide, drift_rows=5, seed=1))
+    every = choose_rows(data.holdout, settings(toy, **wide, drift_rows=99))
     assert every == list(range(1, 21))  # 300 and 257 targets are more than are watched
     with monkeypatch.context() as patch:
         patch.setattr(drift, "TOKENS", 100)
-        fewer = choose_rows(data.holdout, settings(toy, **wide, probe=99))
+        fewer = choose_rows(data.holdout, settings(toy, **wide, drift_rows=99))
     assert fewer == every[: len(fewer)]
     assert sum(data.holdout.lengths(fewer)) <= 100 < sum(data.holdout.lengths(every))
     path.write_text(json.dumps({"prompt": "a", "completion": "x" * 300}) + "\n")
@@ -342,7 +352,7 @@ def test_what_was_low_from_the_start_is_no_drift() -> None:
 def test_nothing_is_advised_that_is_set(
     name: str, given: dict[str, Any], advised: str, not_advised: str
 ) -> None:
-    config = load_config(None, {"data": "rows.jsonl", "out": "run", **given})
+    config = load_config(None, {"data": "rows.jsonl", "output_dir": "run", **given})
     said = sentence(name, {**BASE, name: 0.0}, BASE, config)
     assert advised in said and not_advised not in said
 

@@ -17,12 +17,12 @@ from training_runs import metrics
 CASES: dict[str, dict[str, Any]] = {
     "share": {},
     "seed": {"seed": 3, "epochs": 1.5, "steps": None},
-    "limit": {"rows.limit": 17, "steps": None},
-    "file": {"rows.holdout": "kept.jsonl", "steps": None},
-    "cut": {"max_length": 30, "steps": None},
-    "batch": {"batch_size": 64, "steps": 3},
-    "pairs": {"data": "pairs.jsonl", "objective": "dpo", "rows.limit": 20, "steps": None},
-    "pairs cut": {"data": "pairs.jsonl", "objective": "dpo", "max_length": 28, "steps": 4},
+    "limit": {"max_train_samples": 17, "max_steps": None},
+    "file": {"eval_data": "kept.jsonl", "max_steps": None},
+    "cut": {"max_length": 30, "max_steps": None},
+    "batch": {"batch_size": 64, "max_steps": 3},
+    "pairs": {"data": "pairs.jsonl", "objective": "dpo", "max_train_samples": 20, "max_steps": None},
+    "pairs cut": {"data": "pairs.jsonl", "objective": "dpo", "max_length": 28, "max_steps": 4},
 }
 
 
@@ -38,8 +38,8 @@ def test_the_plan_is_what_the_run_reports(
     write_lines(tmp_path / "kept.jsonl", rows)
     write_lines(tmp_path / "rows.jsonl", [*read_lines(Path(toy["data"])), *long])
     write_lines(tmp_path / "pairs.jsonl", [*pairs, {**long[0], "chosen": "yes", "rejected": "no"}])
-    settings = {**toy, "data": "rows.jsonl", "out": tmp_path / "run", "probe": 0, **CASES[case]}
-    for key in ("data", "rows.holdout"):
+    settings = {**toy, "data": "rows.jsonl", "output_dir": tmp_path / "run", "drift_rows": 0, **CASES[case]}
+    for key in ("data", "eval_data"):
         if str(settings[key]).endswith(".jsonl"):
             settings[key] = str(tmp_path / settings[key])
     config = load_config(None, {key: value for key, value in settings.items() if value is not None})

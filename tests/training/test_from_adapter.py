@@ -20,7 +20,7 @@ from training_runs import metrics, same_runs, weights
 
 CASE = Path(__file__).parents[1] / "cases" / "21-train-on-adapter" / "rows.jsonl"
 ADAPTER = "adapter/adapter_model.safetensors"
-FIRST = {"lora__rank": 4, "lora__alpha": 8.0, "lora__targets": "q_proj,down_proj", "learning_rate": 0.05}
+FIRST = {"lora_r": 4, "lora_alpha": 8.0, "lora_target_modules": "q_proj,down_proj", "learning_rate": 0.05}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_it_starts_at_the_adapter_and_trains_it_alone(run: Any, adapter: str, to
 
 
 def test_the_files_of_a_run_from_an_adapter_load_and_merge(run: Any, adapter: str) -> None:
-    again = Path(run("again", model=adapter, lora__merge=True).out)
+    again = Path(run("again", model=adapter, merge_adapter=True).out)
     ids = torch.tensor([[5, 9, 17]])
     with torch.no_grad():
         tuned, merged = (load_model(again / name)[0](input_ids=ids).logits for name in ("adapter", "model"))
@@ -55,10 +55,10 @@ def test_the_files_of_a_run_from_an_adapter_load_and_merge(run: Any, adapter: st
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_it_resumes_to_the_same_bits(run: Any, adapter: str, toy: Any, tmp_path: Path, rank: int) -> None:
-    settings = {"model": adapter, "lora__rank": rank, "checkpoint_every": 2}
+    settings = {"model": adapter, "lora_r": rank, "save_steps": 2}
     whole = Path(run("whole", **settings).out)
     names = {key.replace("__", "."): value for key, value in settings.items()}
-    died = load_config(None, {**toy, **names, "out": tmp_path / "died"})
+    died = load_config(None, {**toy, **names, "output_dir": tmp_path / "died"})
     train(died, until=3)
     train(died, resume=True)
     same_runs(whole, died.out)
@@ -67,10 +67,13 @@ def test_it_resumes_to_the_same_bits(run: Any, adapter: str, toy: Any, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora__rank": 8}, "lora.rank: is 8, but the adapter .*/adapter has 4"),
-        ({"lora__alpha": 32.0}, "lora.alpha: is 32.0, but the adapter .* has 8.0"),
-        ({"lora__dropout": 0.1}, "lora.dropout: is 0.1, but the adapter .* has 0.0"),
-        ({"lora__targets": "q_proj"}, "lora.targets: is q_proj, but the adapter .* has down_proj,q_proj"),
+        ({"lora_r": 8}, "lora_r: is 8, but the adapter .*/adapter has 4"),
+        ({"lora_alpha": 32.0}, "lora.alpha: is 32.0, but the adapter .* has 8.0"),
+        ({"lora_dropout": 0.1}, "lora.dropout: is 0.1, but the adapter .* has 0.0"),
+        (
+            {"lora_target_modules": "q_proj"},
+            "lora.targets: is q_proj, but the adapter .* has down_proj,q_proj",
+        ),
     ],
 )
 def test_settings_that_are_not_the_adapters_are_refused(
@@ -78,23 +81,23 @@ def test_settings_that_are_not_the_adapters_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run("again", model=adapter, **settings)
-    same = {"lora__rank": 4, "lora__alpha": 8.0, "lora__targets": "down_proj, q_proj"}
-    run("same", model=adapter, **same, steps=1)
+    same = {"lora_r": 4, "lora_alpha": 8.0, "lora_target_modules": "down_proj, q_proj"}
+    run("same", model=adapter, **same, max_steps=1)
 
 
 @pytest.mark.parametrize("objective", ["asft", "iw_sft", "psft"])
 def test_the_reference_is_the_adapter_it_starts_from(run: Any, adapter: str, objective: str) -> None:
     """Not the model below it: at the first step nothing has moved, so the divergence is 0 and every ratio 1."""
-    settings = {"model": adapter, "objective": objective, "steps": 1, "batch_size": 40}
+    settings = {"model": adapter, "objective": objective, "max_steps": 1, "batch_size": 40}
     tuned = run("tuned", **settings)
-    named = run("named", **settings, reference=adapter) if objective != "psft" else tuned
+    named = run("named", **settings, reference_model=adapter) if objective != "psft" else tuned
     one, other = (metrics(r.out, "train")[0] for r in (tuned, named))
     assert one["objective"] == pytest.approx(other["objective"], rel=1e-5)
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
 def test_a_dry_run_and_other_kinds_of_adapters(run: Any, adapter: str, toy: Any, tmp_path: Path) -> None:
-    given = {**toy, "model": adapter, "out": str(tmp_path / "out"), "objective": "asft"}
+    given = {**toy, "model": adapter, "output_dir": str(tmp_path / "out"), "objective": "asft"}
     planned = plan(load_config(None, given))
     assert planned["config"]["lora"]["rank"] == 4
     assert not (tmp_path / "out").exists()
@@ -114,5 +117,5 @@ def test_an_adapter_is_diagnosed(adapter: str, toy: Any, tmp_path: Path) -> None
 
 
 def test_the_case(run: Any, adapter: str) -> None:
-    for name, settings in (("unset", {}), ("set", {"lora__rank": 4})):
-        assert run(name, model=adapter, data=str(CASE), rows__holdout=0, **settings).steps == 6
+    for name, settings in (("unset", {}), ("set", {"lora_r": 4})):
+        assert run(name, model=adapter, data=str(CASE), eval_split_size=0, **settings).steps == 6

@@ -58,12 +58,12 @@ def close(one: Gradients, other: Gradients, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("protect", [0, 1])
 @pytest.mark.parametrize("objective", OVER_ROWS)
 def test_any_split_into_micro_batches(gradients: Any, objective: str, protect: int) -> None:
-    settings = {"objective": objective, "min_eos_weight": protect, "steps": 2, "rows__holdout": 0}
+    settings = {"objective": objective, "min_eos_weight": protect, "steps": 2, "eval_split_size": 0}
     settings |= {"max_length": 40, "learning_rate": 1e-3}
     if objective == "threshold":
         settings["objective"] = "threshold:q=0.003"  # about where the toy's probabilities are
-    whole = gradients(**settings, micro_batch_tokens=4096)
-    parts = gradients(**settings, micro_batch_tokens=40)
+    whole = gradients(**settings, tokens_per_micro_batch=4096)
+    parts = gradients(**settings, tokens_per_micro_batch=40)
     for one, other in zip(parts, whole, strict=True):
         close(one, other)
 
@@ -80,7 +80,7 @@ def by_hand(
     """
     model = AutoModelForCausalLM.from_pretrained(toy["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(toy["model"])
-    data = load_data(load_config(None, {**toy, "out": "unused"}), tokenizer)
+    data = load_data(load_config(None, {**toy, "output_dir": "unused"}), tokenizer)
     for group in groups(data):
         losses = []
         for row in group:
@@ -94,9 +94,9 @@ def by_hand(
 
 @pytest.mark.parametrize("objective", [sft, dft])
 def test_the_sum_is_divided_once_by_the_steps_targets(toy: Any, gradients: Any, objective: Any) -> None:
-    (ours,) = gradients(objective=objective.__name__, min_eos_weight=0, steps=1)
+    (ours,) = gradients(objective=objective.__name__, min_eos_weight=0, max_steps=1)
     hand = by_hand(
-        {**toy, "steps": 1},
+        {**toy, "max_steps": 1},
         objective,
         lambda data: [data.plan.rows(0)],
         lambda losses: len(torch.cat(losses)),
@@ -125,7 +125,7 @@ def test_micro_batch_means_are_summed_before_the_clip(
         assert len(rows) == 7
         return [rows[:3], rows[3:6], rows[6:]]
 
-    hand = by_hand({**toy, "steps": 1}, sft, groups, lambda losses: len(torch.cat(losses)))
+    hand = by_hand({**toy, "max_steps": 1}, sft, groups, lambda losses: len(torch.cat(losses)))
     close(ours, hand)
     norm = float(torch.nn.utils.get_total_norm(list(hand.values())))
     assert norm > 0.5
@@ -141,7 +141,7 @@ def test_clip(run: Any, monkeypatch: pytest.MonkeyPatch, clip: float, factor: fl
     monkeypatch.setattr(
         Masters, "scale_gradients", lambda self, factor: (factors.append(factor), scale(self, factor))[1]
     )
-    out = Path(run(clip=clip, steps=1).out)
+    out = Path(run(max_grad_norm=clip, max_steps=1).out)
     norm = metrics(out, "train")[0]["grad_norm"]
     assert factors == ([] if factor else [pytest.approx(0.25 / norm)])
 
@@ -149,7 +149,7 @@ def test_clip(run: Any, monkeypatch: pytest.MonkeyPatch, clip: float, factor: fl
 @pytest.mark.parametrize("parts", [1, 40])
 def test_bf16_masters_are_adamw_in_float32(toy: Any, parts: int) -> None:
     """Masters equal a float32 AdamW that is fed the same gradients, added up in float32."""
-    config = load_config(None, {**toy, "out": "unused", "weight_decay": 0.1})
+    config = load_config(None, {**toy, "output_dir": "unused", "weight_decay": 0.1})
     model = tiny_model()
     reference = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     sums = {name: torch.zeros_like(p) for name, p in reference.items()}
@@ -204,7 +204,9 @@ def test_bf16_leaves_buffers_exact() -> None:
 
 def test_decay_is_on_matrices_only(toy: Any) -> None:
     masters = Masters(tiny_model(), torch.float32)
-    optimizer = make_optimizer(masters, load_config(None, {**toy, "out": "unused", "weight_decay": 0.3}))
+    optimizer = make_optimizer(
+        masters, load_config(None, {**toy, "output_dir": "unused", "weight_decay": 0.3})
+    )
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(masters.masters)
     for name, master in masters.masters.items():
@@ -220,7 +222,7 @@ def test_decay_is_on_matrices_only(toy: Any) -> None:
     ],
 )
 def test_learning_rate(run: Any, schedule: str, rates: list[float]) -> None:
-    out = run(schedule=schedule, warmup=1 / 3, learning_rate=0.01, steps=6).out
+    out = run(lr_scheduler_type=schedule, warmup_ratio=1 / 3, learning_rate=0.01, max_steps=6).out
     logged = [line["learning_rate"] for line in metrics(out, "train")]
     assert logged == pytest.approx([0.01 * rate for rate in rates])
 
@@ -231,7 +233,14 @@ def test_the_schedules_are_those_of_transformers(toy: Any, schedule: str, warmup
     from transformers import get_scheduler
 
     config = load_config(
-        None, {**toy, "out": "unused", "schedule": schedule, "warmup": warmup, "learning_rate": 3.0}
+        None,
+        {
+            **toy,
+            "output_dir": "unused",
+            "lr_scheduler_type": schedule,
+            "warmup_ratio": warmup,
+            "learning_rate": 3.0,
+        },
     )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule
@@ -246,41 +255,41 @@ def test_the_schedules_are_those_of_transformers(toy: Any, schedule: str, warmup
 
 
 def test_no_warmup_and_one_step(toy: Any) -> None:
-    config = load_config(None, {**toy, "out": "unused", "warmup": 0, "learning_rate": 1.0})
+    config = load_config(None, {**toy, "output_dir": "unused", "warmup_ratio": 0, "learning_rate": 1.0})
     assert [learning_rate(config, 0, 1), learning_rate(config, 0, 2)] == [1.0, 1.0]
 
 
 def test_dropout_is_reproducible(run: Any) -> None:
-    settings = {"lora__rank": 2, "lora__dropout": 0.5, "micro_batch_tokens": 4096}
+    settings = {"lora_r": 2, "lora_dropout": 0.5, "tokens_per_micro_batch": 4096}
     first, again = (weights(run(name, **settings).out, "adapter/adapter_model.safetensors") for name in "ab")
     torch.rand(3)  # whatever the caller did with the random state
-    none = weights(run("c", **{**settings, "lora__dropout": 0}).out, "adapter/adapter_model.safetensors")
+    none = weights(run("c", **{**settings, "lora_dropout": 0}).out, "adapter/adapter_model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], none[name]) for name in first)
 
 
 SPLITS: dict[str, dict[str, Any]] = {
-    "odd": {"micro_batch_tokens": 4096, "max_length": 40, "batch_size": 3},
+    "odd": {"tokens_per_micro_batch": 4096, "max_length": 40, "batch_size": 3},
     "one row": {"batch_size": 1},
     "psft": {"objective": "psft"},
-    "bf16": {"precision": "bf16"},
+    "bf16": {"dtype": "bfloat16"},
     "means": {"normalization": "micro-batch", "micro_batch_rows": 3},
-    "lora": {"lora.rank": 2, "objective": "asft"},
-    "sharded": {"objective": "sequence_dft", "batch_size": 3, "checkpoint_every": 2},
-    "sharded bf16": {"precision": "bf16", "batch_size": 1},
-    "sharded lora": {"lora.rank": 2, "objective": "asft", "gradient_checkpointing": True},
+    "lora": {"lora_r": 2, "objective": "asft"},
+    "sharded": {"objective": "sequence_dft", "batch_size": 3, "save_steps": 2},
+    "sharded bf16": {"dtype": "bfloat16", "batch_size": 1},
+    "sharded lora": {"lora_r": 2, "objective": "asft", "gradient_checkpointing": True},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="needs two GPUs, or none")
 def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None:
-    runs = [{**toy, "steps": 3, **settings} for settings in SPLITS.values()]
-    many = [{**settings, "out": str(tmp_path / f"two {i}")} for i, settings in enumerate(runs)]
+    runs = [{**toy, "max_steps": 3, **settings} for settings in SPLITS.values()]
+    many = [{**settings, "output_dir": str(tmp_path / f"two {i}")} for i, settings in enumerate(runs)]
     together(many, [name.startswith("sharded") for name in SPLITS], tmp_path)
     for i, (name, settings) in enumerate(zip(SPLITS, runs, strict=True)):
         one, two = tmp_path / f"one {i}", tmp_path / f"two {i}"
-        loop.train(load_config(None, {**settings, "out": one}))
+        loop.train(load_config(None, {**settings, "output_dir": one}))
         lines = metrics(one), metrics(two)
         assert len(lines[0]) == len(lines[1])
         for ours, theirs in zip(*lines, strict=True):
@@ -308,8 +317,15 @@ def test_a_row_whose_gradient_is_not_finite_is_named_by_its_process(
     toy: dict[str, Any], tmp_path: Path
 ) -> None:
     """Its loss is finite, so that only the backward pass can tell; plain and sharded, once each."""
-    settings = {**toy, "steps": None, "epochs": 1, "probe": 0, "checkpoint_every": 0, "rows.holdout": 0}
-    runs = [{**settings, "out": str(tmp_path / name)} for name in ("plain", "sharded")]
+    settings = {
+        **toy,
+        "max_steps": None,
+        "num_train_epochs": 1,
+        "drift_rows": 0,
+        "save_steps": 0,
+        "eval_split_size": 0,
+    }
+    runs = [{**settings, "output_dir": str(tmp_path / name)} for name in ("plain", "sharded")]
     said = together(runs, [False, True], tmp_path, first=_POISONED)
     named = [line for line in said.splitlines() if "not finite" in line]
     assert len(named) == 2, named

@@ -99,15 +99,15 @@ def test_loss_and_gradients_are_those_of_trl(tmp_path: Path, beta: float) -> Non
 def test_any_split_into_micro_batches_gives_the_same(run: Any, pairs: str) -> None:
     from training_runs import weights
 
-    settings = {"data": pairs, "objective": "dpo", "rows__holdout": 0, "steps": 3, "max_length": 48}
-    whole = run("whole", **settings, micro_batch_tokens=4096)
-    parts = run("parts", **settings, micro_batch_tokens=96)
+    settings = {"data": pairs, "objective": "dpo", "eval_split_size": 0, "max_steps": 3, "max_length": 48}
+    whole = run("whole", **settings, tokens_per_micro_batch=4096)
+    parts = run("parts", **settings, tokens_per_micro_batch=96)
     for name, weight in weights(whole.out).items():
         torch.testing.assert_close(weights(parts.out)[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_pairs_stay_together(toy: dict[str, Any], pairs: str) -> None:
-    config = load_config(None, {**toy, "data": pairs, "out": "unused", "micro_batch_tokens": 70})
+    config = load_config(None, {**toy, "data": pairs, "output_dir": "unused", "tokens_per_micro_batch": 70})
     data = load_data(config, byte_tokenizer(), paired=True)
     assert len(data.train) == 32 and len(data.holdout) == 8
     for step in range(len(data.plan)):
@@ -121,7 +121,7 @@ def test_pairs_stay_together(toy: dict[str, Any], pairs: str) -> None:
 
 
 def test_margins_grow_and_are_logged(run: Any, pairs: str) -> None:
-    result = run(data=pairs, objective="dpo", steps=12, evaluate_every=6)
+    result = run(data=pairs, objective="dpo", max_steps=12, eval_steps=6)
     assert result.before["margin"] == pytest.approx(0, abs=1e-4)
     assert result.after["margin"] > 1 and result.after["preferred"] > 0.9
     lines = metrics(result.out, "train")

@@ -16,11 +16,11 @@ from rectune.training.trainer import train
 from training_runs import metrics, weights, without_timings
 
 KINDS: dict[str, dict[str, Any]] = {
-    "dft": {"checkpoint_every": 0},
-    "phases in bf16": {"objective": "sft@0.5+dft@0.5", "precision": "bf16"},
-    "best": {"choose": "nll", "evaluate_every": 1, "learning_rate": 0.02, "checkpoint_every": 2},
+    "dft": {"save_steps": 0},
+    "phases in bf16": {"objective": "sft@0.5+dft@0.5", "dtype": "bfloat16"},
+    "best": {"metric_for_best_model": "nll", "eval_steps": 1, "learning_rate": 0.02, "save_steps": 2},
     "psft": {"objective": "psft", "old_policy_interval": 3},
-    "lora": {"lora.rank": 2, "lora.dropout": 0.3, "lora.merge": True},
+    "lora": {"lora_r": 2, "lora_dropout": 0.3, "merge_adapter": True},
 }
 
 
@@ -28,8 +28,8 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_a_paused_run_goes_on_to_the_same_bits(toy: dict[str, Any], tmp_path: Path, kind: str) -> None:
     settings = {**toy, **KINDS[kind]}
     whole, paused = tmp_path / "whole", tmp_path / "paused"
-    train(load_config(None, {**settings, "out": whole}))
-    config = load_config(None, {**settings, "out": paused})
+    train(load_config(None, {**settings, "output_dir": whole}))
+    config = load_config(None, {**settings, "output_dir": paused})
     for step in (2, 2, 3):  # the second asks for what is there already
         result = train(config, resume=True, until=step)
         assert result.steps == step
@@ -46,15 +46,15 @@ def test_a_paused_run_goes_on_to_the_same_bits(toy: dict[str, Any], tmp_path: Pa
 
 def test_the_model_at_a_pause_is_that_of_the_step(toy: dict[str, Any], tmp_path: Path) -> None:
     """With a constant rate, pausing after 2 steps of 6 leaves the weights of a run of 2 steps."""
-    settings = {**toy, "schedule": "constant", "warmup": 0, "rows.holdout": 0}
-    train(load_config(None, {**settings, "steps": 2, "out": tmp_path / "short"}))
-    train(load_config(None, {**settings, "steps": 6, "out": tmp_path / "long"}), until=2)
+    settings = {**toy, "lr_scheduler_type": "constant", "warmup_ratio": 0, "eval_split_size": 0}
+    train(load_config(None, {**settings, "max_steps": 2, "output_dir": tmp_path / "short"}))
+    train(load_config(None, {**settings, "max_steps": 6, "output_dir": tmp_path / "long"}), until=2)
     short, long = weights(tmp_path / "short"), weights(tmp_path / "long")
     assert all(torch.equal(short[name], long[name]) for name in short)
 
 
 def test_a_pause_at_the_end_is_no_pause_and_behind_is_refused(toy: dict[str, Any], tmp_path: Path) -> None:
-    config = load_config(None, {**toy, "out": tmp_path / "run"})
+    config = load_config(None, {**toy, "output_dir": tmp_path / "run"})
     train(config, until=4)
     with pytest.raises(UserError, match="is at step 4 already, beyond step 2"):
         train(config, resume=True, until=2)

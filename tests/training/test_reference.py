@@ -71,7 +71,7 @@ def logprobs(toy: dict[str, Any]) -> Logprobs:
     """What a run of the toy would find or compute before its first step, its data, and its model."""
 
     def start(data: Path, *, paired: bool = False, **settings: Any) -> Any:
-        config = load_config(None, {**toy, "data": str(data), "out": "unused", **dotted(settings)})
+        config = load_config(None, {**toy, "data": str(data), "output_dir": "unused", **dotted(settings)})
         model, tokenizer = load_model(config.model, dtype=torch.float32)
         rows, scorer = load_data(config, tokenizer, paired=paired), Scorer(model)
         given = (config, rows, scorer, tokenizer, fingerprint(model), Accelerator(cpu=True))
@@ -89,7 +89,7 @@ def test_it_is_the_column_of_the_reference(
     logprobs: Logprobs, data: Path, pairs: Path, other: str, paired: bool
 ) -> None:
     """In any batch, of rows to train on and of those kept aside, whatever order they are asked for in."""
-    found, rows, scorer = logprobs(pairs if paired else data, paired=paired, reference=other)
+    found, rows, scorer = logprobs(pairs if paired else data, paired=paired, reference_model=other)
     truth = Scorer(load_model(other, dtype=torch.float32)[0])
     for split, chosen in ((rows.train, [5, 2, 9]), (rows.train, []), (rows.holdout, [3, 0])):
         columns = scorer.columns(split.batch(chosen), ("logp", "ref_logp"), reference=truth)
@@ -101,7 +101,7 @@ def test_it_is_the_column_of_the_reference(
 def test_holdout_pairs_of_another_file(logprobs: Logprobs, pairs: Path, tmp_path: Path, other: str) -> None:
     aside = tmp_path / "aside.jsonl"
     aside.write_text("".join(reversed(pairs.read_text().splitlines(keepends=True)[:5])))
-    found, rows, scorer = logprobs(pairs, paired=True, reference=other, rows__holdout=str(aside))
+    found, rows, scorer = logprobs(pairs, paired=True, reference_model=other, eval_data=str(aside))
     truth = Scorer(load_model(other, dtype=torch.float32)[0])
     columns = scorer.columns(rows.holdout.batch([4, 1]), ("ref_logp",), reference=truth)
     torch.testing.assert_close(found.of(rows.holdout, [4, 1]), columns["ref_logp"], rtol=1e-4, atol=1e-5)
@@ -112,7 +112,7 @@ def test_it_is_computed_once_and_needs_no_second_model(
     run: Any, data: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     source = pairs if objective == "dpo" else data
-    settings = {"data": str(source), "objective": objective, "steps": 2, "probe": 0}
+    settings = {"data": str(source), "objective": objective, "max_steps": 2, "drift_rows": 0}
     monkeypatch.setattr(Scorer, "frozen", never)
     first = run("first", **settings, seed=1)
     (path,) = kept(source)
@@ -121,31 +121,33 @@ def test_it_is_computed_once_and_needs_no_second_model(
     assert equal(first.out, again.out)
     run("other seed", **settings, seed=2)  # another split and order of the same rows
     if objective == "iw_sft":
-        run("adapter", **settings, seed=2, lora__rank=2)  # whose base is the same model
+        run("adapter", **settings, seed=2, lora_r=2)  # whose base is the same model
     assert kept(source) == [path]
 
 
 def test_a_named_reference(run: Any, toy: dict[str, Any], pairs: Path, other: str) -> None:
     """The model itself by name is the default; another one gives margins from the start."""
-    settings = {"data": str(pairs), "objective": "dpo", "steps": 1, "probe": 0}
+    settings = {"data": str(pairs), "objective": "dpo", "max_steps": 1, "drift_rows": 0}
     default = run("default", **settings)
-    named = run("named", **settings, reference=toy["model"])
+    named = run("named", **settings, reference_model=toy["model"])
     assert len(kept(pairs)) == 1 and equal(default.out, named.out)
     assert default.before["margin"] == pytest.approx(0, abs=1e-4)
-    far = run("far", **settings, reference=other)
+    far = run("far", **settings, reference_model=other)
     assert len(kept(pairs)) == 2 and abs(far.before["margin"]) > 0.1
 
 
 def test_the_kl_to_a_named_reference(run: Any, toy: dict[str, Any], other: str) -> None:
-    settings = {"objective": "asft", "objective__anchor": 1.0, "steps": 1, "probe": 0}
-    named = [run(str(i), **settings, reference=name) for i, name in enumerate((None, toy["model"], other))]
+    settings = {"objective": "asft", "objective__anchor": 1.0, "max_steps": 1, "drift_rows": 0}
+    named = [
+        run(str(i), **settings, reference_model=name) for i, name in enumerate((None, toy["model"], other))
+    ]
     near, same, far = (metrics(result.out, "train")[0]["objective"] for result in named)
     assert near == pytest.approx(same, abs=1e-6) and far > near + 0.1
 
 
 def test_other_rows_get_a_file_of_their_own(logprobs: Logprobs, data: Path) -> None:
     logprobs(data)
-    logprobs(data, rows__limit=20)
+    logprobs(data, max_train_samples=20)
     data.write_text(data.read_text().replace("7 and 0?", "7 and 9?"))
     logprobs(data)
     assert len(kept(data)) == 3
@@ -154,7 +156,7 @@ def test_other_rows_get_a_file_of_their_own(logprobs: Logprobs, data: Path) -> N
 @pytest.mark.parametrize("whose", ["rows", "model"])
 def test_a_file_of_others_under_this_name(logprobs: Logprobs, data: Path, other: str, whose: str) -> None:
     found, _, _ = logprobs(data)
-    foreign, _, _ = logprobs(data, **({"rows__limit": 20} if whose == "rows" else {"reference": other}))
+    foreign, _, _ = logprobs(data, **({"max_train_samples": 20} if whose == "rows" else {"reference": other}))
     shutil.copy(foreign.path, found.path)
     with pytest.raises(UserError, match=f"belongs to (other|another) {whose}") as error:
         logprobs(data)
@@ -162,20 +164,20 @@ def test_a_file_of_others_under_this_name(logprobs: Logprobs, data: Path, other:
 
 
 def test_a_file_handed_over(logprobs: Logprobs, run: Any, data: Path, other: str, tmp_path: Path) -> None:
-    first, rows, _ = logprobs(data, reference=other)
+    first, rows, _ = logprobs(data, reference_model=other)
     path = shutil.move(first.path, tmp_path / "from elsewhere.safetensors")
-    handed, again, _ = logprobs(data, reference=str(path))
+    handed, again, _ = logprobs(data, reference_model=str(path))
     assert handed.identity == first.identity and not kept(data)
     assert torch.equal(handed.of(again.train, [3, 1]), first.of(rows.train, [3, 1]))
     with pytest.raises(UserError, match="belongs to other rows: 40 rows with") as error:
-        logprobs(data, reference=str(path), rows__limit=20)
+        logprobs(data, reference_model=str(path), max_train_samples=20)
     assert error.value.where == str(path)
     with pytest.raises(UserError, match="needs the model itself"):
-        run("kl", data=str(data), objective="asft", reference=str(path))
+        run("kl", data=str(data), objective="asft", reference_model=str(path))
     with pytest.raises(UserError, match="cannot be read"):
-        logprobs(data, reference="nothing.safetensors")
+        logprobs(data, reference_model="nothing.safetensors")
     with pytest.raises(UserError, match="holds no ref_logp"):
-        logprobs(data, reference=f"{other}/model.safetensors")
+        logprobs(data, reference_model=f"{other}/model.safetensors")
 
 
 def test_another_tokenizer(run: Any, data: Path, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_another_tokenizer(run: Any, data: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     for objective in ("iw_sft", "asft"):
         with pytest.raises(UserError, match="has another tokenizer than the model") as error:
-            run(data=str(data), objective=objective, reference=str(folder))
+            run(data=str(data), objective=objective, reference_model=str(folder))
         assert error.value.where == "reference"
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -209,9 +211,9 @@ def test_a_damaged_file_is_computed_anew(
 
 def test_a_run_goes_on_bit_for_bit(run: Any, data: Path, toy: dict[str, Any], tmp_path: Path) -> None:
     """Also where the file is gone by then: it does not depend on what has been trained."""
-    settings = {"data": str(data), "objective": "iw_sft", "checkpoint_every": 2, "probe": 0}
+    settings = {"data": str(data), "objective": "iw_sft", "save_steps": 2, "drift_rows": 0}
     whole = run("whole", **settings)
-    loop.train(load_config(None, {**toy, "out": tmp_path / "run", **dotted(settings)}), until=4)
+    loop.train(load_config(None, {**toy, "output_dir": tmp_path / "run", **dotted(settings)}), until=4)
     kept(data)[0].unlink()
     assert equal(whole.out, run(resume=True, **settings).out)
 
@@ -221,8 +223,8 @@ def test_another_reference_when_going_on(run: Any, data: Path, toy: dict[str, An
     folder = tmp_path / "reference"
     tiny_model(seed=1).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    settings = {"data": str(data), "objective": "iw_sft", "reference": str(folder), "probe": 0}
-    loop.train(load_config(None, {**toy, "out": tmp_path / "run", **dotted(settings)}), until=1)
+    settings = {"data": str(data), "objective": "iw_sft", "reference_model": str(folder), "drift_rows": 0}
+    loop.train(load_config(None, {**toy, "output_dir": tmp_path / "run", **dotted(settings)}), until=1)
     tiny_model(seed=2).save_pretrained(folder)
     with pytest.raises(UserError, match="is not the one the run began with") as error:
         run(resume=True, **settings)

@@ -26,7 +26,7 @@ from training_runs import Died, dies_at, metrics, same_runs
 def whole(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's run, uninterrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    loop.train(load_config(None, {**toy, "out": out}))
+    loop.train(load_config(None, {**toy, "output_dir": out}))
     return out
 
 
@@ -43,15 +43,15 @@ MOMENTS = [
 ]
 KINDS: dict[str, dict[str, Any]] = {
     "dft": {},
-    "bf16": {"precision": "bf16"},
-    "best": {"choose": "nll", "evaluate_every": 1, "learning_rate": 0.02},
+    "bf16": {"dtype": "bfloat16"},
+    "best": {"metric_for_best_model": "nll", "eval_steps": 1, "learning_rate": 0.02},
     "phases": {"objective__phases": "sft:0.5,dft:0.5"},
-    "psft": {"objective": "psft", "objective__refresh": 3, "precision": "bf16"},
+    "psft": {"objective": "psft", "objective__refresh": 3, "dtype": "bfloat16"},
     "iw_sft": {"objective": "iw_sft"},
-    "lora": {"lora__rank": 2, "lora__dropout": 0.3, "lora__merge": True},
-    "lora psft": {"lora__rank": 2, "objective": "psft", "objective__refresh": 3},
+    "lora": {"lora_r": 2, "lora_dropout": 0.3, "merge_adapter": True},
+    "lora psft": {"lora_r": 2, "objective": "psft", "objective__refresh": 3},
     "lora best": {
-        "lora__rank": 2, "lora__merge": True, "choose": "mean_p", "evaluate_every": 1, "learning_rate": 0.3,
+        "lora_r": 2, "merge_adapter": True, "metric_for_best_model": "mean_p", "eval_steps": 1, "learning_rate": 0.3,
     },
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_death_at_any_moment(
     function: str,
     call: int,
 ) -> None:
-    settings = {"checkpoint_every": 2, "keep_checkpoints": 1}
+    settings = {"save_steps": 2, "save_total_limit": 1}
     with monkeypatch.context() as patch:
         patch.setattr(module, function, dies_at(call, getattr(module, function)))
         with pytest.raises(Died):
@@ -85,7 +85,7 @@ def test_death_at_any_moment(
 def test_death_of_any_kind_of_run(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, line: int | str
 ) -> None:
-    settings = {"checkpoint_every": 2, **KINDS[kind]}
+    settings = {"save_steps": 2, **KINDS[kind]}
     run("whole", **settings)
     where, call = ("write_result", 1) if line == "last" else ("_log", line)
     with monkeypatch.context() as patch:
@@ -109,11 +109,11 @@ def test_death_after_the_best_evaluation(
 
     monkeypatch.setattr(loop, "evaluate_holdout", evaluate)
     settings = {
-        "checkpoint_every": 2,
-        "evaluate_every": 1,
-        "choose": "nll",
-        "lora__rank": rank,
-        "lora__merge": True,
+        "save_steps": 2,
+        "eval_steps": 1,
+        "metric_for_best_model": "nll",
+        "lora_r": rank,
+        "merge_adapter": True,
     }
     run("whole", **settings)
     for where in ("_log", "_save", "write_result"):
@@ -134,14 +134,14 @@ def test_two_deaths_and_a_skipped_step(run: Any, tmp_path: Path, monkeypatch: py
         return apply(*args, **kwargs) * (float("nan") if torch.initial_seed() % 1_000_003 == 1 else 1)
 
     monkeypatch.setattr(gradients, "apply_objective", broken)
-    run("whole", checkpoint_every=1)
+    run("whole", save_steps=1)
     assert metrics(tmp_path / "whole", "train")[1]["grad_norm"] is None
     for line in (4, 3):
         with monkeypatch.context() as patch:
             patch.setattr(loop, "_log", dies_at(line, loop._log))
             with pytest.raises(Died):
-                run("died", resume=True, checkpoint_every=1)
-    run("died", resume=True, checkpoint_every=1)
+                run("died", resume=True, save_steps=1)
+    run("died", resume=True, save_steps=1)
     same_runs(tmp_path / "whole", tmp_path / "died")
 
 
@@ -167,7 +167,7 @@ train(TrainConfig.model_validate_json(sys.stdin.read()))
 def test_kill_9_while_a_checkpoint_is_written(
     run: Any, whole: Path, toy: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = load_config(None, {**toy, "out": tmp_path / "died", "checkpoint_every": 2})
+    config = load_config(None, {**toy, "output_dir": tmp_path / "died", "save_steps": 2})
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
@@ -181,7 +181,7 @@ def test_kill_9_while_a_checkpoint_is_written(
         assert process.wait(timeout=20) == -signal.SIGKILL
     found = checkpoints.list_checkpoints(tmp_path / "died" / "checkpoints")
     assert [path.name for path in found] == ["step-000002"]
-    run("died", resume=True, checkpoint_every=2)
+    run("died", resume=True, save_steps=2)
     same_runs(whole, tmp_path / "died")
 
 
@@ -200,27 +200,27 @@ def test_a_finished_run_is_left_alone(run: Any, tmp_path: Path, caplog: pytest.L
 
 
 def test_a_folder_with_a_run_needs_resume_and_the_same_settings(run: Any, tmp_path: Path) -> None:
-    run(checkpoint_every=2)
+    run(save_steps=2)
     with pytest.raises(UserError, match="run: already holds a run; go on with --resume"):
-        run(checkpoint_every=2)
+        run(save_steps=2)
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError) as caught:
-        run(resume=True, checkpoint_every=2, seed=1, objective="sft")
+        run(resume=True, save_steps=2, seed=1, objective="sft")
     assert "cannot go on with other settings: objective was" in str(caught.value)
     assert "seed was 0, is 1" in str(caught.value)
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "run", moved)
-    run("moved", resume=True, checkpoint_every=3, keep_checkpoints=1)  # these do not change the result
+    run("moved", resume=True, save_steps=3, save_total_limit=1)  # these do not change the result
 
 
 def test_other_rows_are_refused(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     shutil.copy(toy["data"], data)
-    run(data=str(data), checkpoint_every=2)
+    run(data=str(data), save_steps=2)
     (tmp_path / "run" / "summary.json").unlink()
     data.write_text(data.read_text().replace("7 and 0?", "7 and 9?"))
     with pytest.raises(UserError, match=r"rows.jsonl: the rows are not those the run began with \(32 rows"):
-        run(resume=True, data=str(data), checkpoint_every=2)
+        run(resume=True, data=str(data), save_steps=2)
 
 
 def test_a_mistake_in_the_data_leaves_no_run_behind(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
@@ -233,26 +233,26 @@ def test_a_mistake_in_the_data_leaves_no_run_behind(run: Any, toy: dict[str, Any
 def test_a_damaged_checkpoint_is_passed_over(
     run: Any, whole: Path, tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run("died", checkpoint_every=2)
+    run("died", save_steps=2)
     (tmp_path / "died" / "summary.json").unlink()
     folder = tmp_path / "died" / "checkpoints"
     flip(folder / "step-000004" / file)
-    run("died", resume=True, checkpoint_every=2)
+    run("died", resume=True, save_steps=2)
     assert "step-000004: damaged" in caplog.text
     same_runs(whole, tmp_path / "died")
 
 
 def test_only_damaged_checkpoints_are_refused(run: Any, tmp_path: Path) -> None:
-    run(checkpoint_every=2)
+    run(save_steps=2)
     (tmp_path / "run" / "summary.json").unlink()
     for step in (2, 4):
         flip(tmp_path / "run" / "checkpoints" / f"step-00000{step}" / "weights.safetensors")
     with pytest.raises(UserError, match=r"step-000002: is damaged \(weights.safetensors has another"):
-        run(resume=True, checkpoint_every=2)
+        run(resume=True, save_steps=2)
 
 
 def test_a_checkpoint_of_another_format(run: Any, tmp_path: Path) -> None:
-    run(checkpoint_every=2)
+    run(save_steps=2)
     (tmp_path / "run" / "summary.json").unlink()
     state = tmp_path / "run" / "checkpoints" / "step-000004" / "state.json"
     content = {**json.loads(state.read_text()), "format": 99}
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_format(run: Any, tmp_path: Path) -> None:
     content["checksums"]["state.json"] = checkpoints._own_checksum(content)
     state.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"step-000004: is of format 99, this version reads 1; use the later"):
-        run(resume=True, checkpoint_every=2)
+        run(resume=True, save_steps=2)
 
 
 def flip(path: Path) -> None:
@@ -272,6 +272,6 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize(("every", "keep", "kept"), [(1, 3, [3, 4, 5]), (4, 2, [4]), (0, 2, [])])
 def test_checkpoints_kept(run: Any, tmp_path: Path, every: int, keep: int, kept: list[int]) -> None:
-    run(checkpoint_every=every, keep_checkpoints=keep)
+    run(save_steps=every, save_total_limit=keep)
     found = checkpoints.list_checkpoints(tmp_path / "run" / "checkpoints")
     assert [path.name for path in found] == [f"step-{step:06d}" for step in kept]

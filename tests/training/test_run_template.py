@@ -50,8 +50,8 @@ def test_the_saved_tokenizer_asks_as_training_did(
     """hiyouga/LlamaFactory#7785: the saved model asked with another template than it was trained with."""
     base = model(chat_template=chat_template, bos=bos)
     data = str(CASES / "40-own-template-not-kept/rows.jsonl")
-    lora = {"lora__rank": rank, "lora__merge": True} if rank else {}
-    out = Path(run(model=base, data=data, rows__template=name, steps=1, **lora).out)
+    lora = {"lora_r": rank, "merge_adapter": True} if rank else {}
+    out = Path(run(model=base, data=data, chat_template=name, max_steps=1, **lora).out)
     tokenizer = AutoTokenizer.from_pretrained(base)
     trained = prompt_ids((Turn("user", "say 3"),), tokenizer, choose_template(name, tokenizer))
     for saved in [out / "model", *[out / "adapter"] * bool(rank)]:
@@ -67,7 +67,7 @@ def test_the_saved_model_stops_at_the_turn_end(run: Any, tmp_path: Path) -> None
     base.generation_config.eos_token_id = 0
     base.save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
-    out = run(model=str(tmp_path / "base"), steps=1).out
+    out = run(model=str(tmp_path / "base"), max_steps=1).out
     saved = AutoModelForCausalLM.from_pretrained(f"{out}/model")
     assert saved.generation_config.eos_token_id == [0, 2]
 
@@ -77,7 +77,7 @@ def test_named_templates_keep_their_names(run: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = {"rag": CHATML, "own": OWN.read_text()}
     tiny_model().save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    out = run(model=str(tmp_path / "base"), rows__template="own", steps=1).out
+    out = run(model=str(tmp_path / "base"), chat_template="own", max_steps=1).out
     saved = AutoTokenizer.from_pretrained(f"{out}/model").chat_template
     assert saved == {"rag": CHATML, "own": OWN.read_text(), "default": OWN.read_text()}
 
@@ -87,9 +87,9 @@ def test_a_run_keeps_the_day_that_it_began(
 ) -> None:
     """sgl-project/sglang#3296: resumed on the next day with another cache, the rows were called others."""
     base, data = model(chat_template=DATED), str(CASES / "23-date-template/rows.jsonl")
-    settings = {**toy, "model": base, "data": data, "max_length": 128, "probe": 2}
-    whole = load_config(None, {**settings, "out": tmp_path / "whole"})
-    parts = load_config(None, {**settings, "out": tmp_path / "parts"})
+    settings = {**toy, "model": base, "data": data, "max_length": 128, "drift_rows": 2}
+    whole = load_config(None, {**settings, "output_dir": tmp_path / "whole"})
+    parts = load_config(None, {**settings, "output_dir": tmp_path / "parts"})
     stop_clock(monkeypatch, date(2027, 1, 1))
     train(whole)
     train(parts, until=3)
@@ -112,7 +112,10 @@ def test_another_day_is_another_entry_of_the_cache(
         stop_clock(monkeypatch, date(2027, 1, day))
         out = tmp_path / str(day)
         train(
-            load_config(None, {**toy, "model": base, "data": data, "max_length": 128, "out": out, "steps": 1})
+            load_config(
+                None,
+                {**toy, "model": base, "data": data, "max_length": 128, "output_dir": out, "max_steps": 1},
+            )
         )
         prompts.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[0]))
     assert prompts[0]["nll"] != prompts[1]["nll"]
@@ -121,20 +124,20 @@ def test_another_day_is_another_entry_of_the_cache(
 def test_a_file_that_changes_later_does_not_change_the_run(run: Any, toy: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text(OWN.read_text())
-    train(load_config(None, {**toy, "out": tmp_path / "run", "rows.template": str(path)}), until=2)
+    train(load_config(None, {**toy, "output_dir": tmp_path / "run", "chat_template": str(path)}), until=2)
     path.write_text(CHATML)
-    assert run(resume=True, rows__template=str(path)).steps == 6
+    assert run(resume=True, chat_template=str(path)).steps == 6
 
 
 def test_training_on_from_a_run_keeps_its_prompt(
     run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = Path(run("first", rows__system="Be brief.", rows__template=str(OWN)).out)
+    first = Path(run("first", system_prompt="Be brief.", chat_template=str(OWN)).out)
     with caplog.at_level("INFO", "rectune"):
         second = Path(run("second", model=str(first)).out)
     rows = json.loads((second / "config.json").read_text())["rows"]
     assert (rows["system"], rows["template"]) == ("Be brief.", str(first / "template.jinja"))
     assert f"system: Be brief., as {first} was trained" in caplog.text
     assert (second / "template.jinja").read_text() == (first / "template.jinja").read_text()
-    third = Path(run("third", model=str(first / "model"), rows__system="", rows__template="auto").out)
+    third = Path(run("third", model=str(first / "model"), system_prompt="", chat_template="auto").out)
     assert json.loads((third / "config.json").read_text())["rows"]["system"] == ""

@@ -11,8 +11,7 @@ import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from rectune.config import load_config, settings_fields
-from rectune.config.rft_config import OfflineConfig
+from rectune.config import RFTConfig, TrainConfig, load_config
 from rectune.errors import UserError
 from rectune.training.dry_run import plan
 from training_runs import metrics
@@ -34,7 +33,7 @@ def hyperparameters(folder: Path) -> dict[str, Any]:
 
 def test_tensorboard_has_the_figures_and_the_settings(run: Any, tmp_path: Path) -> None:
     shared = tmp_path / "boards" / "all"
-    result = run(trackers="tensorboard", project="sums", run_name="first", logging_dir=str(shared))
+    result = run(report_to="tensorboard", project="sums", run_name="first", logging_dir=str(shared))
     assert [path.name for path in shared.iterdir()] == ["sums"]
     found = events(shared / "sums" / "first")
     points = [(event.step, event.value) for event in found.Scalars("train/nll")]
@@ -47,11 +46,11 @@ def test_tensorboard_has_the_figures_and_the_settings(run: Any, tmp_path: Path) 
         "0.9,0.95",
     )
     assert (values["reference"], values["rows.columns"]) == ("None", "")
-    assert set(values) == {name for name, _ in settings_fields()}
+    assert set(values) == set(TrainConfig.model_fields)
 
 
 def test_without_a_folder_it_is_the_runs(run: Any) -> None:
-    out = Path(run("mine", trackers="tensorboard").out)
+    out = Path(run("mine", report_to="tensorboard").out)
     assert events(out / "rectune" / "mine").Scalars("holdout/nll")
 
 
@@ -61,8 +60,8 @@ def test_going_on_takes_back_what_comes_again(run: Any) -> None:
         with pytest.raises(
             ZeroDivisionError
         ):  # killed behind the last step; the last checkpoint is of step 4
-            run(trackers="tensorboard", checkpoint_every=2)
-    result = run(trackers="tensorboard", checkpoint_every=2, resume=True)
+            run(report_to="tensorboard", save_steps=2)
+    result = run(report_to="tensorboard", save_steps=2, resume=True)
     found = events(Path(result.out) / "rectune" / "run")
     assert [event.step for event in found.Scalars("train/nll")] == [1, 2, 3, 4, 5, 6]
 
@@ -78,12 +77,12 @@ def test_one_that_is_not_installed_is_an_error_at_once(
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
     line = f"trackers: {name} is not installed; pip install {name}"
     with pytest.raises(UserError, match=line):
-        run(trackers=f"tensorboard,{name}")
+        run(report_to=f"tensorboard,{name}")
     with pytest.raises(UserError, match=line):
-        plan(load_config(None, {**toy, "out": tmp_path / "run", "trackers": name}))
+        plan(load_config(None, {**toy, "output_dir": tmp_path / "run", "report_to": name}))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_offline_runs_training_is_named_by_its_folder(tmp_path: Path) -> None:
-    config = load_config(None, {"problems": "p.jsonl", "out": tmp_path / "rft"}, OfflineConfig)
+    config = load_config(None, {"problems": "p.jsonl", "output_dir": tmp_path / "rft"}, RFTConfig)
     assert config.training(tmp_path / "rows.jsonl", "auto").run_name == "rft"

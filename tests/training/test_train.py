@@ -34,13 +34,13 @@ grad_norm learning_rate tokens seconds tokens_per_second peak_memory_mib
 @pytest.mark.parametrize("objective", OVER_ROWS)
 def test_every_objective_learns(run: Any, objective: str) -> None:
     settings = {"objective__q": 0.003} if objective == "threshold" else {}
-    result = run(objective=objective, steps=12, **settings)
+    result = run(objective=objective, max_steps=12, **settings)
     assert result.after["nll"] < result.before["nll"] - 0.1
     assert result.after["mean_p"] > result.before["mean_p"]
 
 
 def test_every_step_is_logged(run: Any) -> None:
-    out = run(evaluate_every=4).out
+    out = run(eval_steps=4).out
     train, holdout = metrics(out, "train"), metrics(out, "holdout")
     assert all(set(line) == set(NAMED) for line in train)
     assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
@@ -56,7 +56,7 @@ def test_every_step_is_logged(run: Any) -> None:
 
 def test_phases_switch_by_share_of_steps(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "rectune"):
-        out = run(objective="sft@0.3+dft@0.7", steps=10, batch_size=2, min_eos_weight=0).out
+        out = run(objective="sft@0.3+dft@0.7", max_steps=10, batch_size=2, min_eos_weight=0).out
     lines = metrics(out, "train")
     assert [line["phase"] for line in lines] == ["sft"] * 3 + ["dft"] * 7
     assert all(line["weight"] == 1 for line in lines[:3])
@@ -77,11 +77,11 @@ def test_what_is_saved(run: Any, monkeypatch: pytest.MonkeyPatch, choose: str, b
     figures = [
         {"nll": nll, "mean_p": p} for nll, p in ((1.0, 0.9), (3.0, 0.1), (2.0, 0.2), (2.5, 0.5), (9.0, 0.0))
     ]
-    settings = {"schedule": "constant", "warmup": 0, "lora__rank": rank, "lora__merge": True}
+    settings = {"schedule": "constant", "warmup": 0, "lora_r": rank, "merge_adapter": True}
     name = "adapter/adapter_model.safetensors" if rank else "model/model.safetensors"
-    until = run("until", steps=best, **settings)
+    until = run("until", max_steps=best, **settings)
     scripted(monkeypatch, figures)
-    chosen = run("chosen", steps=4, evaluate_every=1, choose=choose, **settings)
+    chosen = run("chosen", max_steps=4, eval_steps=1, metric_for_best_model=choose, **settings)
     for file in (name, "model/model.safetensors"):
         one, other = weights(chosen.out, file), weights(until.out, file)
         assert all(torch.equal(one[key], other[key]) for key in one)
@@ -92,7 +92,7 @@ def test_what_is_saved(run: Any, monkeypatch: pytest.MonkeyPatch, choose: str, b
 def test_evaluations_without_finite_figures_choose_nothing(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = {"nll": float("nan"), "mean_p": float("nan")}
     scripted(monkeypatch, [nan] * 9)
-    out = Path(run(evaluate_every=1, choose="nll", checkpoint_every=2).out)
+    out = Path(run(eval_steps=1, metric_for_best_model="nll", save_steps=2).out)
     assert (out / "model" / "model.safetensors").exists()
     assert metrics(out, "holdout")[0]["nll"] is None
     assert "NaN" not in (out / "summary.json").read_text()
@@ -100,18 +100,18 @@ def test_evaluations_without_finite_figures_choose_nothing(run: Any, monkeypatch
 
 def test_choosing_needs_holdout_rows(run: Any) -> None:
     with pytest.raises(UserError, match="choose: 'nll' needs hold-out rows"):
-        run(choose="nll", evaluate_every=1, rows__holdout=0)
+        run(metric_for_best_model="nll", eval_steps=1, eval_split_size=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_saved_model_gives_the_evaluated_figures(run: Any, toy: Any, precision: str) -> None:
-    result = run(precision=precision)
+    result = run(dtype=precision)
     folder = Path(result.out) / "model"
     assert "rectune" not in (folder / "config.json").read_text()
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
-    data = load_data(load_config(None, {**toy, "out": "unused"}), tokenizer)
+    data = load_data(load_config(None, {**toy, "output_dir": "unused"}), tokenizer)
     nll = count = 0.0
     with torch.no_grad():
         for index in data.holdout.indices:
@@ -128,13 +128,13 @@ def test_the_saved_model_needs_no_rectune(run: Any) -> None:
     code += (
         "t.AutoTokenizer.from_pretrained(sys.argv[1]); assert 'rectune' not in sys.modules; print(m.dtype)"
     )
-    folder = str(Path(run(steps=1).out) / "model")
+    folder = str(Path(run(max_steps=1).out) / "model")
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
     assert done.stdout == "torch.float32\n"
 
 
 def test_adapter_and_merged_model_agree(run: Any, toy: Any) -> None:
-    result = run(lora__rank=2, lora__merge=True, learning_rate=0.05, lora__targets="q_proj,down_proj")
+    result = run(lora_r=2, merge_adapter=True, learning_rate=0.05, lora_target_modules="q_proj,down_proj")
     out = Path(result.out)
     base, adapted = AutoModelForCausalLM.from_pretrained(toy["model"]), load_model(out / "adapter")[0]
     merged = AutoModelForCausalLM.from_pretrained(out / "model")
@@ -143,21 +143,21 @@ def test_adapter_and_merged_model_agree(run: Any, toy: Any) -> None:
         ours, theirs = merged(ids).logits, adapted(ids).logits
         assert (ours - base(ids).logits).norm() > 0.01 * ours.norm()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    config = load_config(None, {**toy, "out": "unused"})
+    config = load_config(None, {**toy, "output_dir": "unused"})
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     again = evaluate_holdout(Scorer(merged), load_data(config, tokenizer).holdout, config)
     assert again["nll"] == pytest.approx(result.after["nll"], rel=1e-4)
 
 
 def test_an_adapter_alone(run: Any) -> None:
-    out = Path(run(lora__rank=2).out)
+    out = Path(run(lora_r=2).out)
     assert (out / "adapter" / "adapter_model.safetensors").exists()
     assert not (out / "model").exists()
 
 
 def test_the_base_under_an_adapter_is_the_reference(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharing its weights with the adapted model gives what a frozen copy gives."""
-    settings = {"objective": "asft", "lora__rank": 2, "learning_rate": 0.05}
+    settings = {"objective": "asft", "lora_r": 2, "learning_rate": 0.05}
     shared = run("shared", **settings)
     monkeypatch.setattr(loop, "frozen_reference", lambda config, scorer, tokenizer: scorer.frozen())
     copied = run("copied", **settings)
@@ -165,7 +165,7 @@ def test_the_base_under_an_adapter_is_the_reference(run: Any, monkeypatch: pytes
     torch.testing.assert_close(weights(shared.out, file), weights(copied.out, file), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora__rank": 2, "lora__dropout": 0.3}, {"precision": "bf16"}])
+@pytest.mark.parametrize("settings", [{}, {"lora_r": 2, "lora_dropout": 0.3}, {"dtype": "bfloat16"}])
 def test_gradient_checkpointing_changes_nothing(
     run: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -188,17 +188,17 @@ def test_gradient_checkpointing_changes_nothing(
 def test_holdout_as_a_file_and_none(run: Any, toy: Any, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     shutil.copy(toy["data"], kept)
-    every = run("file", rows__holdout=str(kept))
+    every = run("file", eval_data=str(kept))
     assert every.before["supervised"] > 44
-    none = run("none", rows__holdout=0)
+    none = run("none", eval_split_size=0)
     assert (none.before, none.after) == ({}, {})
     assert metrics(none.out, "holdout") == []
-    with pytest.raises(UserError, match=r"rows.holdout: no such file: nothing.jsonl"):
-        run("missing", rows__holdout="nothing.jsonl")
+    with pytest.raises(UserError, match=r"eval_data: no such file: nothing.jsonl"):
+        run("missing", eval_data="nothing.jsonl")
     for name in ("one", "two"):
         (tmp_path / "repo" / name).mkdir(parents=True)
         shutil.copy(toy["data"], tmp_path / "repo" / name / "train.jsonl")
-    named = run("named", rows__holdout=f"{tmp_path / 'repo'}:two")
+    named = run("named", eval_data=f"{tmp_path / 'repo'}:two")
     assert named.before["supervised"] == every.before["supervised"]
 
 
@@ -207,11 +207,11 @@ def test_rows_that_all_ask_the_same(run: Any, tmp_path: Path, caplog: pytest.Log
     data.write_text(
         "".join(json.dumps({"prompt": "Say a number.", "completion": str(n)}) + "\n" for n in range(40))
     )
-    done = run("one", data=str(data), rows__holdout=0.05, steps=2)
+    done = run("one", data=str(data), eval_split_size=0.05, max_steps=2)
     assert (done.before, done.after) == ({}, {})
     assert "all rows ask the same question" in caplog.text
     with pytest.raises(UserError, match="leaves none to train on"):
-        run("share", data=str(data), rows__holdout=0.5, steps=2)
+        run("share", data=str(data), eval_split_size=0.5, max_steps=2)
 
 
 @pytest.mark.parametrize(
@@ -243,17 +243,17 @@ def test_broken_gradients_skip_the_step_and_then_give_up(
         gradients, "apply_objective", lambda *args, **settings: apply(*args, **settings) * float("nan")
     )
     with pytest.raises(UserError, match="no finite gradient in 9 steps in a row, up to step 9"):
-        run("few", steps=9)  # all of a short run: nothing was trained
+        run("few", max_steps=9)  # all of a short run: nothing was trained
     assert "step 9: the loss or gradient is not finite, in " in caplog.text
     assert "NaN" not in (tmp_path / "few" / "metrics.jsonl").read_text()
     assert not (tmp_path / "few" / "model").exists()
     with pytest.raises(UserError, match="no finite gradient in 10 steps in a row, up to step 10") as caught:
-        run("many", steps=12)
+        run("many", max_steps=12)
     assert "\n" not in str(caught.value)
 
 
 def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
-    config = load_config(None, {**toy, "out": tmp_path / "run", "objective": "asft"})
+    config = load_config(None, {**toy, "output_dir": tmp_path / "run", "objective": "asft"})
     planned = plan(config)
     assert list(tmp_path.iterdir()) == []
     assert json.loads(json.dumps(planned))["config"]["batch_size"] == 7
@@ -265,7 +265,7 @@ def test_plan_writes_nothing(toy: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_not(run: Any) -> None:
-    out = Path(run(objective="dft", steps=2).out)
+    out = Path(run(objective="dft", max_steps=2).out)
     config = json.loads((out / "config.json").read_text())
     assert config["min_eos_weight"] == 1.0
     assert config["precision"] in ("bf16", "fp32")
@@ -273,10 +273,10 @@ def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_n
     assert config["decided"]["turn_end"] and config["decided"]["template"]
     assert config["decided"]["steps"] == 2
     again = {"out": out, "steps": 2, "resume": True}
-    run(objective="dft", min_eos_weight=1.0, precision=config["precision"], **again)
+    run(objective="dft", min_eos_weight=1.0, dtype=config["precision"], **again)
     with pytest.raises(UserError, match=r"min_eos_weight was 1.0, is 0.0"):
         run(objective="dft", min_eos_weight=0, **again)
-    older = config | {"min_eos_weight": None, "precision": "auto"}
+    older = config | {"min_eos_weight": None, "dtype": "auto"}
     older.pop("decided")
     (out / "config.json").write_text(json.dumps(older))
     run(objective="dft", **again)
@@ -291,7 +291,7 @@ def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_n
 def test_config_json_has_the_weight_of_turn_ends_and_the_reference(
     run: Any, objective: dict[str, Any], protect: float, reference: bool
 ) -> None:
-    config = json.loads((Path(run(**objective, steps=2).out) / "config.json").read_text())
+    config = json.loads((Path(run(**objective, max_steps=2).out) / "config.json").read_text())
     assert config["min_eos_weight"] == protect
     assert config["reference"] == (config["model"] if reference else None)
 
@@ -302,17 +302,17 @@ def test_rows_that_are_too_long_are_left_out_where_that_is_wanted(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(toy["model"])
-    whole = load_data(load_config(None, {**toy, "out": "unused", "rows.holdout": 0}), tokenizer)
+    whole = load_data(load_config(None, {**toy, "output_dir": "unused", "eval_split_size": 0}), tokenizer)
     lengths = sorted(whole.train.lengths())
     middle = lengths[len(lengths) // 2]
     fit = sum(length <= middle for length in lengths)
     assert 0 < fit < len(lengths)
-    settings = {**toy, "out": "unused", "rows.holdout": 0, "max_length": middle}
+    settings = {**toy, "output_dir": "unused", "eval_split_size": 0, "max_length": middle}
     with caplog.at_level("INFO", "rectune"):
-        data = load_data(load_config(None, {**settings, "rows.too_long": "drop"}), tokenizer)
+        data = load_data(load_config(None, {**settings, "too_long": "drop"}), tokenizer)
     assert sorted(data.train.lengths()) == lengths[:fit]
     assert f"{len(lengths) - fit} of {len(lengths)} rows are too long; left out" in caplog.text
     cut = load_data(load_config(None, settings), tokenizer)
     assert max(cut.train.lengths()) == middle and len(cut.train) > fit
-    few = load_data(load_config(None, {**settings, "rows.too_long": "drop", "rows.limit": fit}), tokenizer)
+    few = load_data(load_config(None, {**settings, "too_long": "drop", "max_train_samples": fit}), tokenizer)
     assert len(few.train) == fit  # the limit draws among those that fit

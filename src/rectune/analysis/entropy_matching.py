@@ -213,7 +213,7 @@ def _entropies(
     device = default_device()
     dtype, _ = choose_precision(protocol.get("precision", "auto"), device)
     loaded, tokenizer = load_model(name, dtype=dtype, device=device)
-    if protocol["engine"] == "local" and fingerprint(loaded) != evaluation["fingerprint"]:
+    if protocol["engine"] in ("hf", "local") and fingerprint(loaded) != evaluation["fingerprint"]:
         raise UserError("is not the model of this evaluation", where=model, hint=f"see {own}")
     rows = encoded_answers(lines, tokenizer, protocol.get("template_file") or protocol["template"])
     return entropy_function(Scorer(loaded), rows, tokens=tokens, seed=seed)

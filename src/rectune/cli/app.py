@@ -43,12 +43,12 @@ app.command(
 )
 app.command("rectune.cli.commands:train", name="train", help="Fine-tune a model on demonstrations.")
 app.command(
-    "rectune.cli.commands:online", name="online", help="Train a model on its own graded answers: GRPO or PPO."
+    "rectune.cli.commands:rl", name="rl", help="Train a model on its own graded answers: GRPO or PPO."
 )
 app.command(
-    "rectune.cli.commands:offline",
-    name="offline",
-    help="Let a model learn from its own judged answers: RFT, DPO.",
+    "rectune.cli.commands:rft",
+    name="rft",
+    help="Sample, grade, select and train on a model's own answers: RFT, DPO.",
 )
 app.command(
     "rectune.cli.commands:compare",
@@ -62,7 +62,7 @@ app.command(
 
 @app.command(name="list")
 def list_(
-    what: Literal["objectives", "columns", "benchmarks", "models", "recipes"],
+    what: Literal["objectives", "columns", "tasks", "models", "recipes"],
     /,
     *,
     json: Switch = False,
@@ -83,22 +83,22 @@ def sample(
     *,
     model: str,
     problems: str,
-    out: Path,
-    n: Count = 16,
+    output: Path,
+    num_samples: Count = 16,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     stop: Texts = (),
     seed: int = 0,
-    engine: Literal["local", "server", "vllm"] = "local",
-    server_url: str | None = None,
-    served_name: str | None = None,
-    without_logprobs: Switch = False,
-    batch_size: int | None = None,
-    system: str | None = None,
-    template: str | None = None,
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
-    benchmark_dir: Path | None = None,
+    backend: Literal["hf", "openai", "vllm"] = "hf",
+    base_url: str | None = None,
+    served_model_name: str | None = None,
+    no_logprobs: Switch = False,
+    sampling_batch_size: int | None = None,
+    system_prompt: str | None = None,
+    chat_template: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    include_path: Path | None = None,
 ) -> None:
     """Draw answers to problems from a model, one JSON object a line; run again, it goes on.
 
@@ -107,48 +107,52 @@ def sample(
     Args:
         model: Hub id, folder, training run or packaged model; with the server engine its tokenizer is what is read.
         problems: JSONL file of problems, or the name of a benchmark.
-        out: File of samples; appended to.
-        n: Answers to each problem.
-        temperature: 0 takes the most probable token.
-        top_p: Draw from the most probable tokens that make up this share.
-        max_new_tokens: Longest answer.
+        output: JSONL file of samples; answers that it lacks are appended.
+        num_samples: Answers to each problem.
+        temperature: Sampling temperature; 0 takes the most probable token.
+        top_p: Nucleus sampling: smallest set of tokens with cumulative probability >= TOP_P.
+        max_new_tokens: Maximum length of an answer in tokens.
         stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
-        seed: Of the draws; the same whatever the batch size and order.
-        engine: local runs the model here, server asks an OpenAI-compatible endpoint.
-        server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
-        served_name: What the server calls the model, where that is not --model.
-        without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
-        batch_size: Answers in work at once.
-        system: System message, instead of the run's; "" for none.
-        template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
-        precision: Of the local engine.
-        benchmark_dir: Folder that has the benchmark's file.
+        seed: Random seed for sampling; answers do not depend on batch size and order.
+        backend: hf samples from the model here, vllm in a vLLM engine, openai from an OpenAI-compatible server.
+        base_url: Address of the openai backend's server, such as http://127.0.0.1:8000/v1.
+        served_model_name: Name of the model on the server, if it is not --model.
+        no_logprobs: Accept servers that return no log-probabilities; samples are saved without them.
+        sampling_batch_size: Maximum number of sequences generated concurrently.
+        system_prompt: System message, instead of the run's; "" for none.
+        chat_template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
+        dtype: Of the hf and vllm backends.
+        include_path: Folder with the benchmark's file.
     """
     from rectune.evaluation.prompts import problems_for
     from rectune.sampling.sample import sample as draw
 
-    asked = problems_for(model, problems, system=system, template=template, benchmark_dir=benchmark_dir)
+    asked = problems_for(
+        model, problems, system=system_prompt, template=chat_template, benchmark_dir=include_path
+    )
     draw(
-        model, asked, out=out, n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop,
-        seed=seed, engine=engine, server_url=server_url, served_name=served_name, server_logprobs=not without_logprobs,
-        batch_size=batch_size, template=template, precision=precision,
+        model, asked, out=output, n=num_samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
+        stop=stop, seed=seed, engine=backend, server_url=base_url, served_name=served_model_name,
+        server_logprobs=not no_logprobs, batch_size=sampling_batch_size, template=chat_template, precision=dtype,
     )  # fmt: skip
-    print_lines(out)
+    print_lines(output)
 
 
 @app.command
-def grade(samples: Path, /, *, out: Path, workers: int | None = None, timeout: float = 5.0) -> None:
+def grade(
+    samples: Path, /, *, output: Path, grading_workers: int | None = None, grading_timeout: float = 5.0
+) -> None:
     """Add a verdict to every answer of a JSONL file; run again, it goes on.
 
     Args:
         samples: Lines with `answer` (gold), `text` (the model's words) and perhaps `grader` (default: math).
-        out: The same lines with `verdict` and `extracted`, and with `verdict_reason` for an `error`.
-        workers: Processes; by default one for each core.
-        timeout: Seconds that one answer may take.
+        output: The same lines with `verdict` and `extracted`, and with `verdict_reason` for an `error`.
+        grading_workers: Processes that grade answers; unset: one for each core.
+        grading_timeout: Seconds that grading one answer may take.
     """
     from rectune.grading import grade as judge
 
-    print_lines(judge(samples, out, workers=workers, timeout=timeout))
+    print_lines(judge(samples, output, workers=grading_workers, timeout=grading_timeout))
 
 
 @app.command
@@ -156,31 +160,31 @@ def select(
     graded: Path,
     /,
     *,
-    out: Path,
+    output: Path,
     purpose: Annotated[Literal["sft", "dpo"], Parameter(name="--for")],
     per_problem: int = 4,
     balance: Switch = False,
-    unjudged: Switch = False,
-    unfinished: Switch = False,
+    include_unjudged: Switch = False,
+    include_unfinished: Switch = False,
     seed: int = 0,
 ) -> None:
     """Turn graded answers into training rows, or into pairs of a better and a worse one.
 
     Args:
         graded: What `rectune grade` wrote.
-        out: Rows or pairs, JSONL; the counts go to OUT.counts.json.
+        output: Rows or pairs, JSONL; the counts go to OUTPUT.counts.json.
         purpose: sft keeps correct answers (RFT, offline DFT), dpo pairs correct with wrong ones.
-        per_problem: Most rows or pairs of one problem.
+        per_problem: Maximum number of rows or pairs of one problem.
         balance: Repeat rows until every problem has as many as the one with the most.
-        unjudged: For pairs, let answers that timed out or failed in grading count as wrong.
-        unfinished: Let answers count that reached the token limit.
-        seed: Of the choice among more answers than are kept.
+        include_unjudged: For pairs, count answers whose grading timed out or failed as wrong.
+        include_unfinished: Also use correct answers that reached the token limit.
+        seed: Random seed of the choice among more answers than are kept.
     """
     from rectune.grading.selection import select as choose
 
     counts = choose(
-        graded, out, purpose=purpose, per_problem=per_problem, balance=balance,
-        unjudged=unjudged, unfinished=unfinished, seed=seed,
+        graded, output, purpose=purpose, per_problem=per_problem, balance=balance,
+        unjudged=include_unjudged, unfinished=include_unfinished, seed=seed,
     )  # fmt: skip
     print_table([counts], as_json=False)
 
@@ -189,64 +193,62 @@ def select(
 def eval_(
     *,
     model: str,
-    benchmarks: str = "",
-    out: Path,
-    n: Count = 16,
+    tasks: str = "",
+    output_dir: Path,
+    num_samples: Count = 16,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 4096,
     stop: Texts = (),
     seed: int = 0,
     limit: int | None = None,
-    benchmark_file: tuple[Path, ...] = (),
-    benchmark_dir: Path | None = None,
+    include_path: Path | None = None,
     prompt: str | None = None,
-    system: str | None = None,
-    template: str | None = None,
+    system_prompt: str | None = None,
+    chat_template: str | None = None,
     check_overlap: str | None = None,
-    engine: Literal["local", "server", "vllm"] = "local",
-    server_url: str | None = None,
-    served_name: str | None = None,
-    without_logprobs: Switch = False,
-    batch_size: int | None = None,
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    backend: Literal["hf", "openai", "vllm"] = "hf",
+    base_url: str | None = None,
+    served_model_name: str | None = None,
+    no_logprobs: Switch = False,
+    sampling_batch_size: int | None = None,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
     json: Switch = False,
 ) -> None:
     """Measure accuracy on benchmarks with intervals: sample, grade, count. The paper's protocol is the default.
 
     Args:
         model: Hub id, local folder, packaged model, or the folder of a training run, whose prompt is then used.
-        benchmarks: Names separated by commas, see `rectune list benchmarks`, or JSONL files of your own problems.
-        out: Folder of the evaluation; run again, it goes on.
-        n: Answers to each problem.
-        temperature: 0 takes the most probable token.
-        top_p: Draw from the most probable tokens that make up this share.
-        max_new_tokens: Longest answer.
+        tasks: Names separated by commas, see `rectune list tasks`, or JSONL files of your own problems.
+        output_dir: Folder of the evaluation; run again, it resumes.
+        num_samples: Answers to each problem.
+        temperature: Sampling temperature; 0 takes the most probable token.
+        top_p: Nucleus sampling: smallest set of tokens with cumulative probability >= TOP_P.
+        max_new_tokens: Maximum length of an answer in tokens.
         stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
-        seed: Of the draws and of --limit.
-        limit: Only so many problems of each benchmark.
-        benchmark_file: JSONL file of your own problems, with prompt and answer; may be given several times.
-        benchmark_dir: Folder that has the benchmarks' files; else they are packaged or come from the hub.
+        seed: Random seed for sampling and for the --limit subset.
+        limit: Maximum number of problems of each benchmark.
+        include_path: Folder with the benchmarks' files; unset: packaged, or from the hub.
         prompt: The user's turn with {question} in it, instead of the run's or the benchmark's.
-        system: System message, instead of the run's; "" for none.
-        template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
+        system_prompt: System message, instead of the run's; "" for none.
+        chat_template: auto, none, the name of one of the tokenizer's, or a Jinja file; instead of the run's.
         check_overlap: Training rows in which to look for the problems' texts.
-        engine: local runs the model here, server asks an OpenAI-compatible endpoint.
-        server_url: Address of the endpoint, such as http://127.0.0.1:8000/v1.
-        served_name: What the server calls the model, where that is not --model.
-        without_logprobs: Take a server that gives no log-probs; they are then missing in the file.
-        batch_size: Answers in work at once.
-        precision: Of the local engine.
+        backend: hf samples from the model here, vllm in a vLLM engine, openai from an OpenAI-compatible server.
+        base_url: Address of the openai backend's server, such as http://127.0.0.1:8000/v1.
+        served_model_name: Name of the model on the server, if it is not --model.
+        no_logprobs: Accept servers that return no log-probabilities; samples are saved without them.
+        sampling_batch_size: Maximum number of sequences generated concurrently.
+        dtype: Of the hf and vllm backends.
         json: Print all figures as JSON.
     """
     from rectune.evaluation.evaluate import evaluate, table
 
     result = evaluate(
-        model, [name.strip() for name in benchmarks.split(",") if name.strip()], out=out, n=n,
+        model, [name.strip() for name in tasks.split(",") if name.strip()], out=output_dir, n=num_samples,
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop=stop, seed=seed, limit=limit,
-        benchmark_files=benchmark_file, benchmark_dir=benchmark_dir, prompt=prompt, system=system, template=template,
-        check_overlap=check_overlap, engine=engine, server_url=server_url, served_name=served_name,
-        server_logprobs=not without_logprobs, batch_size=batch_size, precision=precision,
+        benchmark_dir=include_path, prompt=prompt, system=system_prompt, template=chat_template,
+        check_overlap=check_overlap, engine=backend, server_url=base_url, served_name=served_model_name,
+        server_logprobs=not no_logprobs, batch_size=sampling_batch_size, precision=dtype,
     )  # fmt: skip
     if json:
         print_table([result], as_json=True)
@@ -258,36 +260,35 @@ def eval_(
 @app.command
 def report(
     *runs: Path,
-    out: Path | None = None,
+    output: Path | None = None,
     format: Literal["html", "markdown"] = "html",
-    benchmarks_in: str = "",
-    benchmarks_out: str = "",
+    tasks_in: str = "",
+    tasks_out: str = "",
     json: Switch = False,
 ) -> None:
     """Put runs on one self-contained page: verdict first, then accuracies, curves, answers, settings and cost.
 
     Args:
         runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or that hold such.
-        out: File to write; by default report.html, or report.md for markdown, and none with --json.
+        output: File to write; by default report.html, or report.md for markdown, and none with --json.
         format: A page, or text with tables for a pull request.
-        benchmarks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
-        benchmarks_out: Benchmarks of another domain.
+        tasks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
+        tasks_out: Benchmarks of another domain.
         json: Print all that is on the page as JSON.
     """
     from rectune.reporting.report import report as make
     from rectune.runtime.io import to_json
 
-    if out is None and not json:
-        out = Path("report.html" if format == "html" else "report.md")
+    if output is None and not json:
+        output = Path("report.html" if format == "html" else "report.md")
     inside, outside = (
-        [name.strip() for name in names.split(",") if name.strip()]
-        for names in (benchmarks_in, benchmarks_out)
+        [name.strip() for name in names.split(",") if name.strip()] for names in (tasks_in, tasks_out)
     )
-    data = make(runs, out=out, format=format, benchmarks_in=inside, benchmarks_out=outside)
+    data = make(runs, out=output, format=format, benchmarks_in=inside, benchmarks_out=outside)
     if json:
         print_lines(to_json(data, indent=2, ensure_ascii=False))
         return
-    print_lines(*data["verdict"]["sentences"], out)
+    print_lines(*data["verdict"]["sentences"], output)
 
 
 def run(command: Callable[[], object]) -> int:

@@ -1,4 +1,4 @@
-"""The tables of `rectune list`: objectives, columns, benchmarks, models and recipes, without loading torch."""
+"""The tables of `rectune list`: objectives, columns, tasks, models and recipes, without loading torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def columns() -> Table:
         yield {"column": name, "from": column.source, "meaning": column.meaning}
 
 
-def benchmarks() -> Table:
+def tasks() -> Table:
     """The benchmarks of `evaluation/tasks.py`."""
     if find_spec("rectune.evaluation.tasks") is None:
         return
@@ -49,7 +49,7 @@ def benchmarks() -> Table:
 
     for name, benchmark in BENCHMARKS.items():
         yield {
-            "benchmark": name,
+            "task": name,
             "grader": benchmark.grader,
             "origin": benchmark.origin,
             "licence": benchmark.licence,
@@ -74,7 +74,7 @@ def recipes() -> Table:
 LISTS: Mapping[str, Callable[[], Table]] = {
     "objectives": objectives,
     "columns": columns,
-    "benchmarks": benchmarks,
+    "tasks": tasks,
     "models": model_sources,
     "recipes": recipes,
 }

@@ -14,9 +14,7 @@ from cyclopts import Parameter
 from rectune.cli.console import print_lines, print_table
 from rectune.cli.options import settings_flags
 from rectune.cli.parameters import Count, Switch, Texts
-from rectune.config import load_config
-from rectune.config.rft_config import OfflineConfig, is_setting
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import DataConfig, RFTConfig, RLConfig, load_config
 from rectune.errors import UserError
 
 
@@ -34,8 +32,8 @@ def train(
     Settings come from a TOML recipe, from flags, or from both; a flag wins.
 
     Args:
-        recipe: TOML file with the settings below; --rows.format is `format` in its table [rows].
-        resume: Go on from the last checkpoint in the run folder, if there is one.
+        recipe: TOML file with the settings below, such as `batch_size = 8`.
+        resume: Resume from the last checkpoint in the run folder, if there is one.
         dry_run: Print the settings, rows, tokens, steps and memory estimate, and stop.
     """
     began = time.perf_counter()
@@ -53,8 +51,8 @@ def train(
         print_lines(to_json(asdict(result), indent=2))
 
 
-@settings_flags(kind=OnlineConfig)
-def online(
+@settings_flags(kind=RLConfig)
+def rl(
     recipe: Path | None = None,
     /,
     *,
@@ -69,26 +67,28 @@ def online(
 
     Args:
         recipe: TOML file with the settings below.
-        resume: Go on from the last checkpoint in the run folder, if there is one.
+        resume: Resume from the last checkpoint in the run folder, if there is one.
         dry_run: Print the settings, problems, answers, updates and memory estimate, and stop.
         json: Print summary.json instead of a table.
     """
     began = time.perf_counter()
-    config = load_config(recipe, overrides, OnlineConfig)
+    config = load_config(recipe, overrides, RLConfig)
     if dry_run:
         from rectune.rl.rl_summary import plan
 
         print_lines(to_text(plan(config)))
         return
-    from rectune.rl.loop import train_online
+    from rectune.rl.loop import train_rl
     from rectune.rl.rl_summary import table
 
-    result = train_online(config, resume=resume, began=began)
+    result = train_rl(config, resume=resume, began=began)
     if json:
         print_lines(to_text(asdict(result)))
         return
     print_table(table(result))
-    print_lines(f"Model: {next(p for p in (config.out / 'adapter', config.out / 'model') if p.is_dir())}")
+    print_lines(
+        f"Model: {next(p for p in (config.output_dir / 'adapter', config.output_dir / 'model') if p.is_dir())}"
+    )
 
 
 @settings_flags(lambda name: name != "objective")
@@ -98,12 +98,12 @@ def compare(
     *,
     objectives: str = "sft,dft",
     seeds: int = 1,
-    benchmarks_in: str | None = None,
-    benchmarks_out: str | None = None,
-    benchmarks: str | None = None,
-    benchmark_dir: Path | None = None,
+    tasks: str | None = None,
+    tasks_in: str | None = None,
+    tasks_out: str | None = None,
+    include_path: Path | None = None,
     limit: int | None = None,
-    n: Count = 16,
+    num_samples: Count = 16,
     temperature: float = 1.0,
     max_new_tokens: int = 4096,
     stop: Texts = (),
@@ -119,26 +119,27 @@ def compare(
 ) -> None:
     """Train with several objectives and judge them in pairs, over problems and seeds; run again, it goes on.
 
-    All runs share the settings below, rows and order; --out is the folder of the comparison, --seed the first seed.
+    All runs share the settings below, rows and their order; --output-dir is the comparison's folder, --seed the first
+    seed.
 
     Args:
         recipe: TOML file with the settings below.
         objectives: Separated by commas, each as --objective of rectune train takes it, such as sft,power:alpha=0.5.
         seeds: Runs of each objective.
-        benchmarks_in: Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas.
-        benchmarks_out: The same of other domains.
-        benchmarks: The same where domains are not to be told apart.
-        benchmark_dir: Folder that has the benchmarks' files; else they are packaged or come from the hub.
-        limit: Only so many problems of each benchmark.
-        n: Answers to each problem.
-        temperature: Of the answers; greedy ones are drawn besides.
-        max_new_tokens: Longest answer.
+        tasks: Benchmarks, or JSONL files of problems, separated by commas, not labelled in or out of domain.
+        tasks_in: The same, of the training rows' domain.
+        tasks_out: The same, of other domains.
+        include_path: Folder with the benchmarks' files; unset: packaged, or from the hub.
+        limit: Maximum number of problems of each benchmark.
+        num_samples: Answers to each problem.
+        temperature: Sampling temperature; greedy answers are sampled in addition.
+        max_new_tokens: Maximum length of an answer in tokens.
         stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
         sweep: Learning rates to try each objective with, separated by commas; the best on validation is taken.
         sweep_steps: Of each trial; a quarter of a run's if unset.
         race: Stop objectives early that are clearly worse on validation; the budget: 30m, 2h or 800steps in all.
         validation: Benchmark or file for --sweep and --race; if unset, a quarter of the problems in domain.
-        no_sharpening: Leave out the control at equal entropy.
+        no_sharpening: Skip the control at matched entropy.
         dry_run: Print runs, steps, tokens and samples, and stop.
         json: Print all of comparison.json.
     """
@@ -150,9 +151,9 @@ def compare(
     from rectune.experiments.comparison_tables import tables
 
     result = compare(
-        config, names(objectives), seeds=seeds, benchmarks_in=names(benchmarks_in),
-        benchmarks_out=names(benchmarks_out), benchmarks=names(benchmarks), benchmark_dir=benchmark_dir, limit=limit,
-        n=n, temperature=temperature, max_new_tokens=max_new_tokens, stop=stop, sweep=rates(sweep),
+        config, names(objectives), seeds=seeds, benchmarks_in=names(tasks_in),
+        benchmarks_out=names(tasks_out), benchmarks=names(tasks), benchmark_dir=include_path, limit=limit,
+        n=num_samples, temperature=temperature, max_new_tokens=max_new_tokens, stop=stop, sweep=rates(sweep),
         sweep_steps=sweep_steps, race=race, validation=validation, sharpening=not no_sharpening, dry_run=dry_run,
     )  # fmt: skip
     if json or dry_run:
@@ -163,11 +164,11 @@ def compare(
         print_table(rows)
     for sentence in result["verdict"]["sentences"]:
         print_lines(sentence)
-    print_lines(f"\nPage: {config.out / 'report.html'}")
+    print_lines(f"\nPage: {config.output_dir / 'report.html'}")
 
 
-@settings_flags(is_setting, OfflineConfig)
-def offline(
+@settings_flags(kind=RFTConfig)
+def rft(
     recipe: Path | None = None,
     /,
     *,
@@ -182,18 +183,18 @@ def offline(
     from a TOML recipe, from flags, or from both; a flag wins.
 
     Args:
-        recipe: TOML file with the settings below; those with a dot are in its tables, such as [sampling].
-        resume: Go on where a run in the folder stopped, at any stage.
+        recipe: TOML file with the settings below; such as `num_samples = 8`.
+        resume: Resume a run in the folder where it stopped, at any stage.
         dry_run: Print settings, problems, and the most samples and rows, and stop.
         json: Print counts and figures as JSON instead of a table.
     """
-    config = load_config(recipe, overrides, OfflineConfig)
-    from rectune.experiments.rft import offline, plan, table
+    config = load_config(recipe, overrides, RFTConfig)
+    from rectune.experiments.rft import plan, table, train_rft
 
     if dry_run:
         print_lines(to_text(plan(config)))
         return
-    result = offline(config, resume=resume)
+    result = train_rft(config, resume=resume)
     if json:
         from rectune.runtime.io import to_json
 
@@ -203,11 +204,13 @@ def offline(
     print_lines(f"Run: {result.train.out}")
 
 
-READ = ("model", "data", "out", "seed", "max_length", "precision", "memory_budget", "rows.")
+READ = {"model", "data", "output_dir", "seed", "dtype", "logits_memory_mb", *DataConfig.model_fields} - {
+    "too_long"
+}
 """Settings of a run that decide what a diagnosis reads."""
 
 
-@settings_flags(lambda name: name.startswith(READ) and name not in ("rows.holdout", "rows.limit"))
+@settings_flags(READ.__contains__)
 def diagnose(
     recipe: Path | None = None,
     /,
@@ -217,22 +220,22 @@ def diagnose(
     seconds: float = 90.0,
     objectives: str = "",
     check_overlap: str = "",
-    benchmark_dir: Path | None = None,
-    without_gradients: Switch = False,
+    include_path: Path | None = None,
+    no_gradients: Switch = False,
     json: Switch = False,
     **overrides: Any,
 ) -> None:
     """Say which objective fits the data under a model, before any training: one forward pass, a verdict, a page.
 
     Args:
-        recipe: TOML file of the run that you think of; its model, data and [rows] are read.
+        recipe: TOML file of the run that you think of; its model and its settings of data are read.
         goal: What you want of the data: to generalise from it, or to fit its distribution.
         rows: Measure so many rows; by default as many as fit --seconds.
         seconds: Of the pass over rows.
         objectives: What to show, separated by commas, such as sft,dft,power:alpha=0.3; by default the usual ones.
         check_overlap: Benchmarks whose problems to look for in the rows, separated by commas.
-        benchmark_dir: Folder that has the benchmarks' files.
-        without_gradients: Leave out gradient norms, which take a backward pass for each objective.
+        include_path: Folder with the benchmarks' files.
+        no_gradients: Skip gradient norms, which take a backward pass for each objective.
         json: Print diagnosis.json instead of a summary.
     """
     began = time.perf_counter()
@@ -243,10 +246,10 @@ def diagnose(
 
     benchmarks = names(check_overlap)
     result = diagnose(
-        config.model, config.data, out=config.out, goal=goal, rows=rows, seconds=seconds, objectives=names(objectives),
-        options=config.rows, max_length=config.max_length, gradients=not without_gradients,
-        problems=questions(benchmarks, benchmark_dir) if benchmarks else None, precision=config.precision,
-        memory_budget=config.memory_budget, seed=config.seed, began=began,
+        config.model, config.data, out=config.output_dir, goal=goal, rows=rows, seconds=seconds,
+        objectives=names(objectives), options=config, max_length=config.max_length, gradients=not no_gradients,
+        problems=questions(benchmarks, include_path) if benchmarks else None, precision=config.dtype,
+        memory_budget=config.logits_memory_mb, seed=config.seed, began=began,
     )  # fmt: skip
     if json:
         print_lines(to_text(result))
@@ -256,10 +259,10 @@ def diagnose(
             print_lines(part)
         else:
             print_table(part)
-    print_lines(f"\nPage: {config.out / 'diagnosis.html'}")
+    print_lines(f"\nPage: {config.output_dir / 'diagnosis.html'}")
 
 
-@settings_flags(lambda name: name.startswith("rows.") and name not in ("rows.holdout", "rows.limit"))
+@settings_flags(lambda name: name in DataConfig.model_fields and name != "max_length")
 def check(
     data: str,
     /,
@@ -284,7 +287,7 @@ def check(
     from rectune.diagnosis.check import check as look
     from rectune.diagnosis.check import summary
 
-    options = load_config(None, {"data": data, "out": ".", **overrides}).rows
+    options = load_config(None, overrides, DataConfig)
     result = look(data, kind=kind, options=options, model=model, max_length=max_length)
     print_lines(*([to_text(result)] if json else summary(result)))
     if result["errors"]:
@@ -295,13 +298,13 @@ def reproduce(
     name: str,
     /,
     *,
-    out: Path,
+    output_dir: Path,
     scale: Literal["full", "mini"] = "mini",
     seeds: int | None = None,
     arms: str = "",
     budget: float = 1.0,
-    benchmark_dir: Path | None = None,
-    engine: Literal["local", "vllm"] = "local",
+    include_path: Path | None = None,
+    backend: Literal["hf", "vllm"] = "hf",
     gpus: int = 8,
     dry_run: Switch = False,
     json: Switch = False,
@@ -310,13 +313,13 @@ def reproduce(
 
     Args:
         name: Recipe, such as table2; see `rectune list recipes`.
-        out: Folder of the runs and the page.
+        output_dir: Folder of the runs and the page.
         scale: mini trains a small model of our own on two cores, full is the paper's models and data.
         seeds: Runs of each method; by default 3 at mini scale, 1 at full scale.
         arms: Only these methods, separated by commas, such as SFT,DFT; later calls add others.
         budget: Share of rows, problems and steps at mini scale, to try it out.
-        benchmark_dir: Folder that has the benchmarks' files, at full scale.
-        engine: Draws answers at full scale.
+        include_path: Folder with the benchmarks' files, at full scale.
+        backend: Samples answers at full scale.
         gpus: For the estimate and the launch lines, at full scale.
         dry_run: Print runs, steps, tokens and expected cost, and stop.
         json: Print all of it as JSON.
@@ -325,8 +328,8 @@ def reproduce(
     from rectune.reproduction.tables import plan_parts, result_parts
 
     result = carry_out(
-        name, out=out, scale=scale, seeds=seeds, arms=names(arms), budget=budget, benchmark_dir=benchmark_dir,
-        engine=engine, gpus=gpus, dry_run=dry_run,
+        name, out=output_dir, scale=scale, seeds=seeds, arms=names(arms), budget=budget, benchmark_dir=include_path,
+        engine=backend, gpus=gpus, dry_run=dry_run,
     )  # fmt: skip
     if json:
         print_lines(to_text(result))

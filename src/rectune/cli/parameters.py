@@ -14,5 +14,5 @@ def texts(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
 
 
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
-Count = Annotated[int, Parameter(name="-n")]
+Count = Annotated[int, Parameter(name=["--num-samples", "-n"])]
 Texts = Annotated[tuple[str, ...], Parameter(converter=texts, negative=(), show_default=False)]

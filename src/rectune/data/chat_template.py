@@ -193,7 +193,7 @@ class Piece:
 
 
 def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template for `rows.template`: auto, eos, none, the name of one of the tokenizer's, or a Jinja file.
+    """The template for `chat_template`: auto, eos, none, the name of one of the tokenizer's, or a Jinja file.
 
     A template that reads the clock writes the day of this call from then on. One that was chosen before stays.
 
@@ -232,14 +232,14 @@ def _named_text(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str | No
     elif named and "default" not in named:
         raise UserError(
             f"the tokenizer has several chat templates and none is the default: {', '.join(sorted(named))}",
-            where="rows.template",
-            hint="choose one by its name, as in --rows.template " + min(named),
+            where="chat_template",
+            hint="choose one by its name, as in --chat-template " + min(named),
         )
     else:
         text, label = named.get("default", known), "the tokenizer's chat template"
     if text is not None and not isinstance(text, str):
         raise UserError(
-            f"{label} is not text", where="rows.template", hint="give one with --rows.template FILE"
+            f"{label} is not text", where="chat_template", hint="give one with --chat-template FILE"
         )
     return text, label
 
@@ -321,7 +321,7 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     if found is None:
         raise UserError(
             f"{template.name} ends the assistant's turn without a token of its own",
-            where="rows.template",
+            where="chat_template",
             hint="let it write {{ eos_token }} behind the assistant's content",
         )
     prompt = writer.text(turns[:1], "rows.template", generation=True)
@@ -340,8 +340,8 @@ def _behind_probe(text: str, template: Template) -> str:
     if _PROBE not in text:
         raise UserError(
             f"{template.name} does not write contents that are plain text",
-            where="rows.template",
-            hint="it may be for contents in parts (images); give another with --rows.template FILE",
+            where="chat_template",
+            hint="it may be for contents in parts (images); give another with --chat-template FILE",
         )
     return text.rpartition(_PROBE)[2]
 
@@ -410,7 +410,7 @@ class Writer:
             raise UserError(
                 "template none takes one prompt and one completion, not a conversation",
                 where=where,
-                hint="leave rows.system unset, or use another template",
+                hint="leave system_prompt unset, or use another template",
             )
         prompt, *answer = messages
         text = str(prompt["content"])
@@ -431,14 +431,14 @@ class Writer:
         except TemplateSyntaxError as error:
             raise UserError(
                 f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})",
-                where="rows.template",
-                hint="mend it, or give another with --rows.template FILE",
+                where="chat_template",
+                hint="mend it, or give another with --chat-template FILE",
             ) from None
         except REFUSALS as error:
             raise UserError(
                 f"{self.template.name} refuses this conversation ({error})",
                 where=where,
-                hint="change the row, or give a template of your own with --rows.template FILE",
+                hint="change the row, or give a template of your own with --chat-template FILE",
             ) from None
 
     def prompt(self, turns: Sequence[Turn], where: str, *, tools: str = "") -> tuple[list[Piece], str]:
@@ -497,7 +497,7 @@ class Writer:
             raise UserError(
                 f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
                 where=row.where,
-                hint="often the thinking; give a template of your own with --rows.template FILE",
+                hint="often the thinking; give a template of your own with --chat-template FILE",
             )
         return [*found, Piece(before, target, True)]
 
@@ -570,7 +570,7 @@ class Writer:
         return UserError(
             f"{self.template.name} does not write the {what}",
             where=where,
-            hint=f"give a template that does with --rows.template{named}, or take the field out of the rows",
+            hint=f"give a template that does with --chat-template{named}, or take the field out of the rows",
         )
 
 

@@ -67,7 +67,9 @@ def _verdict(value: object, info: ValidationInfo) -> bool | None:
         return False
     if is_number(value):
         what = f"field {place.name(info)} is {word}: neither a good answer (1) nor a bad one (0)"
-        raise UserError(what, where=place.where, hint="mend it, or leave the field unread with --rows.ignore")
+        raise UserError(
+            what, where=place.where, hint="mend it, or leave the field unread with --ignore-fields"
+        )
     if truth(value) is None and holds(value):
         _unread(info)
     return truth(value)
@@ -504,9 +506,9 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     if most:
         return next(name for name, count in counts.items() if 2 * count >= len(records) or count == most)
     first = records[0] if records else {}
-    hint = "name its fields with --rows.columns prompt=FIELD,completion=FIELD"
+    hint = "name its fields with --columns prompt=FIELD,completion=FIELD"
     if set(PAIR) <= set(first):
-        hint = "pairs: train on them with --objective dpo, or on the better answers with --rows.format chosen"
+        hint = "pairs: train on them with --objective dpo, or on the better answers with --data-format chosen"
     fields_seen = ", ".join(map(str, first)) or "none"
     raise UserError(f"no known row format has the fields {fields_seen}", where=where, hint=hint)
 
@@ -516,7 +518,7 @@ def check_columns(columns: Mapping[str, str], record: Record, where: str, format
     known = _schema(format).model_fields
     for key in columns:
         if key not in known:
-            raise unknown_name("column", key, known, where="rows.columns")
+            raise unknown_name("column", key, known, where="columns")
     for key in ("prompt", "completion") if format == "mapping" else ():
         if key not in columns:
             raise UserError("does not say which field it is", where=f"rows.columns.{key}")

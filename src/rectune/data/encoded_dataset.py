@@ -245,7 +245,7 @@ def encoded_parts(
         if not without:
             raise
     skip = skip and len(without) < len(dataset)
-    faults.settle(len(dataset), skip=skip, hint="mend or remove these rows, or set --rows.skip-bad-rows")
+    faults.settle(len(dataset), skip=skip, hint="mend or remove these rows, or set --skip-bad-rows")
     return _encoded(folder, dataset, tokenizer, template, max_length, workers, without)
 
 

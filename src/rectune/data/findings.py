@@ -81,7 +81,7 @@ def _kinds() -> dict[str, Finding]:
             Finding(
                 "template in text", "hold what a chat template writes around turns",
                 "they would be written inside a template a second time: give the turns as messages, "
-                "or rows.template = none if each text is a whole prompt",
+                "or chat_template = none if each text is a whole prompt",
             ),
             Finding("own end", "end an answer with an end token of their own", "it stands there once"),
             Finding("own start", "begin with the beginning-of-text token", "it stands there once"),

@@ -213,7 +213,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _chosen_split(splits: Sequence[str], split: str, source: str) -> str:
     if split not in splits:
         names = ", ".join(sorted(splits)) or "none"
-        raise UserError(f"has no split '{split}'", where=source, hint=f"choose with --rows.split: {names}")
+        raise UserError(f"has no split '{split}'", where=source, hint=f"choose with --split: {names}")
     return split
 
 
@@ -407,12 +407,16 @@ class Intake:
         Raises:
             UserError: There are faulty records that are not to be skipped, or no row.
         """
-        hint = "mend or remove these rows, or leave them out with --rows.skip-bad-rows"
+        hint = "mend or remove these rows, or leave them out with --skip-bad-rows"
         self.faults.settle(self.rows + self.faults.count, skip=options.skip_bad_rows, hint=hint)
         self.notes.say(self.source)
         if self.dataset is None:
             raise UserError("has no row with a target", where=self.source)
-        told = " (told from its first rows)" if options.format == "auto" and self.format != "mapping" else ""
+        told = (
+            " (told from its first rows)"
+            if options.data_format == "auto" and self.format != "mapping"
+            else ""
+        )
         log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, told)
         if duplicates := count_duplicates(self.dataset):
             log.warning("%s: %s rows repeat an earlier one; kept", self.source, f"{duplicates:,}")
@@ -426,7 +430,14 @@ def intake(source: str, *, options: DataConfig, cache_dir: Path | None = None) -
 
     records = open_source(source, split=options.split)
     format = _resolve_format(records, options)
-    key = _key(_VERSION, records.fingerprint, format, options.columns, options.system, sorted(options.ignore))
+    key = _key(
+        _VERSION,
+        records.fingerprint,
+        format,
+        options.columns,
+        options.system_prompt,
+        sorted(options.ignore_fields),
+    )
     folder = (cache_dir or default_cache()) / "rows" / key
     path, kept = folder / "rows.arrow", folder / "notes.json"
     if not path.exists():
@@ -471,13 +482,13 @@ def _resolve_format(records: Records, options: DataConfig) -> str:
         wrong = next((record for _, record in first if isinstance(record, UserError)), None)
         raise wrong or UserError("has no rows", where=records.name)
     where, first_record = look[0]
-    format = options.format
+    format = options.data_format
     if format == "auto" and options.columns:
         format = "mapping"
     elif format == "auto":
         format = detect_format([record for _, record in look], where)
     elif format not in (*FORMATS, "mapping"):
-        raise unknown_name("format", format, [*FORMATS, "auto", "mapping"], where="rows.format")
+        raise unknown_name("format", format, [*FORMATS, "auto", "mapping"], where="data_format")
     if options.columns or format == "mapping":
         check_columns(options.columns, first_record, where, format)
     return format
@@ -494,8 +505,8 @@ def _write(
                 if isinstance(record, UserError):
                     raise record
                 row = to_row(
-                    record, where, format=format, columns=options.columns, system=options.system, ignore=options.ignore,
-                    notes=notes,
+                    record, where, format=format, columns=options.columns, system=options.system_prompt,
+                    ignore=options.ignore_fields, notes=notes,
                 )  # fmt: skip
                 if row is not None:
                     yield _stored(row)

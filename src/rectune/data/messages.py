@@ -80,7 +80,7 @@ _PARTS = {
 }
 """What to do about parts of a content that are neither text nor media."""
 
-_LEAVE = "or leave it unread with --rows.ignore"
+_LEAVE = "or leave it unread with --ignore-fields"
 PARTS_OF_QUESTION = _each(
     (
         "contexts passages paragraph paragraphs story document",

@@ -65,7 +65,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if length > capacity:
             raise UserError(
                 f"a row of {length} tokens does not fit into {capacity}",
-                where="micro_batch_tokens",
+                where="tokens_per_micro_batch",
                 hint=f"make it at least {length}, or max_length smaller",
             )
         at = bisect_left(spaces, length)

@@ -58,7 +58,7 @@ def split_holdout(asked: Sequence[int] | np.ndarray, share: float, seed: int) ->
     """
     n = len(asked)
     if not 0 <= share < 1:
-        raise UserError(f"a share of {share} cannot be kept aside", where="rows.holdout", hint="0 to 1")
+        raise UserError(f"a share of {share} cannot be kept aside", where="eval_split_size", hint="0 to 1")
     if share == 0:
         return list(range(n)), []
     aside = max(1, round(n * share))
@@ -68,7 +68,7 @@ def split_holdout(asked: Sequence[int] | np.ndarray, share: float, seed: int) ->
         raise UserError(
             f"keeping {aside} of {n} rows aside leaves none to train on (rows that ask the same stay together; "
             f"different questions: {len(sizes)})",
-            where="rows.holdout",
+            where="eval_split_size",
             hint="give rows of more questions, or holdout = 0",
         )
     order = question[np.random.default_rng([seed, _HOLDOUT]).permutation(n)]

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from rectune.config import DataConfig, Settings
+from rectune.config import DataConfig, PromptConfig
+from rectune.config.renamed import with_new_names
 from rectune.data.load import read_problems
 from rectune.errors import UserError
 from rectune.runtime.io import load_json
@@ -56,7 +57,7 @@ class RunPrompt:
     def template(self) -> str:
         """The template to ask with: the file that the run kept, else as it was given."""
         kept = self.run / TEMPLATE
-        return str(kept) if self.rows.template != "none" and kept.is_file() else self.rows.template
+        return str(kept) if self.rows.chat_template != "none" and kept.is_file() else self.rows.chat_template
 
     @cached_property
     def wrapping(self) -> str | None:
@@ -78,13 +79,10 @@ def run_prompt(model: str) -> RunPrompt | None:
         return None
     run, config = found
     online = "problems" in config
-    table = (
-        {k: config[k] for k in ("template", "system") if k in config} if online else config.get("rows", {})
-    )
     try:
-        rows = DataConfig.model_validate(table)
+        rows = DataConfig.model_validate({k: config[k] for k in DataConfig.model_fields if k in config})
     except ValidationError:
-        raise UserError("its table 'rows' is not one of this version", where=run / "config.json") from None
+        raise UserError("its settings are not of this version", where=run / "config.json") from None
     data = str(config["problems" if online else "data"])
     return RunPrompt(run, answering(folder), data, rows, online)
 
@@ -125,19 +123,19 @@ def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
         if isinstance(config, dict) and (
             {"algorithm", "problems"} <= set(config) or {"objective", "data"} <= set(config)
         ):
-            return run, config
+            return run, with_new_names(config)
     return None
 
 
-Asking = TypeVar("Asking", bound=Settings)
+Asking = TypeVar("Asking", bound=PromptConfig)
 
 
 def as_trained(model: str, settings: Asking) -> Asking:
-    """`settings`, of which `template` and `system`, where not given, are those of the run that `model` is of."""
+    """`settings`, with the chat template and system prompt, where not given, of the run that `model` is of."""
     run = run_prompt(model)
     if run is None:
         return settings
-    own: dict[str, Any] = {"template": run.template, "system": run.rows.system}
+    own: dict[str, Any] = {"chat_template": run.template, "system_prompt": run.rows.system_prompt}
     changes = {name: value for name, value in own.items() if name not in settings.model_fields_set}
     changes = {name: value for name, value in changes.items() if value != getattr(settings, name)}
     for name, value in changes.items():
@@ -170,7 +168,7 @@ def row_wrapping(data: str, rows: DataConfig) -> str | None:
     """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
     from rectune.data.load import intake, row_at  # brings datasets, slow to import
 
-    for options in (rows, rows.model_copy(update={"format": "chosen"})):
+    for options in (rows, rows.model_copy(update={"data_format": "chosen"})):
         with suppress(
             UserError
         ):  # gone, or neither rows nor pairs: said by the caller, who knows what it means

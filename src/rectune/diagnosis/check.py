@@ -70,7 +70,7 @@ def check(
     if chosen == "problems":
         return result | _problems(source, options, model)
     return result | _rows(
-        source, PAIR if chosen == "pairs" else (options.format,), options, model, max_length
+        source, PAIR if chosen == "pairs" else (options.data_format,), options, model, max_length
     )
 
 
@@ -123,10 +123,10 @@ def _kinds(source: str, options: DataConfig) -> list[Kind]:
     found: list[Kind] = ["pairs"] if look and pairs else []
     found += ["problems"] if look and problems else []
     try:
-        if options.format == "auto" and not options.columns:
+        if options.data_format == "auto" and not options.columns:
             format = detect_format(look, source)
             if "pairs" in found:
-                to_row(look[0], source, format=format, columns={}, system=None, ignore=options.ignore)
+                to_row(look[0], source, format=format, columns={}, system=None, ignore=options.ignore_fields)
     except UserError:
         return found or ["rows"]  # which then says what is wrong
     return [*found, "rows"] if graded and problems else ["rows", *found]
@@ -193,7 +193,7 @@ def _written(read: Intake, options: DataConfig, model: str, max_length: int) -> 
 
     assert read.dataset is not None
     outline, tokenizer = load_outline(model)
-    template = choose_template(options.template, tokenizer)
+    template = choose_template(options.chat_template, tokenizer)
     some = read.dataset.select(range(min(_ENCODED, read.rows)))
     encoded = encode_for(
         outline, some, tokenizer, template, max_length=max_length, skip_bad_rows=options.skip_bad_rows
@@ -213,7 +213,7 @@ def _asked(problem: Problem, options: DataConfig, model: str) -> dict[str, Any]:
     from rectune.models.load import load_outline
 
     _, tokenizer = load_outline(model)
-    template = choose_template(options.template, tokenizer)
+    template = choose_template(options.chat_template, tokenizer)
     text = tokenizer.decode(prompt_ids(problem.prompt, tokenizer, template))
     return {"template": template.name, "rendered": [{"text": text, "target": False}]}
 

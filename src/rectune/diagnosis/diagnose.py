@@ -115,12 +115,12 @@ def diagnose(
     model = str(run.model) if (run := run_prompt(model)) else model
     check_writable(Path(out))
     check_model(model)
-    check_template(options.template)
+    check_template(options.chat_template)
     dataset = read_rows(data, options=options)
     device = default_device()
     dtype, why = choose_precision(precision, device)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    template = choose_template(options.template, tokenizer)
+    template = choose_template(options.chat_template, tokenizer)
     encoded = encode_for(
         loaded, dataset, tokenizer, template, max_length=max_length, skip_bad_rows=options.skip_bad_rows
     )

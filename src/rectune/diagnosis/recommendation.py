@@ -154,9 +154,17 @@ def _next(
     """Commands to run, the verdict's first."""
     source = f"--model {shlex.quote(model)} --data {shlex.quote(data)}{options}"
     objectives = ",".join(dict.fromkeys(("sft", "dft", spec)))
-    asked = "--benchmarks-in BENCHMARK --benchmarks-out ANOTHER"
-    compare = f"rectune compare {source} --objectives {objectives} --seeds 3 {asked} --out runs/compare"
+    asked = "--tasks-in BENCHMARK --tasks-out ANOTHER"
+    compare = (
+        f"rectune compare {source} --objectives {objectives} --seeds 3 {asked} --output-dir runs/compare"
+    )
     if place == "intermediate":
         race = ",".join(dict.fromkeys((spec, *alternatives)))
-        return [f"rectune compare {source} --objectives {race} --race 2h {asked} --out runs/race", compare]
-    return [f"rectune train {source} --objective {spec} --out runs/{slug_of(parse_objective(spec))}", compare]
+        return [
+            f"rectune compare {source} --objectives {race} --race 2h {asked} --output-dir runs/race",
+            compare,
+        ]
+    return [
+        f"rectune train {source} --objective {spec} --output-dir runs/{slug_of(parse_objective(spec))}",
+        compare,
+    ]

@@ -54,7 +54,7 @@ def evaluate(
     system: str | None = None,
     template: str | None = None,
     check_overlap: str | None = None,
-    engine: str | Engine = "local",
+    engine: str | Engine = "hf",
     server_url: str | None = None,
     served_name: str | None = None,
     server_logprobs: bool = True,
@@ -95,8 +95,8 @@ def evaluate(
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
     asks, name = template or (run.template if run else "auto"), str(run.model) if run else model
     if template is None:
-        template = run.rows.template if run else "auto"
-    system = (run.rows.system if run else None) if system is None else system or None
+        template = run.rows.chat_template if run else "auto"
+    system = (run.rows.system_prompt if run else None) if system is None else system or None
     asked = ask(wanted, run, prompt, system)
     warnings = mismatches(run, asked, system, template)
     for warning in warnings:
@@ -117,7 +117,7 @@ def evaluate(
     if isinstance(engine, str):
         check_output(samples)
         check_template(asks)
-        if engine == "local":
+        if engine == "hf":
             check_model(name)
         asks = kept_template(Path(out), asks, name)
     sample(

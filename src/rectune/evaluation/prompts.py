@@ -79,7 +79,7 @@ def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str |
         )
         asked[path.stem] = Asked(prompt or AS_IS, problems)
     if not asked:
-        raise UserError("nothing to evaluate on", hint="give --benchmarks or --benchmark-file")
+        raise UserError("nothing to evaluate on", hint="give --tasks")
     return asked
 
 
@@ -128,11 +128,11 @@ def problems_for(
         system, template: Instead of the training run's; "" is no system message.
     """
     run = run_prompt(model)
-    system = (run.rows.system if run else None) if system is None else system or None
+    system = (run.rows.system_prompt if run else None) if system is None else system or None
     problems = load_problems(source, run=run, system=system, benchmark_dir=benchmark_dir)
     if run:
         asked = {source: Asked(_prompt(source, run) if source in BENCHMARKS else AS_IS, problems)}
-        for warning in mismatches(run, asked, system, template or run.rows.template):
+        for warning in mismatches(run, asked, system, template or run.rows.chat_template):
             log.warning("PROMPT MISMATCH: %s", warning)
     return problems
 
@@ -144,10 +144,10 @@ def mismatches(
     if run is None:
         return []
     found = []
-    if template not in (run.rows.template, run.template):
-        found.append(f"trained with template {run.rows.template}, evaluated with {template}")
-    if system != run.rows.system:
-        found.append(f"trained with system message {run.rows.system!r}, evaluated with {system!r}")
+    if template not in (run.rows.chat_template, run.template):
+        found.append(f"trained with template {run.rows.chat_template}, evaluated with {template}")
+    if system != run.rows.system_prompt:
+        found.append(f"trained with system message {run.rows.system_prompt!r}, evaluated with {system!r}")
     if run.wrapping is None:
         found.append(
             "how training asked cannot be told (its rows are gone or few); compare the prompts yourself"

@@ -1,6 +1,6 @@
 """Benchmarks as small declarations: where the problems come from, how they are asked, how they are graded.
 
-A benchmark is read from a folder of the user's (`--benchmark-dir`), from the package, or from the hub, in
+A benchmark is read from a folder of the user's (`--include-path`), from the package, or from the hub, in
 this order; what the records' fields mean is in `py`. Sampling and grading are left to `evaluate.py`.
 """
 
@@ -158,7 +158,7 @@ class Benchmark:
     Attributes:
         name: As on the command line.
         read: Turns a record into what is asked, the gold answer and the grader's extras.
-        files: Where a `--benchmark-dir` has it, relative; `NAME.jsonl` is looked for as well.
+        files: Where a `--include-path` has it, relative; `NAME.jsonl` is looked for as well.
         hub: Data set on the hub as owner/name or owner/name:config; None where we know none.
         split: Split on the hub.
         origin: Who published the problems.
@@ -253,7 +253,7 @@ def load_benchmark(
             field or its answer.
     """
     if name not in BENCHMARKS:
-        raise unknown_name("benchmark", name, BENCHMARKS, where="--benchmarks")
+        raise unknown_name("benchmark", name, BENCHMARKS, where="--tasks")
     benchmark = BENCHMARKS[name]
     path = _local_file(benchmark, benchmark_dir)
     if path is None and benchmark.packaged is not None:
@@ -311,7 +311,7 @@ def _local_file(benchmark: Benchmark, folder: Path | None) -> Path | None:
     if folder is None:
         return None
     if not Path(folder).is_dir():
-        raise UserError("no such folder", where=f"--benchmark-dir {folder}")
+        raise UserError("no such folder", where=f"--include-path {folder}")
     names = (*benchmark.files, f"{benchmark.name}.jsonl")
     here = [Path(folder) / file for file in names if (Path(folder) / file).is_file()]
     if not here and benchmark.packaged is None:
@@ -334,7 +334,7 @@ def _absent(benchmark: Benchmark, why: str) -> UserError:
     return UserError(
         f"{why}; it comes from {benchmark.origin}, licence: {benchmark.licence}",
         where=f"benchmark {benchmark.name}",
-        hint=f"get it from there and give its folder with --benchmark-dir, as {benchmark.name}.jsonl",
+        hint=f"get it from there and give its folder with --include-path, as {benchmark.name}.jsonl",
     )
 
 

@@ -138,7 +138,7 @@ def compare(
     Run again, it goes on where it was stopped; with more objectives or seeds it adds them to what is there.
 
     Args:
-        config: All that the runs share; `config.out` is the folder of the comparison, `config.seed` the first seed.
+        config: All that the runs share; `output_dir` is the folder of the comparison, `seed` the first seed.
         objectives: Such as `dft`, `power:alpha=0.5` or `sft@0.3+dft@0.7`; a pair is judged as later minus earlier.
         seeds: How many.
         benchmarks_in, benchmarks_out, benchmarks: Names of benchmarks, or JSONL files of problems: of the training
@@ -196,9 +196,8 @@ def _check_inputs(matrix: Matrix) -> None:
 
 
 def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
-    template = kept_template(matrix.out, matrix.config.rows.template, matrix.config.model)
-    rows = matrix.config.rows.model_copy(update={"template": template})
-    matrix = replace(matrix, config=matrix.config.model_copy(update={"rows": rows}))
+    template = kept_template(matrix.out, matrix.config.chat_template, matrix.config.model)
+    matrix = replace(matrix, config=matrix.config.model_copy(update={"chat_template": template}))
     out, arms, results = matrix.out, matrix.arms, dict[str, Any]()
     found = read_record(out)
     if found is None:
@@ -207,8 +206,8 @@ def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
         results |= {name: found[name] for name in ("verdict", "matched_to")}
     files = write_problems(out / "problems" / "verdict", matrix.problems)
     validation = write_problems(out / "problems" / "validation", matrix.validation)
-    if matrix.config.lora.rank and not matrix.config.lora.merge:
-        log.info("lora.merge: on, because answers are drawn from plain models")
+    if matrix.config.lora_r and not matrix.config.merge_adapter:
+        log.info("merge_adapter: on, because answers are drawn from plain models")
     _ask(
         _base(matrix),
         out / "runs" / BASE,

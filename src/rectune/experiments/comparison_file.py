@@ -37,7 +37,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
     except (ValueError, OSError):
         found = None
     if not isinstance(found, dict) or not {"format", "settings", "arms", "seeds"} <= set(found):
-        raise UserError("is not a comparison", where=path, hint="give another --out")
+        raise UserError("is not a comparison", where=path, hint="give another --output-dir")
     check_format(found, path)
     return found
 

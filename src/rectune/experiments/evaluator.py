@@ -58,10 +58,10 @@ class Respondent:
             max_new_tokens=draws.max_new_tokens,
             seed=draws.seed,
             stop=draws.stop,
-            template=self.config.rows.template,
-            system=self.config.rows.system or "",
+            template=self.config.chat_template,
+            system=self.config.system_prompt or "",
             engine=self.engine,
-            precision=self.config.precision,
+            precision=self.config.dtype,
         )
 
     @property
@@ -69,7 +69,7 @@ class Respondent:
         if self._engine is None:
             from rectune.sampling.hf.engine import HFEngine
 
-            template, precision = self.config.rows.template, self.config.precision
+            template, precision = self.config.chat_template, self.config.dtype
             self._engine = HFEngine.load(self.weights, template=template, precision=precision)
         return self._engine
 

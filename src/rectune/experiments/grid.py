@@ -102,7 +102,7 @@ class Matrix:
 
     @property
     def out(self) -> Path:
-        return self.config.out
+        return self.config.output_dir
 
     @cached_property
     def plan(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Matrix:
     @property
     def steps(self) -> int:
         """Of one run."""
-        return self.config.steps or int(self.plan["steps"])
+        return self.config.max_steps or int(self.plan["steps"])
 
 
 def make_matrix(
@@ -154,11 +154,11 @@ def make_matrix(
     settings = _settings(config, named, draws, choices, limit)
     if choices.budget:  # a race is among those who began it
         settings |= {"objectives": [arm.label for arm in arms], "seeds": seeds}
-    found = read_record(config.out)
+    found = read_record(config.output_dir)
     if found:
         blank: Any = TrainConfig.model_construct  # without the settings that have no default
         defaults = _settings(blank(), {}, Draws(), Choices(), None)
-        check_same(found, settings, defaults, config.out / FILE)
+        check_same(found, settings, defaults, config.output_dir / FILE)
         had = [arm["objective"] for arm in found["arms"]]
         slugs = {arm["slug"] for arm in found["arms"]}
         arms = make_arms([*had, *(arm.objective for arm in arms if arm.slug not in slugs)], config)
@@ -183,7 +183,7 @@ def _check_choices(choices: Choices, arms: Sequence[Arm]) -> None:
 def _settings(
     config: TrainConfig, domains: Mapping[str, str], draws: Draws, choices: Choices, limit: int | None
 ) -> dict[str, Any]:
-    own = FREE | {"out", "objective"}
+    own = FREE | {"output_dir", "objective"}
     shared = {key: value for key, value in json.loads(dump_config(config)).items() if key not in own}
     return {
         **shared,
@@ -212,8 +212,8 @@ def is_trained(folder: Path) -> bool:
 
 def train_run(config: TrainConfig, *, until: int | None = None) -> None:
     """Train to the end, or pause after step `until`; the checkpoints of a finished run are removed."""
-    if not is_trained(config.out):
+    if not is_trained(config.output_dir):
         train(config, resume=True, until=until)
         gc.collect()  # the model of this run, before the next one's
-    if is_trained(config.out):
-        shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+    if is_trained(config.output_dir):
+        shutil.rmtree(config.output_dir / "checkpoints", ignore_errors=True)

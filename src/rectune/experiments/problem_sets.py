@@ -38,13 +38,11 @@ def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
     for domain, given in groups.items():
         for wanted in given:
             if benchmark_name(wanted) in names:
-                raise UserError(f"'{benchmark_name(wanted)}' is given twice", where="--benchmarks")
+                raise UserError(f"'{benchmark_name(wanted)}' is given twice", where="--tasks")
             names.add(benchmark_name(wanted))
             domains[wanted] = domain
     if not domains:
-        raise UserError(
-            "nothing to compare on", hint="give --benchmarks-in, --benchmarks-out or --benchmarks"
-        )
+        raise UserError("nothing to compare on", hint="give --tasks-in, --tasks-out or --tasks")
     return domains
 
 
@@ -61,8 +59,8 @@ def load_problems(
     Raises:
         UserError: An unknown benchmark, or problems that cannot be read.
     """
-    run = RunPrompt(Path(), Path(), config.data, config.rows)
-    asked = ask(Wanted(wanted, (), benchmark_dir, limit, config.seed), run, None, config.rows.system)
+    run = RunPrompt(Path(), Path(), config.data, config)
+    asked = ask(Wanted(wanted, (), benchmark_dir, limit, config.seed), run, None, config.system_prompt)
     return {benchmark_name(name): asked[benchmark_name(name)].problems for name in wanted}
 
 
@@ -81,7 +79,7 @@ def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tupl
         raise UserError(
             "there are no problems to judge choices by besides the verdict's",
             where="--sweep, --race",
-            hint="give --validation, or --benchmarks-in, of which a quarter is then set aside",
+            hint="give --validation, or --tasks-in, of which a quarter is then set aside",
         )
     chosen, rest = Problems(), dict(problems)
     for name in inside:
@@ -125,7 +123,7 @@ def write_problems(folder: Path, problems: Problems) -> list[Path]:
             raise UserError(
                 f"the problems of {name} are not those this comparison began with",
                 where=path,
-                hint="restore them, or give another --out",
+                hint="restore them, or give another --output-dir",
             )
         paths.append(path)
     return paths

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rectune.config.rft_config import OfflineConfig, SamplingConfig, SelectionConfig
+from rectune.config import RFTConfig, SelectionConfig, dump_config
 from rectune.data.load import PACKAGED
 from rectune.data.readers import read_jsonl
 from rectune.data.schema import Problem
@@ -51,13 +51,17 @@ from rectune.training.inputs import check_named
 from rectune.training.run_dir import other_settings
 from rectune.training.trainer import TrainResult, train
 
-LATER = ("timeout", "per_problem", "balance", "unjudged", "unfinished", "purpose")
+LATER = ("grading_timeout", "per_problem", "balance", "include_unjudged", "include_unfinished", "purpose")
 """Settings that only stages after sampling read."""
-_FREE = {"workers", "server_url", "served_name", "batch_size", "benchmark_dir", "samples"}
+_DECIDING = (
+    "num_samples", "temperature", "top_p", "max_new_tokens", "stop", "sampling_seed", "grader", "grading_timeout",
+    "backend", "per_problem", "balance", "include_unjudged", "include_unfinished",
+)  # fmt: skip
+"""Settings that decide which rows come out."""
 
 
 class Record:
-    """The record of the run in `config.out`.
+    """The record of the run in `config.output_dir`.
 
     Args:
         paired: Whether the method learns from pairs.
@@ -67,24 +71,25 @@ class Record:
         UserError: The folder holds a run and `resume` is off, or one with settings that cannot change any more.
     """
 
-    def __init__(
-        self, config: OfflineConfig, problems: Sequence[Problem], *, paired: bool, resume: bool
-    ) -> None:
-        self.path, self.training = config.out / "offline.json", config.out / "train" / "config.json"
+    def __init__(self, config: RFTConfig, problems: Sequence[Problem], *, paired: bool, resume: bool) -> None:
+        self.path, self.training = (
+            config.output_dir / "offline.json",
+            config.output_dir / "train" / "config.json",
+        )
         self._content: dict[str, Any] = {
             "format": FORMAT,
-            "config": config.model_dump(mode="json", exclude={"data"}),
+            "config": config.model_dump(mode="json"),
             "settings": _settings(config, problems, paired=paired),
             "stages": {},
         }
         if self.path.exists():
             if not resume:
-                hint = "go on with --resume, or give another --out"
-                raise UserError("already holds a run", where=config.out, hint=hint)
+                hint = "go on with --resume, or give another --output-dir"
+                raise UserError("already holds a run", where=config.output_dir, hint=hint)
             self._go_on(self._read())
-        elif (config.out / "samples.jsonl").exists():
-            hint = "give another --out, and this file as sampling.samples"
-            raise UserError("holds samples of something else", where=config.out, hint=hint)
+        elif (config.output_dir / "samples.jsonl").exists():
+            hint = "give another --output-dir, and this file as --samples"
+            raise UserError("holds samples of something else", where=config.output_dir, hint=hint)
         self._write()
 
     def is_done(self, stage: str, file: Path) -> bool:
@@ -103,26 +108,33 @@ class Record:
         try:
             content: dict[str, Any] = load_json(self.path)
             check_format(content, self.path)
+            if "rows.template" in content["settings"]:
+                what = "written by rectune 0.1, whose settings have other names"
+                raise UserError(
+                    what,
+                    where=self.path,
+                    hint="give another --output-dir, and its samples.jsonl as --samples",
+                )
             if isinstance(content["settings"], dict) and isinstance(content["stages"], dict):
                 return content
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise UserError("is no record of an offline run", where=self.path, hint="give another --out")
+        raise UserError("is no record of an RFT run", where=self.path, hint="give another --output-dir")
 
     def _go_on(self, before: dict[str, Any]) -> None:
         now = self._content["settings"]
-        defaults = SamplingConfig().model_dump(mode="json") | SelectionConfig().model_dump(mode="json")
-        then = {**defaults, **before["settings"]}  # an earlier version may not have had all
+        then = before["settings"]
         changed = [name for name in now if then.get(name) != now[name]]
         fixed = [
             name
             for name in changed
-            if self.training.exists() or not (name in LATER or (name == "n" and now["n"] > then.get("n", 0)))
+            if self.training.exists()
+            or not (name in LATER or (name == "num_samples" and now[name] > then.get(name, 0)))
         ]
         if fixed:
-            hint = "; its sampling.samples can take these answers over"
+            hint = "; --samples can take these answers over"
             raise other_settings(fixed, then, now, self.path, hint)
-        if "timeout" in changed:  # before the record says otherwise
+        if "grading_timeout" in changed:  # before the record says otherwise
             (self.path.parent / "graded.jsonl").unlink(missing_ok=True)
         if not changed:
             self._content["stages"] = before["stages"]
@@ -131,7 +143,7 @@ class Record:
         write_json(self.path, self._content, indent=2)
 
 
-def _settings(config: OfflineConfig, problems: Sequence[Problem], *, paired: bool) -> dict[str, Any]:
+def _settings(config: RFTConfig, problems: Sequence[Problem], *, paired: bool) -> dict[str, Any]:
     """What decides the rows: a change of one of these is a change of what is trained on."""
     content = json.dumps(
         [asdict(problem) | {"where": ""} for problem in problems], sort_keys=True, default=str
@@ -139,10 +151,9 @@ def _settings(config: OfflineConfig, problems: Sequence[Problem], *, paired: boo
     return {
         "model": config.model,
         "problems": f"{len(problems)} ({hashlib.blake2b(content.encode(), digest_size=8).hexdigest()})",
-        "precision": config.precision,
-        "rows.template": config.rows.template,
-        **{k: v for k, v in config.sampling.model_dump(mode="json").items() if k not in _FREE},
-        **config.selection.model_dump(mode="json"),
+        "dtype": config.dtype,
+        "chat_template": config.chat_template,
+        **{name: value for name, value in json.loads(dump_config(config)).items() if name in _DECIDING},
         "purpose": "pairs" if paired else "rows",
     }
 
@@ -170,8 +181,8 @@ class OfflineResult:
     train: TrainResult
 
 
-def offline(config: OfflineConfig, *, resume: bool = False) -> OfflineResult:
-    """Let a model learn from its own judged answers; writes the folder `config.out`.
+def train_rft(config: RFTConfig, *, resume: bool = False) -> OfflineResult:
+    """Let a model learn from its own judged answers; writes the folder `config.output_dir`.
 
     Args:
         config: All settings.
@@ -187,70 +198,67 @@ def offline(config: OfflineConfig, *, resume: bool = False) -> OfflineResult:
             hint="for several GPUs run its stages one by one: rectune sample, grade, select, and train by torchrun",
         )
     method, paired = method_of(config)
-    config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
+    config = as_trained(config.model, config)
     problems = read(config)
-    chosen = config.out / ("pairs.jsonl" if paired else "rows.jsonl")
+    chosen = config.output_dir / ("pairs.jsonl" if paired else "rows.jsonl")
     with (
-        lock(config.out, "running an offline method"),
-        translate_disk_errors(config.out, "go on with --resume"),
+        lock(config.output_dir, "running an offline method"),
+        translate_disk_errors(config.output_dir, "go on with --resume"),
     ):
-        template = kept_template(config.out, config.rows.template, config.model)
-        config = config.model_copy(update={"rows": config.rows.model_copy(update={"template": template})})
+        template = kept_template(config.output_dir, config.chat_template, config.model)
+        config = config.model_copy(update={"chat_template": template})
         record = Record(config, problems, paired=paired, resume=resume)
-        with on_interrupt(lambda: f"{config.out}: interrupted; go on with --resume"):
+        with on_interrupt(lambda: f"{config.output_dir}: interrupted; go on with --resume"):
             counts = _prepare(config, problems, record, chosen)
     log.info("%s", kept(method, counts))
     result = train(config.training(chosen, "auto" if paired else "prompt_completion"), resume=resume)
-    return OfflineResult(str(config.out), method, counts, result)
+    return OfflineResult(str(config.output_dir), method, counts, result)
 
 
-def _prepare(
-    config: OfflineConfig, problems: Sequence[Problem], record: Record, chosen: Path
-) -> dict[str, Any]:
+def _prepare(config: RFTConfig, problems: Sequence[Problem], record: Record, chosen: Path) -> dict[str, Any]:
     """All stages before training, as far as they are not done; returns the counts of the selection."""
-    samples, graded = config.out / "samples.jsonl", config.out / "graded.jsonl"
-    n, total = config.sampling.n, len(problems) * config.sampling.n
+    samples, graded = config.output_dir / "samples.jsonl", config.output_dir / "graded.jsonl"
+    n, total = config.num_samples, len(problems) * config.num_samples
     if not record.is_done("sample", samples):
         _sample(config, problems, samples)
         record.done("sample", samples, {"samples": total})
-    drawn = f"{n} each at temperature {config.sampling.temperature:g}"
+    drawn = f"{n} each at temperature {config.temperature:g}"
     log.info("sampled: %s answers to %s problems, %s", f"{total:,}", f"{len(problems):,}", drawn)
     if not record.is_done("grade", graded):
         with reporter(None, 0, total, "grading") as report:
             summary = grade(
-                samples, graded, workers=config.sampling.workers, timeout=config.sampling.timeout,
+                samples, graded, workers=config.grading_workers, timeout=config.grading_timeout,
                 progress=lambda done: report(done, total, 0),
             )  # fmt: skip
         record.done("grade", graded, summary.counts)
     _check_judged(record.counts("grade"), graded)
     if not record.is_done("select", chosen):
         purpose: Literal["sft", "dpo"] = "dpo" if chosen.stem == "pairs" else "sft"
-        kept = config.selection.model_dump()
+        kept = {name: getattr(config, name) for name in SelectionConfig.model_fields}
         record.done(
-            "select", chosen, select(graded, chosen, purpose=purpose, seed=config.sampling.seed, **kept)
+            "select", chosen, select(graded, chosen, purpose=purpose, seed=config.sampling_seed, **kept)
         )
     return record.counts("select")
 
 
-def plan(config: OfflineConfig) -> dict[str, Any]:
+def plan(config: RFTConfig) -> dict[str, Any]:
     """What a run would do at most; reads the problems, loads no model and writes nothing."""
     method, paired = method_of(config)
-    config = config.model_copy(update={"rows": as_trained(config.model, config.rows)})
-    problems, n = read(config), config.sampling.n
+    config = as_trained(config.model, config)
+    problems, n = read(config), config.num_samples
     most = n // 2 if paired else n
     return {
-        "config": config.model_dump(mode="json", exclude={"data"}),
+        "config": config.model_dump(mode="json"),
         "method": method,
         "problems": len(problems),
         "samples": len(problems) * n,
-        "sampled_tokens_at_most": len(problems) * n * config.sampling.max_new_tokens,
-        "pairs_at_most" if paired else "rows_at_most": len(problems)
-        * min(most, config.selection.per_problem or n),
-        "found": [path.name for path in sorted(config.out.glob("*.json*"))],
+        "sampled_tokens_at_most": len(problems) * n * config.max_new_tokens,
+        "pairs_at_most" if paired else "rows_at_most": len(problems) * min(most, config.per_problem or n),
+        "found": [path.name for path in sorted(config.output_dir.glob("*.json*"))],
     }
 
 
-def method_of(config: OfflineConfig) -> tuple[str, bool]:
+def method_of(config: RFTConfig) -> tuple[str, bool]:
     """The method's name, and whether it learns from pairs. `UserError` for an unknown objective."""
     phases = make_phases(config)
     names = [METHODS.get(phase.name, phase.name) for phase in phases]
@@ -294,31 +302,29 @@ def table(result: OfflineResult) -> dict[str, Any]:
     }
 
 
-def read(config: OfflineConfig) -> list[Problem]:
+def read(config: RFTConfig) -> list[Problem]:
     """The problems, with the verifier and the system message that the settings ask for, and checked for both."""
-    given, chosen = config.problems, config.sampling
-    check_writable(config.out)
+    check_writable(config.output_dir)
     check_named(config)
-    for key, path in (("sampling.samples", chosen.samples), ("rows.holdout", config.rows.holdout)):
-        if isinstance(path, str) and path not in PACKAGED and not Path(path).expanduser().exists():
+    for key, path in (("samples", config.samples), ("eval_data", config.eval_data)):
+        if path is not None and path not in PACKAGED and not Path(path).expanduser().exists():
             raise UserError(f"no such file: {path}", where=key)
-    problems = load_problems(given, system=config.rows.system, benchmark_dir=chosen.benchmark_dir)
+    problems = load_problems(config.problems, system=config.system_prompt, benchmark_dir=config.include_path)
     ready = []
     for problem in problems:
-        ready.append(replace(problem, grader=chosen.grader or problem.grader))
+        ready.append(replace(problem, grader=config.grader or problem.grader))
         check_item(ready[-1].grader, problem.extra, where=problem.where)
     return ready
 
 
-def _sample(config: OfflineConfig, problems: Sequence[Problem], out: Path) -> None:
-    drawn = config.sampling
-    if drawn.samples is not None and not out.exists():
-        _take_over(Path(drawn.samples), out, problems, drawn.n)
+def _sample(config: RFTConfig, problems: Sequence[Problem], out: Path) -> None:
+    if config.samples is not None and not out.exists():
+        _take_over(Path(config.samples), out, problems, config.num_samples)
     sample(
-        config.model, problems, out=out, n=drawn.n, temperature=drawn.temperature, top_p=drawn.top_p,
-        max_new_tokens=drawn.max_new_tokens, stop=drawn.stop, seed=drawn.seed, engine=drawn.engine,
-        batch_size=drawn.batch_size, template=config.rows.template, precision=config.precision,
-        server_url=drawn.server_url, served_name=drawn.served_name,
+        config.model, problems, out=out, n=config.num_samples, temperature=config.temperature, top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens, stop=config.stop, seed=config.sampling_seed, engine=config.backend,
+        batch_size=config.sampling_batch_size, template=config.chat_template, precision=config.dtype,
+        server_url=config.base_url, served_name=config.served_model_name,
     )  # fmt: skip
 
 
@@ -350,6 +356,6 @@ def _check_judged(counts: dict[str, int], graded: Path) -> None:
         raise UserError(
             f"the verifier judged none of the {sum(counts.values()):,} answers ({how})",
             where=graded,
-            hint="raise sampling.timeout and --resume, or mend the problems and give samples.jsonl to another --out "
-            "as sampling.samples",
+            hint="raise grading_timeout and --resume, or mend the problems and give samples.jsonl to another "
+            "--output-dir as --samples",
         )

@@ -79,11 +79,13 @@ def run_config(
         "objective": arm.objective,
         "learning_rate": arm.learning_rate,
         "seed": seed,
-        "out": out,
-        "run_name": "-".join([config.run_name or config.out.name, *out.parts[len(config.out.parts) :]]),
+        "output_dir": out,
+        "run_name": "-".join(
+            [config.run_name or config.output_dir.name, *out.parts[len(config.output_dir.parts) :]]
+        ),
     }
     if steps is not None:
-        changes["steps"] = steps
-    if config.lora.rank:  # answers are drawn from a plain model
-        changes["lora"] = config.lora.model_copy(update={"merge": True})
+        changes["max_steps"] = steps
+    if config.lora_r:  # answers are drawn from a plain model
+        changes["merge_adapter"] = True
     return config.model_copy(update=changes)

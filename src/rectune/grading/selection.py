@@ -60,7 +60,7 @@ def select(
     """Write rows or pairs to `out`, and the counts beside it, to `OUT.counts.json`; returns the counts.
 
     Answers to a problem that differ only in spacing count once. A row is `prompt` (the turns; the text as the
-    model read it where the samples do not have them, for `rows.template = "none"`) and `completion`; a pair
+    model read it where the samples do not have them, for `chat_template = "none"`) and `completion`; a pair
     is `prompt`, `chosen` and `rejected`, every answer in at most one pair.
 
     Args:
@@ -82,7 +82,7 @@ def select(
         raise UserError(f"{per_problem} is out of range", where="--per-problem", hint="must be at least 1")
     check_output(out)
     if graded.resolve() == out.resolve():
-        raise UserError("would be written over", where=graded, hint="give another --out")
+        raise UserError("would be written over", where=graded, hint="give another --output")
     answers, counts, temperature = _read(graded, unjudged=unjudged, unfinished=unfinished)
     chosen = {}
     for problem_id, distinct in answers.items():
@@ -96,7 +96,7 @@ def select(
         lacking = "correct answer" if purpose == "sft" else "problem with both a correct and a wrong answer"
         hint = "sample more, or easier problems"
         if counts["cut_off"]:
-            hint = f"{counts['cut_off']} correct ones are cut at the token limit: raise it, or --unfinished"
+            hint = f"{counts['cut_off']} correct ones are cut at the token limit: raise it, or --include-unfinished"
         raise UserError(f"has no {lacking}", where=graded, hint=hint)
     counts["kept" if purpose == "sft" else "pairs"] = sum(map(len, chosen.values()))
     counts["used_problems"] = len(chosen)

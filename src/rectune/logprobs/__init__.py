@@ -184,7 +184,7 @@ def _share(budget: int, hidden: Tensor, weight: Tensor, matrices: int) -> int:
     if budget < row_bytes:
         raise UserError(
             f"{budget} bytes hold no row of {weight.shape[0]} logits",
-            where="memory_budget",
+            where="logits_memory_mb",
             hint=f"give at least {row_bytes} bytes (the default is 256 MiB)",
         )
     spare = _TEMPORARIES if budget >= 4 * _TEMPORARIES else 0

@@ -41,22 +41,24 @@ def with_own_lora(config: Run) -> Run:
         saved = json.loads((folder / "adapter_config.json").read_bytes())
         targets = saved["target_modules"]
         own = {
-            "rank": int(saved["r"]),
-            "alpha": float(saved["lora_alpha"]),
-            "dropout": float(saved.get("lora_dropout", 0.0)),
-            "targets": targets if isinstance(targets, str) else ",".join(sorted(targets or ())),
+            "lora_r": int(saved["r"]),
+            "lora_alpha": float(saved["lora_alpha"]),
+            "lora_dropout": float(saved.get("lora_dropout", 0.0)),
+            "lora_target_modules": targets if isinstance(targets, str) else ",".join(sorted(targets or ())),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError("is no LoRA adapter that can be trained on", where=config.model) from None
     for name, value in own.items():
-        given, default = getattr(config.lora, name), LoraConfig.model_fields[name].default
+        given, default = getattr(config, name), LoraConfig.model_fields[name].default
         sorted_names = (
-            ",".join(sorted(part.strip() for part in given.split(","))) if name == "targets" else given
+            ",".join(sorted(part.strip() for part in given.split(",")))
+            if name == "lora_target_modules"
+            else given
         )
         if given not in (default, value) and sorted_names != value:
             what = f"is {given}, but the adapter {config.model} has {value}"
-            raise UserError(what, where=f"lora.{name}", hint="leave it out, or merge the adapter first")
-    return config.model_copy(update={"lora": config.lora.model_copy(update=own)})
+            raise UserError(what, where=name, hint="leave it out, or merge the adapter first")
+    return config.model_copy(update=own)
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
@@ -73,8 +75,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
         UserError: peft is missing, a target is no linear module of the model, or is its head.
     """
     need_peft()
-    if config.rank == 0:
-        raise UserError("is 0, which means no adapter", where="lora.rank")
+    if config.lora_r == 0:
+        raise UserError("is 0, which means no adapter", where="lora_r")
     if hasattr(model, "peft_config"):
         return unfreeze(model)  # type: ignore[return-value]
     import warnings
@@ -82,11 +84,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     import peft
     import torch
 
-    targets = check_targets(model, config.targets)
+    targets = check_targets(model, config.lora_target_modules)
     settings = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        lora_dropout=config.dropout,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
@@ -129,8 +131,8 @@ def check_targets(model: PreTrainedModel, targets: str) -> str | list[str]:
     for name in names:
         matched = [m for path, m in linear.items() if path == name or path.endswith(f".{name}")]
         if any(m is head for m in matched):
-            raise UserError(f"an adapter on the head ({name}) is not supported", where="lora.targets")
+            raise UserError(f"an adapter on the head ({name}) is not supported", where="lora_target_modules")
         if not matched:
             known = {path.rsplit(".", 1)[-1] for path, m in linear.items() if m is not head}
-            raise unknown_name("module", name, known, where="lora.targets")
+            raise unknown_name("module", name, known, where="lora_target_modules")
     return names

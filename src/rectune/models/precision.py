@@ -6,7 +6,7 @@ import torch
 
 from rectune.errors import unknown_name
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
@@ -18,7 +18,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype,
     if precision in PRECISIONS:
         return PRECISIONS[precision], "as configured"
     if precision != "auto":
-        raise unknown_name("precision", precision, ("auto", *PRECISIONS))
+        raise unknown_name("dtype", precision, ("auto", *PRECISIONS))
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

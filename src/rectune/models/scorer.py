@@ -110,7 +110,7 @@ class Scorer:
         if hasattr(layer, "lora_A") or hasattr(layer, "modules_to_save"):
             raise UserError(
                 "an adapter on the language-model head is not supported",
-                where="lora.targets",
+                where="lora_target_modules",
                 hint="leave lm_head out of the targets, or merge the adapter first",
             )
         if not isinstance(layer, nn.Linear):

@@ -49,7 +49,7 @@ def collect(folders: Sequence[Path], domains: Mapping[str, str]) -> dict[str, An
     evaluated = {name for evaluation in found.evaluations for name in evaluation.result["benchmarks"]}
     for name in domains:
         if name not in evaluated:
-            raise unknown_name("benchmark", name, evaluated, where="--benchmarks-in and --benchmarks-out")
+            raise unknown_name("benchmark", name, evaluated, where="--tasks-in and --tasks-out")
     arms = group(found, notes)
     return {
         "format": FORMAT,

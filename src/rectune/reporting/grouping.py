@@ -22,7 +22,7 @@ from rectune.runtime.escape import visible
 from rectune.training.run_dir import FREE
 
 BASE = "base"
-_OWN = FREE | {"out", "seed"}
+_OWN = FREE | {"output_dir", "seed"}
 _LONGEST = 60  # characters of a label
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rectune.config.renamed import with_new_names
 from rectune.training.metrics import PROBABILITY_BINS
 
 FORMAT = 1
@@ -280,6 +281,7 @@ def _run(place: Path, notes: Notes) -> Run:
         if not getattr(run, name) and len(notes.found) == before:
             lost = "the run has not finished" if name == "summary" else "what it holds is missing here"
             notes.add(place / f"{name}.json", f"is missing: {lost}")
+    run.config = with_new_names(run.config)
     run.summary = {**figures(run.summary), **{k: figures(run.summary.get(k)) for k in ("before", "after")}}
     lines: dict[str, dict[float, Record]] = {"train": {}, "holdout": {}, "drift": {}}
     raw: dict[float, Record] = {}

@@ -49,7 +49,7 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-_NOT_SETTINGS = TRACKING | {"out", "seed", "checkpoint_every", "keep_checkpoints"}
+_NOT_SETTINGS = TRACKING | {"output_dir", "seed", "save_steps", "save_total_limit"}
 
 
 def settings(arms: Sequence[Arm]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _cost(arm: Arm, seed: int, run: Run) -> dict[str, Any]:
     steps = own.get("step_seconds", own.get("seconds")) or steps
     memory = [line["peak_memory_mib"] for line in run.train if "peak_memory_mib" in line]
     done = max([*(line["step"] for line in [*run.train, *run.log]), run.summary.get("steps", 0)], default=0)
-    planned = number(run.config.get("steps"))
+    planned = number(run.config.get("max_steps"))
     finished = "steps" in run.summary
     return {
         "label": arm.label,

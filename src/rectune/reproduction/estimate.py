@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rectune.config import DataConfig
+from rectune.config import SplitConfig
 from rectune.data.sampler import plan_steps
 from rectune.objective_spec import parse_objective
 from rectune.reproduction.job import Job
@@ -45,20 +45,20 @@ def full_estimate(job: Job, arm: Arm) -> dict[str, Any]:
     prompt, answer = assumed["prompt_tokens"], assumed["answer_tokens"]
     drawn = 0.0
     if arm.method == "online":
-        rows = given["steps"] * given["problems_per_step"] * (given["n"])
-        tokens, drawn, steps = rows * (prompt + answer), rows, given["steps"]
+        rows = given["max_steps"] * given["problems_per_step"] * (given["num_samples"])
+        tokens, drawn, steps = rows * (prompt + answer), rows, given["max_steps"]
     else:
-        questions = job.recipe.full["settings"]["rows.limit"]
+        questions = job.recipe.full["settings"]["max_train_samples"]
         rows, tokens = questions, questions * assumed["row_tokens"]
         if arm.method == "offline":
-            drawn = questions * given["sampling.n"]
+            drawn = questions * given["num_samples"]
             paired = given["objective"].startswith("dpo")
             rows = questions if paired else round(drawn * assumed["correct"])
             tokens = rows * (prompt + answer) * (1 + paired)
-        share = given.get("rows.holdout", DataConfig().holdout)
+        share = given.get("eval_split_size", SplitConfig().eval_split_size)
         rows -= max(1, round(rows * float(share))) if share else 0
-        steps = len(plan_steps(rows, given["batch_size"], epochs=given["epochs"]))
-        rows, tokens = rows * given["epochs"], tokens * given["epochs"]
+        steps = len(plan_steps(rows, given["batch_size"], epochs=given["num_train_epochs"]))
+        rows, tokens = rows * given["num_train_epochs"], tokens * given["num_train_epochs"]
     reference = _reads_reference(given)
     per_token = (8 if given.get("gradient_checkpointing") else 6) + 2 * reference
     asked = sum(PROBLEMS[name] for name in job.recipe.benchmarks) * job.asking.draws.n
@@ -79,7 +79,7 @@ def full_estimate(job: Job, arm: Arm) -> dict[str, Any]:
 
 def memory(shape: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
     """GiB of one process that holds the whole model, by part; sharded over G processes, the first part is 1 / G."""
-    lora = bool(given.get("lora.rank"))
+    lora = bool(given.get("lora_r"))
     states = (2 if lora else 18) * shape["parameters"]
     layer = (16 * shape["width"] + 4 * shape["inner"]) * 2
     kept = shape["layers"] * shape["width"] * 2 + layer
@@ -96,8 +96,10 @@ def mini_estimate(job: Job, arm: Arm) -> dict[str, Any]:
     """Seconds of one run of an arm and of its evaluation on two cores, by the speeds in `_mini.toml`."""
     assert job.task is not None
     mini, given = job.task.settings, job.settings(arm)
-    speed, steps = mini["speed"], given["steps"]
-    batch = given["problems_per_step"] * given["n"] if arm.method == "online" else given["batch_size"]
+    speed, steps = mini["speed"], given["max_steps"]
+    batch = (
+        given["problems_per_step"] * given["num_samples"] if arm.method == "online" else given["batch_size"]
+    )
     paired = given.get("objective", "").startswith("dpo")
     rows = steps * batch * (1 + paired)
     tokens = rows * speed["row_tokens"]

@@ -53,10 +53,10 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
 
     device = default_device()
     weights, tokenizer = load_model(str(model), dtype=torch.float32, device=device)
-    limit = min(ROWS, config.rows.limit or ROWS)
-    own = config.model_copy(update={"rows": config.rows.model_copy(update={"limit": limit, "holdout": 0.0})})
+    limit = min(ROWS, config.max_train_samples or ROWS)
+    own = config.model_copy(update={"max_train_samples": limit, "eval_split_size": 0.0, "eval_data": None})
     data = load_data(own, tokenizer, weights)
-    scorer = Scorer(weights, memory_budget=config.memory_budget << 20)
+    scorer = Scorer(weights, memory_budget=config.logits_memory_mb << 20)
     parts, lowest = [], Counter[str]()
     with torch.no_grad():
         for rows in pack(data.train.lengths(), capacity(own)):

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rectune.config import Settings, TrainConfig, load_config
-from rectune.config.rft_config import OfflineConfig
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RFTConfig, RLConfig, Settings, TrainConfig, load_config
 from rectune.experiments.evaluator import Draws
 from rectune.reproduction.recipe import Arm, Recipe, Scale, full_settings, mini_settings
 from rectune.reproduction.task import DOMAINS, Task
 
-KINDS: dict[str, type[Settings]] = {"train": TrainConfig, "offline": OfflineConfig, "online": OnlineConfig}
+KINDS: dict[str, type[Settings]] = {"train": TrainConfig, "offline": RFTConfig, "online": RLConfig}
 BASE = "base"
 
 
@@ -48,7 +46,7 @@ class Asking:
     prompt: str | None = None
     system: str = ""
     folder: Path | None = None
-    engine: str = "local"
+    engine: str = "hf"
     precision: str = "auto"
 
     @property
@@ -96,12 +94,12 @@ class Job:
             share: Of the steps, for a trial.
         """
         given = self.settings(arm)
-        given |= {"model": self.model, "out": out, "seed": seed}
+        given |= {"model": self.model, "output_dir": out, "seed": seed}
         rate = rate or self.chosen.get(arm.label)
         if rate and not self.fixed_rate(arm):
             given["learning_rate"] = rate
         if share < 1:
-            given["steps"] = max(1, round(share * int(given["steps"])))
+            given["max_steps"] = max(1, round(share * int(given["max_steps"])))
         if arm.method == "train":
             given["data"] = str(
                 self.data[arm.mini.get("data", "demonstrations") if self.task else "demonstrations"]
@@ -109,10 +107,10 @@ class Job:
         else:
             given["problems"] = str(self.data["problems"])
         if arm.method == "train" and self.task:
-            given["rows.holdout"] = str(self.data["holdout"])
+            given["eval_data"] = str(self.data["holdout"])
         elif arm.method == "offline":
-            given |= {"sampling.seed": seed, "sampling.samples": str(self.samples(seed))}
-            given |= {"rows.holdout": 0.02} if self.task else {}
+            given |= {"sampling_seed": seed, "samples": str(self.samples(seed))}
+            given |= {"eval_split_size": 0.02} if self.task else {}
         return load_config(None, given, KINDS[arm.method])
 
     def settings(self, arm: Arm) -> dict[str, Any]:
@@ -151,7 +149,7 @@ def mini_asking(task: Task) -> Asking:
         files=tuple(task.file(name) for name in DOMAINS),
         draws=Draws(n=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]),
         template="none",
-        precision=task.settings["settings"]["precision"],
+        precision=task.settings["settings"]["dtype"],
     )
 
 
@@ -162,7 +160,7 @@ def full_asking(recipe: Recipe, folder: Path | None, engine: str) -> Asking:
         benchmarks=dict.fromkeys(recipe.benchmarks, ""),
         files=(),
         draws=Draws(n=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]),
-        template=recipe.full["settings"]["rows.template"],
+        template=recipe.full["settings"]["chat_template"],
         prompt=draws["prompt"] or None,
         system=draws["system"],
         folder=folder,

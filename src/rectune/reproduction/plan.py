@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from rectune.config import TrainConfig, flag, settings_fields
+from rectune.config import TrainConfig, flag
 from rectune.reproduction.estimate import FORMULA, full_estimate, mini_estimate, mini_minutes
 from rectune.reproduction.job import Job
 from rectune.reproduction.paper import paper_table
@@ -92,20 +92,14 @@ def launch_line(job: Job, arm: Arm, gpus: int) -> str:
     """
     config = job.config(arm, job.seeds[0], job.folder(arm, job.seeds[0]))
     assert isinstance(config, TrainConfig)
-    plain = TrainConfig(data=config.data, out=config.out)
+    plain = TrainConfig(data=config.data, output_dir=config.output_dir)
     given = []
-    for name, _ in settings_fields(type(config)):
-        value, default = _get(config, name), _get(plain, name)
-        if value != default or name in ("data", "out"):
+    for name, value in config:
+        default = getattr(plain, name)
+        if value != default or name in ("data", "output_dir"):
             given += [flag(name), _typed(value)]
     processes = f"accelerate launch --num_processes {gpus} -m rectune.cli.app train"
     return f"{processes} {shlex.join(given)} --resume"
-
-
-def _get(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
 
 
 def _typed(value: Any) -> str:

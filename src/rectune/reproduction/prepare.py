@@ -41,9 +41,9 @@ def write_problems(config: TrainConfig, path: Path, prompt: str) -> int:
 
     Rows without a boxed answer (proofs) are left out.
     """
-    dataset = read_rows(config.data, options=config.rows)
+    dataset = read_rows(config.data, options=config)
     records = []
-    for index in draw(len(dataset), config.rows.limit, config.seed):
+    for index in draw(len(dataset), config.max_train_samples, config.seed):
         row = row_at(dataset, index)
         question = next((turn.content for turn in row.turns if turn.role == "user"), "")
         gold = extract_answer(row.turns[-1].content, ["boxed"])

@@ -126,7 +126,7 @@ def load_mini(budget: float = 1.0) -> dict[str, Any]:
     for table, names in (
         ("task", tuple(mini["task"])),
         ("base", ("rows", "steps")),
-        ("settings", ("steps",)),
+        ("settings", ("max_steps",)),
     ):
         for name in names:
             if name != "wrong":
@@ -144,7 +144,7 @@ def full_settings(recipe: Recipe, arm: Arm, model: str) -> dict[str, Any]:
         given["learning_rate"] = tables["rates"][model]
     if arm.method == "train":
         return given
-    made = ("data", "rows.format", "rows.columns", "rows.split", "rows.limit")
+    made = ("data", "data_format", "columns", "split", "max_train_samples")
     return {**{name: value for name, value in given.items() if name not in made}, **tables["offline"]}
 
 
@@ -156,32 +156,38 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
     shared, own = dict(mini["settings"]), dict(arm.mini)
     own.pop("data", None)
     kept = {name: arm.settings[name] for name in ("objective", "algorithm") if name in arm.settings}
-    steps, rows, draws = shared["steps"], shared["batch_size"], mini["draws"]
+    steps, rows, draws = shared["max_steps"], shared["batch_size"], mini["draws"]
     if arm.method == "online":
-        n = arm.settings.get("n", 4)
+        n = arm.settings.get("num_samples", 4)
         return {
             **{
                 name: shared[name]
-                for name in ("steps", "precision", "micro_batch_tokens", "memory_budget", "warmup")
+                for name in (
+                    "max_steps",
+                    "dtype",
+                    "tokens_per_micro_batch",
+                    "logits_memory_mb",
+                    "warmup_ratio",
+                )
             },
-            **{name: shared[name] for name in ("checkpoint_every", "keep_checkpoints", "schedule")},
-            "n": n,
+            **{name: shared[name] for name in ("save_steps", "save_total_limit", "lr_scheduler_type")},
+            "num_samples": n,
             "problems_per_step": rows // n,
             "max_new_tokens": draws["max_new_tokens"],
-            "template": "none",
-            "rollouts_every": 0,
+            "chat_template": "none",
+            "save_rollout_steps": 0,
             **kept,
             **own,
         }
     if arm.method == "train":
-        steps = round(steps * own.pop("epochs", 1) * rows / own.get("batch_size", rows))
+        steps = round(steps * own.pop("num_train_epochs", 1) * rows / own.get("batch_size", rows))
     if kept.get("objective", "").startswith("dpo"):
         shared["batch_size"] = rows // 2
-    given = {**shared, "min_eos_weight": 0, "rows.template": "none", **kept, **own, "steps": steps}
+    given = {**shared, "min_eos_weight": 0, "chat_template": "none", **kept, **own, "max_steps": steps}
     if arm.method == "offline":
         given |= {
-            "sampling.n": 4,
-            "sampling.temperature": 1.0,
-            "sampling.max_new_tokens": draws["max_new_tokens"],
+            "num_samples": 4,
+            "temperature": 1.0,
+            "max_new_tokens": draws["max_new_tokens"],
         }
     return given

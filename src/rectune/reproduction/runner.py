@@ -40,7 +40,7 @@ def reproduce(
     arms: Sequence[str] = (),
     budget: float = 1.0,
     benchmark_dir: Path | None = None,
-    engine: str = "local",
+    engine: str = "hf",
     gpus: int = 8,
     dry_run: bool = False,
     cache: Path | None = None,
@@ -79,7 +79,7 @@ def reproduce(
     chosen = _choose(recipe, arms)
     check_writable(Path(out))
     if benchmark_dir is not None and not Path(benchmark_dir).is_dir():
-        raise UserError("no such folder", where=f"--benchmark-dir {benchmark_dir}")
+        raise UserError("no such folder", where=f"--include-path {benchmark_dir}")
     if scale == "mini":
         from rectune.reproduction.task import make_base, make_task
 
@@ -161,7 +161,7 @@ def _sweep(job: Job) -> dict[str, Any] | None:
         for rate in job.rates:
             folder = job.out / "sweep" / arm.slug / f"lr-{rate:g}"
             config = job.config(arm, seed, folder, rate=rate, share=own["share"])
-            steps = config.steps or 0  # type: ignore[attr-defined]
+            steps = config.max_steps or 0  # type: ignore[attr-defined]
             trained = trained_folder(arm, folder)
             if not is_answered(trained / "validation", files, draws):
                 with clock.task(arm.slug, f"{arm.label} at learning rate {rate:g}"):
@@ -202,13 +202,13 @@ def _along(job: Job, arm: Arm, config: Any, every: int) -> None:
     """Pause the training every so many steps, and ask the model as it is then."""
     from rectune.training.dry_run import plan
 
-    steps = config.steps or plan(config)["steps"]
+    steps = config.max_steps or plan(config)["steps"]
     for step in range(every, steps, every):
         draws = _curve_draws(job, config.seed)
-        folder = config.out / f"validation-step-{step:04d}"
+        folder = config.output_dir / f"validation-step-{step:04d}"
         if not is_answered(folder, job.asking.places, draws):
             carry_out(arm, config, until=step)
-            Respondent(str(config.out / "model"), job.asking).answer(folder, draws)
+            Respondent(str(config.output_dir / "model"), job.asking).answer(folder, draws)
 
 
 def _curve_draws(job: Job, seed: int) -> Draws:

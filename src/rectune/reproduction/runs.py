@@ -2,7 +2,7 @@
 
     train    rectune.training.trainer.train      on demonstrations
     offline  rectune.offline.offline          on the base model's own graded answers, which all offline arms share
-    online   rectune.online.train_online      on answers of the model in training
+    online   rectune.rl.train_rl     on answers of the model in training
 
 Everything goes on after a kill. What is run, and in which order, is in `runner.py`.
 """
@@ -18,8 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectune.config import Settings, TrainConfig
-from rectune.config.rft_config import OfflineConfig
+from rectune.config import RFTConfig, Settings, TrainConfig
 from rectune.evaluation.evaluate import evaluate
 from rectune.experiments.evaluator import Draws, is_answered
 from rectune.reproduction.job import Asking, Job, trained_folder
@@ -28,7 +27,7 @@ from rectune.runtime.io import load_record, write_json
 from rectune.training.trainer import train
 
 if TYPE_CHECKING:
-    from rectune.config.rl_config import OnlineConfig
+    from rectune.config import RLConfig
     from rectune.sampling.hf.engine import HFEngine
 
 
@@ -39,19 +38,19 @@ def is_done(arm: Arm, folder: Path) -> bool:
 
 def carry_out(arm: Arm, config: Settings, *, until: int | None = None) -> None:
     """Run to the end (or, on demonstrations, up to a step); the checkpoints of a finished run are removed."""
-    folder = Path(config.out)  # type: ignore[attr-defined]
+    folder = Path(config.output_dir)  # type: ignore[attr-defined]
     if not is_done(arm, folder):
-        if isinstance(config, OfflineConfig):
-            from rectune.experiments.rft import offline
+        if isinstance(config, RFTConfig):
+            from rectune.experiments.rft import train_rft
 
-            offline(config, resume=True)
+            train_rft(config, resume=True)
         elif isinstance(config, TrainConfig):
             train(config, resume=True, until=until)
         else:
-            from rectune.rl.loop import train_online
+            from rectune.rl.loop import train_rl
 
-            online: OnlineConfig = config  # type: ignore[assignment]
-            train_online(online, resume=True)
+            online: RLConfig = config  # type: ignore[assignment]
+            train_rl(online, resume=True)
         gc.collect()  # this run's model, before the next one's
     if is_done(arm, folder):
         shutil.rmtree(trained_folder(arm, folder) / "checkpoints", ignore_errors=True)
@@ -68,20 +67,20 @@ def draw_samples(job: Job, seed: int) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     config = job.config(job.sharing[0], seed, path.parent)
-    assert isinstance(config, OfflineConfig)
-    own, began = config.sampling, time.perf_counter()
+    assert isinstance(config, RFTConfig)
+    began = time.perf_counter()
     sample(
         config.model,
         read_problems(config.problems),
         out=path,
-        n=own.n,
-        temperature=own.temperature,
-        top_p=own.top_p,
-        max_new_tokens=own.max_new_tokens,
-        seed=own.seed,
-        stop=own.stop,
-        template=config.rows.template,
-        precision=config.precision,
+        n=config.num_samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.sampling_seed,
+        stop=config.stop,
+        template=config.chat_template,
+        precision=config.dtype,
         engine=job.asking.engine,
     )
     with path.open("rb") as lines:
@@ -100,7 +99,7 @@ class Respondent:
 
     def __init__(self, weights: str, asking: Asking) -> None:
         self.weights, self.asking = weights, asking
-        self._engine: HFEngine | str | None = None if asking.engine == "local" else asking.engine
+        self._engine: HFEngine | str | None = None if asking.engine == "hf" else asking.engine
 
     def answer(self, folder: Path, draws: Draws, files: Sequence[Path] | None = None) -> None:
         """Draw and grade the evaluation in `folder`, unless it is there.
@@ -155,7 +154,7 @@ def run_cost(job: Job, arm: Arm, seed: int) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text())
     steps, drawn = len(taken), {"answers": 0, "tokens": 0, "seconds": 0.0}
     if arm.method == "online":
-        rows = steps * config["problems_per_step"] * config["n"]
+        rows = steps * config["problems_per_step"] * config["num_samples"]
         drawn = {"answers": rows, "tokens": 0, "seconds": 0.0}
     else:
         pairs = config["objective"].startswith("dpo")

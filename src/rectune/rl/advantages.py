@@ -20,7 +20,7 @@ EPSILON = 1e-4
 def group_advantages(rewards_Gn: Tensor, variant: str) -> Tensor:
     """Advantages of the answers to each problem, (G, n); 0 where the reward is NaN, which takes no part in the group.
 
-    `std`: (r - mean) / (std + 1e-4), arXiv:2402.03300 section 4.1.2, std with n - 1; `none`: r - mean,
+    `group`: (r - mean) / (std + 1e-4), arXiv:2402.03300 section 4.1.2, std with n - 1; `none`: r - mean,
     arXiv:2503.20783; `leave-one-out`: r minus the mean of the others, arXiv:2402.14740.
     """
     known_Gn = ~rewards_Gn.isnan()
@@ -81,15 +81,15 @@ def explained_variance(value_N: Tensor, return_N: Tensor) -> float | None:
     return 1 - float((return_N - value_N).double().var()) / spread
 
 
-def token_weights(lengths: Sequence[int], aggregation: str, max_new_tokens: int) -> Tensor:
+def token_weights(lengths: Sequence[int], loss_type: str, max_new_tokens: int) -> Tensor:
     """What a token's loss is multiplied with, for each answer of an update; over its tokens they add up to a mean.
 
     `token` is TRL's loss type dapo (1 / all tokens), `sequence` its grpo (1 / (answers x own tokens)), `constant` its
     dr_grpo (1 / (answers x max_new_tokens)).
     """
     own = torch.tensor(lengths, dtype=torch.float32)
-    if aggregation == "token":
+    if loss_type == "dapo":
         return torch.ones_like(own) / own.sum().clamp(min=1)
-    if aggregation == "sequence":
+    if loss_type == "grpo":
         return 1 / (len(lengths) * own.clamp(min=1))
     return torch.full_like(own, 1 / (len(lengths) * max_new_tokens))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 from rectune.data.sampler import plan_steps
 from rectune.data.schema import Problem
 from rectune.data.trained_prompt import as_trained
@@ -54,8 +54,8 @@ log = logging.getLogger("rectune")
 _GIVE_UP_AFTER = 10  # steps in a row of which nothing could be judged, or without a finite gradient
 
 
-def train_online(config: OnlineConfig, *, resume: bool = False, began: float | None = None) -> OnlineResult:
-    """Train `config.model` on its own answers to `config.problems`; writes the run folder `config.out`.
+def train_rl(config: RLConfig, *, resume: bool = False, began: float | None = None) -> OnlineResult:
+    """Train `config.model` on its own answers to `config.problems`; writes the run folder `config.output_dir`.
 
     Args:
         config: All settings.
@@ -74,19 +74,19 @@ def train_online(config: OnlineConfig, *, resume: bool = False, began: float | N
     began = time.perf_counter() if began is None else began
     reset_peak_memory()
     config = as_trained(config.model, with_own_lora(config))
-    if config.engine == "server" and config.lora.rank:
+    if config.backend == "openai" and config.lora_r:
         raise UserError(
             "the server reloads whole models, not adapters", where="engine", hint="merge it first"
         )
     check_run(config, resume=resume)  # type: ignore[arg-type]
-    if resume and (config.out / "summary.json").exists():
-        log.info("%s: the run is finished", config.out)
+    if resume and (config.output_dir / "summary.json").exists():
+        log.info("%s: the run is finished", config.output_dir)
         fields = set(OnlineResult.__dataclass_fields__)
-        path = config.out / "summary.json"
+        path = config.output_dir / "summary.json"
         finished = {"step_seconds": None, **load_record(path, *fields - {"step_seconds"})}
         return OnlineResult(**{name: finished[name] for name in fields})
     problems, kept = read_inputs(config)
-    with lock(config.out, "training"), translate_disk_errors(config.out, "go on with --resume"):
+    with lock(config.output_dir, "training"), translate_disk_errors(config.output_dir, "go on with --resume"):
         check_run(config, resume=resume)  # type: ignore[arg-type]  # another process may have begun before
         with Rewards(config.reward, config.grading_timeout) as rewards:
             return _Run(config, rewards, problems, kept, began).go(resume=resume)
@@ -97,7 +97,7 @@ class _Run:
 
     def __init__(
         self,
-        config: OnlineConfig,
+        config: RLConfig,
         rewards: Rewards,
         problems: list[Problem],
         kept: list[Problem],
@@ -112,60 +112,62 @@ class _Run:
         device = self.accelerator.device
         self.model: Any
         self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=device)
-        self.template = template = run_template(config.out, config.template, self.tokenizer)
+        self.template = template = run_template(config.output_dir, config.chat_template, self.tokenizer)
         self.asked, self.kept = (ask(some, self.tokenizer, template) for some in (problems, kept))
         for some in (self.asked, self.kept):
             check_room(some, self.model, self.tokenizer, config.max_new_tokens)
-        if config.lora.rank:
-            self.model = add_lora(self.model, config.lora, config.seed)
+        if config.lora_r:
+            self.model = add_lora(self.model, config, config.seed)
         self.policy = Policy(
             self.model,
             value=config.algorithm == "ppo",
             temperature=config.temperature,
-            memory_budget=config.memory_budget << 20,
+            memory_budget=config.logits_memory_mb << 20,
         )
-        dtype, why = choose_precision(config.precision, device)
+        dtype, why = choose_precision(config.dtype, device)
         self.masters = Masters(self.policy, dtype)
         self.optimizer = _optimizer(self.masters, config)
         if config.gradient_checkpointing:
             enable = "activation_checkpointing_enable"  # its new name in transformers
             getattr(self.model, enable, self.model.gradient_checkpointing_enable)()
         scorer = self.policy.scorer
-        fresh = config.lora.rank and not starts_from_adapter(config)
+        fresh = config.lora_r and not starts_from_adapter(config)
         of_base = scorer.without_adapter if fresh else scorer.frozen
         self.reference = of_base() if config.beta else None
-        self.plan = plan_steps(len(problems), config.problems_per_step, steps=config.steps, seed=config.seed)
+        self.plan = plan_steps(
+            len(problems), config.problems_per_step, steps=config.max_steps, seed=config.seed
+        )
         longest = max(len(ids) for ids in (*self.asked.prompts, *self.kept.prompts)) + config.max_new_tokens
-        self.room = TokenLimit(max(config.micro_batch_tokens, longest))
+        self.room = TokenLimit(max(config.tokens_per_micro_batch, longest))
         self.engine = self._engine(template)
-        self.metrics = config.out / "metrics.jsonl"
-        self.checkpoints = config.out / "checkpoints"
+        self.metrics = config.output_dir / "metrics.jsonl"
+        self.checkpoints = config.output_dir / "checkpoints"
         log.info(
             "algorithm: %s; precision: %s (%s)", config.algorithm, str(dtype).removeprefix("torch."), why
         )
         log.info(
             "problems: %s to learn on, %s kept apart, written with %s; %s steps of %s answers",
-            f"{len(problems):,}", f"{len(kept):,}", template.name, f"{config.steps:,}",
-            config.problems_per_step * config.n,
+            f"{len(problems):,}", f"{len(kept):,}", template.name, f"{config.max_steps:,}",
+            config.problems_per_step * config.num_samples,
         )  # fmt: skip
 
     def _engine(self, template: Any) -> Engine:
         config = self.config
-        if config.engine == "local":
+        if config.backend == "hf":
             return HFEngine(
-                self.model, self.tokenizer, template, batch_size=config.sampling_batch, exact=False
+                self.model, self.tokenizer, template, batch_size=config.sampling_batch_size, exact=False
             )
-        assert config.server_url is not None
+        assert config.base_url is not None
         server = OpenAIEngine(
-            config.model, config.server_url, served_name=config.served_name, template=template,
-            concurrency=config.sampling_batch,
+            config.model, config.base_url, served_name=config.served_model_name, template=template,
+            concurrency=config.sampling_batch_size,
         )  # fmt: skip
-        return ReloadingServer(server, self.model, self.tokenizer, config.out / "served")
+        return ReloadingServer(server, self.model, self.tokenizer, config.output_dir / "served")
 
     def go(self, *, resume: bool) -> OnlineResult:
-        config, steps = self.config, self.config.steps
+        config, steps = self.config, self.config.max_steps
         start, idle, before = self._recall() if resume else (0, 0, {})
-        open_run(config, self.template, config.steps)  # type: ignore[arg-type]
+        open_run(config, self.template, config.max_steps)  # type: ignore[arg-type]
         take_back_metrics(self.metrics, start if start else -1)
         if not start:
             before = self._measure(0)
@@ -189,29 +191,29 @@ class _Run:
                 if idle == _GIVE_UP_AFTER:
                     raise UserError(
                         f"no answer could be judged, or no gradient was finite, in {idle} steps in a row",
-                        where=config.out,
+                        where=config.output_dir,
                         hint="look at OUT/rollouts, raise grading_timeout or lower learning_rate",
                     )
-                if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
+                if done == steps or (config.eval_steps and done % config.eval_steps == 0):
                     after = self._measure(done)
                 stop = stopped()
-                due = config.checkpoint_every and done % config.checkpoint_every == 0
+                due = config.save_steps and done % config.save_steps == 0
                 if done < steps and (due or stop):
                     self._checkpoint(done, idle, before)
                 if done < steps and stop:
                     raise Stopped(
-                        f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop
+                        f"{config.output_dir}: stopped at step {done} of {steps}; go on with --resume", stop
                     )
         self._save()
         result = summary(config, self.metrics, before, after, time.perf_counter() - self.began)
-        write_json(config.out / "summary.json", asdict(result), indent=2)
+        write_json(config.output_dir / "summary.json", asdict(result), indent=2)
         return result
 
     def _learn(self, rollout: Rollout, step: int, began: float) -> dict[str, Any]:
         """The updates of a step; its line of metrics."""
         config = self.config
         credit(rollout, self.policy, self.reference, config, self.room)
-        factor = learning_rate(config.training, step, config.steps) / config.learning_rate
+        factor = learning_rate(config, step, config.max_steps) / config.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
@@ -228,8 +230,12 @@ class _Run:
                 step,
                 self.room,
             )
-        if config.rollouts_every and (step % config.rollouts_every == 0 or step + 1 == config.steps):
-            keep_rollout(rollout, self.asked, config.out / "rollouts" / f"step-{step + 1:06d}.jsonl", step)
+        if config.save_rollout_steps and (
+            step % config.save_rollout_steps == 0 or step + 1 == config.max_steps
+        ):
+            keep_rollout(
+                rollout, self.asked, config.output_dir / "rollouts" / f"step-{step + 1:06d}.jsonl", step
+            )
         now = time.perf_counter()
         tokens = sum(rollout.lengths)
         return {
@@ -265,7 +271,7 @@ class _Run:
     def _checkpoint(self, step: int, idle: int, before: dict[str, Any]) -> None:
         state = {"data": self.asked.fingerprint, "idle": idle, "before": before, "room": self.room.tokens}
         state["seconds"] = time.perf_counter() - self.began
-        keep = self.config.keep_checkpoints
+        keep = self.config.save_total_limit
         save_checkpoint(self.checkpoints, step, self.masters.masters, self.optimizer, {}, state, keep)
 
     def _recall(self) -> tuple[int, int, dict[str, Any]]:
@@ -276,25 +282,28 @@ class _Run:
         state = load_checkpoint(found, self.masters.masters, self.optimizer, {})
         if state["data"] != self.asked.fingerprint:
             was = f"the problems are not those the run began with ({state['data']}, now {self.asked.fingerprint})"
-            raise UserError(was, where=self.config.problems, hint="restore them, or give another --out")
+            raise UserError(
+                was, where=self.config.problems, hint="restore them, or give another --output-dir"
+            )
         self.masters.publish()
         self.room.tokens = state.get("room", self.room.tokens)
         self.began -= state.get("seconds", 0.0)
-        log.info("going on from %s, step %d of %d", found, state["step"], self.config.steps)
+        log.info("going on from %s, step %d of %d", found, state["step"], self.config.max_steps)
         return state["step"], state["idle"], state["before"]
 
     def _save(self) -> None:
-        lora = self.config.lora
-        saved = self.config.out / ("adapter" if lora.rank else "model")
+        saved = self.config.output_dir / ("adapter" if self.config.lora_r else "model")
         save_model(saved, self.model, self.tokenizer, self.template)
-        if lora.rank and lora.merge:
-            save_model(self.config.out / "model", merge_lora(self.model), self.tokenizer, self.template)
+        if self.config.lora_r and self.config.merge_adapter:
+            save_model(
+                self.config.output_dir / "model", merge_lora(self.model), self.tokenizer, self.template
+            )
 
 
-def _optimizer(masters: Masters, config: OnlineConfig) -> torch.optim.AdamW:
+def _optimizer(masters: Masters, config: RLConfig) -> torch.optim.AdamW:
     """Training's AdamW on the model, and the value head beside it with a learning rate of its own and no decay."""
     of_model = {n: m for n, m in masters.masters.items() if not n.startswith("value.")}
-    optimizer = make_optimizer(SimpleNamespace(masters=of_model), config.training)  # type: ignore[arg-type]
+    optimizer = make_optimizer(SimpleNamespace(masters=of_model), config)  # type: ignore[arg-type]
     for group in optimizer.param_groups:
         group["peak"] = config.learning_rate
     of_value = [m for n, m in masters.masters.items() if n not in of_model]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 from rectune.data.chat_template import Template, check_template
 from rectune.data.findings import say_findings
 from rectune.data.schema import Problem
@@ -24,17 +24,17 @@ from rectune.models.load import check_model
 from rectune.runtime.io import check_writable
 
 
-def read_inputs(config: OnlineConfig) -> tuple[list[Problem], list[Problem]]:
+def read_inputs(config: RLConfig) -> tuple[list[Problem], list[Problem]]:
     """The problems to learn on and those kept apart, once all other paths of the config were looked at.
 
     Raises:
         UserError: A path that leads nowhere, or problems that cannot be used.
     """
-    check_writable(config.out)
+    check_writable(config.output_dir)
     check_model(config.model)
-    check_template(config.template)
-    kept = load_problems(config.holdout, system=config.system) if config.holdout else []
-    return load_problems(config.problems, system=config.system), kept
+    check_template(config.chat_template)
+    kept = load_problems(config.eval_problems, system=config.system_prompt) if config.eval_problems else []
+    return load_problems(config.problems, system=config.system_prompt), kept
 
 
 @dataclass(frozen=True)

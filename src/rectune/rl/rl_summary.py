@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 from rectune.data.trained_prompt import as_trained
 from rectune.models.load import load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
@@ -21,26 +21,26 @@ from rectune.training.dry_run import memory_estimate
 from rectune.training.run_dir import run_template, settled
 
 
-def plan(config: OnlineConfig) -> dict[str, Any]:
+def plan(config: RLConfig) -> dict[str, Any]:
     """Resolved config, problems, answers, updates and memory of a run; writes nothing.
 
     Raises:
-        UserError: Whatever `train_online` would refuse about them.
+        UserError: Whatever `train_rl` would refuse about them.
     """
     config = as_trained(config.model, with_own_lora(config))
     problems, kept = read_inputs(config)
     with Rewards(config.reward, config.grading_timeout) as rewards:
         rewards.check([*problems, *kept])
     device = default_device()
-    dtype, why = choose_precision(config.precision, device)
+    dtype, why = choose_precision(config.dtype, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    template = run_template(config.out, config.template, tokenizer)
+    template = run_template(config.output_dir, config.chat_template, tokenizer)
     asked = ask([*problems, *kept], tokenizer, template)
     check_room(asked, model, tokenizer, config.max_new_tokens)
     longest = max(map(len, asked.prompts)) + config.max_new_tokens
-    answers = config.problems_per_step * config.n
-    if config.lora.rank:
-        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    answers = config.problems_per_step * config.num_samples
+    if config.lora_r:
+        model = add_lora(model, config, config.seed)  # type: ignore[assignment]
     return {
         "config": settled(config),
         "precision": f"{dtype} ({why})".removeprefix("torch."),
@@ -48,17 +48,17 @@ def plan(config: OnlineConfig) -> dict[str, Any]:
         "problems": len(problems),
         "holdout_problems": len(kept),
         "longest_prompt": longest - config.max_new_tokens,
-        "steps": config.steps,
+        "steps": config.max_steps,
         "answers_per_step": answers,
-        "updates": config.steps * config.epochs * config.minibatches,
-        "passes_over_the_problems": round(config.steps * config.problems_per_step / len(problems), 2),
-        "most_tokens": config.steps * answers * config.max_new_tokens,
+        "updates": config.max_steps * config.num_iterations * config.num_mini_batches,
+        "passes_over_the_problems": round(config.max_steps * config.problems_per_step / len(problems), 2),
+        "most_tokens": config.max_steps * answers * config.max_new_tokens,
         "memory_mib": memory_estimate(
             model,
-            config.training,
+            config,
             dtype,
-            tokens=min(max(config.micro_batch_tokens, longest), longest * answers),
-            copies=int(config.beta > 0 and (not config.lora.rank or starts_from_adapter(config))),
+            tokens=min(max(config.tokens_per_micro_batch, longest), longest * answers),
+            copies=int(config.beta > 0 and (not config.lora_r or starts_from_adapter(config))),
         ),
     }
 
@@ -126,7 +126,7 @@ def line(figures: dict[str, Any]) -> str:
 
 
 def summary(
-    config: OnlineConfig, metrics: Path, before: dict[str, Any], after: dict[str, Any], seconds: float
+    config: RLConfig, metrics: Path, before: dict[str, Any], after: dict[str, Any], seconds: float
 ) -> OnlineResult:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     taken = [line for line in lines if line["kind"] == "train"]
@@ -138,8 +138,8 @@ def summary(
         reward[name] = sum(known) / len(known) if known else None
     step_seconds = sum(line["seconds"] for line in taken)
     return OnlineResult(
-        out=str(config.out),
-        steps=config.steps,
+        out=str(config.output_dir),
+        steps=config.max_steps,
         validation={"before": before, "after": after},
         reward=reward,
         tokens_per_second=sum(line["tokens"] for line in taken) / step_seconds if step_seconds else 0.0,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 from rectune.data.tokenization import IGNORED, Encoded
 from rectune.models.scorer import Scorer
 from rectune.rl.advantages import (
@@ -81,15 +81,17 @@ class Rollout:
 
 
 def roll_out(
-    engine: Engine, rewards: Rewards, asked: Asked, places: Sequence[int], config: OnlineConfig, step: int
+    engine: Engine, rewards: Rewards, asked: Asked, places: Sequence[int], config: RLConfig, step: int
 ) -> Rollout:
-    """Draw `config.n` answers to each of the problems at `places` and judge them."""
-    return _draw(engine, rewards, asked, places, config.n, config, config.seed * _SEEDS + step)
+    """Draw `config.num_samples` answers to each of the problems at `places` and judge them."""
+    return _draw(engine, rewards, asked, places, config.num_samples, config, config.seed * _SEEDS + step)
 
 
-def measure(engine: Engine, rewards: Rewards, asked: Asked, config: OnlineConfig) -> dict[str, Any]:
+def measure(engine: Engine, rewards: Rewards, asked: Asked, config: RLConfig) -> dict[str, Any]:
     """Figures of answers to hold-out problems; the same draws at every step."""
-    return said_of(_draw(engine, rewards, asked, range(len(asked)), config.holdout_n, config, config.seed))
+    return said_of(
+        _draw(engine, rewards, asked, range(len(asked)), config.eval_num_samples, config, config.seed)
+    )
 
 
 def _draw(
@@ -98,7 +100,7 @@ def _draw(
     asked: Asked,
     places: Sequence[int],
     n: int,
-    config: OnlineConfig,
+    config: RLConfig,
     seed: int,
 ) -> Rollout:
     began = time.perf_counter()
@@ -150,13 +152,13 @@ def said_of(rollout: Rollout) -> dict[str, Any]:
 
 
 def credit(
-    rollout: Rollout, policy: Policy, reference: Scorer | None, config: OnlineConfig, room: TokenLimit
+    rollout: Rollout, policy: Policy, reference: Scorer | None, config: RLConfig, room: TokenLimit
 ) -> None:
     """Fill in `columns` (the advantage of each token, and what the loss refers to) and `figures`."""
     began = time.perf_counter()
     ppo = config.algorithm == "ppo"
     once = (
-        config.epochs * config.minibatches == 1
+        config.num_iterations * config.num_mini_batches == 1
     )  # then the policy is the old one, whose log-probs need no pass
     rollout.columns = [{} for _ in rollout.rows]
     if ppo or reference is not None or not once:
@@ -177,13 +179,13 @@ def credit(
     if ppo:
         _credit_ppo(rollout, config)
     else:
-        of_answers = group_advantages(rollout.rewards_Gn, config.advantage).flatten().float()
+        of_answers = group_advantages(rollout.rewards_Gn, config.scale_rewards).flatten().float()
         for columns, advantage, length in zip(rollout.columns, of_answers, rollout.lengths, strict=True):
             columns["advantage"] = advantage.expand(length)
     rollout.seconds["credit"] = time.perf_counter() - began
 
 
-def _credit_ppo(rollout: Rollout, config: OnlineConfig) -> None:
+def _credit_ppo(rollout: Rollout, config: RLConfig) -> None:
     """GAE with the reward at the last token, and against the reference a penalty at each."""
     used, cpu = rollout.used, torch.device("cpu")
     if not used:
@@ -198,6 +200,6 @@ def _credit_ppo(rollout: Rollout, config: OnlineConfig) -> None:
     advantage, returns = gae(reward, value, lengths, gamma=config.gamma, lam=config.lam)
     rollout.figures["explained_variance"] = explained_variance(value, returns)
     rollout.figures["value"] = float(value.mean())
-    advantage = whitened(advantage) if config.whiten else advantage
+    advantage = whitened(advantage) if config.whiten_advantages else advantage
     for i, a, r in zip(used, advantage.split(lengths), returns.split(lengths), strict=True):
         rollout.columns[i] |= {"advantage": a, "returns": r}

@@ -1,6 +1,6 @@
 """Clipped steps over a rollout: in each epoch its answers are dealt into minibatches, and each makes one update.
 
-A minibatch is packed into micro-batches; the sum of its tokens' losses, weighted as `aggregation` says, does not
+A minibatch is packed into micro-batches; the sum of its tokens' losses, weighted as `loss_type` says, does not
 depend on how, so it is begun again with smaller ones where memory runs out. Answers that cannot have a gradient
 (advantage 0, no KL) are not run; they count in the means all the same. The losses are in `objectives.py` (policy) and
 `policy.py` (value).
@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rectune.config.rl_config import OnlineConfig
+from rectune.config import RLConfig
 from rectune.data.packing import collate, pack
 from rectune.objectives import grpo, k3
 from rectune.rl.advantages import token_weights
@@ -40,7 +40,7 @@ def update(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     rollout: Rollout,
-    config: OnlineConfig,
+    config: RLConfig,
     step: int,
     room: TokenLimit,
 ) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def update(
             log.warning(say, step + 1, which)
             continue
         norms.append(norm)
-        if config.clip and norm > config.clip:
-            masters.scale_gradients(config.clip / norm)
+        if config.max_grad_norm and norm > config.max_grad_norm:
+            masters.scale_gradients(config.max_grad_norm / norm)
         optimizer.step()
         masters.publish()
         updates += 1
@@ -91,21 +91,21 @@ def update(
     }
 
 
-def trained(rollout: Rollout, rows: Sequence[int], config: OnlineConfig) -> list[int]:
+def trained(rollout: Rollout, rows: Sequence[int], config: RLConfig) -> list[int]:
     """Those of the answers that can have a gradient: under GRPO without a KL those whose advantage is not 0."""
     if config.algorithm == "ppo" or config.beta:
         return list(rows)
     return [i for i in rows if rollout.columns[i]["advantage"].any()]
 
 
-def minibatches(used: Sequence[int], config: OnlineConfig, step: int) -> Iterator[list[int]]:
+def minibatches(used: Sequence[int], config: RLConfig, step: int) -> Iterator[list[int]]:
     """Answers of each update, over all epochs; a function of seed and step."""
-    for epoch in range(config.epochs):
+    for epoch in range(config.num_iterations):
         order = list(used)
-        if config.minibatches > 1:
+        if config.num_mini_batches > 1:
             shuffled = np.random.default_rng([config.seed, _ORDER, step, epoch]).permutation(len(used))
             order = [used[i] for i in shuffled]
-        for part in np.array_split(np.array(order, dtype=np.int64), config.minibatches):
+        for part in np.array_split(np.array(order, dtype=np.int64), config.num_mini_batches):
             if len(part):
                 yield part.tolist()
 
@@ -114,11 +114,11 @@ class _Minibatch:
     """The answers of one update, and how much each of their tokens counts."""
 
     def __init__(
-        self, policy: Policy, masters: Masters, rollout: Rollout, rows: Sequence[int], config: OnlineConfig
+        self, policy: Policy, masters: Masters, rollout: Rollout, rows: Sequence[int], config: RLConfig
     ) -> None:
         self.policy, self.masters, self.rollout, self.config = policy, masters, rollout, config
         lengths = rollout.lengths
-        of_rows = token_weights([lengths[i] for i in rows], config.aggregation, config.max_new_tokens)
+        of_rows = token_weights([lengths[i] for i in rows], config.loss_type, config.max_new_tokens)
         self.weights = dict(zip(rows, of_rows, strict=True))
         self.rows = trained(rollout, rows, config)
         self.lengths = [len(rollout.rows[i]) for i in self.rows]
@@ -147,7 +147,7 @@ class _Minibatch:
     def _loss(self, chosen: list[int]) -> tuple[dict[str, Tensor], Tensor]:
         rollout, policy, config = self.rollout, self.policy, self.config
         batch = collate([rollout.rows[i] for i in chosen], policy.device)
-        columns = policy.columns(batch, entropy_gradient=config.entropy_bonus > 0)
+        columns = policy.columns(batch, entropy_gradient=config.entropy_coef > 0)
         for name in rollout.columns[chosen[0]]:
             columns[name] = rollout.cat(name, chosen, policy.device)
         columns.setdefault("old_logp", columns["logp"])
@@ -167,7 +167,7 @@ class _Minibatch:
         return f"answer {request.sample_index} to problem {request.problem_id}"
 
 
-def token_losses(columns: dict[str, Tensor], config: OnlineConfig) -> Tensor:
+def token_losses(columns: dict[str, Tensor], config: RLConfig) -> Tensor:
     """Loss of each token, (N,): the clipped surrogate, and what the settings add to it."""
     losses = grpo(
         columns["logp"],
@@ -179,17 +179,17 @@ def token_losses(columns: dict[str, Tensor], config: OnlineConfig) -> Tensor:
     if config.algorithm == "grpo":
         if not config.beta:
             return losses
-        old_logp = columns["old_logp"] if config.kl == "corrected" else None
+        old_logp = columns["old_logp"] if config.use_bias_correction_kl else None
         return losses + config.beta * k3(columns["logp"], columns["ref_logp"], old_logp)
-    error = value_loss(columns["value"], columns["old_value"], columns["returns"], clip=config.value_clip)
-    losses = losses + config.value_coefficient * error
-    return losses - config.entropy_bonus * columns["entropy"] if config.entropy_bonus else losses
+    error = value_loss(
+        columns["value"], columns["old_value"], columns["returns"], clip=config.cliprange_value
+    )
+    losses = losses + config.vf_coef * error
+    return losses - config.entropy_coef * columns["entropy"] if config.entropy_coef else losses
 
 
 @torch.no_grad()
-def _add(
-    totals: defaultdict[str, float], columns: dict[str, Tensor], loss: float, config: OnlineConfig
-) -> None:
+def _add(totals: defaultdict[str, float], columns: dict[str, Tensor], loss: float, config: RLConfig) -> None:
     ratio = (columns["logp"] - columns["old_logp"]).exp()
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     clipped = (ratio < 1 - config.epsilon) & (columns["advantage"] < 0)

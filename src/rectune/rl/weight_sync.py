@@ -59,7 +59,7 @@ class ReloadingServer:
             raise UserError(
                 "this server cannot reload weights",
                 where=self.api.url,
-                hint="SGLang can, vLLM with VLLM_SERVER_DEV_MODE=1 can; or use engine = 'local'",
+                hint="SGLang can, vLLM with VLLM_SERVER_DEV_MODE=1 can; or use backend = 'hf'",
             )
         self._ask("/reset_prefix_cache", {})
 

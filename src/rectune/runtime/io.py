@@ -132,7 +132,7 @@ def check_format(content: Mapping[str, Any], path: Path | str, reads: int = FORM
     raise UserError(
         f"is of format {str(found)[:20]}, this version reads {reads}",
         where=path,
-        hint=f"use the {'later ' if later else ''}rectune version that wrote it, or give another --out",
+        hint=f"use the {'later ' if later else ''}rectune version that wrote it, or give another --output-dir",
     )
 
 

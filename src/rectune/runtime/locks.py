@@ -47,7 +47,7 @@ def lock(folder: Path, doing: str) -> Iterator[None]:
             raise UserError(
                 f"another process{who} is {doing} in this folder",
                 where=folder,
-                hint="wait for it, or give another --out",
+                hint="wait for it, or give another --output-dir",
             )
         _locked.add(name)
         try:

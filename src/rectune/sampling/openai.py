@@ -215,7 +215,7 @@ class OpenAIEngine:
         UserError: No server answers at `url`, or the model has no tokenizer.
     """
 
-    name = "server"
+    name = "openai"
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class OpenAIEngine:
         try:
             self.tokenizer = load_tokenizer(model)
         except UserError as error:
-            hint = "prompts need its tokenizer: give the model's folder or hub id, and --served-name if that differs"
+            hint = "give the model's folder or hub id, for its tokenizer, and --served-model-name if that differs"
             raise UserError(error.what, where=error.where, hint=hint) from error
         self.template = choose_template(template, self.tokenizer)
         self.stop_ids = stop_ids(self.tokenizer, self.template)

@@ -30,7 +30,7 @@ from rectune.sampling.writer import shared_file
 
 log = logging.getLogger("rectune")
 
-ENGINES = ("local", "server", "vllm")
+ENGINES = ("hf", "openai", "vllm")
 
 
 def sample(
@@ -44,7 +44,7 @@ def sample(
     max_new_tokens: int = 4096,
     seed: int = 0,
     stop: Sequence[str] = (),
-    engine: str | Engine = "local",
+    engine: str | Engine = "hf",
     batch_size: int | None = None,
     template: str | None = None,
     precision: str = "auto",
@@ -62,7 +62,7 @@ def sample(
         model: Hub id, folder or packaged name.
         problems: With unique ids.
         stop: Texts at which an answer ends, besides the template's own mark of the next turn (`stop_strings.py`).
-        engine: "local", "server", "vllm", or an engine of your own.
+        engine: "hf", "openai", "vllm", or an engine of your own.
         batch_size: Sequences in work at once (local) or requests in flight (server); None: its own choice.
         template: As in training: "auto", "none", the name of one of the tokenizer's, or a file. None: that of the
             training run that the model is of, else "auto".
@@ -177,11 +177,11 @@ def _engine(
 ) -> Engine:
     """The engine of that name. Imported here, so that a server needs no weights in this process."""
     check_template(template)
-    if name == "local":
+    if name == "hf":
         from rectune.sampling.hf.engine import HFEngine
 
         return HFEngine.load(model, template=template, precision=precision, batch_size=batch_size)
-    if name == "server":
+    if name == "openai":
         from rectune.sampling.openai import OpenAIEngine
 
         if server["url"] is None:

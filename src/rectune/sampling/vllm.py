@@ -34,7 +34,7 @@ class VLLMEngine:
 
     def __init__(self, model: str, *, template: str = "auto", precision: str = "auto") -> None:
         if adapter_folder(model) is not None:
-            hint = "merge it, or use --engine local"
+            hint = "merge it, or use --backend hf"
             raise UserError("is an adapter, and the vllm engine takes whole models", where=model, hint=hint)
         if find_spec("vllm") is None:
             raise UserError("vLLM is not installed", where="engine", hint="pip install 'rectune[vllm]'")

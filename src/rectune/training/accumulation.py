@@ -173,10 +173,10 @@ class Gradients:
             )
         self.limit = tokens // 2
         if is_sharded(self.accelerator):
-            keep_limit(self.config.out, self.accelerator.process_index, self.limit)
+            keep_limit(self.config.output_dir, self.accelerator.process_index, self.limit)
             raise UserError(
                 f"out of memory at {tokens} tokens at once",
-                where=self.config.out,
+                where=self.config.output_dir,
                 hint=f"start again with --resume: it goes on with micro-batches of at most {self.limit}, as torchrun"
                 " --max-restarts does by itself",
             )

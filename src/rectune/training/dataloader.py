@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rectune.config import DataConfig, TrainConfig
+from rectune.config import SplitConfig, TrainConfig
 from rectune.data.chat_template import Template
 from rectune.data.converters import PAIR
 from rectune.data.encoded_dataset import EncodedRows
@@ -98,7 +98,7 @@ class TrainingData:
         """Rows of each forward pass of a step: packed best-fit, or by fixed counts as the paper's code does."""
         rows = self.plan.rows(step)
         if self.config.normalization == "micro-batch":
-            size = self.config.micro_batch_rows
+            size = self.config.per_device_train_batch_size
             return [rows[start : start + size] for start in range(0, len(rows), size)]
         bins = pack(self.train.lengths(rows), capacity(self.config, paired=self.paired))
         return [[rows[place] for place in places] for places in bins]
@@ -127,7 +127,7 @@ class TrainingData:
 
 def capacity(config: TrainConfig, *, paired: bool = False) -> int:
     """Tokens of a packed sequence: as configured, but never less than one row, or pair, may have."""
-    return max(config.micro_batch_tokens, config.max_length * (1 + paired))
+    return max(config.tokens_per_micro_batch, config.max_length * (1 + paired))
 
 
 def pair_columns(row: Tensor) -> dict[str, Tensor]:
@@ -154,15 +154,15 @@ def read_texts(config: TrainConfig, *, paired: bool) -> Texts:
     Raises:
         UserError: A file that is not there, or rows that cannot be used.
     """
-    holdout = config.rows.holdout
-    if isinstance(holdout, str) and holdout not in PACKAGED and not local_path(holdout)[0].exists():
-        raise UserError(f"no such file: {holdout}", where="rows.holdout", hint="or a share")
+    holdout = config.eval_data
+    if holdout is not None and holdout not in PACKAGED and not local_path(holdout)[0].exists():
+        raise UserError(f"no such file: {holdout}", where="eval_data")
 
     def read(source: str) -> list[datasets.Dataset]:
-        formats = PAIR if paired else (config.rows.format,)
-        return [read_rows(source, options=config.rows.model_copy(update={"format": f})) for f in formats]
+        formats = PAIR if paired else (config.data_format,)
+        return [read_rows(source, options=config.model_copy(update={"data_format": f})) for f in formats]
 
-    return Texts(read(config.data), read(holdout) if isinstance(holdout, str) else None)
+    return Texts(read(config.data), None if holdout is None else read(holdout))
 
 
 def load_data(
@@ -179,7 +179,7 @@ def load_data(
         model: What will read them, whose positions and embeddings bound them; None where none will.
         texts: What `read_texts` gave; None reads them.
     """
-    template = run_template(config.out, config.rows.template, tokenizer)
+    template = run_template(config.output_dir, config.chat_template, tokenizer)
     texts = texts or read_texts(config, paired=paired)
 
     def encoded(sides: list[datasets.Dataset]) -> Split:
@@ -192,20 +192,28 @@ def load_data(
                     tokenizer,
                     template,
                     max_length=max_length,
-                    skip_bad_rows=config.rows.skip_bad_rows,
+                    skip_bad_rows=config.skip_bad_rows,
                 )
                 for side in sides
             ],
             sides[0],
         )
-        return _without_cut(found) if config.rows.too_long == "drop" else found
+        return _without_cut(found) if config.too_long == "drop" else found
 
     everything = encoded(texts.rows)
-    if config.choose != "last" and config.rows.holdout == 0:
-        raise UserError(f"'{config.choose}' needs hold-out rows", where="choose", hint="set rows.holdout")
+    if config.metric_for_best_model != "last" and config.eval_data is None and config.eval_split_size == 0:
+        raise UserError(
+            f"'{config.metric_for_best_model}' needs hold-out rows",
+            where="metric_for_best_model",
+            hint="set eval_split_size or eval_data",
+        )
     train, holdout = _split(config, everything, encoded(texts.holdout) if texts.holdout is not None else None)
     plan = plan_steps(
-        len(train), config.batch_size, epochs=config.epochs, steps=config.steps, seed=config.seed
+        len(train),
+        config.batch_size,
+        epochs=config.num_train_epochs,
+        steps=config.max_steps,
+        seed=config.seed,
     )
     longest = longest_row(model, config.max_length)
     return TrainingData(train, holdout, plan, config, template, longest, paired)
@@ -213,13 +221,13 @@ def load_data(
 
 def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tuple[Split, Split]:
     """The rows to train on and those kept aside, where these are not of a source of their own."""
-    first = np.array(draw(len(everything), config.rows.limit, config.seed))
+    first = np.array(draw(len(everything), config.max_train_samples, config.seed))
     second = first[:0]
     if holdout is not None:
         _say_holdout(config, everything.asked[first], holdout.asked)
-    elif config.rows.holdout and not _asks_one(config, everything.asked[first]):
+    elif config.eval_split_size and not _asks_one(config, everything.asked[first]):
         asked = everything.asked
-        here, there = split_holdout(asked[first], float(config.rows.holdout), config.seed)
+        here, there = split_holdout(asked[first], config.eval_split_size, config.seed)
         first, second = first[here], first[there]
         _say_holdout(config, asked[first], asked[second])
     train, rest = (replace(everything, members=everything.members[some]) for some in (first, second))
@@ -228,11 +236,11 @@ def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tup
 
 def _asks_one(config: TrainConfig, asked: np.ndarray) -> bool:
     """Whether all rows ask the same, so that none can be kept aside, and no setting wants a hold-out."""
-    if len(np.unique(asked)) > 1 or config.choose != "last":
+    if len(np.unique(asked)) > 1 or config.metric_for_best_model != "last":
         return False
-    if config.rows.holdout != DataConfig.model_fields["holdout"].default:
+    if config.eval_split_size != SplitConfig.model_fields["eval_split_size"].default:
         return False
-    log.warning("all rows ask the same question: none of them is kept aside for evaluation (rows.holdout)")
+    log.warning("all rows ask the same question: none of them is kept aside for evaluation (eval_split_size)")
     return True
 
 
@@ -244,7 +252,7 @@ def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) ->
     if shared:
         log.warning(
             "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
-            config.rows.holdout, f"{shared:,}", rows,
+            config.eval_data or "hold-out", f"{shared:,}", rows,
         )  # fmt: skip
 
 

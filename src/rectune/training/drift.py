@@ -182,7 +182,7 @@ class Probe:
 
     Args:
         scorer: Of the model that will be trained.
-        tokenizer, config: Of the run; `config.probe` rows are watched.
+        tokenizer, config: Of the run; `config.drift_rows` rows are watched.
         holdout: Where the rows are taken from, at least one.
         device: Of the model.
         answers: Whether the model also answers some of the rows' prompts.
@@ -301,7 +301,7 @@ class Probe:
     def _engine(self, config: TrainConfig) -> HFEngine | None:
         """Draws from the weights that are trained; None for a model that it cannot run."""
         try:
-            template = run_template(config.out, config.rows.template, self.tokenizer)
+            template = run_template(config.output_dir, config.chat_template, self.tokenizer)
             engine = HFEngine(self.scorer.model, self.tokenizer, template, exact=False)
         except UserError as error:
             log.info("drift: no sampled answers, since %s", error.what)
@@ -343,7 +343,7 @@ def make_probe(
     answers: the processes would have to write the same ones to the bit, or wait for each other for ever.
     """
     sharded = is_sharded(accelerator)
-    if not config.probe or not (sharded or accelerator.is_main_process):
+    if not config.drift_rows or not (sharded or accelerator.is_main_process):
         return None
     if not len(holdout):
         log.info("drift: not watched, since there are no hold-out rows")
@@ -358,7 +358,7 @@ def choose_rows(holdout: Split, config: TrainConfig) -> list[int]:
     """Rows of the hold-out that are watched: drawn with the seed, whole ones if there are any, bounded in all."""
     every = range(len(holdout))
     short = [row for row in every if holdout.supervised[row] <= TARGETS] or list(every)
-    drawn = [short[i] for i in draw(len(short), config.probe, config.seed)]
+    drawn = [short[i] for i in draw(len(short), config.drift_rows, config.seed)]
     lengths = holdout.lengths(drawn)
     return [row for n, row in enumerate(drawn) if n == 0 or sum(lengths[: n + 1]) <= TOKENS]
 

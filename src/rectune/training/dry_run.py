@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rectune.config import TrainConfig
+from rectune.config import ModelConfig, TrainConfig
 from rectune.models.load import load_model
 from rectune.models.lora import add_lora, starts_from_adapter
 from rectune.models.precision import choose_precision
@@ -35,21 +35,25 @@ def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     phases = make_phases(configs[0])
     configs = [with_models_own(config) for config in configs]
     config = configs[0]
-    check_writable(config.out)
+    check_writable(config.output_dir)
     texts = read_inputs(config)
     device = default_device()
-    dtype, why = choose_precision(config.precision, device)
+    dtype, why = choose_precision(config.dtype, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     paired = "pair" in phases[0].columns
     all_data = [load_data(one, tokenizer, model, paired=paired, texts=texts) for one in configs]
-    if config.lora.rank:
-        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
+    if config.lora_r:
+        model = add_lora(model, config, config.seed)  # type: ignore[assignment]
     needed = {name for phase in phases for name in phase.columns}
     copies = ("old_logp" in needed) + (
         "kl" in needed
-        and (config.reference is not None or not config.lora.rank or starts_from_adapter(config))
+        and (config.reference_model is not None or not config.lora_r or starts_from_adapter(config))
     )
-    memory = memory_estimate(model, config, dtype, tokens=max(map(_largest_batch, all_data)), copies=copies)
+    held_out = config.eval_data is not None or config.eval_split_size > 0
+    memory = memory_estimate(
+        model, config, dtype, tokens=max(map(_largest_batch, all_data)), copies=copies,
+        head=held_out and config.drift_rows > 0 and not config.lora_r,
+    )  # fmt: skip
     precision = f"{dtype} ({why})".removeprefix("torch.")
     return [_of_run(data, phases) | {"precision": precision, "memory_mib": memory} for data in all_data]
 
@@ -75,12 +79,12 @@ def _largest_batch(data: TrainingData) -> int:
     """Tokens that one forward pass can have at most."""
     config, longest = data.config, max(data.train.lengths())
     if config.normalization == "micro-batch":
-        return longest * min(config.micro_batch_rows, config.batch_size)
+        return longest * min(config.per_device_train_batch_size, config.batch_size)
     return min(capacity(config, paired=data.paired), longest * config.batch_size)
 
 
 def memory_estimate(
-    model: Any, config: TrainConfig, dtype: torch.dtype, *, tokens: int, copies: int = 0
+    model: Any, config: ModelConfig, dtype: torch.dtype, *, tokens: int, copies: int = 0, head: bool = False
 ) -> dict[str, int]:
     """MiB by part, besides what the libraries themselves need.
 
@@ -94,6 +98,7 @@ def memory_estimate(
         dtype: Of the working weights.
         tokens: Most tokens of a forward pass.
         copies: Frozen copies of the model that the objective refers to.
+        head: Whether the base model's head is kept, to measure drift from it.
     """
     shape = model.config.get_text_config()
     every = sum(p.numel() for p in model.parameters())
@@ -104,17 +109,14 @@ def memory_estimate(
     layer = (16 * shape.hidden_size + 4 * inner) * size
     layers = shape.num_hidden_layers
     kept = layers * shape.hidden_size * size + layer if config.gradient_checkpointing else layers * layer
-    watched = 0  # the base model's head, kept to compare with
-    if config.probe and config.rows.holdout and not config.lora.rank:
-        watched = model.get_output_embeddings().weight.numel() * size
     parts = {
         "weights": every * size * (1 + copies),
         "masters": trained * 4 if mixed else 0,
         "gradients": trained * 4,
         "moments": trained * 8,
         "activations": tokens * kept,
-        "head": config.memory_budget << 20,
-        "probe": watched,
+        "head": config.logits_memory_mb << 20,
+        "probe": model.get_output_embeddings().weight.numel() * size if head else 0,
     }
     estimate = {name: value >> 20 for name, value in parts.items()}
     return {**estimate, "total": sum(estimate.values())}

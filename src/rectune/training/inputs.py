@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rectune.config import TrainConfig
+from rectune.config import TrainConfig, TrainerConfig
 from rectune.data.chat_template import check_template
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
@@ -23,8 +23,7 @@ def with_models_own(config: TrainConfig) -> TrainConfig:
     Raises:
         UserError: A setting of LoRA that is not the adapter's, or a model that is not there.
     """
-    config = with_own_lora(config)
-    return config.model_copy(update={"rows": as_trained(config.model, config.rows)})
+    return as_trained(config.model, with_own_lora(config))
 
 
 def read_inputs(config: TrainConfig) -> Texts:
@@ -37,16 +36,16 @@ def read_inputs(config: TrainConfig) -> Texts:
     return read_texts(config, paired="pair" in make_phases(config)[0].columns)
 
 
-def check_named(config: TrainConfig) -> None:
+def check_named(config: TrainerConfig) -> None:
     """Raise `UserError` for a model, reference, template or tracker that is not there."""
-    check_trackers(config.trackers)
-    if config.trackers and config.logging_dir is not None:
+    check_trackers(config.report_to)
+    if config.report_to and config.logging_dir is not None:
         check_writable(config.logging_dir)
     check_model(config.model)
-    check_template(config.rows.template)
-    if config.reference is None:
+    check_template(config.chat_template)
+    if config.reference_model is None:
         return
-    if not config.reference.endswith(SUFFIX):
-        check_model(config.reference)
-    elif not Path(config.reference).expanduser().is_file():
-        raise UserError(f"no such file: {config.reference}", where="reference")
+    if not config.reference_model.endswith(SUFFIX):
+        check_model(config.reference_model)
+    elif not Path(config.reference_model).expanduser().is_file():
+        raise UserError(f"no such file: {config.reference_model}", where="reference_model")

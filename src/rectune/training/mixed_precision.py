@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rectune.config import TrainConfig
+from rectune.config import OptimConfig
 from rectune.errors import UserError
 from rectune.training.fsdp import whole
 
@@ -97,7 +97,7 @@ class Masters:
             torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))
 
 
-def make_optimizer(masters: Masters, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(masters: Masters, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW on the masters; decay on matrices only, since decaying norms and biases shrinks what should not shrink."""
     matrices = [m for m in masters.masters.values() if m.dim() >= 2]
     others = [m for m in masters.masters.values() if m.dim() < 2]
@@ -106,19 +106,21 @@ def make_optimizer(masters: Masters, config: TrainConfig) -> torch.optim.AdamW:
         for parameters, decay in ((matrices, config.weight_decay), (others, 0.0))
         if parameters
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), fused=True
+    )
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """Learning rate of `step` (from 0) of `steps`, as transformers' `get_*_schedule_with_warmup`.
 
     It is 0 at the first step of a warm-up, at its peak once, at the first step behind it, and would be 0 at `steps`.
     """
-    warmup = round(config.warmup * steps)
+    warmup = round(config.warmup_ratio * steps)
     if step < warmup:
         return config.learning_rate * step / warmup
-    if config.schedule == "constant":
+    if config.lr_scheduler_type == "constant":
         return config.learning_rate
     done = (step - warmup) / max(1, steps - warmup)
-    course = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    course = 1 - done if config.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.learning_rate * course

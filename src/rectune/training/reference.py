@@ -158,7 +158,7 @@ def reference_logprobs(
     """
     rows = _Rows(data)
     words = vocabulary(tokenizer)
-    given = config.reference or ""
+    given = config.reference_model or ""
     if given.endswith(SUFFIX):
         path = Path(given).expanduser()
         values, header = read(path, {"rows": rows.name, "vocabulary": words})
@@ -172,7 +172,7 @@ def reference_logprobs(
         "fingerprint": identity,
         "vocabulary": words,
         "precision": str(scorer.dtype).removeprefix("torch."),
-        "memory_budget": str(config.memory_budget),
+        "memory_budget": str(config.logits_memory_mb),
     }
     path = place(config.data, belongs)
     found = _kept(path, belongs, accelerator)
@@ -193,16 +193,16 @@ def frozen_reference(config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedT
     Raises:
         UserError: The named model has another tokenizer, or is a file of log-probs.
     """
-    if config.reference is None:
+    if config.reference_model is None:
         return scorer.without_adapter() if _is_base(config) else scorer.frozen()
-    if config.reference.endswith(SUFFIX):
-        raise UserError("the objective needs the model itself, not its log-probs", where="reference")
+    if config.reference_model.endswith(SUFFIX):
+        raise UserError("the objective needs the model itself, not its log-probs", where="reference_model")
     return load_reference(config, scorer, tokenizer)[0]
 
 
 def _is_base(config: TrainConfig) -> bool:
     """Whether the model without its adapter is the one that training starts from."""
-    return bool(config.lora.rank) and not starts_from_adapter(config)
+    return bool(config.lora_r) and not starts_from_adapter(config)
 
 
 def load_reference(
@@ -213,14 +213,14 @@ def load_reference(
     Raises:
         UserError: It cannot be loaded, or has another tokenizer than the model.
     """
-    assert config.reference is not None
+    assert config.reference_model is not None
     weight = scorer.head().weight
-    model, other = load_model(config.reference, dtype=torch.float32, device=weight.device)
+    model, other = load_model(config.reference_model, dtype=torch.float32, device=weight.device)
     if vocabulary(other) != vocabulary(tokenizer):
         sizes = f"{len(other):,} words, the model's {len(tokenizer):,}"
         raise UserError(
-            f"{config.reference} has another tokenizer than the model ({sizes})",
-            where="reference",
+            f"{config.reference_model} has another tokenizer than the model ({sizes})",
+            where="reference_model",
             hint="the token ids mean other words there; take a model with the same tokenizer",
         )
     identity = fingerprint(model)

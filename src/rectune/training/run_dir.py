@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rectune.config import Settings, TrainConfig, dump_config
+from rectune.config.renamed import with_new_names
 from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.data.trained_prompt import TEMPLATE
@@ -111,10 +112,10 @@ def read_result(out: Path) -> TrainResult | None:
 
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
-TRACKING = {"trackers", "project", "run_name", "logging_dir"}
+TRACKING = {"report_to", "project", "run_name", "logging_dir"}
 SOURCES = "objective"
 """Folder of the run that keeps the files of the user's own objectives."""
-FREE = TRACKING | {"checkpoint_every", "keep_checkpoints", "probe", "give_up_after"}
+FREE = TRACKING | {"save_steps", "save_total_limit", "drift_rows", "max_nonfinite_steps"}
 
 
 def check_run(config: TrainConfig, *, resume: bool) -> None:
@@ -124,12 +125,14 @@ def check_run(config: TrainConfig, *, resume: bool) -> None:
         UserError: The folder holds a run and `resume` is off, or a run with other settings (lists which), or it
             cannot be written.
     """
-    path = config.out / "config.json"
-    check_writable(config.out)
+    path = config.output_dir / "config.json"
+    check_writable(config.output_dir)
     begun = path.exists()
     if begun and not resume:
         raise UserError(
-            "already holds a run", where=config.out, hint="go on with --resume, or give another --out"
+            "already holds a run",
+            where=config.output_dir,
+            hint="go on with --resume, or give another --output-dir",
         )
     if begun:
         _check_same(config, path)
@@ -149,30 +152,30 @@ def open_run(config: TrainConfig, template: Template, steps: int, **decided: int
 
     `decided` are further figures that the settings left open, such as the length at which rows are cut.
     """
-    with translate_disk_errors(config.out):
+    with translate_disk_errors(config.output_dir):
         for name, text in sources(make_phases(config) if isinstance(config, TrainConfig) else ()).items():
-            (config.out / SOURCES).mkdir(exist_ok=True)
-            write_text(config.out / SOURCES / name, text)
-        if template.text is not None and not (config.out / "config.json").exists():
-            write_text(config.out / TEMPLATE, template.kept())
+            (config.output_dir / SOURCES).mkdir(exist_ok=True)
+            write_text(config.output_dir / SOURCES / name, text)
+        if template.text is not None and not (config.output_dir / "config.json").exists():
+            write_text(config.output_dir / TEMPLATE, template.kept())
         found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
         for name, content in (
             ("environment", environment()),
             ("config", {**settled(config), "decided": found}),
         ):
-            write_json(config.out / f"{name}.json", {"format": FORMAT, **content}, indent=2)
+            write_json(config.output_dir / f"{name}.json", {"format": FORMAT, **content}, indent=2)
 
 
 def settled(config: Settings) -> dict[str, Any]:
     """The settings in force, JSON-ready: those that the config leaves open are decided, as far as they play a part."""
     found: dict[str, Any] = json.loads(dump_config(config))
-    dtype, _ = choose_precision(found["precision"], default_device())
-    found["precision"] = next(name for name, known in PRECISIONS.items() if known == dtype)
+    dtype, _ = choose_precision(found["dtype"], default_device())
+    found["dtype"] = next(name for name, known in PRECISIONS.items() if known == dtype)
     if isinstance(config, TrainConfig):
         phases = make_phases(config)
         found["min_eos_weight"] = phases[0].min_eos_weight
         if any({"ref_logp", "kl"} & {*phase.columns} for phase in phases):
-            found["reference"] = found["reference"] or found["model"]
+            found["reference_model"] = found["reference_model"] or found["model"]
     elif "epsilon_high" in found:
         found["epsilon_high"] = found["epsilon_high"] or found["epsilon"]
     return found
@@ -181,10 +184,10 @@ def settled(config: Settings) -> dict[str, Any]:
 def _check_sources(config: TrainConfig) -> None:
     """Raise `UserError` where the file of an objective of the user's own is not what the run began with."""
     for phase in parse_objective(config.objective) if isinstance(config, TrainConfig) else ():
-        if (file := phase.source) is None or not (kept := config.out / SOURCES / file.name).is_file():
+        if (file := phase.source) is None or not (kept := config.output_dir / SOURCES / file.name).is_file():
             continue
         if file.expanduser().read_text("utf-8") != kept.read_text("utf-8"):
-            hint = f"the run began with {kept}: restore that, or give another --out"
+            hint = f"the run began with {kept}: restore that, or give another --output-dir"
             raise UserError("has changed since the run began", where=file, hint=hint)
 
 
@@ -214,12 +217,12 @@ def _check_same(config: TrainConfig, path: Path) -> None:
     try:
         before: dict[str, Any] = load_json(path)
     except ValueError:
-        raise UserError("is no JSON", where=path, hint="give another --out") from None
+        raise UserError("is no JSON", where=path, hint="give another --output-dir") from None
     check_format(before, path)
     defaults: Any = type(config).model_construct  # without the settings that have none
     now = settled(config)
-    before = filled(before, defaults().model_dump(mode="json"), now)
-    free = FREE | {"out"}  # a moved folder is the same run
+    before = filled(with_new_names(before), defaults().model_dump(mode="json"), now)
+    free = FREE | {"output_dir"}  # a moved folder is the same run
     if differing := [
         key for key in before.keys() | now.keys() if key not in free and before.get(key) != now.get(key)
     ]:
@@ -231,7 +234,7 @@ def other_settings(
 ) -> UserError:
     """The error for settings that are not those with which the folder was begun."""
     changes = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(names))
-    hint = "restore them, or give another --out" + hint
+    hint = "restore them, or give another --output-dir" + hint
     return UserError(f"cannot go on with other settings: {changes}", where=where, hint=hint)
 
 
@@ -244,11 +247,11 @@ def filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]
             before[key] = {**value, **before[key]}
     if before.get("epsilon_high", 0) is None:
         before["epsilon_high"] = before["epsilon"]
-    if before.get("precision") == "auto":
-        before["precision"] = now["precision"]
+    if before.get("dtype") == "auto":
+        before["dtype"] = now["dtype"]
     if isinstance(objective := before.get("objective"), dict) and objective["protect"] is None:
         objective["protect"] = now["objective"]["protect"]
-        before["reference"] = before["reference"] or now["reference"]
+        before["reference_model"] = before["reference_model"] or now["reference_model"]
     return before
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from rectune.config import TrainConfig, settings_fields
+from rectune.config import TrainConfig
 from rectune.errors import UserError
 
 
@@ -17,20 +17,20 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise `UserError` for a tracker that is not installed: nobody wants to find out at the end of a run."""
     for name in names:
         if find_spec(name) is None:
-            raise UserError(f"{name} is not installed", where="trackers", hint=f"pip install {name}")
+            raise UserError(f"{name} is not installed", where="report_to", hint=f"pip install {name}")
 
 
 def make_trackers(config: TrainConfig) -> list[GeneralTracker]:
     """The run's trackers, not started yet. TensorBoard's files go to logging_dir/project/run_name."""
-    project, name = config.project, config.run_name or config.out.resolve().name
-    folder = config.logging_dir or config.out
+    project, name = config.project, config.run_name or config.output_dir.resolve().name
+    folder = config.logging_dir or config.output_dir
     own = {} if config.logging_dir is None else {"dir": str(folder)}
     made: dict[str, GeneralTracker] = {
         "tensorboard": TensorBoardTracker(f"{project}/{name}", str(folder)),
         "wandb": WandBTracker(project, name=name, **own),
         "trackio": TrackioTracker(project, name=name),
     }
-    return [made[name] for name in dict.fromkeys(config.trackers)]
+    return [made[name] for name in dict.fromkeys(config.report_to)]
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> None:
@@ -44,14 +44,8 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> 
 
 
 def hyperparameters(config: TrainConfig) -> dict[str, int | float | str]:
-    """Every setting by its dotted name, numbers and switches as such; what is no number or text becomes text."""
-    values: dict[str, Any] = {}
-    for name, _ in settings_fields(type(config)):
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        values[name] = value
-    return {name: v if isinstance(v, (bool, int, float, str)) else _text(v) for name, v in values.items()}
+    """Every setting by its name, numbers and switches as such; what is no number or text becomes text."""
+    return {name: v if isinstance(v, (bool, int, float, str)) else _text(v) for name, v in config}
 
 
 def _text(value: Any) -> str:

@@ -65,7 +65,7 @@ log = logging.getLogger("rectune")
 def train(
     config: TrainConfig, *, resume: bool = False, until: int | None = None, began: float | None = None
 ) -> TrainResult:
-    """Fine-tune `config.model` on `config.data`; writes the run folder `config.out`.
+    """Fine-tune `config.model` on `config.data`; writes the run folder `config.output_dir`.
 
     Args:
         config: All settings.
@@ -89,15 +89,15 @@ def train(
     config = with_models_own(config)
     accelerator = _accelerator(config)
     check_run(config, resume=resume)
-    if resume and (finished := read_result(config.out)):
-        log.info("%s: the run is finished", config.out)
+    if resume and (finished := read_result(config.output_dir)):
+        log.info("%s: the run is finished", config.output_dir)
         return finished
     texts = read_inputs(config)
-    with lock(config.out, "training") if accelerator.is_main_process else nullcontext():
+    with lock(config.output_dir, "training") if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             check_run(config, resume=resume)  # another process may have begun before the lock was ours
         with (
-            translate_disk_errors(config.out, "run it again (train with --resume)"),
+            translate_disk_errors(config.output_dir, "run it again (train with --resume)"),
             translate_peer_failure(),
         ):
             return _train(config, texts, accelerator, resume=resume, until=until, began=began)
@@ -116,12 +116,12 @@ def _train(
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
     data = load_data(config, tokenizer, model, paired="pair" in phases[0].columns, texts=texts)
     identity = fingerprint(model)
-    if config.lora.rank:
-        model = add_lora(model, config.lora, config.seed)  # type: ignore[assignment]
-    dtype, why = choose_precision(config.precision, accelerator.device)
+    if config.lora_r:
+        model = add_lora(model, config, config.seed)  # type: ignore[assignment]
+    dtype, why = choose_precision(config.dtype, accelerator.device)
     sharded = is_sharded(accelerator)  # shards are float32, and computed with in `dtype`
     masters = Masters(model, torch.float32 if sharded else dtype)
-    scorer = Scorer(model, memory_budget=config.memory_budget << 20)
+    scorer = Scorer(model, memory_budget=config.logits_memory_mb << 20)
     if config.gradient_checkpointing:
         enable = "activation_checkpointing_enable"  # its new name in transformers
         getattr(model, enable, model.gradient_checkpointing_enable)()
@@ -142,36 +142,36 @@ def _train(
     main = accelerator.is_main_process
     steps = len(data.plan)
     last = steps if until is None else min(steps, max(1, until))
-    metrics = config.out / "metrics.jsonl"
-    checkpoints = config.out / "checkpoints"
+    metrics = config.output_dir / "metrics.jsonl"
+    checkpoints = config.output_dir / "checkpoints"
     probe = make_probe(scorer, tokenizer, config, data.holdout, accelerator)  # the model still is the base
     gradients = Gradients(
         config, data, scorer, masters, accelerator, reference=reference, ref_logp=ref_logp, old=old
     )
     start, skipped = 0, 0
     before: dict[str, Any] = {}  # figures of the model as it was
-    best: dict[str, Any] = {}  # figures of the weights in OUT/model, where config.choose picks them
+    best: dict[
+        str, Any
+    ] = {}  # figures of the weights in OUT/model, where config.metric_for_best_model picks them
     found = last_good_checkpoint(checkpoints) if resume else None
     if found:
         state = load_checkpoint(found, masters.masters, optimizer, extra)
         if not data.is_of(state["data"]):
             was = f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})"
-            hint = (
-                "restore them, or give another --out; an earlier version may have split or cut them otherwise"
-            )
+            hint = "restore them, or give another --output-dir; an earlier version may have split or cut them otherwise"
             raise UserError(was, where=config.data, hint=hint)
         if ref_logp and state.get("reference", ref_logp.identity) != ref_logp.identity:
             was = f"is not the one the run began with ({state['reference']}, now {ref_logp.identity})"
-            raise UserError(was, where="reference", hint="restore it, or give another --out")
+            raise UserError(was, where="reference_model", hint="restore it, or give another --output-dir")
         masters.publish()
         start, skipped, before, best = state["step"], state["skipped"], state["before"], state["best"]
         began -= state.get("seconds", 0.0)
         gradients.limit = state.get("limit")
         log.info("going on from %s, step %d of %d", found, start, steps)
         if start > last:
-            raise UserError(f"is at step {start} already, beyond step {last}", where=config.out)
+            raise UserError(f"is at step {start} already, beyond step {last}", where=config.output_dir)
     if resume:
-        gradients.limit = min(filter(None, (gradients.limit, kept_limit(config.out))), default=None)
+        gradients.limit = min(filter(None, (gradients.limit, kept_limit(config.output_dir))), default=None)
     if gradients.limit:
         log.info("micro-batches of at most %d tokens: more did not fit into memory", gradients.limit)
     accelerator.wait_for_everyone()  # all have checked the folder
@@ -180,7 +180,7 @@ def _train(
         take_back_metrics(metrics, start if found else -1)
     if probe and found and main:
         probe.recall(metrics)
-    if config.trackers:
+    if config.report_to:
         start_trackers(accelerator, config, start)
 
     def evaluation(step: int) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _train(
         state = {"data": data.fingerprint, "skipped": skipped, "before": before, "best": best}
         state |= {"limit": gradients.limit, "reference": ref_logp.identity if ref_logp else None}
         state |= {"seconds": time.perf_counter() - began}
-        keep = config.keep_checkpoints
+        keep = config.save_total_limit
         save_checkpoint(checkpoints, step, *kept, state, keep)
 
     def whole_model() -> Any:
@@ -226,8 +226,8 @@ def _train(
             done = step + 1
             if math.isfinite(norm):
                 skipped = 0
-                if config.clip and norm > config.clip:
-                    masters.scale_gradients(config.clip / norm)
+                if config.max_grad_norm and norm > config.max_grad_norm:
+                    masters.scale_gradients(config.max_grad_norm / norm)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
@@ -255,41 +255,47 @@ def _train(
             }
             _log(accelerator, metrics, figures)
             report(done, _line(figures))
-            if skipped >= min(config.give_up_after, steps):  # of a short run all may be skipped
+            if skipped >= min(config.max_nonfinite_steps, steps):  # of a short run all may be skipped
                 if done > skipped and not extra:  # masters and moments still are those of that step
                     save(done - skipped, 0)
                 accelerator.wait_for_everyone()
                 raise _no_gradient(skipped, done, checkpoints)
-            if done == steps or (config.evaluate_every and done % config.evaluate_every == 0):
+            if done == steps or (config.eval_steps and done % config.eval_steps == 0):
                 after = evaluation(done)
-                if _badness(config.choose, after) < _badness(config.choose, best):
+                if _badness(config.metric_for_best_model, after) < _badness(
+                    config.metric_for_best_model, best
+                ):
                     best, plain = after, whole_model()
                     if main:
-                        save_model(config.out / _folder(config), plain, tokenizer, data.template)
+                        save_model(config.output_dir / _folder(config), plain, tokenizer, data.template)
                         if probe:
-                            probe.write(config.out / "probe.json")
+                            probe.write(config.output_dir / "probe.json")
             stop = _of_any(accelerator, signalled())
-            due = config.checkpoint_every and done % config.checkpoint_every == 0 and not skipped
+            due = config.save_steps and done % config.save_steps == 0 and not skipped
             if done < steps and (due or stop or done == last):
                 save(done, skipped)
                 accelerator.wait_for_everyone()
             if stop and done < last:
-                raise Stopped(f"{config.out}: stopped at step {done} of {steps}; go on with --resume", stop)
+                raise Stopped(
+                    f"{config.output_dir}: stopped at step {done} of {steps}; go on with --resume", stop
+                )
         accelerator.wait_for_everyone()
         plain = whole_model()
         if main:
             _save(config, plain, tokenizer, data.template, chosen=bool(best))
         if main and last == steps and probe and not best:
-            probe.write(config.out / "probe.json")
-        result = summarise(config.out, last, before, best or after, time.perf_counter() - began)
+            probe.write(config.output_dir / "probe.json")
+        result = summarise(config.output_dir, last, before, best or after, time.perf_counter() - began)
         if main and result.skipped:
             log.warning("%d of %d steps were skipped: no finite loss or gradient", result.skipped, last)
         if main and last == steps:
             write_result(result)
-    if config.trackers:
+    if config.report_to:
         accelerator.end_training()
     if stop := _of_any(accelerator, signalled()):  # too late for this run, but not for what would follow
-        raise Stopped(f"{config.out}: step {last} of {steps} is done and saved, and nothing follows", stop)
+        raise Stopped(
+            f"{config.output_dir}: step {last} of {steps} is done and saved, and nothing follows", stop
+        )
     return result
 
 
@@ -311,7 +317,7 @@ def _no_gradient(skipped: int, step: int, checkpoints: Path) -> UserError:
         f"no finite gradient in {skipped} steps in a row, up to step {step}; "
         + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"),
         where=checkpoints.parent,
-        hint="begin again in another --out, for instance with a lower learning_rate",
+        hint="begin again in another --output-dir, for instance with a lower learning_rate",
     )
 
 
@@ -340,18 +346,18 @@ def _log(accelerator: Accelerator, path: Path, figures: dict[str, Any]) -> None:
 
 
 def _folder(config: TrainConfig) -> str:
-    return "adapter" if config.lora.rank else "model"
+    return "adapter" if config.lora_r else "model"
 
 
 def _save(config: TrainConfig, model: Any, tokenizer: Any, template: Template, *, chosen: bool) -> None:
     """Write the last weights, unless an evaluation chose weights, which are there already."""
-    saved = config.out / _folder(config)
+    saved = config.output_dir / _folder(config)
     if not chosen:
         save_model(saved, model, tokenizer, template)
-    if config.lora.rank and config.lora.merge:
+    if config.lora_r and config.merge_adapter:
         if chosen:
             load_adapter_weights(model, saved)
-        save_model(config.out / "model", merge_lora(model), tokenizer, template)
+        save_model(config.output_dir / "model", merge_lora(model), tokenizer, template)
 
 
 def say_decisions(config: TrainConfig, data: TrainingData, phases: Sequence[Phase], precision: str) -> None:

@@ -143,7 +143,7 @@ def attend(
     if plan is None or extra or query.shape[2] != 1:
         raise UserError(
             f"the local engine cannot run {type(module).__name__} ({', '.join(extra) or 'no plan'})",
-            hint="serve the model and use --engine server",
+            hint="serve the model and use --backend openai",
         )
     query = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -61,7 +61,7 @@ class HFEngine:
         UserError: The model's layers cannot be run here (recurrent layers, shared caches, encoders).
     """
 
-    name = "local"
+    name = "hf"
 
     def __init__(
         self,
@@ -281,5 +281,5 @@ def check_architecture(model: PreTrainedModel) -> None:
     if unsupported:
         raise UserError(
             f"the local engine cannot run {type(model).__name__} ({', '.join(sorted(unsupported))})",
-            hint="serve it, and use --engine server",
+            hint="serve it, and use --backend openai",
         )

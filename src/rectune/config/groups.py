@@ -1,0 +1,286 @@
+"""Groups of settings that the verbs share, with the names of TRL, transformers and vLLM.
+
+Each group is a small frozen class, and the config of a verb inherits the groups it needs, so a function that reads one
+group (`make_optimizer(masters, config: OptimConfig)`) takes the config of every verb. The docstring below a field is
+its `--help` text; there is no second copy.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from rectune.errors import UserError
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _as_objective(value: object) -> object:
+    if not callable(value):
+        return value
+    from rectune.objective_spec import text_of  # with torch: slow to import
+
+    try:
+        return text_of(value)
+    except UserError as error:
+        raise ValueError(error.what) from None
+
+
+def _split_names(value: object) -> object:
+    return (
+        tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+    )
+
+
+def _split_pairs(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",")]
+    if not all(mark and key.strip() and field.strip() for key, mark, field in pairs):
+        raise ValueError(f"'{value}' is not of the form prompt=FIELD,completion=FIELD")
+    return {key.strip(): field.strip() for key, _, field in pairs}
+
+
+PathOrName = Annotated[str, BeforeValidator(_as_text)]
+"""Text, for which Python may give a `Path`."""
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+"""Names, which the command line takes separated by commas."""
+
+StopTexts = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+"""Texts at which an answer ends; a single one may be given as such."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""numpy takes none below 0; times 1,000,003, for a step's own seed, it is still an int64, which torch asks for."""
+
+
+class ModelConfig(Settings):
+    """Model and precision"""
+
+    model: PathOrName = "smollm2-135m"
+    """Hub id, local folder, or the packaged smollm2-135m."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """bfloat16: working weights in bfloat16, master weights in float32. auto: bfloat16 where
+    the hardware is fast at it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    logits_memory_mb: int = Field(256, gt=0)
+    """MiB for the logits of the language-model head, whatever the batch and vocabulary."""
+
+
+class PromptConfig(Settings):
+    """Prompt"""
+
+    chat_template: PathOrName = "auto"
+    """auto: the tokenizer's chat template, else a plain one. eos: the same, but answers end with the eos token, as in
+    verl. none: no template. Else the name of one of the tokenizer's templates, or a Jinja file."""
+    system_prompt: str | None = None
+    """System message for rows and problems that have none."""
+
+
+class RowConfig(PromptConfig):
+    """Rows"""
+
+    ignore_fields: Names = ()
+    """Fields to leave unread even if they change what a row means, separated by commas."""
+    skip_bad_rows: bool = False
+    """Skip and count rows that cannot be used, instead of stopping at them."""
+    max_length: int = Field(2048, gt=1)
+    """Maximum length of a row in tokens, see too_long."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """Rows of more than max_length tokens: cut at the end, or left out. Both are counted."""
+
+
+class DataConfig(RowConfig):
+    """Data"""
+
+    data_format: str = "auto"
+    """Row format: auto, mapping, or one of docs/data.md, such as messages, sharegpt, alpaca or question_answer."""
+    columns: Annotated[dict[str, str], BeforeValidator(_split_pairs)] = Field(default_factory=dict)
+    """For any other layout, which field is what: prompt=FIELD,completion=FIELD; for pairs chosen, rejected."""
+    split: str = "train"
+    """Split of a hub dataset, or of a folder that has splits."""
+
+
+class SplitConfig(Settings):
+    """Evaluation rows"""
+
+    eval_split_size: float = Field(0.05, ge=0, lt=1)
+    """Share of the rows held out for evaluation, split by question; ignored where eval_data is given."""
+    eval_data: PathOrName | None = None
+    """File or hub dataset of rows to evaluate on, instead of holding rows out."""
+    max_train_samples: int | None = Field(None, gt=0)
+    """Use only this many rows, sampled at random with the seed."""
+
+
+class ObjectiveConfig(Settings):
+    """Objective"""
+
+    objective: Annotated[str, BeforeValidator(_as_objective)] = "dft"
+    """Loss: a name of `rectune list objectives` (dft, power:alpha=0.5), phases by share of the steps (sft@0.3+dft@0.7),
+    or a function of your own (FILE.py:FUNCTION:beta=0.5)."""
+    min_eos_weight: float | None = Field(None, ge=0)
+    """Minimum weight of tokens that end a turn or are special. 0 is the paper's Eq. 9 to the letter. Unset: 1 if the
+    loss vanishes with p, as dft's does (the model could not learn to stop), else 0."""
+    old_policy_interval: int = Field(8, gt=0)
+    """Steps between refreshes of the old policy that psft refers to."""
+    reference_model: PathOrName | None = None
+    """Model that iw_sft, dpo and asft refer to, or a file of its ref_logp; unset: the weights training starts from."""
+
+
+class OptimConfig(Settings):
+    """Optimizer and learning rate"""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate. The paper uses 5e-5 for full fine-tuning."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning-rate schedule after warm-up; cosine and linear end at zero."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps during which the learning rate rises from zero."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay, on matrices only."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's decay of the second moment."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients of a larger norm are clipped to it; 0 does not clip."""
+    tokens_per_micro_batch: int = Field(4096, gt=1)
+    """Tokens in one forward pass, or the longest row if that is more; more is faster until memory runs out."""
+
+
+class StepConfig(Settings):
+    """Steps and batches"""
+
+    num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the rows; ignored where max_steps is given."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimizer steps; overrides num_train_epochs."""
+    batch_size: int = Field(16, gt=0)
+    """Rows per optimizer step over all devices, packed automatically."""
+    per_device_train_batch_size: int = Field(4, gt=0)
+    """Rows of a micro-batch where normalization is micro-batch. The paper's script has 4."""
+    normalization: Literal["tokens", "micro-batch"] = "tokens"
+    """tokens: sum over the step's tokens / their number. micro-batch: means added up, as the paper's code."""
+    max_nonfinite_steps: int = Field(10, gt=0)
+    """Stop after this many consecutive steps whose loss or gradient is not finite; each of them is skipped."""
+
+
+class LoraConfig(Settings):
+    """LoRA"""
+
+    lora_r: int = Field(0, ge=0)
+    """Rank of the adapters; 0 tunes all weights, or the adapter that model names. The paper's appendix uses 8."""
+    lora_alpha: float = Field(16.0, gt=0)
+    """Adapters are scaled by lora_alpha / lora_r."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    lora_target_modules: str = "all-linear"
+    """Modules that get an adapter: all-linear, or names separated by commas."""
+    merge_adapter: bool = False
+    """Also save the model with the adapter merged into its weights."""
+
+
+class CheckpointConfig(Settings):
+    """Run folder"""
+
+    output_dir: Path
+    """Run folder; made if it is missing."""
+    seed: Seed = 0
+    """Random seed of row order, held-out rows, initial adapters and dropout."""
+    save_steps: int = Field(50, ge=0)
+    """Steps between checkpoints that --resume continues from; 0 writes none."""
+    save_total_limit: int = Field(2, gt=0)
+    """Checkpoints kept; older ones are removed."""
+
+
+class LoggingConfig(Settings):
+    """Evaluation and logging"""
+
+    eval_steps: int = Field(0, ge=0)
+    """Steps between evaluations on the held-out rows; 0: at the start and the end only."""
+    drift_rows: int = Field(16, ge=0)
+    """Held-out rows watched for drift from the base model at each evaluation; 0 watches none."""
+    metric_for_best_model: Literal["last", "nll", "mean_p"] = "last"
+    """Weights saved as model: the last, or the best by held-out NLL or mean p; never by the loss."""
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_split_names)
+    ] = ()
+    """Also log to these, through accelerate; each has to be installed."""
+    project: str = "rectune"
+    """Project that the trackers file the run under."""
+    run_name: str | None = None
+    """Name of the run in the trackers; unset: the name of its folder."""
+    logging_dir: Path | None = None
+    """Folder of the trackers' files: tensorboard's in PROJECT/RUN_NAME below it. Unset: the run folder."""
+
+
+class SamplingConfig(Settings):
+    """Sampling"""
+
+    num_samples: int = Field(16, gt=0)
+    """Answers to each problem."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 takes the most probable token."""
+    max_new_tokens: int = Field(4096, gt=0)
+    """Maximum length of an answer in tokens."""
+    stop: StopTexts = ()
+    r"""Text at which an answer ends, besides the template's end of turn, as \nQuestion: (\n is a line end); may be
+    given several times."""
+
+
+class NucleusConfig(SamplingConfig):
+    """Sampling"""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: smallest set of tokens with cumulative probability >= TOP_P."""
+
+
+class BackendConfig(Settings):
+    """Backend"""
+
+    backend: Literal["hf", "openai", "vllm"] = "hf"
+    """hf samples from the model here, vllm in a vLLM engine, openai from an OpenAI-compatible server."""
+    base_url: str | None = None
+    """Address of the openai backend's server, such as http://127.0.0.1:8000/v1."""
+    served_model_name: str | None = None
+    """Name of the model on the server, if it is not --model."""
+    sampling_batch_size: int | None = Field(None, gt=0)
+    """Maximum number of sequences generated concurrently."""
+
+
+class GradingConfig(Settings):
+    """Grading"""
+
+    grader: Literal["math", "expression", "exact", "code"] | None = None
+    """Grader to use instead of the one that each problem names."""
+    grading_timeout: float = Field(5.0, gt=0)
+    """Seconds that grading one answer may take."""
+    grading_workers: int | None = Field(None, gt=0)
+    """Processes that grade answers; unset: one for each core."""
+
+
+class SelectionConfig(Settings):
+    """Selection"""
+
+    per_problem: int | None = Field(None, gt=0)
+    """Maximum number of rows or pairs of one problem, sampled at random; unset: all distinct ones, as in the paper."""
+    balance: bool = False
+    """Repeat rows until every problem has as many as the one with the most."""
+    include_unjudged: bool = False
+    """For pairs, count answers whose grading timed out or failed as wrong."""
+    include_unfinished: bool = False
+    """Also use correct answers that reached max_new_tokens."""

@@ -1,0 +1,111 @@
+"""Read a TOML recipe and command-line overrides into one frozen config."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from pydantic import ValidationError
+
+from rectune.config.groups import Settings
+from rectune.config.verbs import TrainConfig
+from rectune.errors import UserError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+Config = TypeVar("Config", bound=Settings)
+
+
+@overload
+def load_config(recipe: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainConfig: ...
+@overload
+def load_config(recipe: Path | None, overrides: Mapping[str, Any] | None, kind: type[Config]) -> Config: ...
+def load_config(
+    recipe: Path | None = None, overrides: Mapping[str, Any] | None = None, kind: type[Any] = TrainConfig
+) -> Any:
+    """The config of a run: the recipe's settings, with `overrides` in place of them.
+
+    Args:
+        recipe: TOML file with the fields of `kind`.
+        overrides: Name to value, as `{"objective": "dft", "batch_size": 8}`; text is converted.
+        kind: `TrainConfig`, or the config of another verb.
+
+    Raises:
+        UserError: No such file, no TOML, an unknown key, a missing or impossible value; says which and where.
+    """
+    overrides = overrides or {}
+    given = ({} if recipe is None else read_toml(recipe)) | dict(overrides)
+    origin = {key: flag(key) if key in overrides else f"{recipe}: {key}" for key in given}
+    if "eval_split_size" in overrides and "eval_data" not in overrides:
+        given.pop("eval_data", None)  # of the recipe: a flag wins
+    for key, value in given.items():
+        if key not in kind.model_fields:
+            raise unknown_name("setting", key, kind.model_fields, where=origin[key])
+        try:
+            json.dumps([key, value], ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:  # a file's name of other bytes, for one: no config.json could hold it
+            raise UserError("is not Unicode", where=origin[key], hint="use another name") from None
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error, origin) from None
+
+
+def dump_config(config: Settings) -> str:
+    """The whole config as JSON, defaults included; `TrainConfig.model_validate_json` reads it back."""
+    return config.model_dump_json(indent=2) + "\n"
+
+
+def flag(key: str) -> str:
+    """The command line's name of a setting: `batch_size` is `--batch-size`."""
+    return "--" + key.replace("_", "-")
+
+
+def settings_by_group(kind: type[Settings]) -> dict[str, list[str]]:
+    """Names of the settings by the title of their group (the docstring of the class that declares them first).
+
+    The verb's own settings come first, then the groups in the order in which the verb inherits them.
+    """
+    groups = [group for group in kind.__mro__ if issubclass(group, Settings) and group is not Settings]
+    group_of = {name: group for group in groups for name in group.__annotations__}
+    titles: dict[str, list[str]] = {}
+    for group in groups:
+        names = [name for name in group.__annotations__ if group_of[name] is group]
+        titles.setdefault((group.__doc__ or "").strip(), []).extend(names)
+    return {title: names for title, names in titles.items() if names}
+
+
+def read_toml(recipe: Path) -> dict[str, Any]:
+    try:
+        if not recipe.is_file():
+            raise UserError("no such recipe", where=recipe)
+        return tomllib.loads(recipe.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=recipe) from None
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        what = re.sub(r" \(at .*\)$", "", str(error))
+        raise UserError(f"not TOML: {what}", where=f"{recipe}:{line[1]}" if line else recipe) from None
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8 text", where=recipe) from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond reason
+        raise UserError(f"not TOML: {error}", where=recipe) from None
+
+
+def _explain(error: ValidationError, origin: Mapping[str, str]) -> UserError:
+    """The first complaint of pydantic as one line that names the key and where it was given."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return UserError("missing", where=key, hint=f"give {flag(key)} or {key} = ... in the recipe")
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":
+        what = f"{what[:1].lower()}{what[1:]}, got {first['input']!r}"
+    return UserError(what, where=origin.get(key))
