@@ -125,7 +125,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"dtype": "bfloat16"},
     "dropout": {"lora_r": 2, "lora_dropout": 0.3, "gradient_checkpointing": True},
-    "psft": {"objective": "psft", "objective__refresh": 2},
+    "psft": {"objective": "psft", "old_policy_interval": 2},
     "asft": {"objective": "asft"},
 }
 
@@ -322,7 +322,7 @@ BASE = {"kl": 0.0, "entropy": 2.0, "eos_p": 0.8, "repetition": 0.1, "length": 20
 def test_lines(change: dict[str, Any], expected: list[str]) -> None:
     now = {**BASE, **change}
     assert warnings(now, BASE, reference_length=30.0) == expected
-    config = load_config(None, {"data": "rows.jsonl", "out": "run"})
+    config = load_config(None, {"data": "rows.jsonl", "output_dir": "run"})
     for name in expected:
         assert "; " in sentence(name, now, BASE, config)
 
@@ -339,8 +339,8 @@ def test_what_was_low_from_the_start_is_no_drift() -> None:
     ("name", "given", "advised", "not_advised"),
     [
         ("kl", {}, "objective = asft", "anchor"),
-        ("kl", {"objective": "asft"}, "raise the anchor of asft", "asft,"),
-        ("kl", {"objective": "sft@0.5+asft@0.5"}, "raise the anchor of asft", "objective"),
+        ("kl", {"objective": "asft"}, "raise the anchor of asft", "try objective"),
+        ("kl", {"objective": "sft@0.5+asft@0.5"}, "raise the anchor of asft", "try objective"),
         ("entropy", {}, "(uncertain, eaft, psft)", "asft"),
         ("entropy", {"objective": "psft"}, "(uncertain, eaft)", "psft"),
         ("eos_p", {}, "check that the rows end", "min_eos_weight"),  # dft protects by itself

@@ -148,4 +148,4 @@ def test_what_is_no_pair(run: Any, tmp_path: Path, record: dict[str, str], says:
 
 def test_pairs_and_rows_do_not_mix(run: Any, pairs: str) -> None:
     with pytest.raises(UserError, match="different data"):
-        run(data=pairs, objective__phases="sft:0.5,dpo:0.5")
+        run(data=pairs, objective="sft@0.5+dpo@0.5")

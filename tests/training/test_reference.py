@@ -137,7 +137,7 @@ def test_a_named_reference(run: Any, toy: dict[str, Any], pairs: Path, other: st
 
 
 def test_the_kl_to_a_named_reference(run: Any, toy: dict[str, Any], other: str) -> None:
-    settings = {"objective": "asft", "objective__anchor": 1.0, "max_steps": 1, "drift_rows": 0}
+    settings = {"objective": "asft:anchor=1.0", "max_steps": 1, "drift_rows": 0}
     named = [
         run(str(i), **settings, reference_model=name) for i, name in enumerate((None, toy["model"], other))
     ]

@@ -33,8 +33,8 @@ grad_norm learning_rate tokens seconds tokens_per_second peak_memory_mib
 
 @pytest.mark.parametrize("objective", OVER_ROWS)
 def test_every_objective_learns(run: Any, objective: str) -> None:
-    settings = {"objective__q": 0.003} if objective == "threshold" else {}
-    result = run(objective=objective, max_steps=12, **settings)
+    setting = ":q=0.003" if objective == "threshold" else ""
+    result = run(objective=objective + setting, max_steps=12)
     assert result.after["nll"] < result.before["nll"] - 0.1
     assert result.after["mean_p"] > result.before["mean_p"]
 
