@@ -136,7 +136,7 @@ STANDS_IN = {
     "svamp": "svamp-calculations", "runs/comparison": "runs",
 }  # fmt: skip
 SHORT = {
-    "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "2"], "offline": ["--dry-run"], "online": ["--dry-run"],
+    "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "2"], "rft": ["--dry-run"], "rl": ["--dry-run"],
     "reproduce": ["--dry-run"], "diagnose": ["--rows", "4", "--no-gradients"],
     "eval": ["--limit", "2", "--max-new-tokens", "2"], "sample": ["--max-new-tokens", "2"],
 }  # fmt: skip
@@ -147,7 +147,7 @@ SHORT = {
 def test_a_command_runs(place: Path, where: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     verb, *rest = words(line)
     given = [STANDS_IN.get(word, word) for word in rest]
-    problems = verb in ("offline", "online")
+    problems = verb in ("rft", "rl")
     if problems and "recipe.toml" in given:
         given[given.index("recipe.toml")] = "problems.toml"
     if verb == "report" and "--output-dir" not in given and "--json" not in given:

@@ -79,7 +79,7 @@ def test_an_online_run(toy: list[str], tmp_path: Path) -> None:
     (tmp_path / "problems.jsonl").write_text(
         "".join(f'{{"prompt": "{n}?", "answer": "{n}"}}\n' for n in range(4))
     )
-    words = ["online", "--model", str(tmp_path / "model"), "--problems", str(tmp_path / "problems.jsonl")]
+    words = ["rl", "--model", str(tmp_path / "model"), "--problems", str(tmp_path / "problems.jsonl")]
     words += [
         "--max-steps",
         "2",

@@ -81,10 +81,10 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     reward = tmp_path / "reward.py"
     reward.write_text("def short(prompt, text, answer, extra):\n    return -len(text)\n")
     live = ["--model", str(model), "--problems", str(problems), "--reward", f"{reward}:short"]
-    assert main(["online", *live, *out("online"), *few[:-1], "2", "--problems-per-step", "2"]) == 0
+    assert main(["rl", *live, *out("online"), *few[:-1], "2", "--problems-per-step", "2"]) == 0
     assert json.loads((tmp_path / "online" / "summary.json").read_text())["steps"] == 1
     own = ["--model", str(model), "--problems", str(problems), "--num-samples", "1", "--dry-run"]
-    assert main(["offline", *own, *out("offline")]) == 0
+    assert main(["rft", *own, *out("offline")]) == 0
     assert main(["reproduce", "table2", "--dry-run", *out("table2")]) == 0
     assert "DFT-offline" in capsys.readouterr().out
 

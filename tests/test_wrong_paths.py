@@ -39,15 +39,15 @@ VERBS = {
     "diagnose": f"diagnose {TRAIN} --output-dir OUT",
     "compare": f"compare {TRAIN} --tasks-in {{g}}/problems.jsonl --output-dir OUT",
     "compare plan": f"compare {TRAIN} --tasks-in {{g}}/problems.jsonl --output-dir OUT --dry-run",
-    "sample": f"sample {ASK} --output-dir OUT/s.jsonl",
+    "sample": f"sample {ASK} --output OUT/s.jsonl",
     "eval": "eval --model {g}/model --tasks {g}/problems.jsonl --output-dir OUT",
-    "online": f"online {ASK} --output-dir OUT",
-    "online plan": f"online {ASK} --output-dir OUT --dry-run",
-    "offline": f"offline {ASK} --output-dir OUT",
-    "offline plan": f"offline {ASK} --output-dir OUT --dry-run",
-    "grade": "grade {g}/answers.jsonl --output-dir OUT/g.jsonl",
-    "select": "select {g}/answers.jsonl --for sft --output-dir OUT/r.jsonl",
-    "report": "report {g} --output-dir OUT/r.html",
+    "rl": f"rl {ASK} --output-dir OUT",
+    "rl plan": f"rl {ASK} --output-dir OUT --dry-run",
+    "rft": f"rft {ASK} --output-dir OUT",
+    "rft plan": f"rft {ASK} --output-dir OUT --dry-run",
+    "grade": "grade {g}/answers.jsonl --output OUT/g.jsonl",
+    "select": "select {g}/answers.jsonl --for sft --output OUT/r.jsonl",
+    "report": "report {g} --output OUT/r.html",
     "reproduce": "reproduce table1 --scale full --output-dir OUT",
     "eval by name": "eval --model {g}/model --tasks math500 --output-dir OUT",
 }
@@ -55,32 +55,32 @@ SOME = ("train", "plan", "diagnose", "compare", "compare plan")
 WRONG = [
     *((verb, "--data", "{g}/nope.jsonl", "nope.jsonl: no such file") for verb in (*SOME, "dpo")),
     *((verb, "--data", "{g}/empty", "empty: has no file of rows") for verb in SOME),
-    *((verb, "--chat-template", "{g}/nope.jinja", "nope.jinja: no such template") for verb in (*SOME, "offline")),
+    *((verb, "--chat-template", "{g}/nope.jinja", "nope.jinja: no such template") for verb in (*SOME, "rft")),
     *((verb, "--model", "{g}/nope", "nope: no such folder") for verb in VERBS
       if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
     *((verb, "--model", "{g}/empty", "empty: no config.json") for verb in VERBS
       if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
     *((verb, "--output-dir", "{g}/file/x", "file/x: cannot be written (Not a directory)")
       for verb in VERBS if verb not in ("sample", "grade", "select", "report", "eval by name")),
-    ("sample", "--output-dir", "{g}/file/s.jsonl", "cannot be written"),
-    ("grade", "--output-dir", "{g}/file/s.jsonl", "cannot be written"),
-    ("select", "--output-dir", "{g}/file/s.jsonl", "cannot be written"),
-    ("report", "--output-dir", "{g}/file/s.html", "cannot be written"),
-    *((verb, "--output-dir", "{g}/empty", "empty: cannot be written (Is a directory)")
+    ("sample", "--output", "{g}/file/s.jsonl", "cannot be written"),
+    ("grade", "--output", "{g}/file/s.jsonl", "cannot be written"),
+    ("select", "--output", "{g}/file/s.jsonl", "cannot be written"),
+    ("report", "--output", "{g}/file/s.html", "cannot be written"),
+    *((verb, "--output", "{g}/empty", "empty: cannot be written (Is a directory)")
       for verb in ("sample", "grade", "select", "report")),
     *((verb, "--eval-data", "{g}/nope.jsonl", "eval_data: no such file")
-      for verb in ("train", "plan", "dpo", "compare", "compare plan", "offline", "offline plan")),
+      for verb in ("train", "plan", "dpo", "compare", "compare plan", "rft", "rft plan")),
     *((verb, "--reference-model", "{g}/nope", "no such folder")
-      for verb in ("train", "plan", "dpo", "compare", "offline")),
+      for verb in ("train", "plan", "dpo", "compare", "rft")),
     *((verb, "--reference-model", "{g}/nope.safetensors", "reference_model: no such file")
       for verb in ("train", "plan", "dpo")),
     *((verb, "--problems", "{g}/nope.jsonl", "nope.jsonl")
-      for verb in ("sample", "online", "online plan", "offline", "offline plan")),
-    *((verb, "--eval-problems", "{g}/nope.jsonl", "nope.jsonl") for verb in ("online", "online plan")),
-    ("online", "--chat-template", "{g}/nope.jinja", "no such template"),
+      for verb in ("sample", "rl", "rl plan", "rft", "rft plan")),
+    *((verb, "--eval-problems", "{g}/nope.jsonl", "nope.jsonl") for verb in ("rl", "rl plan")),
+    ("rl", "--chat-template", "{g}/nope.jinja", "no such template"),
     *((verb, "--chat-template", "{g}/nope.jinja", "no such template") for verb in ("sample", "eval")),
-    ("offline", "--samples", "{g}/nope.jsonl", "samples: no such file"),
-    ("offline plan", "--samples", "{g}/nope.jsonl", "samples: no such file"),
+    ("rft", "--samples", "{g}/nope.jsonl", "samples: no such file"),
+    ("rft plan", "--samples", "{g}/nope.jsonl", "samples: no such file"),
     ("eval", "--tasks", "{g}/nope.jsonl", "nope.jsonl"),
     ("eval", "--tasks", "{g}/nope.jsonl", "nope.jsonl"),
     ("eval", "--check-overlap", "{g}/nope.jsonl", "nope.jsonl"),
@@ -96,7 +96,7 @@ WRONG = [
     ("select", "select", "{g}/nope.jsonl", "nope.jsonl"),
     ("report", "report", "{g}/nope", "no such folder"),
     *((verb, verb.split()[0], "{g}/nope.toml", "nope.toml: no such recipe")
-      for verb in ("train", "compare", "diagnose", "online", "offline")),
+      for verb in ("train", "compare", "diagnose", "rl", "rft")),
 ]  # fmt: skip
 
 

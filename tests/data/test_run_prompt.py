@@ -48,7 +48,7 @@ def test_a_link_to_the_model_of_a_run_is_the_runs(tmp_path):
     run = make_run(tmp_path, {"system": "Be brief."})
     (run / "model" / "config.json").write_text("{}")
     (tmp_path / "best").symlink_to(run / "model")
-    assert run_prompt(str(tmp_path / "best")).rows.system == "Be brief."
+    assert run_prompt(str(tmp_path / "best")).rows.system_prompt == "Be brief."
 
 
 def test_a_run_without_a_merged_model_is_its_adapter(tmp_path):
@@ -77,7 +77,7 @@ def test_names_from_within_the_run(tmp_path, monkeypatch):
     (run / "model" / "config.json").write_text("{}")
     for here, name in ((run, "model"), (run, "."), (run / "model", ".")):
         monkeypatch.chdir(here)
-        assert run_prompt(name).rows.system == "Be brief."
+        assert run_prompt(name).rows.system_prompt == "Be brief."
 
 
 def test_the_template_that_the_run_kept_is_asked_with(tmp_path):

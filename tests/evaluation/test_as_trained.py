@@ -84,7 +84,7 @@ def test_the_template_that_a_run_kept_is_no_other_template(trained: Any) -> None
     run = run_prompt(str(trained("39-lora-run-eval", lora_r=2)))
     assert run is not None and run.template != run.rows.chat_template
     for template, said in ((run.template, False), (run.rows.chat_template, False), ("none", True)):
-        warnings = mismatches(run, {}, run.rows.system, template)
+        warnings = mismatches(run, {}, run.rows.system_prompt, template)
         assert any(warning.startswith("trained with template") for warning in warnings) == said
 
 

@@ -147,8 +147,11 @@ def test_a_comparison_begun_before_some_settings_were_there_is_the_same(
     compared: tuple[Path, Record], task: Task, tmp_path: Path
 ) -> None:
     out, record = compared
-    settings = {key: value for key, value in record["settings"].items() if key not in ("stop", "project")}
-    settings["rows"] = {key: value for key, value in settings["rows"].items() if key != "ignore"}
+    settings = {
+        key: value
+        for key, value in record["settings"].items()
+        if key not in ("stop", "project", "ignore_fields")
+    }
     shutil.copytree(out, tmp_path / "old")
     (tmp_path / "old" / "comparison.json").write_text(json.dumps({**record, "settings": settings}))
     compare(config_of(task, tmp_path / "old"), ["sft", "dft"], dry_run=True, **asking(task))

@@ -126,7 +126,7 @@ def test_a_folder_of_the_first_version(run: Any, whole: Path, tmp_path: Path) ->
     for name in ("config.json", "environment.json"):
         content = json.loads((out / name).read_text())
         del content["format"]
-        content.pop("give_up_after", None)
+        content.pop("max_nonfinite_steps", None)
         (out / name).write_text(json.dumps(content))
     run(resume=True)
     same_runs(whole, out)

@@ -72,9 +72,9 @@ def test_a_setting_that_an_earlier_version_did_not_have(run: Any, tmp_path: Path
     run(until=2)
     path = tmp_path / "run" / "config.json"
     content = json.loads(path.read_text())
-    del content["memory_budget"], content["old_policy_interval"]
+    del content["logits_memory_mb"], content["old_policy_interval"]
     path.write_text(json.dumps(content))
     run(until=3, resume=True)
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="memory_budget was 256, is 64"):
+    with pytest.raises(UserError, match="logits_memory_mb was 256, is 64"):
         run(resume=True, logits_memory_mb=64)

@@ -216,7 +216,7 @@ def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
         warm,
         tmp_path,
         "online",
-        lambda out: ["online", *flags({**settings, "output_dir": out})],
+        lambda out: ["rl", *flags({**settings, "output_dir": out})],
         ["--resume"],
         same,
     )
@@ -248,7 +248,7 @@ def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
         warm,
         tmp_path,
         "offline",
-        lambda out: ["offline", *flags({**settings, "output_dir": out})],
+        lambda out: ["rft", *flags({**settings, "output_dir": out})],
         ["--resume"],
         same,
     )

@@ -90,7 +90,7 @@ def test_without_a_good_step_there_is_no_checkpoint(run: Any, monkeypatch: pytes
 
 
 def test_a_run_whose_steps_are_all_skipped_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though they are fewer than `give_up_after`."""
+    """Though they are fewer than `max_nonfinite_steps`."""
     monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
     with pytest.raises(UserError, match="no finite gradient in 6 steps in a row, up to step 6"):
         run(max_nonfinite_steps=10)

@@ -35,7 +35,9 @@ def test_the_seed_decides_and_the_random_state_is_left_alone() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_head_is_refused(tied: bool) -> None:
-    with pytest.raises(UserError, match=r"lora.targets: an adapter on the head \(lm_head\) is not supported"):
+    with pytest.raises(
+        UserError, match=r"lora_target_modules: an adapter on the head \(lm_head\) is not supported"
+    ):
         add_lora(
             tiny_model(tie_word_embeddings=tied),
             LoraConfig(lora_r=2, lora_target_modules="q_proj, lm_head"),

@@ -77,13 +77,17 @@ def test_the_papers_settings_are_in_the_plan(tmp_path: Path) -> None:
         2048,
     )
     assert runs["DFT"]["min_eos_weight"] == 0  # Eq. 9 as it stands
-    assert (runs["DPO"]["learning_rate"], runs["DPO"]["batch_size"], runs["DPO"]["warmup"]) == (
+    assert (runs["DPO"]["learning_rate"], runs["DPO"]["batch_size"], runs["DPO"]["warmup_ratio"]) == (
         1e-6,
         128,
         0.05,
     )
-    assert runs["RFT"]["sampling"]["n"] == runs["GRPO"]["n"] == 4
-    assert (runs["PPO"]["n"], runs["PPO"]["problems_per_step"], runs["GRPO"]["problems_per_step"]) == (
+    assert runs["RFT"]["num_samples"] == runs["GRPO"]["num_samples"] == 4
+    assert (
+        runs["PPO"]["num_samples"],
+        runs["PPO"]["problems_per_step"],
+        runs["GRPO"]["problems_per_step"],
+    ) == (
         1,
         256,
         256,

@@ -333,7 +333,7 @@ def test_on_the_command_line(
         tables.setdefault(table, []).append(f"{name} = {json.dumps(value)}")
     recipe.write_text("\n".join("\n".join([f"[{t}]"] * bool(t) + rows) for t, rows in tables.items()))
     out = str(tmp_path / "run")
-    command = ["offline", str(recipe), "--output-dir", out, "--num-samples", "2"]
+    command = ["rft", str(recipe), "--output-dir", out, "--num-samples", "2"]
     assert cli.main([*command, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 24
     assert cli.main(command) == 0

@@ -65,7 +65,7 @@ def test_a_bad_function_is_one_line_and_exit_2(
         for name, value in flags.items()
         for part in ("-n" if name == "n" else f"--{name.replace('_', '-')}", str(value))
     ]
-    assert main(["online", *arguments]) == 2
+    assert main(["rl", *arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("rectune: ")
     assert words in last

@@ -160,11 +160,11 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
     given = ["--stop", r"\nUser:", "--stop", "a, b"]
     out = ["--output-dir", str(tmp_path / "out")]
     for line in (
-        ["sample", "--model", "m", "--problems", str(problems), *out, *given],
+        ["sample", "--model", "m", "--problems", str(problems), "--output", *out[1:], *given],
         ["eval", "--model", "m", *out, *given],
         ["compare", "--data", "d", *out, *given],
         [
-            "offline",
+            "rft",
             "--problems",
             "p",
             *out,
@@ -174,7 +174,7 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
             "--stop",
             "a, b",
         ],
-        ["online", "--problems", "p", *out, "--dry-run", *given],
+        ["rl", "--problems", "p", *out, "--dry-run", *given],
     ):
         with pytest.raises(Asked) as found:
             main(line)

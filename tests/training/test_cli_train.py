@@ -37,7 +37,7 @@ def test_from_flags(settings: dict[str, Any]) -> None:
     done = rectune("train", *flags(settings), "--objective", "power:alpha=0.5")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["steps"], result["out"]) == (2, str(settings["out"]))
+    assert (result["steps"], result["out"]) == (2, str(settings["output_dir"]))
     assert result["after"]["nll"] != result["before"]["nll"]
     assert "objective: power alpha=0.5 until step 2" in done.stderr
     assert "step 2 of 2: objective" in done.stderr
@@ -55,13 +55,18 @@ def test_a_mistake_in_a_process_of_its_own(settings: dict[str, Any]) -> None:
 
 def test_from_a_recipe(settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
-    plain = {name: value for name, value in settings.items() if "." not in name and name != "out"}
+    plain = {name: value for name, value in settings.items() if "." not in name and name != "output_dir"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-    recipe.write_text("\n".join([*lines, 'objective = "sft@0.5+dft@0.5"', "[rows]", "holdout = 0.2"]))
-    assert main(["train", str(recipe), "--output-dir", str(settings["out"]), "--max-steps", "4"]) == 0
+    recipe.write_text("\n".join([*lines, 'objective = "sft@0.5+dft@0.5"', "eval_split_size = 0.2"]))
+    assert main(["train", str(recipe), "--output-dir", str(settings["output_dir"]), "--max-steps", "4"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 4
-    assert [line["phase"] for line in metrics(settings["out"], "train")] == ["sft", "sft", "dft", "dft"]
+    assert [line["phase"] for line in metrics(settings["output_dir"], "train")] == [
+        "sft",
+        "sft",
+        "dft",
+        "dft",
+    ]
     assert "rows: 32 to train on, 8 kept aside" in err
 
 
@@ -70,7 +75,7 @@ def test_dry_run(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -
     planned = json.loads(capsys.readouterr().out)
     assert (planned["rows"], planned["steps"], planned["config"]["seed"]) == (32, 2, 0)
     assert planned["memory_mib"]["total"] > 0
-    assert not settings["out"].exists()
+    assert not settings["output_dir"].exists()
 
 
 def test_resume(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +120,7 @@ def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str)
         ({"output_dir": "/dev/null/run"}, "/dev/null/run: cannot be written (Not a directory)"),
         ({"eval_data": "nothing.jsonl"}, "eval_data: no such file: nothing.jsonl"),
         ({"chat_template": "nothing.jinja"}, "nothing.jinja"),
-        ({"lora_r": 2, "lora_target_modules": "lm_head"}, "lora.targets: an adapter on the head"),
+        ({"lora_r": 2, "lora_target_modules": "lm_head"}, "lora_target_modules: an adapter on the head"),
         ({"max_length": 2}, "max_length: no row has a target within its first 2 tokens"),
     ],
 )
@@ -123,7 +128,9 @@ def test_a_mistake_is_one_line(
     settings: dict[str, Any], capsys: pytest.CaptureFixture[str], change: dict[str, Any], line: str
 ) -> None:
     mistake(capsys, flags({**settings, **change}), line)
-    assert not (settings["out"] / "config.json").exists()  # so the mended command may use the same folder
+    assert not (
+        settings["output_dir"] / "config.json"
+    ).exists()  # so the mended command may use the same folder
 
 
 @pytest.mark.parametrize(
@@ -152,6 +159,6 @@ def test_a_model_without_tokenizer(
 def test_a_file_in_place_of_the_run_folder(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings["out"].write_text("")
+    settings["output_dir"].write_text("")
     assert main(["train", *flags(settings)]) == 2
     assert "run: cannot be written (File exists)" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_every_objective_in_four_processes(toy: dict[str, Any], pairs: str, tmp_
     cases += [{"objective": name, "data": pairs} for name in OBJECTIVES if "pair" in column_names(name)]
     cases += [{"lora_r": 2, "objective": name} for name in ("dft", "asft", "iw_sft")]
     cases += [{"objective": "dft", "batch_size": 1, "max_steps": 3}]
-    cases += [{"objective": "sft", "normalization": "micro-batch", "micro_batch_rows": 3}]
+    cases += [{"objective": "sft", "normalization": "micro-batch", "per_device_train_batch_size": 3}]
     cases += [{"objective": "dft", "gradient_checkpointing": True}]
     runs = [{**base, **case} for case in cases]
     ways = [(run, sharded) for run in runs for sharded in (False, True)]

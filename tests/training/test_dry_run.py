@@ -16,7 +16,7 @@ from training_runs import metrics
 
 CASES: dict[str, dict[str, Any]] = {
     "share": {},
-    "seed": {"seed": 3, "epochs": 1.5, "steps": None},
+    "seed": {"seed": 3, "num_train_epochs": 1.5, "max_steps": None},
     "limit": {"max_train_samples": 17, "max_steps": None},
     "file": {"eval_data": "kept.jsonl", "max_steps": None},
     "cut": {"max_length": 30, "max_steps": None},
@@ -40,7 +40,7 @@ def test_the_plan_is_what_the_run_reports(
     write_lines(tmp_path / "pairs.jsonl", [*pairs, {**long[0], "chosen": "yes", "rejected": "no"}])
     settings = {**toy, "data": "rows.jsonl", "output_dir": tmp_path / "run", "drift_rows": 0, **CASES[case]}
     for key in ("data", "eval_data"):
-        if str(settings[key]).endswith(".jsonl"):
+        if str(settings.get(key)).endswith(".jsonl"):
             settings[key] = str(tmp_path / settings[key])
     config = load_config(None, {key: value for key, value in settings.items() if value is not None})
     planned = plan(config)

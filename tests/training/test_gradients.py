@@ -117,7 +117,12 @@ def test_micro_batch_means_are_summed_before_the_clip(
         return step(optimizer, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
-    settings = {"normalization": "micro-batch", "micro_batch_rows": 3, "steps": 1, "clip": 0.5}
+    settings = {
+        "normalization": "micro-batch",
+        "per_device_train_batch_size": 3,
+        "max_steps": 1,
+        "max_grad_norm": 0.5,
+    }
     (ours,) = gradients(objective="sft", **settings)
 
     def groups(data: TrainingData) -> list[list[int]]:
@@ -273,7 +278,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "one row": {"batch_size": 1},
     "psft": {"objective": "psft"},
     "bf16": {"dtype": "bfloat16"},
-    "means": {"normalization": "micro-batch", "micro_batch_rows": 3},
+    "means": {"normalization": "micro-batch", "per_device_train_batch_size": 3},
     "lora": {"lora_r": 2, "objective": "asft"},
     "sharded": {"objective": "sequence_dft", "batch_size": 3, "save_steps": 2},
     "sharded bf16": {"dtype": "bfloat16", "batch_size": 1},

@@ -135,9 +135,9 @@ def test_training_on_from_a_run_keeps_its_prompt(
     first = Path(run("first", system_prompt="Be brief.", chat_template=str(OWN)).out)
     with caplog.at_level("INFO", "rectune"):
         second = Path(run("second", model=str(first)).out)
-    rows = json.loads((second / "config.json").read_text())["rows"]
-    assert (rows["system"], rows["template"]) == ("Be brief.", str(first / "template.jinja"))
-    assert f"system: Be brief., as {first} was trained" in caplog.text
+    rows = json.loads((second / "config.json").read_text())
+    assert (rows["system_prompt"], rows["chat_template"]) == ("Be brief.", str(first / "template.jinja"))
+    assert f"system_prompt: Be brief., as {first} was trained" in caplog.text
     assert (second / "template.jinja").read_text() == (first / "template.jinja").read_text()
     third = Path(run("third", model=str(first / "model"), system_prompt="", chat_template="auto").out)
-    assert json.loads((third / "config.json").read_text())["rows"]["system"] == ""
+    assert json.loads((third / "config.json").read_text())["system_prompt"] == ""

@@ -40,12 +40,12 @@ def test_tensorboard_has_the_figures_and_the_settings(run: Any, tmp_path: Path) 
     assert points == [(line["step"], pytest.approx(line["nll"])) for line in metrics(result.out, "train")]
     values = hyperparameters(shared / "sums" / "first")
     assert (values["learning_rate"], values["batch_size"], values["objective"]) == (3e-3, 7, "dft")
-    assert (values["gradient_checkpointing"], values["rows.holdout"], values["betas"]) == (
+    assert (values["gradient_checkpointing"], values["eval_split_size"], values["adam_beta2"]) == (
         False,
         0.2,
-        "0.9,0.95",
+        0.95,
     )
-    assert (values["reference"], values["rows.columns"]) == ("None", "")
+    assert (values["reference_model"], values["columns"]) == ("None", "")
     assert set(values) == set(TrainConfig.model_fields)
 
 
@@ -75,7 +75,7 @@ def test_one_that_is_not_installed_is_an_error_at_once(
         "rectune.training.trackers.find_spec", lambda n, *rest: None if n == name else real(n, *rest)
     )
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
-    line = f"trackers: {name} is not installed; pip install {name}"
+    line = f"report_to: {name} is not installed; pip install {name}"
     with pytest.raises(UserError, match=line):
         run(report_to=f"tensorboard,{name}")
     with pytest.raises(UserError, match=line):

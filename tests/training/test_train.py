@@ -50,7 +50,7 @@ def test_every_step_is_logged(run: Any) -> None:
         assert 0 < line["p10"] <= line["p50"] <= line["p90"] < 1
         assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["seconds"], rel=0.05)
     assert json.loads((Path(out) / "summary.json").read_text())["steps"] == 6
-    assert json.loads((Path(out) / "config.json").read_text())["steps"] == 6
+    assert json.loads((Path(out) / "config.json").read_text())["max_steps"] == 6
     assert json.loads((Path(out) / "environment.json").read_text())["packages"]["torch"] == torch.__version__
 
 
@@ -77,7 +77,7 @@ def test_what_is_saved(run: Any, monkeypatch: pytest.MonkeyPatch, choose: str, b
     figures = [
         {"nll": nll, "mean_p": p} for nll, p in ((1.0, 0.9), (3.0, 0.1), (2.0, 0.2), (2.5, 0.5), (9.0, 0.0))
     ]
-    settings = {"schedule": "constant", "warmup": 0, "lora_r": rank, "merge_adapter": True}
+    settings = {"lr_scheduler_type": "constant", "warmup_ratio": 0, "lora_r": rank, "merge_adapter": True}
     name = "adapter/adapter_model.safetensors" if rank else "model/model.safetensors"
     until = run("until", max_steps=best, **settings)
     scripted(monkeypatch, figures)
@@ -99,18 +99,18 @@ def test_evaluations_without_finite_figures_choose_nothing(run: Any, monkeypatch
 
 
 def test_choosing_needs_holdout_rows(run: Any) -> None:
-    with pytest.raises(UserError, match="choose: 'nll' needs hold-out rows"):
+    with pytest.raises(UserError, match="metric_for_best_model: 'nll' needs hold-out rows"):
         run(metric_for_best_model="nll", eval_steps=1, eval_split_size=0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_saved_model_gives_the_evaluated_figures(run: Any, toy: Any, precision: str) -> None:
     result = run(dtype=precision)
     folder = Path(result.out) / "model"
     assert "rectune" not in (folder / "config.json").read_text()
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert model.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+    assert model.dtype == (torch.float32 if precision == "float32" else torch.bfloat16)
     data = load_data(load_config(None, {**toy, "output_dir": "unused"}), tokenizer)
     nll = count = 0.0
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_the_saved_model_gives_the_evaluated_figures(run: Any, toy: Any, precisi
             logp = model(ids).logits[0, :-1].float().log_softmax(-1)
             nll -= float(logp[labels >= 0].gather(1, labels[labels >= 0, None]).sum())
             count += int((labels >= 0).sum())
-    assert nll / count == pytest.approx(result.after["nll"], rel=1e-5 if precision == "fp32" else 2e-3)
+    assert nll / count == pytest.approx(result.after["nll"], rel=1e-5 if precision == "float32" else 2e-3)
 
 
 def test_the_saved_model_needs_no_rectune(run: Any) -> None:
@@ -217,10 +217,10 @@ def test_rows_that_all_ask_the_same(run: Any, tmp_path: Path, caplog: pytest.Log
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        ({"steps": 3}, 3),
-        ({"steps": None, "epochs": 1}, 5),
-        ({"steps": None, "epochs": 0.5}, 3),
-        ({"epochs": 9}, 6),
+        ({"max_steps": 3}, 3),
+        ({"max_steps": None, "num_train_epochs": 1}, 5),
+        ({"max_steps": None, "num_train_epochs": 0.5}, 3),
+        ({"num_train_epochs": 9}, 6),
     ],
 )
 def test_steps_and_epochs(run: Any, settings: dict[str, Any], steps: int) -> None:
@@ -268,12 +268,12 @@ def test_what_is_decided_stands_in_config_json_and_a_resumed_run_may_say_it_or_n
     out = Path(run(objective="dft", max_steps=2).out)
     config = json.loads((out / "config.json").read_text())
     assert config["min_eos_weight"] == 1.0
-    assert config["precision"] in ("bf16", "fp32")
-    assert config["reference"] is None  # dft has none
+    assert config["dtype"] in ("bfloat16", "float32")
+    assert config["reference_model"] is None  # dft has none
     assert config["decided"]["turn_end"] and config["decided"]["template"]
     assert config["decided"]["steps"] == 2
-    again = {"out": out, "steps": 2, "resume": True}
-    run(objective="dft", min_eos_weight=1.0, dtype=config["precision"], **again)
+    again = {"output_dir": out, "max_steps": 2, "resume": True}
+    run(objective="dft", min_eos_weight=1.0, dtype=config["dtype"], **again)
     with pytest.raises(UserError, match=r"min_eos_weight was 1.0, is 0.0"):
         run(objective="dft", min_eos_weight=0, **again)
     older = config | {"min_eos_weight": None, "dtype": "auto"}
@@ -293,7 +293,7 @@ def test_config_json_has_the_weight_of_turn_ends_and_the_reference(
 ) -> None:
     config = json.loads((Path(run(**objective, max_steps=2).out) / "config.json").read_text())
     assert config["min_eos_weight"] == protect
-    assert config["reference"] == (config["model"] if reference else None)
+    assert config["reference_model"] == (config["model"] if reference else None)
 
 
 def test_rows_that_are_too_long_are_left_out_where_that_is_wanted(

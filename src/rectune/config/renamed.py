@@ -49,7 +49,7 @@ _VALUES: dict[tuple[str, object], object] = {
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a run's config.json with the names and values of today, where rectune 0.1 wrote it."""
-    if "out" not in config:
+    if "output_dir" in config or not {"out", "rows"} & set(config):
         return dict(config)
     names = RENAMED_RL if "algorithm" in config else RENAMED
     flat: dict[str, Any] = {}

@@ -44,13 +44,13 @@ def full_estimate(job: Job, arm: Arm) -> dict[str, Any]:
     parameters, given = shape["parameters"], job.settings(arm)
     prompt, answer = assumed["prompt_tokens"], assumed["answer_tokens"]
     drawn = 0.0
-    if arm.method == "online":
+    if arm.method == "rl":
         rows = given["max_steps"] * given["problems_per_step"] * (given["num_samples"])
         tokens, drawn, steps = rows * (prompt + answer), rows, given["max_steps"]
     else:
         questions = job.recipe.full["settings"]["max_train_samples"]
         rows, tokens = questions, questions * assumed["row_tokens"]
-        if arm.method == "offline":
+        if arm.method == "rft":
             drawn = questions * given["num_samples"]
             paired = given["objective"].startswith("dpo")
             rows = questions if paired else round(drawn * assumed["correct"])
@@ -97,13 +97,11 @@ def mini_estimate(job: Job, arm: Arm) -> dict[str, Any]:
     assert job.task is not None
     mini, given = job.task.settings, job.settings(arm)
     speed, steps = mini["speed"], given["max_steps"]
-    batch = (
-        given["problems_per_step"] * given["num_samples"] if arm.method == "online" else given["batch_size"]
-    )
+    batch = given["problems_per_step"] * given["num_samples"] if arm.method == "rl" else given["batch_size"]
     paired = given.get("objective", "").startswith("dpo")
     rows = steps * batch * (1 + paired)
     tokens = rows * speed["row_tokens"]
-    drawn = rows if arm.method == "online" else 0
+    drawn = rows if arm.method == "rl" else 0
     asked = sum(mini["task"][name] for name in job.asking.benchmarks) * (job.asking.draws.n + 1)
     answer = speed["answer_tokens"] / speed["drawn_per_second"]
     training = tokens / speed["trained_per_second"] * (1.35 if _reads_reference(given) else 1)
@@ -111,7 +109,7 @@ def mini_estimate(job: Job, arm: Arm) -> dict[str, Any]:
         "steps": steps,
         "answers_trained": rows,
         "tokens_trained": int(tokens),
-        "answers_drawn": drawn or (mini["task"]["problems"] * 4 if arm.method == "offline" else 0),
+        "answers_drawn": drawn or (mini["task"]["problems"] * 4 if arm.method == "rft" else 0),
         "answers_evaluated": asked,
         "seconds_training": training + drawn * answer * 2,  # few rows at once: half as fast
         "seconds_answers": asked * answer,

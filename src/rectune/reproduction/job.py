@@ -21,7 +21,7 @@ from rectune.experiments.evaluator import Draws
 from rectune.reproduction.recipe import Arm, Recipe, Scale, full_settings, mini_settings
 from rectune.reproduction.task import DOMAINS, Task
 
-KINDS: dict[str, type[Settings]] = {"train": TrainConfig, "offline": RFTConfig, "online": RLConfig}
+KINDS: dict[str, type[Settings]] = {"train": TrainConfig, "rft": RFTConfig, "rl": RLConfig}
 BASE = "base"
 
 
@@ -108,7 +108,7 @@ class Job:
             given["problems"] = str(self.data["problems"])
         if arm.method == "train" and self.task:
             given["eval_data"] = str(self.data["holdout"])
-        elif arm.method == "offline":
+        elif arm.method == "rft":
             given |= {"sampling_seed": seed, "samples": str(self.samples(seed))}
             given |= {"eval_split_size": 0.02} if self.task else {}
         return load_config(None, given, KINDS[arm.method])
@@ -133,12 +133,12 @@ class Job:
     @property
     def sharing(self) -> tuple[Arm, ...]:
         """Arms that train on the base model's own answers."""
-        return tuple(arm for arm in self.arms if arm.method == "offline")
+        return tuple(arm for arm in self.arms if arm.method == "rft")
 
 
 def trained_folder(arm: Arm, folder: Path) -> Path:
     """Where an arm's run folder is: model/, metrics.jsonl, summary.json."""
-    return folder / "train" if arm.method == "offline" else folder
+    return folder / "train" if arm.method == "rft" else folder
 
 
 def mini_asking(task: Task) -> Asking:

@@ -16,7 +16,7 @@ from rectune.reproduction.job import Job
 from rectune.reproduction.paper import paper_table
 from rectune.reproduction.recipe import Arm, Recipe
 
-VERBS = {"train": "train", "offline": "offline", "online": "online"}
+VERBS = {"train": "train", "rft": "rft", "rl": "rl"}
 
 
 def plan(recipe: Recipe, jobs: Sequence[Job], *, gpus: int = 8) -> dict[str, Any]:

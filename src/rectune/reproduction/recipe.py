@@ -18,7 +18,7 @@ from typing import Any, Literal
 from rectune.config import read_toml
 from rectune.errors import UserError, unknown_name
 
-Method = Literal["train", "offline", "online"]
+Method = Literal["train", "rft", "rl"]
 Scale = Literal["full", "mini"]
 SCALES = ("full", "mini")
 
@@ -29,7 +29,7 @@ class Arm:
 
     Attributes:
         label: As the paper's row is called.
-        method: train (on demonstrations), offline (on the model's own graded answers) or online.
+        method: train (on demonstrations), rft (on the model's own graded answers) or rl.
         settings, mini: What it differs in at full and at mini scale, by dotted name.
     """
 
@@ -54,7 +54,7 @@ class Recipe:
         arms: In the paper's order; the base model is always asked besides.
         against: Label of the arm that the others are compared with.
         benchmarks: At full scale.
-        full: Tables settings, rates, draws, offline, online and assumed of the full scale.
+        full: Tables settings, rates, draws, rft, rl and assumed of the full scale.
         curve: Steps between evaluations by scale, for an accuracy over steps.
         histogram: Whether target probabilities are measured under every model.
         sweep: Whether the mini scale tries learning rates; False where rates are what is looked at.
@@ -88,7 +88,7 @@ def load_recipe(name: str) -> Recipe:
     if name not in recipe_names():
         raise unknown_name("recipe of the paper", name, recipe_names())
     own, main = read_toml(recipe_folder() / f"{name}.toml"), read_toml(recipe_folder() / "_main.toml")
-    tables = ("settings", "rates", "draws", "offline", "online", "assumed")
+    tables = ("settings", "rates", "draws", "rft", "rl", "assumed")
     shared_mini = own.get("mini", {})
     arms = tuple(_arm(arm, shared_mini) for arm in own["arms"])
     return Recipe(
@@ -137,15 +137,15 @@ def load_mini(budget: float = 1.0) -> dict[str, Any]:
 def full_settings(recipe: Recipe, arm: Arm, model: str) -> dict[str, Any]:
     """An arm's settings at full scale, by dotted name, but for data, problems, out and seed."""
     tables, own = recipe.full, dict(arm.settings)
-    if arm.method == "online":
-        return {"model": model, **tables["online"], **own}
+    if arm.method == "rl":
+        return {"model": model, **tables["rl"], **own}
     given = {"model": model, **tables["settings"], **own}
     if "learning_rate" not in own and model in tables["rates"]:
         given["learning_rate"] = tables["rates"][model]
     if arm.method == "train":
         return given
     made = ("data", "data_format", "columns", "split", "max_train_samples")
-    return {**{name: value for name, value in given.items() if name not in made}, **tables["offline"]}
+    return {**{name: value for name, value in given.items() if name not in made}, **tables["rft"]}
 
 
 def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
     own.pop("data", None)
     kept = {name: arm.settings[name] for name in ("objective", "algorithm") if name in arm.settings}
     steps, rows, draws = shared["max_steps"], shared["batch_size"], mini["draws"]
-    if arm.method == "online":
+    if arm.method == "rl":
         n = arm.settings.get("num_samples", 4)
         return {
             **{
@@ -184,7 +184,7 @@ def mini_settings(arm: Arm, mini: Mapping[str, Any]) -> dict[str, Any]:
     if kept.get("objective", "").startswith("dpo"):
         shared["batch_size"] = rows // 2
     given = {**shared, "min_eos_weight": 0, "chat_template": "none", **kept, **own, "max_steps": steps}
-    if arm.method == "offline":
+    if arm.method == "rft":
         given |= {
             "num_samples": 4,
             "temperature": 1.0,

@@ -165,7 +165,7 @@ def _sweep(job: Job) -> dict[str, Any] | None:
             trained = trained_folder(arm, folder)
             if not is_answered(trained / "validation", files, draws):
                 with clock.task(arm.slug, f"{arm.label} at learning rate {rate:g}"):
-                    if arm.method == "offline":
+                    if arm.method == "rft":
                         draw_samples(job, seed)
                     carry_out(arm, config)
                     Respondent(str(trained / "model"), job.asking).answer(
@@ -187,7 +187,7 @@ def _run(job: Job, arm: Arm, seed: int) -> None:
     """One run and its answers."""
     folder = job.folder(arm, seed)
     config = job.config(arm, seed, folder)
-    if arm.method == "offline" and not is_done(arm, folder):
+    if arm.method == "rft" and not is_done(arm, folder):
         draw_samples(job, seed)
     if every := job.recipe.curve.get(job.scale):
         _along(job, arm, config, every)

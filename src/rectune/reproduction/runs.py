@@ -1,8 +1,8 @@
 """Carrying out one run of a reproduction, whichever its method, and asking models; what is finished is left alone.
 
     train    rectune.training.trainer.train      on demonstrations
-    offline  rectune.offline.offline          on the base model's own graded answers, which all offline arms share
-    online   rectune.rl.train_rl     on answers of the model in training
+    rft      rectune.train_rft                on the base model's own graded answers, which all rft arms share
+    rl       rectune.train_rl                 on answers of the model in training
 
 Everything goes on after a kill. What is run, and in which order, is in `runner.py`.
 """
@@ -153,13 +153,13 @@ def run_cost(job: Job, arm: Arm, seed: int) -> dict[str, Any]:
     taken = [line for line in lines if line.get("kind") == "train"]
     config = json.loads((folder / "config.json").read_text())
     steps, drawn = len(taken), {"answers": 0, "tokens": 0, "seconds": 0.0}
-    if arm.method == "online":
+    if arm.method == "rl":
         rows = steps * config["problems_per_step"] * config["num_samples"]
         drawn = {"answers": rows, "tokens": 0, "seconds": 0.0}
     else:
         pairs = config["objective"].startswith("dpo")
         rows = steps * config["batch_size"] * (1 + pairs)
-    if arm.method == "offline":
+    if arm.method == "rft":
         drawn = load_record(job.samples(seed).with_suffix(".json"), "answers", "tokens", "seconds")
     return {
         "steps": steps,
