@@ -172,7 +172,7 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
     """Diagnose, then train and compare; what was said and what came."""
     from rectune.config import load_config
     from rectune.diagnosis import diagnose
-    from rectune.experiments.compare import compare
+    from rectune.experiments.compare import CompareConfig, compare
 
     folder = options.out / name
     settings = {key: value for key, value in pair.items() if key not in ("in", "out", "limit")}
@@ -180,12 +180,12 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
     said = diagnose(
         config.model, config.data, out=folder / "diagnosis", rows=200, options=config, gradients=False
     )
-    came = compare(
-        config, ["sft", "dft"], seeds=options.seeds, benchmarks_in=[pair["in"]],
-        benchmarks_out=[pair["out"]] if pair["out"] else [], n=4, max_new_tokens=24, limit=pair["limit"],
-        sharpening=False,
-    )  # fmt: skip
-    return outcome(name, said, came)
+    came = compare(CompareConfig(
+        config, ["sft", "dft"], seeds=options.seeds, tasks_in=[pair["in"]],
+        tasks_out=[pair["out"]] if pair["out"] else [], num_samples=4, max_new_tokens=24, limit=pair["limit"],
+        match_entropy=False,
+    ))  # fmt: skip
+    return outcome(name, said, came.to_dict())
 
 
 def outcome(name: str, said: dict[str, Any], came: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import TrainConfig, load_config
+from rectune.experiments.compare import CompareConfig, compare, plan
 from toys import byte_tokenizer, tiny_model
 
 Task = dict[str, str]
@@ -51,11 +52,26 @@ def config_of(task: Task, out: Path, **settings: Any) -> TrainConfig:
     )
 
 
+def compare_task(
+    task: Task,
+    out: Path,
+    objectives: str = "sft,dft",
+    *,
+    dry_run: bool = False,
+    settings: dict[str, Any] | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Compare on the task, or plan to: `how` has fields of CompareConfig in place of those of `asking`."""
+    training = config_of(task, out, **(settings or {}))
+    config = CompareConfig(training, objectives.split(","), **(asking(task) | how))
+    return plan(config) if dry_run else compare(config).to_dict()
+
+
 def asking(task: Task) -> dict[str, Any]:
     """How the models are asked: few and short answers."""
     return {
-        "benchmarks_in": [task["inside"]],
-        "benchmarks_out": [task["outside"]],
-        "n": 2,
+        "tasks_in": [task["inside"]],
+        "tasks_out": [task["outside"]],
+        "num_samples": 2,
         "max_new_tokens": 6,
     }

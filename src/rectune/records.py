@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from rectune.errors import UserError, unknown_name
 from rectune.runtime.io import FORMAT, check_format, load_json, translate_disk_errors, write_json
@@ -345,6 +345,147 @@ class Verdict(Record):
     headline: list[Headline] = []
     sentences: list[str]
     warnings: list[str] = []
+
+
+class SweepTrial(Record):
+    """One learning rate of one arm."""
+
+    learning_rate: float
+    accuracy: Interval
+    run: str
+
+
+class SweptArm(Record):
+    """The learning rate chosen for an arm; `edge`: it is the lowest or highest of several."""
+
+    label: str
+    learning_rate: float
+    edge: bool
+    trials: list[SweepTrial]
+
+
+class SweepResult(Record):
+    """Learning rates chosen on validation problems, by the arm's slug."""
+
+    steps: int
+    seed: int
+    problems: int
+    arms: dict[str, SweptArm]
+
+
+class BehindLeader(Record):
+    """The leader's accuracy minus an arm's, with its interval."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+
+
+class Standing(Record):
+    """Who leads at a rung and who is clearly worse, by label."""
+
+    leader: str
+    accuracy: dict[str, Interval]
+    behind: dict[str, BehindLeader]
+    worse: list[str]
+
+
+class Rung(Standing):
+    """A rung of a race, and the steps and seconds spent up to it."""
+
+    step: int
+    problems: int
+    steps: int
+    seconds: float
+
+
+class Dropped(BehindLeader):
+    """Why an arm left the race."""
+
+    step: int
+    reason: str
+    leader: str
+    accuracy: float
+    leader_accuracy: float
+
+
+class RaceResult(Record):
+    """A race; `ended` is "all rungs", "one left" or "budget". Survivors and dropped arms are slugs."""
+
+    budget: str
+    rungs: list[Rung]
+    ended: str
+    survivors: list[str]
+    dropped: dict[str, Dropped]
+
+
+class RaceProgress(FileRecord):
+    """race.json: the rungs that are done."""
+
+    WHAT = "the progress of a race"
+
+    rungs: list[Rung]
+
+
+class ComparedArm(Record):
+    """An arm of a comparison; `runs` maps seeds to run folders."""
+
+    objective: str
+    label: str
+    slug: str
+    learning_rate: float
+    runs: dict[str, str]
+    dropped: Dropped | None
+
+
+class PaperTables(Record):
+    """Tables of a reproduction, each a list of rows, and notes, for the report."""
+
+    tables: list[list[dict[str, JsonValue]]]
+    notes: list[str]
+
+
+class Comparison(FileRecord):
+    """comparison.json: what an experiment is, what was chosen, and its verdict. docs/comparison.md describes it."""
+
+    WHAT = "a comparison"
+    HINT = "give another --output-dir"
+
+    rectune: str
+    model: str
+    data: str
+    seeds: list[int]
+    arms: list[ComparedArm]
+    base: str
+    benchmarks: dict[str, str]
+    problems: dict[str, int]
+    validation: dict[str, int]
+    settings: dict[str, JsonValue]
+    sweep: SweepResult | None = None
+    race: RaceResult | None = None
+    matched_to: str | None = None
+    verdict: Verdict | None = None
+    paper: PaperTables | None = None
+
+
+class RFTStage(Record):
+    """A stage that is done: the size of its file and its counts."""
+
+    bytes: int
+    counts: dict[str, JsonValue]
+
+
+class RFTProgress(FileRecord):
+    """offline.json."""
+
+    WHAT = "the record of an RFT run"
+    HINT = "give another --output-dir"
+
+    config: dict[str, JsonValue] = {}
+    settings: dict[str, JsonValue]
+    stages: dict[str, RFTStage]
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

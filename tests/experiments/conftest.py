@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from comparisons import Task, asking, config_of, make_task
-from rectune.experiments.compare import compare
+from comparisons import Task, compare_task, make_task
 
 Run = Callable[..., dict[str, Any]]
 
@@ -28,12 +27,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 @pytest.fixture
 def run(task: Task, tmp_path: Path) -> Run:
-    """`run("sft,dft", out="name", settings={...}, **options of compare)`."""
+    """`run("sft,dft", out="name", settings={...}, **fields of CompareConfig)`."""
 
-    def start(
-        objectives: str = "sft,dft", *, out: str = "out", settings: dict[str, Any] | None = None, **how: Any
-    ) -> dict[str, Any]:
-        config = config_of(task, tmp_path / out, **(settings or {}))
-        return compare(config, objectives.split(","), **(asking(task) | how))
+    def start(objectives: str = "sft,dft", *, out: str = "out", **how: Any) -> dict[str, Any]:
+        return compare_task(task, tmp_path / out, objectives, **how)
 
     return start

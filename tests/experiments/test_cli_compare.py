@@ -21,7 +21,7 @@ def words(task: Task, tmp_path: Path) -> list[str]:
         "output_dir": tmp_path / "out",
         "max_steps": 3,
     }
-    asked = {"benchmarks_in": task["inside"], "limit": "6", "max_new_tokens": "6"}
+    asked = {"tasks_in": task["inside"], "limit": "6", "max_new_tokens": "6"}
     flags = [part for name, value in {**settings, **asked}.items() for part in (flag(name), str(value))]
     return ["compare", *flags, "-n", "2"]
 
@@ -57,9 +57,9 @@ def test_dry_run(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The recipe's objective is left aside, and that is said."""
+    """The recipe's objective is ignored, and the log says so."""
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('learning_rate = 2e-3\n[objective]\nname = "floor"\nminimum = 0.2\n')
+    recipe.write_text('learning_rate = 2e-3\nobjective = "floor:minimum=0.2"\n')
     place = words.index("--learning-rate")
     assert main(["compare", str(recipe), *words[1:place], *words[place + 2 :], "--dry-run"]) == 0
     out, err = capsys.readouterr()
@@ -67,7 +67,7 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         ("sft", 2e-3),
         ("dft", 2e-3),
     ]
-    assert "the recipe's is left aside" in err
+    assert "the recipe's is ignored" in err
 
 
 @pytest.mark.parametrize(

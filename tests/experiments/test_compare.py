@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from comparisons import Task, asking, config_of
+from comparisons import Task, compare_task
 from rectune.errors import UserError
-from rectune.experiments.compare import compare
 from rectune.experiments.comparison_tables import tables
+from rectune.records import Comparison
 from rectune.runtime.locks import lock
 from training_runs import metrics
 
@@ -24,7 +24,7 @@ Run = Callable[..., Record]
 @pytest.fixture(scope="module")
 def compared(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     out = tmp_path_factory.mktemp("compared") / "out"
-    return out, compare(config_of(task, out), ["sft", "dft"], **asking(task))
+    return out, compare_task(task, out, "sft,dft")
 
 
 def evaluation(folder: Path) -> Record:
@@ -40,7 +40,7 @@ def test_the_record(compared: tuple[Path, Record], task: Task) -> None:
     out, record = compared
     assert json.loads((out / "comparison.json").read_text()) == record
     assert (record["format"], record["model"], record["seeds"]) == (1, task["model"], [0])
-    assert [(arm["label"], arm["name"], arm["dropped"]) for arm in record["arms"]] == [
+    assert [(arm["label"], arm["objective"], arm["dropped"]) for arm in record["arms"]] == [
         ("sft", "sft", None),
         ("dft", "dft", None),
     ]
@@ -63,7 +63,7 @@ def test_arms_differ_in_the_objective_only(compared: tuple[Path, Record]) -> Non
     out, record = compared
     configs = [json.loads((out / arm["runs"]["0"] / "config.json").read_text()) for arm in record["arms"]]
     differing = {name for name in configs[0] if configs[0][name] != configs[1][name]}
-    assert differing == {"objective", "out", "run_name"}
+    assert differing == {"objective", "min_eos_weight", "output_dir", "run_name"}
     lines = [metrics(out / arm["runs"]["0"], "train") for arm in record["arms"]]
     assert [line["tokens"] for line in lines[0]] == [line["tokens"] for line in lines[1]]
     assert lines[0][0]["nll"] == lines[1][0]["nll"]  # the same rows, in the same order
@@ -105,12 +105,12 @@ def test_checkpoints_of_finished_runs_are_put_away(compared: tuple[Path, Record]
 def test_again_nothing_is_done_and_the_verdict_is_the_same(compared: tuple[Path, Record], task: Task) -> None:
     out, record = compared
     before = stamps(out)
-    assert compare(config_of(task, out), ["dft"], **asking(task)) == record  # what is there stays
+    assert compare_task(task, out, "dft") == record  # what is there stays
     assert stamps(out) == before
 
 
 def test_the_tables(compared: tuple[Path, Record]) -> None:
-    shown = dict(tables(compared[1]))
+    shown = dict(tables(Comparison.model_validate(compared[1])))
     assert list(shown) == ["inside (in domain), 32 problems", "outside (out of domain), 6 problems"]
     rows = shown["inside (in domain), 32 problems"]
     assert [row["arm"] for row in rows] == ["base", "sft", "dft"]
@@ -119,7 +119,7 @@ def test_the_tables(compared: tuple[Path, Record]) -> None:
 
 @pytest.mark.slow
 def test_seeds_and_objectives_are_added(run: Run, tmp_path: Path) -> None:
-    few = {"settings": {"steps": 4}, "benchmarks_out": [], "sharpening": False}
+    few = {"settings": {"max_steps": 4}, "tasks_out": [], "match_entropy": False}
     first = run("sft", **few)
     before = stamps(tmp_path / "out")
     record = run("power:alpha=0.5", seeds=2, **few)
@@ -136,7 +136,7 @@ def test_seeds_and_objectives_are_added(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_phases_and_adapters(run: Run, tmp_path: Path) -> None:
-    record = run("sft@0.5+dft@0.5", settings={"lora_r": 2}, sharpening=False, benchmarks_out=[])
+    record = run("sft@0.5+dft@0.5", settings={"lora_r": 2}, match_entropy=False, tasks_out=[])
     (arm,) = record["arms"]
     folder = tmp_path / "out" / arm["runs"]["0"]
     assert {line["phase"] for line in metrics(folder, "train")} == {"sft", "dft"}
@@ -154,18 +154,18 @@ def test_a_comparison_begun_before_some_settings_were_there_is_the_same(
     }
     shutil.copytree(out, tmp_path / "old")
     (tmp_path / "old" / "comparison.json").write_text(json.dumps({**record, "settings": settings}))
-    compare(config_of(task, tmp_path / "old"), ["sft", "dft"], dry_run=True, **asking(task))
+    compare_task(task, tmp_path / "old", dry_run=True)
     with pytest.raises(UserError, match=r"stop was \[\], is \['Q:'\]"):
-        compare(config_of(task, tmp_path / "old"), ["sft", "dft"], stop=["Q:"], dry_run=True, **asking(task))
+        compare_task(task, tmp_path / "old", stop=["Q:"], dry_run=True)
 
 
 @pytest.mark.parametrize(
     ("objectives", "how", "settings", "line"),
     [
-        ("sft,dft", {"n": 3}, {}, "comparison.json: cannot go on with other settings: n was 2, is 3; restore them"),
+        ("sft,dft", {"num_samples": 3}, {}, "cannot go on with other settings: n was 2, is 3; restore them"),
         ("sft,dft", {"limit": 5}, {}, "limit was None, is 5"),
         ("sft,dft", {}, {"batch_size": 4, "seed": 1}, "batch_size was 8, is 4, seed was 0, is 1"),
-        ("sft,dft", {"benchmarks_out": []}, {}, "benchmarks was {'inside': 'in', 'outside': 'out'}, is"),
+        ("sft,dft", {"tasks_out": []}, {}, "benchmarks was {'inside': 'in', 'outside': 'out'}, is"),
         ("sft,dft", {"sweep": [1e-3]}, {}, "sweep was [], is [0.001]"),
     ],
 )  # fmt: skip
@@ -174,7 +174,7 @@ def test_another_comparison_in_the_folder_is_refused(
 ) -> None:
     out, record = compared
     with pytest.raises(UserError) as caught:
-        compare(config_of(task, out, **settings), objectives.split(","), **(asking(task) | how))
+        compare_task(task, out, objectives, settings=settings, **how)
     assert line in str(caught.value)
     assert json.loads((out / "comparison.json").read_text()) == record
 
@@ -185,23 +185,23 @@ def test_another_comparison_in_the_folder_is_refused(
         ("sft,dftt", {}, "unknown objective 'dftt'; did you mean 'dft'? known: asft, dft"),
         ("power:beta=1", {}, "'beta'"),
         ("sft,sft", {}, "--objectives: 'sft' is given twice"),
-        ("sft,dft", {"seeds": 0}, "--seeds: 0 seeds"),
-        ("sft", {"benchmarks_in": [], "benchmarks_out": []}, "nothing to compare on; give --tasks-in"),
-        ("sft", {"benchmarks_in": ["gsm9k"]}, "unknown benchmark 'gsm9k'"),
+        ("sft,dft", {"seeds": 0}, "--seeds: must be at least 1 (got 0)"),
+        ("sft", {"tasks_in": [], "tasks_out": []}, "nothing to compare on; give --tasks-in"),
+        ("sft", {"tasks_in": ["gsm9k"]}, "unknown benchmark 'gsm9k'"),
         ("sft,dft", {"race": "10"}, "--race: '10' is not a budget"),
-        ("sft", {"race": "1h"}, "--race: takes two objectives or more"),
+        ("sft", {"race": "1h"}, "--race: requires at least two objectives"),
         (
             "sft,dft",
             {"race": "14steps"},
             "--race: 14steps is too little: 2 arms to step 3 and one of them to step 12",
         ),
         ("sft,dft", {"sweep": [0.0]}, "--sweep: a learning rate is above 0"),
-        ("sft,dft", {"sweep_steps": 3}, "--sweep-steps: needs --sweep"),
-        ("sft,dft", {"validation": "gsm8k"}, "--validation: is for --sweep and --race"),
+        ("sft,dft", {"sweep_steps": 3}, "--sweep-steps: requires --sweep"),
+        ("sft,dft", {"validation": "gsm8k"}, "--validation: requires --sweep or --race"),
         (
             "sft,dft",
-            {"sweep": [1e-3], "benchmarks_in": []},
-            "no problems to judge choices by besides the verdict's",
+            {"sweep": [1e-3], "tasks_in": []},
+            "no problems to judge choices on besides the verdict's",
         ),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
 def test_a_dry_run_counts_what_the_comparison_then_does(
     compared: tuple[Path, Record], task: Task, tmp_path: Path
 ) -> None:
-    plan = compare(config_of(task, tmp_path / "out"), ["sft", "dft"], **asking(task), dry_run=True)
+    plan = compare_task(task, tmp_path / "out", "sft,dft", dry_run=True)
     drawn = 0
     for place in compared[0].rglob("evaluation.json"):
         if not place.parent.name.startswith("validation"):
@@ -269,7 +269,7 @@ def test_a_dry_run_counts_what_the_comparison_then_does(
 
 
 def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Record], task: Task) -> None:
-    plan = compare(config_of(task, compared[0]), ["sft", "dft"], seeds=2, **asking(task), dry_run=True)
+    plan = compare_task(task, compared[0], seeds=2, dry_run=True)
     assert [one["state"] for one in plan["runs"]] == ["finished", "to do"] * 2
     assert plan["seconds_of_training"] >= 0
 
@@ -277,7 +277,7 @@ def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Recor
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{", "comparison.json: is not a comparison; give another --output-dir"),
+        ("{", "comparison.json: is not JSON"),
         ("[]", "comparison.json: is not a comparison"),
         ('{"format": 1}', "comparison.json: is not a comparison"),
         ('{"format": 9, "settings": {}, "arms": [], "seeds": []}', "is of format 9, this version reads 1"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rectune.experiments import entropy_control as control
-from rectune.experiments.evaluator import Draws
+from rectune.experiments.evaluator import EvalSettings
 
 
 class Model:
@@ -18,7 +18,7 @@ class Model:
     model = "a model"
 
     def __init__(self, seen: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen, self.asked = seen, list[tuple[str, Draws]]()
+        self.seen, self.asked = seen, list[tuple[str, EvalSettings]]()
         monkeypatch.setattr(control, "match", self.match)
         monkeypatch.setattr(control, "entropy_of_answers", self.entropy)
         monkeypatch.setattr(
@@ -39,11 +39,11 @@ class Model:
     def entropy(self, model: str, folder: Path, *, temperature: float) -> float:
         return self.seen * temperature
 
-    def answer(self, folder: Path, files: list[Path], draws: Draws) -> None:
+    def evaluate(self, folder: Path, files: list[Path], draws: EvalSettings) -> None:
         self.asked.append((folder.name, draws))
 
     def matched(self, folder: Path, target: float) -> dict[str, Any]:
-        control.answer_matched(self, folder, "dft", target, [], Draws(n=16, seed=3))  # type: ignore[arg-type]
+        control.evaluate_matched(self, folder, "dft", target, [], EvalSettings(num_samples=16, seed=3))  # type: ignore[arg-type]
         record: dict[str, Any] = json.loads((folder / "matched-dft/match.json").read_text())
         return record
 
@@ -56,8 +56,13 @@ def test_a_miss_is_corrected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert record["temperature"] == pytest.approx(0.8)
     assert record["drawn"] == pytest.approx(0.4)
     (first, few), (second, all_) = model.asked
-    assert (first, few.n, few.temperature, few.seed) == ("validation-matched-dft", 2, 0.4, 4)
-    assert (second, all_.n, all_.temperature, all_.seed) == ("matched-dft", 16, record["temperature"], 3)
+    assert (first, few.num_samples, few.temperature, few.seed) == ("validation-matched-dft", 2, 0.4, 4)
+    assert (second, all_.num_samples, all_.temperature, all_.seed) == (
+        "matched-dft",
+        16,
+        record["temperature"],
+        3,
+    )
 
 
 def test_what_does_not_miss_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,5 +86,5 @@ def test_certain_answers_do_not_send_the_aim_away(tmp_path: Path, monkeypatch: p
 
 def test_few_answers_are_not_worth_a_pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(0.5, monkeypatch)
-    control.answer_matched(model, tmp_path, "dft", 0.4, [], Draws(n=8))  # type: ignore[arg-type]
+    control.evaluate_matched(model, tmp_path, "dft", 0.4, [], EvalSettings(num_samples=8))  # type: ignore[arg-type]
     assert [name for name, _ in model.asked] == ["matched-dft"]

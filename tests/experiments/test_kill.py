@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from comparisons import SETTINGS, Task, asking, config_of
+from comparisons import SETTINGS, Task, compare_task
 from rectune.config import flag
-from rectune.experiments.compare import compare
 
 MOMENTS = (
     "runs/base/evaluation/samples.jsonl",
@@ -51,10 +50,10 @@ def killed_at(command: list[str], file: Path, pause: float) -> None:
 
 @pytest.mark.faults
 def test_kill_9_at_any_moment(task: Task, tmp_path: Path) -> None:
-    whole = compare(config_of(task, tmp_path / "whole"), ["sft", "dft"], **asking(task), **HOW)
+    whole = compare_task(task, tmp_path / "whole", "sft,dft", **HOW)
     out = tmp_path / "killed"
     settings = {**SETTINGS, "model": task["model"], "data": task["data"], "output_dir": out, **HOW}
-    asked = {"benchmarks_in": task["inside"], "benchmarks_out": task["outside"], "max_new_tokens": 6}
+    asked = {"tasks_in": task["inside"], "tasks_out": task["outside"], "max_new_tokens": 6}
     flags = [part for name, value in {**settings, **asked}.items() for part in (flag(name), str(value))]
     command = [
         sys.executable,
@@ -70,6 +69,6 @@ def test_kill_9_at_any_moment(task: Task, tmp_path: Path) -> None:
     pauses = random.Random()  # any moment will do
     for moment in MOMENTS:
         killed_at(command, out / moment, pauses.uniform(0, 0.2))
-    record = compare(config_of(task, out), ["sft", "dft"], **asking(task), **HOW)
+    record = compare_task(task, out, "sft,dft", **HOW)
     assert without_times(record) == without_times(whole)
     assert json.loads((out / "comparison.json").read_text()) == record

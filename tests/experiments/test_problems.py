@@ -23,7 +23,7 @@ def test_problems_are_asked_as_the_rows_ask(task: Task, tmp_path: Path) -> None:
     config = config_of(
         {**task, "data": str(write(tmp_path / "rows.jsonl", rows))},
         tmp_path / "out",
-        **{"system_prompt": "Be brief."},
+        system_prompt="Be brief.",
     )
     svamp = [
         {"ID": f"chal-{i}", "Body": f"There are {i} cups.", "Question": "How many?", "Answer": float(i)}
@@ -58,7 +58,7 @@ def test_what_is_written_reads_back_and_stays(task: Task, tmp_path: Path) -> Non
             other.problem_id, other.prompt, other.answer, other.grader, other.extra,
         )  # fmt: skip
     assert write_problems(tmp_path / "problems", problems) == [written]
-    with pytest.raises(UserError, match="the problems of own are not those this comparison began with"):
+    with pytest.raises(UserError, match="the problems of own are not those this folder began with"):
         write_problems(tmp_path / "problems", {"own": problems["own"][:2]})
 
 
@@ -74,13 +74,13 @@ def test_a_quarter_in_domain_is_set_aside_and_nothing_else(task: Task, tmp_path:
     check_apart(chosen, rest)
     with pytest.raises(UserError, match="--validation: 8 of the 8 problems of inside are the verdict's, too"):
         check_apart(chosen, problems)
-    with pytest.raises(UserError, match=r"no problems to judge choices by.*give --validation, or --tasks-in"):
+    with pytest.raises(UserError, match=r"no problems to judge choices on.*give --validation, or --tasks-in"):
         set_aside({"outside": problems["outside"]}, domains, 0)
 
 
 def test_domains() -> None:
     groups = {"in": ["a", "dir/b.jsonl"], "out": ["c"], "": []}
-    assert name_domains(groups) == {"a": "in", "dir/b.jsonl": "in", "c": "out"}
+    assert name_domains(groups) == {"a": "in", "b": "in", "c": "out"}
     with pytest.raises(UserError, match="'b' is given twice"):
         name_domains({**groups, "": ["b"]})
     with pytest.raises(UserError, match="nothing to compare on; give --tasks-in"):

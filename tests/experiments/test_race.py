@@ -11,32 +11,34 @@ import numpy as np
 import pytest
 import torch
 
-from comparisons import Task, asking, config_of
+from comparisons import Task, compare_task, config_of
 from rectune.errors import UserError
 from rectune.experiments import successive_halving as racing
-from rectune.experiments.compare import compare
+from rectune.experiments.compare import CompareConfig, make_arms, make_grid
 from rectune.experiments.comparison_tables import tables
-from rectune.experiments.evaluator import Draws
-from rectune.experiments.grid import Choices, make_matrix
+from rectune.experiments.evaluator import Evaluator
+from rectune.experiments.grid import Run
 from rectune.experiments.problem_sets import write_problems
-from rectune.experiments.variants import make_arms, run_config
+from rectune.records import Comparison
 from rectune.training.checkpoint import list_checkpoints
 from rectune.training.trainer import train
 from training_runs import metrics, weights
 
 Record = dict[str, Any]
-Run = Callable[..., Record]
+Start = Callable[..., Record]
 HOPELESS = "threshold:q=0.99"
 """Learns nothing on a model that is sure of nothing, and its loss is 0: by its own loss it would win any race."""
+
+
+RACED = {
+    "settings": {"max_steps": 24}, "tasks_out": [], "num_samples": 4, "race": "60steps", "match_entropy": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def raced(task: Task, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     out = tmp_path_factory.mktemp("raced") / "out"
-    asked = asking(task) | {"benchmarks_out": [], "n": 4}
-    return out, compare(
-        config_of(task, out, max_steps=24), [HOPELESS, "sft"], **asked, race="60steps", sharpening=False
-    )
+    return out, compare_task(task, out, f"{HOPELESS},sft", **RACED)
 
 
 @pytest.mark.slow
@@ -53,7 +55,7 @@ def test_the_clearly_worse_is_dropped_though_its_loss_is_lower(raced: tuple[Path
     assert losses[0] < losses[1]
     assert record["race"]["ended"] == "one left"
     assert list(record["verdict"]["benchmarks"]["inside"]["arms"]) == ["base", "sft"]
-    shown = dict(tables(record))
+    shown = dict(tables(Comparison.model_validate(record)))
     assert shown["Dropped"] == [{"arm": hopeless["label"], "why": dropped["reason"]}]
     assert "Race: step 6, 8 validation problems" in shown
 
@@ -82,7 +84,7 @@ def test_who_wins_a_race_is_bit_for_bit_who_never_ran_one(
     raced: tuple[Path, Record], task: Task, tmp_path: Path
 ) -> None:
     out, record = raced
-    train(config_of(task, tmp_path / "alone", max_steps=24, **{"objective": "sft"}))
+    train(config_of(task, tmp_path / "alone", max_steps=24, objective="sft"))
     alone, winner = weights(tmp_path / "alone"), weights(out / record["arms"][1]["runs"]["0"])
     assert all(torch.equal(alone[name], winner[name]) for name in alone)
 
@@ -90,51 +92,40 @@ def test_who_wins_a_race_is_bit_for_bit_who_never_ran_one(
 @pytest.mark.slow
 def test_again_the_race_is_not_run(raced: tuple[Path, Record], task: Task) -> None:
     out, record = raced
-    asked = asking(task) | {"benchmarks_out": [], "n": 4}
-    again = compare(
-        config_of(task, out, max_steps=24), [HOPELESS, "sft"], **asked, race="60steps", sharpening=False
-    )
-    assert again == record
+    assert compare_task(task, out, f"{HOPELESS},sft", **RACED) == record
     with pytest.raises(UserError, match="objectives was"):
-        compare(
-            config_of(task, out, max_steps=24),
-            [HOPELESS, "sft", "dft"],
-            **asked,
-            race="60steps",
-            sharpening=False,
-        )
+        compare_task(task, out, f"{HOPELESS},sft,dft", **RACED)
 
 
 @pytest.fixture
 def rung(monkeypatch: pytest.MonkeyPatch) -> Record:
-    """Answers by hand in place of training and asking: label to accuracy; steps that were trained to are kept."""
-    state: Record = {"accuracy": {}, "trained": [], "seconds": 0.0}
+    """Answers by hand in place of training and evaluating: slug to accuracy; keeps the steps trained to."""
+    state: Record = {"accuracy": {}, "trained": []}
 
-    def trained(config: Any, *, until: int | None = None) -> None:
-        state["trained"].append((config.output_dir.parent.name, config.seed, until))
+    def train(run: Run, *, until: int | None = None) -> None:
+        state["trained"].append((run.folder.parent.name, run.config.seed, until))
 
     def answers(folder: Path, files: list[Path]) -> np.ndarray:
         share = state["accuracy"][folder.parent.parent.name]
         luck = np.random.default_rng([len(folder.parent.parent.name), int(folder.parent.name[-1])])
         return (luck.random((40, 4)) < share).astype(np.int8)
 
-    class Nobody:
-        def __init__(self, *_: Any) -> None: ...
-        def answer(self, *_: Any) -> None: ...
-        def forget(self) -> None: ...
-
-    monkeypatch.setattr(racing, "train_run", trained)
+    monkeypatch.setattr(Run, "train", train)
     monkeypatch.setattr(racing, "correct", answers)
-    monkeypatch.setattr(racing, "Respondent", Nobody)
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: None)
     return state
 
 
 def race(task: Task, out: Path, specs: list[str], budget: str, *, seeds: int = 1, steps: int = 100) -> Record:
-    config = config_of(task, out, max_steps=steps)
-    choices, domains = Choices(budget=budget), {task["inside"]: "in"}
-    matrix = make_matrix(config, specs, seeds, domains, Draws(), choices, benchmark_dir=None, limit=None)
-    racing.check_affordable(matrix)
-    return racing.race(matrix, matrix.arms, write_problems(out / "problems", matrix.validation))
+    config = CompareConfig(
+        config_of(task, out, max_steps=steps), specs, seeds, tasks_in=[task["inside"]], race=budget
+    )
+    grid = make_grid(config)
+    assert grid.race
+    racing.check_affordable(grid, grid.race)
+    found = racing.race(grid, grid.arms, write_problems(out / "problems", grid.validation))
+    assert found
+    return found.model_dump()
 
 
 def test_all_go_on_where_nobody_is_clearly_worse(task: Task, tmp_path: Path, rung: Record) -> None:
@@ -193,9 +184,9 @@ def test_rungs_that_are_done_are_taken_as_they_are(task: Task, tmp_path: Path, r
 
 
 @pytest.mark.slow
-def test_a_sweep_takes_the_rate_that_answers_best(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_takes_the_rate_that_answers_best(run: Start, tmp_path: Path) -> None:
     """A rate of 1e-7 teaches nothing; with 1e-2 the answer is learnt."""
-    record = run("sft", sweep=[1e-2, 1e-7], sweep_steps=12, benchmarks_out=[], n=4, sharpening=False)
+    record = run("sft", sweep=[1e-2, 1e-7], sweep_steps=12, tasks_out=[], num_samples=4, match_entropy=False)
     (found,) = record["sweep"]["arms"].values()
     assert [trial["learning_rate"] for trial in found["trials"]] == [1e-7, 1e-2]
     assert found["trials"][0]["accuracy"]["mean"] < found["trials"][1]["accuracy"]["mean"]
@@ -208,13 +199,13 @@ def test_a_sweep_takes_the_rate_that_answers_best(run: Run, tmp_path: Path) -> N
         folder = tmp_path / "out" / trial["run"]
         assert json.loads((folder / "config.json").read_text())["learning_rate"] == trial["learning_rate"]
         assert not (folder / "model").exists()
-    assert "taken, at the edge" in str(dict(tables(record)))
+    assert "taken, at the edge" in str(dict(tables(Comparison.model_validate(record))))
 
 
 def test_arms_know_their_names(task: Task, tmp_path: Path) -> None:
-    config = config_of(task, tmp_path, **{"min_eos_weight": 0.5})
+    config = config_of(task, tmp_path, min_eos_weight=0.5)
     arms = make_arms(["sft", "power:alpha=0.5", "sft@0.3+dft@0.7"], config)
     assert len({arm.slug for arm in arms}) == 3
     assert all("/" not in arm.slug and " " not in arm.slug for arm in arms)
-    assert arms[2].objective == "sft@0.3+dft@0.7"
-    assert run_config(config, arms[2], 0, tmp_path).min_eos_weight == 0.5
+    assert arms[2].config.objective == "sft@0.3+dft@0.7"
+    assert {arm.config.min_eos_weight for arm in arms} == {0.5}

@@ -12,7 +12,7 @@ from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.results import read_evaluation
-from rectune.experiments.comparison_file import read_record
+from rectune.experiments.runner import read_comparison
 from rectune.sampling.sample import sample
 
 
@@ -64,7 +64,7 @@ def test_a_comparison(tmp_path: Path) -> None:
     record: dict[str, Any] = {"format": 7, "settings": {}, "arms": [], "seeds": []}
     (tmp_path / "comparison.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"comparison.json: is of format 7, this version reads 1"):
-        read_record(tmp_path)
+        read_comparison(tmp_path)
 
 
 def test_a_setting_that_an_earlier_version_did_not_have(run: Any, tmp_path: Path) -> None:

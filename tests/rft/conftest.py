@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from rectune.config import RFTConfig, load_config
-from rectune.experiments.rft import OfflineResult, train_rft
+from rectune.experiments.rft import RFTResult, train_rft
 from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model
 
-Run = Callable[..., OfflineResult]
+Run = Callable[..., RFTResult]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,7 +63,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run(asked: dict[str, Any], tmp_path: Path) -> Run:
     """An offline run: `run("name", resume=False, **settings)`; dots in names are written as two underscores."""
 
-    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> OfflineResult:
+    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> RFTResult:
         named = {key.replace("__", "."): value for key, value in settings.items()}
         config = load_config(None, {**asked, "output_dir": tmp_path / name, **named}, RFTConfig)
         return train_rft(config, resume=resume)

@@ -304,7 +304,7 @@ def test_samples_of_something_else(run: Any, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "offline.json").write_text("{}")
-    with pytest.raises(UserError, match="is no record of an offline run"):
+    with pytest.raises(UserError, match="is not the record of an offline run"):
         run(resume=True)
 
 

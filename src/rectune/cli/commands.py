@@ -146,25 +146,28 @@ def compare(
     if objective is not None:
         what = "a comparison takes several objectives"
         raise UserError(what, where="--objective", hint=f"give --objectives sft,{objective}")
-    config = load_config(recipe, overrides)
-    from rectune.experiments.compare import compare
+    training = load_config(recipe, overrides)
+    from rectune.experiments.compare import CompareConfig, compare, plan
     from rectune.experiments.comparison_tables import tables
 
-    result = compare(
-        config, names(objectives), seeds=seeds, benchmarks_in=names(tasks_in),
-        benchmarks_out=names(tasks_out), benchmarks=names(tasks), benchmark_dir=include_path, limit=limit,
-        n=num_samples, temperature=temperature, max_new_tokens=max_new_tokens, stop=stop, sweep=rates(sweep),
-        sweep_steps=sweep_steps, race=race, validation=validation, sharpening=not no_sharpening, dry_run=dry_run,
+    config = CompareConfig(
+        training, names(objectives), seeds=seeds, tasks_in=names(tasks_in), tasks_out=names(tasks_out),
+        tasks=names(tasks), include_path=include_path, limit=limit, num_samples=num_samples, temperature=temperature,
+        max_new_tokens=max_new_tokens, stop=stop, sweep=rates(sweep), sweep_steps=sweep_steps, race=race,
+        validation=validation, match_entropy=not no_sharpening,
     )  # fmt: skip
-    if json or dry_run:
-        print_lines(to_text(result))
+    if dry_run:
+        print_lines(to_text(plan(config)))
+        return
+    result = compare(config)
+    if json:
+        print_lines(to_text(result.to_dict()))
         return
     for title, rows in tables(result):
         print_lines(title)
         print_table(rows)
-    for sentence in result["verdict"]["sentences"]:
-        print_lines(sentence)
-    print_lines(f"\nPage: {config.output_dir / 'report.html'}")
+    print_lines(*(result.verdict.sentences if result.verdict else ()))
+    print_lines(f"\nPage: {training.output_dir / 'report.html'}")
 
 
 @settings_flags(kind=RFTConfig)
@@ -358,5 +361,5 @@ def rates(text: str | None) -> list[float]:
         ) from None
 
 
-def to_text(result: dict[str, Any]) -> str:
+def to_text(result: object) -> str:
     return json.dumps(result, indent=2, ensure_ascii=False)

@@ -1,343 +1,330 @@
-"""Compare objectives: the same model, rows, order and budget; only the objective differs. Then a paired verdict.
+"""Compares objectives: the same model, rows, order and budget; only the objective differs. Then a paired verdict.
 
     OUT/comparison.json   arms, choices, verdict (see docs/comparison.md)
-    OUT/problems/         what is asked: `verdict`, and apart from it `validation`, which choices are judged by
-    OUT/runs/, OUT/sweep/ runs and their evaluations (see `variants.py`, `lr_sweep.py`)
+    OUT/problems/         `verdict`, and apart from it `validation`, which choices are judged on
+    OUT/runs/, OUT/sweep/ runs and their evaluations (see `grid.py`)
     OUT/report.html       the page
 
-Every step is skipped where its result is there, so a comparison that was killed goes on, and objectives and seeds
-can be added. Training is in `training/trainer.py`, evaluation and the verdict's statistics in `evaluation/`.
+A killed comparison resumes, and objectives and seeds can be added.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rectune.analysis.significance import judge
-from rectune.config import TrainConfig
+from rectune.config import TrainConfig, dump_config
 from rectune.errors import UserError
-from rectune.experiments.comparison_file import read_record, write_record
-from rectune.experiments.entropy_control import answer_matched, choose_target, entropy
-from rectune.experiments.evaluator import Draws, Respondent, is_answered
-from rectune.experiments.grid import Choices, Matrix, is_trained, make_matrix, train_run, with_rates
-from rectune.experiments.lr_sweep import sweep, trial_steps
-from rectune.experiments.problem_sets import name_domains, write_problems
-from rectune.experiments.successive_halving import check_affordable, race, rungs
-from rectune.experiments.variants import BASE, Arm, run_config, run_folder
-from rectune.objective_spec import parse_objective
-from rectune.runtime.io import check_writable, load_record, translate_disk_errors
+from rectune.experiments.evaluator import EvalSettings
+from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
+from rectune.experiments.problem_sets import Problems, check_apart, load_problems, name_domains, set_aside
+from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
+from rectune.experiments.successive_halving import check_affordable, rungs
+from rectune.objective_spec import label_of, make_phases, parse_objective, slug_of
+from rectune.records import Comparison
+from rectune.runtime.io import check_writable, load_record, to_json, translate_disk_errors
 from rectune.runtime.locks import lock
-from rectune.runtime.progress import TaskTimer
 from rectune.runtime.signals import on_interrupt
-from rectune.sampling.dated import kept_template
 from rectune.sampling.stop_strings import check_stops
 from rectune.training.dataloader import read_texts
 from rectune.training.dry_run import plans
 from rectune.training.inputs import check_named, with_models_own
-
-
-def planned(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
-    """Runs, steps, tokens and samples; reads the data and the model, writes nothing.
-
-    `tokens_to_train_on` is what is left to do, `samples` what the verdict takes in all (without the few that may
-    correct a matched temperature), `validation_samples` what a sweep takes and a race at most. `seconds_of_training`
-    is told from the runs in the folder that are finished, and None without any.
-    """
-    runs = [_run(matrix, arm_number, seed) for arm_number in range(len(matrix.arms)) for seed in matrix.seeds]
-    steps, arms, seeds, draws = matrix.steps, len(matrix.arms), len(matrix.seeds), matrix.draws
-    trials, stages = arms * len(set(matrix.choices.rates)), _rungs(matrix)
-    tokens, of_trial = _tokens(matrix)
-    speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
-    to_do = sum(tokens[run["seed"]] for run in runs if run["state"] != "finished") + trials * of_trial
-    asked, validated = (sum(map(len, some.values())) for some in (matrix.problems, matrix.validation))
-    matched = len(runs) + 1 - seeds if sharpening and draws.temperature == 1 else 0  # all but one arm
-    return {
-        "model": matrix.config.model,
-        "data": matrix.config.data,
-        "runs": runs,
-        "steps_per_run": steps,
-        "tokens_per_run": tokens[matrix.seeds[0]],
-        "sweep": {"trials": trials, "steps": trials * trial_steps(matrix)} if trials else None,
-        "race": {"budget": matrix.choices.budget, "rungs": stages} if stages else None,
-        "tokens_to_train_on": to_do,
-        "seconds_of_training": round(to_do * len(speeds) / sum(speeds)) if speeds else None,
-        "benchmarks": matrix.domains,
-        "problems": {name: len(problems) for name, problems in matrix.problems.items()},
-        "validation": {name: len(problems) for name, problems in matrix.validation.items()},
-        "samples": asked * ((len(runs) + 1) * (draws.n + 1) + matched * draws.n),
-        "validation_samples": validated * draws.n * (trials + len(stages) * arms * seeds),
-        "memory_mib": matrix.plan["memory_mib"],
-    }
-
-
-def _rungs(matrix: Matrix) -> list[int]:
-    return rungs(len(matrix.arms), matrix.steps) if matrix.choices.budget else []
-
-
-def _tokens(matrix: Matrix) -> tuple[dict[int, int], int]:
-    """What a run trains on, by seed, and what a trial of the sweep does."""
-    arm, (first, *others) = matrix.arms[0], matrix.seeds
-    configs = [run_config(matrix.config, arm, seed, run_folder(matrix.out, arm, seed)) for seed in others]
-    if matrix.choices.rates:
-        configs.append(run_config(matrix.config, arm, first, matrix.out, steps=trial_steps(matrix)))
-    found = [one["tokens_to_train_on"] for one in (plans(configs) if configs else [])]
-    of_trial = found.pop() if matrix.choices.rates else 0
-    return {first: matrix.plan["tokens_to_train_on"], **dict(zip(others, found, strict=True))}, of_trial
-
-
-def _run(matrix: Matrix, arm_number: int, seed: int) -> dict[str, Any]:
-    arm = matrix.arms[arm_number]
-    folder = run_folder(matrix.out, arm, seed)
-    summary = folder / "summary.json"
-    begun = "begun" if (folder / "config.json").is_file() else "to do"
-    speed = load_record(summary, "tokens_per_second")["tokens_per_second"] if summary.is_file() else None
-    return {
-        "objective": arm.label,
-        "seed": seed,
-        "learning_rate": None if matrix.choices.rates else arm.learning_rate,
-        "state": "finished" if summary.is_file() else begun,
-        "tokens_per_second": speed,
-        "out": str(folder),
-    }
-
+from rectune.training.run_dir import FREE, filled, other_settings
 
 log = logging.getLogger("rectune")
 
-Folders = dict[str, dict[int, Path]]
 
+@dataclass(frozen=True)
+class CompareConfig:
+    """Settings of a comparison.
 
-def compare(
-    config: TrainConfig,
-    objectives: Sequence[str],
-    *,
-    seeds: int = 1,
-    benchmarks_in: Sequence[str] = (),
-    benchmarks_out: Sequence[str] = (),
-    benchmarks: Sequence[str] = (),
-    benchmark_dir: Path | None = None,
-    limit: int | None = None,
-    n: int = 16,
-    temperature: float = 1.0,
-    max_new_tokens: int = 4096,
-    stop: Sequence[str] = (),
-    sweep: Sequence[float] = (),
-    sweep_steps: int | None = None,
-    race: str | None = None,
-    validation: str | None = None,
-    sharpening: bool = True,
-    dry_run: bool = False,
-) -> dict[str, Any]:
-    """Train every objective with every seed, ask all of them and the base model, and judge them in pairs.
-
-    Run again, it goes on where it was stopped; with more objectives or seeds it adds them to what is there.
-
-    Args:
-        config: All that the runs share; `output_dir` is the folder of the comparison, `seed` the first seed.
+    Attributes:
+        training: Settings that the runs share; its output_dir is the folder of the comparison, its seed the first
+            seed.
         objectives: Such as `dft`, `power:alpha=0.5` or `sft@0.3+dft@0.7`; a pair is judged as later minus earlier.
-        seeds: How many.
-        benchmarks_in, benchmarks_out, benchmarks: Names of benchmarks, or JSONL files of problems: of the training
+        seeds: Number of runs of each objective.
+        tasks_in, tasks_out, tasks: Names of benchmarks, or JSONL files of problems: of the training
             rows' domain, of another one, and neither.
-        benchmark_dir, limit, n, temperature, max_new_tokens, stop: As in `evaluate`.
-        sweep: Learning rates to try each objective with; empty: the config's for all.
+        include_path, limit, num_samples, temperature, max_new_tokens, stop: As in `rectune eval`.
+        sweep: Learning rates to try each objective with; empty: the rate of `training` for all.
         sweep_steps: Of each trial; None: a quarter of a run's.
-        race: What a race may spend, such as `30m` or `800steps`; None: all arms are trained to the end.
-        validation: Benchmark or file that sweep and race are judged by; None: a quarter of the in-domain problems.
-        sharpening: Also sample every model as sharp as dft, or where that is not compared as the sharpest arm.
-        dry_run: Check everything, and return what would be done.
+        race: Budget of a race, such as `30m` or `800steps`; None: all arms are trained to the end.
+        validation: Benchmark or file that sweep and race are judged on; None: a quarter of the in-domain problems.
+        match_entropy: Also sample every model as sharply as dft, or, where that is not compared, as the sharpest arm.
+    """
+
+    training: TrainConfig
+    objectives: Sequence[str]
+    seeds: int = 1
+    tasks_in: Sequence[str] = ()
+    tasks_out: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    include_path: Path | None = None
+    limit: int | None = None
+    num_samples: int = 16
+    temperature: float = 1.0
+    max_new_tokens: int = 4096
+    stop: Sequence[str] = ()
+    sweep: Sequence[float] = ()
+    sweep_steps: int | None = None
+    race: str | None = None
+    validation: str | None = None
+    match_entropy: bool = True
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Train every objective with every seed, evaluate all runs and the base model, and judge them in pairs.
+
+    Run again, it resumes; with more objectives or seeds it adds them to what is there.
 
     Returns:
-        The content of OUT/comparison.json, or the plan of a dry run.
+        The content of OUT/comparison.json.
 
     Raises:
         UserError: What cannot be used, or a folder that holds a comparison with other settings.
     """
+    grid = _checked_grid(config)
+    resumes = on_interrupt(lambda: f"{grid.out}: stopped; run it again, it resumes")
+    with lock(grid.out, "comparing"), translate_disk_errors(grid.out), resumes:
+        if config.training.lora_r and not config.training.merge_adapter:
+            log.info("merge_adapter: on, because answers are sampled from plain models")
+        comparison = run_grid(grid)
+        from rectune.reporting.report import report
+
+        report([grid.out], out=grid.out / "report.html")
+    return comparison
+
+
+def _checked_grid(config: CompareConfig) -> Grid:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "a comparison runs in one process",
             where="WORLD_SIZE",
             hint="train each objective with accelerate launch, evaluate the runs, then rectune report RUN...",
         )
-    if "objective" in config.model_fields_set:
-        log.info("objective: the recipe's is left aside, --objectives says what is compared")
-    domains = name_domains({"in": benchmarks_in, "out": benchmarks_out, "": benchmarks})
-    draws = Draws(n, temperature, max_new_tokens, config.seed, check_stops(stop))
-    choices = Choices(tuple(sweep), sweep_steps, race, validation)
-    config = with_models_own(config)
-    matrix = make_matrix(
-        config, objectives, seeds, domains, draws, choices, benchmark_dir=benchmark_dir, limit=limit
+    if "objective" in config.training.model_fields_set:
+        log.info("objective: the recipe's is ignored, --objectives says what is compared")
+    grid = make_grid(config)
+    _check_inputs(grid)
+    if grid.race:
+        check_affordable(grid, grid.race)
+    return grid
+
+
+def make_grid(config: CompareConfig) -> Grid:
+    """Check everything that can be checked before a run is begun; reads problems, writes nothing.
+
+    Objectives and seeds that the folder already has stay in it.
+
+    Raises:
+        UserError: An objective, setting, benchmark or choice that cannot be used, or a folder that holds a
+            comparison with other settings (says which differ).
+    """
+    if config.seeds < 1:
+        raise UserError(f"must be at least 1 (got {config.seeds})", where="--seeds")
+    domains = name_domains({"in": config.tasks_in, "out": config.tasks_out, "": config.tasks})
+    config = replace(config, training=with_models_own(config.training), stop=check_stops(config.stop))
+    training, specs, count = config.training, list(config.objectives), config.seeds
+    arms = make_arms(specs, training)
+    _check_choices(config, len(arms))
+    problems, validation = _problems(config, domains)
+    settings = _settings(config, domains)
+    if config.race:  # a race is among those who began it
+        settings |= {"objectives": [arm.label for arm in arms], "seeds": config.seeds}
+    if begun := read_comparison(training.output_dir):
+        _check_same(begun.settings, settings, training.output_dir / COMPARISON)
+        slugs = {arm.slug for arm in begun.arms}
+        specs = [arm.objective for arm in begun.arms] + [
+            text for text, arm in zip(specs, arms, strict=True) if arm.slug not in slugs
+        ]
+        arms, count = make_arms(specs, training), max(count, len(begun.seeds))
+    evaluation = EvalSettings(
+        config.num_samples,
+        config.temperature,
+        config.max_new_tokens,
+        training.seed,
+        tuple(config.stop),
+        chat_template=training.chat_template,
+        system_prompt=training.system_prompt,
+        dtype=training.dtype,
     )
-    _check_inputs(matrix)
-    if race:
-        check_affordable(matrix)
-    if dry_run:
-        return planned(matrix, sharpening=sharpening)
-    again = on_interrupt(lambda: f"{matrix.out}: stopped; run it again, it goes on")
-    with lock(matrix.out, "comparing"), translate_disk_errors(matrix.out), again:
-        return _carry_out(matrix, sharpening=sharpening)
+    return Grid(
+        out=training.output_dir,
+        model=training.model,
+        data=training.data,
+        arms=arms,
+        seeds=tuple(range(training.seed, training.seed + count)),
+        domains=domains,
+        evaluation=evaluation,
+        problems=problems,
+        validation=validation,
+        settings=settings,
+        sweep=SweepSettings(tuple(config.sweep), config.sweep_steps) if config.sweep else None,
+        race=parse_budget(config.race) if config.race else None,
+        match_entropy=config.match_entropy,
+    )
 
 
-def _check_inputs(matrix: Matrix) -> None:
+def make_arms(specs: Sequence[str], training: TrainConfig) -> tuple[Arm, ...]:
+    """The arms of objectives given as text.
+
+    Raises:
+        UserError: None, an unknown objective or setting (lists the valid ones), or one that is given twice.
+    """
+    if not specs:
+        raise UserError("no objective to compare", where="--objectives", hint="for example sft,dft")
+    arms: dict[str, Arm] = {}
+    for text in specs:
+        config = training.model_copy(update={"objective": text})
+        phases = make_phases(config)
+        label, slug = label_of(phases), slug_of(phases)
+        if slug in arms:
+            raise UserError(f"'{label}' is given twice", where="--objectives")
+        arms[slug] = Arm(label, slug, config)
+    return tuple(arms.values())
+
+
+def _problems(config: CompareConfig, domains: dict[str, str]) -> tuple[Problems, Problems]:
+    """The problems of the verdict, and those that choices are judged on."""
+    chosen = bool(config.sweep or config.race)
+    if chosen and config.validation is None and "in" not in domains.values():
+        set_aside({}, {}, 0)  # says what is missing, before problems are loaded
+    tasks = [*config.tasks_in, *config.tasks_out, *config.tasks]
+
+    def load(names: Sequence[str]) -> Problems:
+        return load_problems(names, config.training, benchmark_dir=config.include_path, limit=config.limit)
+
+    problems = load(tasks)
+    if not chosen:
+        return problems, {}
+    if config.validation is None:
+        validation, problems = set_aside(problems, domains, config.training.seed)
+    else:
+        validation = load([config.validation])
+        check_apart(validation, problems)
+    return problems, validation
+
+
+def _check_choices(config: CompareConfig, arms: int) -> None:
+    if any(not 0 < rate < 1 for rate in config.sweep):
+        raise UserError("a learning rate is above 0 and below 1", where="--sweep", hint="such as 2e-5,5e-5")
+    if config.sweep_steps is not None and (config.sweep_steps < 1 or not config.sweep):
+        raise UserError("requires --sweep, and at least 1 step", where="--sweep-steps")
+    if config.validation is not None and not (config.sweep or config.race):
+        raise UserError("requires --sweep or --race", where="--validation")
+    if config.race is not None:
+        parse_budget(config.race)
+        if arms < 2:
+            raise UserError("requires at least two objectives", where="--race")
+
+
+def _settings(config: CompareConfig, domains: dict[str, str]) -> dict[str, Any]:
+    """What must stay the same when the comparison is resumed."""
+    free = FREE | {"output_dir", "objective"}
+    training = json.loads(dump_config(config.training))
+    own = ("limit", "temperature", "max_new_tokens", "sweep_steps", "race", "validation")
+    return {
+        **{name: value for name, value in training.items() if name not in free},
+        **{name: getattr(config, name) for name in own},
+        "benchmarks": dict(domains),
+        "n": config.num_samples,
+        "stop": list(config.stop),
+        "sweep": list(config.sweep),
+    }
+
+
+def _check_same(before: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` if the comparison that is there has other settings; says which.
+
+    Settings that the version which began it did not have yet are at their defaults.
+    """
+    blank: Any = TrainConfig.model_construct  # without the settings that have no default
+    defaults = _settings(CompareConfig(training=blank(), objectives=()), {})
+    now: dict[str, Any] = json.loads(to_json(settings))
+    then = filled(before, json.loads(to_json(defaults)), now)
+    if differing := [key for key in then.keys() | now.keys() if then.get(key) != now.get(key)]:
+        raise other_settings(differing, then, now, path)
+
+
+def _check_inputs(grid: Grid) -> None:
     """Look at what the runs will read, before any model is loaded; nothing where all of them are finished."""
-    check_writable(matrix.out)
-    check_named(matrix.config)
+    check_writable(grid.out)
     seen = set()
-    for arm in matrix.arms:
-        paired = "pair" in parse_objective(arm.objective)[0].columns
-        folders = [run_folder(matrix.out, arm, seed) for seed in matrix.seeds]
-        if paired not in seen and not all(map(is_trained, folders)):
+    for arm in grid.arms:
+        runs = grid.runs([arm])
+        config = runs[0].training
+        check_named(config)
+        paired = "pair" in parse_objective(config.objective)[0].columns
+        if paired not in seen and not all(run.is_finished for run in runs):
             seen.add(paired)
-            read_texts(run_config(matrix.config, arm, matrix.seeds[0], folders[0]), paired=paired)
+            read_texts(config, paired=paired)
 
 
-def _carry_out(matrix: Matrix, *, sharpening: bool) -> dict[str, Any]:
-    template = kept_template(matrix.out, matrix.config.chat_template, matrix.config.model)
-    matrix = replace(matrix, config=matrix.config.model_copy(update={"chat_template": template}))
-    out, arms, results = matrix.out, matrix.arms, dict[str, Any]()
-    found = read_record(out)
-    if found is None:
-        shutil.rmtree(out / "problems", ignore_errors=True)  # of an attempt that got no answer
-    else:  # an older verdict stands until there is a new one
-        results |= {name: found[name] for name in ("verdict", "matched_to")}
-    files = write_problems(out / "problems" / "verdict", matrix.problems)
-    validation = write_problems(out / "problems" / "validation", matrix.validation)
-    if matrix.config.lora_r and not matrix.config.merge_adapter:
-        log.info("merge_adapter: on, because answers are drawn from plain models")
-    _ask(
-        _base(matrix),
-        out / "runs" / BASE,
-        "base",
-        files,
-        matrix.draws,
-        TaskTimer("base model", {"sample": 2}),
-    )
-    if found is None:  # from now on the folder holds this comparison: the model can be asked like this
-        write_record(matrix, arms)
-    if matrix.choices.rates:
-        results["sweep"] = sweep(matrix, validation)
-        arms = with_rates(
-            arms, {slug: one["learning_rate"] for slug, one in results["sweep"]["arms"].items()}
-        )
-        write_record(matrix, arms, **results)
-    left = arms
-    if matrix.choices.budget:
-        results["race"] = race(matrix, arms, validation)
-        left = tuple(arm for arm in arms if arm.slug in results["race"]["survivors"])
-        results["dropped"] = results["race"]["dropped"]
-        write_record(matrix, arms, **results)
-    return _finish(matrix, arms, left, files, results, sharpening=sharpening)
+def plan(config: CompareConfig) -> dict[str, object]:
+    """Runs, steps, tokens and samples; reads the data and the model, writes nothing.
+
+    `tokens_to_train_on` is what is left to do, `samples` what the verdict takes in all (without the few that may
+    correct a matched temperature), `validation_samples` what a sweep takes and a race at most. `seconds_of_training`
+    is inferred from the finished runs in the folder, and None without any.
+    """
+    grid = _checked_grid(config)
+    runs = [_planned(grid, arm, seed) for arm in grid.arms for seed in grid.seeds]
+    arms, seeds, n = len(grid.arms), len(grid.seeds), config.num_samples
+    trials = arms * len(set(config.sweep))
+    stages = rungs(arms, grid.steps(grid.arms[0])) if grid.race else []
+    tokens, of_trial = _tokens(grid)
+    speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
+    to_do = sum(tokens[run["seed"]] for run in runs if run["state"] != "finished") + trials * of_trial
+    asked, validated = (sum(map(len, some.values())) for some in (grid.problems, grid.validation))
+    matched = (
+        len(runs) + 1 - seeds if config.match_entropy and config.temperature == 1 else 0
+    )  # all but one arm
+    return {
+        "model": grid.model,
+        "data": grid.data,
+        "runs": runs,
+        "steps_per_run": grid.steps(grid.arms[0]),
+        "tokens_per_run": tokens[grid.seeds[0]],
+        "sweep": {"trials": trials, "steps": trials * grid.trial_steps(grid.arms[0])} if trials else None,
+        "race": {"budget": config.race, "rungs": stages} if stages else None,
+        "tokens_to_train_on": to_do,
+        "seconds_of_training": round(to_do * len(speeds) / sum(speeds)) if speeds else None,
+        "benchmarks": grid.domains,
+        "problems": {name: len(problems) for name, problems in grid.problems.items()},
+        "validation": {name: len(problems) for name, problems in grid.validation.items()},
+        "samples": asked * ((len(runs) + 1) * (n + 1) + matched * n),
+        "validation_samples": validated * n * (trials + len(stages) * arms * seeds),
+        "memory_mib": grid.plan["memory_mib"],
+    }
 
 
-def _finish(
-    matrix: Matrix,
-    arms: Sequence[Arm],
-    left: Sequence[Arm],
-    files: Sequence[Path],
-    results: dict[str, Any],
-    *,
-    sharpening: bool,
-) -> dict[str, Any]:
-    """Train the arms that are left to the end, ask them, and write the verdict and the page."""
-    runs = [(arm, seed) for arm in left for seed in matrix.seeds]
-    clock = TaskTimer("runs", _tasks(matrix, runs, files))
-    for arm, seed in runs:
-        folder, name = run_folder(matrix.out, arm, seed), f"{arm.label}, seed {seed}"
-        run = run_config(matrix.config, arm, seed, folder)
-        if is_trained(folder):
-            train_run(run)  # puts away what a kill left behind
-        else:
-            with clock.task("train", f"train {name}"):
-                train_run(run)
-        _ask(_trained(matrix, arm, seed), folder, name, files, replace(matrix.draws, seed=seed), clock)
-    matched, results["matched_to"] = _match(matrix, left, files) if sharpening else ({}, None)
-    results["verdict"] = judge(
-        _folders(matrix, left, "evaluation"),
-        matrix.domains,
-        greedy=_folders(matrix, left, "greedy"),
-        matched=matched or None,
-        matched_to=results["matched_to"],
-    )
-    record = write_record(matrix, arms, **results)
-    from rectune.reporting.report import report
-
-    report([matrix.out], out=matrix.out / "report.html")
-    return record
+def _tokens(grid: Grid) -> tuple[dict[int, int], int]:
+    """What a run trains on, by seed, and what a trial of the sweep does."""
+    arm, (first, *others) = grid.arms[0], grid.seeds
+    configs = [grid.run(arm, seed).training for seed in others]
+    if grid.sweep:
+        configs.append(grid.trial(arm, grid.sweep.rates[0]).training)
+    tokens = [planned["tokens_to_train_on"] for planned in (plans(configs) if configs else [])]
+    of_trial = tokens.pop() if grid.sweep else 0
+    return {first: grid.plan["tokens_to_train_on"], **dict(zip(others, tokens, strict=True))}, of_trial
 
 
-def _ask(
-    respondent: Respondent, folder: Path, name: str, files: Sequence[Path], draws: Draws, clock: TaskTimer
-) -> None:
-    """The evaluations that need no other model's: at the comparison's temperature, and greedy."""
-    for kind, how in _evaluations(draws):
-        if not is_answered(folder / kind, files, how):
-            with clock.task("sample", f"ask {name}, {'greedily' if kind == 'greedy' else f'{how.n} times'}"):
-                respondent.answer(folder / kind, files, how)
-    respondent.forget()
-
-
-def _match(matrix: Matrix, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Folders, str | None]:
-    """The sharpening control: label to seed to folder of the matched evaluations, and the label they are matched to."""
-    if matrix.draws.temperature != 1:
-        log.info(
-            "sharpening: no control at temperature %g, entropies are those at 1", matrix.draws.temperature
-        )
-        return {}, None
-    first = matrix.seeds[0]
-    models = {(BASE, first): (_base(matrix), matrix.out / "runs" / BASE, "base")}
-    for arm in left:
-        for seed in matrix.seeds:
-            models[arm.slug, seed] = (
-                _trained(matrix, arm, seed),
-                run_folder(matrix.out, arm, seed),
-                arm.label,
-            )
-    entropies: dict[str, dict[int, float]] = {}
-    for (slug, seed), (respondent, folder, _) in models.items():
-        entropies.setdefault(slug, {})[seed] = entropy(respondent, folder)
-    target = choose_target(left, entropies)
-    others = {key: value for key, value in models.items() if key[0] != target.slug}
-    clock = TaskTimer(f"as sharp as {target.label}", {"matched": len(others)})
-    matched: Folders = {}
-    for (_, seed), (respondent, folder, label) in others.items():
-        wanted, draws = entropies[target.slug][seed], replace(matrix.draws, seed=seed)
-        with clock.task("matched", f"{label}, seed {seed}"):
-            found = answer_matched(respondent, folder, target.slug, wanted, files, draws)
-        respondent.forget()
-        matched.setdefault(label, {})[seed] = found
-    return matched, target.label
-
-
-def _base(matrix: Matrix) -> Respondent:
-    return Respondent(matrix.config.model, matrix.config.model, matrix.config)
-
-
-def _trained(matrix: Matrix, arm: Arm, seed: int) -> Respondent:
-    folder = run_folder(matrix.out, arm, seed)
-    return Respondent(str(folder), str(folder / "model"), matrix.config)
-
-
-def _evaluations(draws: Draws) -> Iterator[tuple[str, Draws]]:
-    yield "evaluation", draws
-    yield "greedy", replace(draws, n=1, temperature=0.0)
-
-
-def _tasks(matrix: Matrix, runs: Sequence[tuple[Arm, int]], files: Sequence[Path]) -> dict[str, int]:
-    tasks = {"train": 0, "sample": 0}
-    for arm, seed in runs:
-        folder = run_folder(matrix.out, arm, seed)
-        tasks["train"] += not is_trained(folder)
-        for kind, draws in _evaluations(replace(matrix.draws, seed=seed)):
-            tasks["sample"] += not is_answered(folder / kind, files, draws)
-    return tasks
-
-
-def _folders(matrix: Matrix, left: Sequence[Arm], kind: str) -> Folders:
-    folders: Folders = {BASE: {matrix.seeds[0]: matrix.out / "runs" / BASE / kind}}
-    for arm in left:
-        folders[arm.label] = {seed: run_folder(matrix.out, arm, seed) / kind for seed in matrix.seeds}
-    return folders
+def _planned(grid: Grid, arm: Arm, seed: int) -> dict[str, Any]:
+    folder = grid.run(arm, seed).folder
+    summary = folder / "summary.json"
+    begun = "begun" if (folder / "config.json").is_file() else "to do"
+    return {
+        "objective": arm.label,
+        "seed": seed,
+        "learning_rate": None if grid.sweep else arm.config.learning_rate,
+        "state": "finished" if summary.is_file() else begun,
+        "tokens_per_second": load_record(summary, "tokens_per_second")["tokens_per_second"]
+        if summary.is_file()
+        else None,
+        "out": str(folder),
+    }

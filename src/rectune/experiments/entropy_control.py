@@ -1,8 +1,8 @@
-"""The sharpening control: every model also sampled at the temperature that makes it as sharp as the DFT model.
+"""The control at equal entropy: every model is also sampled at the temperature at which it is as sharp as DFT's.
 
 Average accuracy at T = 1 rewards low entropy by itself, and objectives such as DFT lower entropy. What is left of a
-difference at equal entropy is not sharpness. How the temperature is found is in `analysis/entropy_matching.py`, what
-comes of it in `analysis/significance.py`.
+difference at equal entropy is not due to sharpness. How the temperature is found is in `analysis/entropy_matching.py`,
+what becomes of it in `analysis/significance.py`.
 """
 
 from __future__ import annotations
@@ -15,66 +15,77 @@ from pathlib import Path
 from typing import Any
 
 from rectune.analysis.entropy_matching import FEWEST_ANSWERS, entropy_of_answers, match
+from rectune.config import RLConfig
 from rectune.evaluation.results import read_evaluation
-from rectune.experiments.evaluator import Draws, Respondent
-from rectune.experiments.variants import Arm
+from rectune.experiments.evaluator import EvalSettings, Evaluator
+from rectune.experiments.grid import Arm
 from rectune.objective_spec import parse_objective
 from rectune.runtime.io import load_record, write_json
 
 log = logging.getLogger("rectune")
 
-NEAR = 0.1
+TOLERANCE = 0.1
 """Share of the target entropy by which matched answers may miss it without a correction or a warning."""
 MOST = 3.0
-"""By which a correction multiplies its aim at most: a few answers may all be certain."""
-SHARE = 0.2
-"""Of the answers to be drawn that a correction may draw besides; where that is too few, a miss is warned of only."""
-SAME = 0.02
-"""Distance from T = 1 at which other states are not to be feared."""
+"""Largest factor of a correction: a few answers may all be certain."""
+PILOT_SHARE = 0.2
+"""A pilot samples at most this share of the answers; where that is too few, a miss only gives a warning."""
+NEAR_ONE = 0.02
+"""Distance from T = 1 within which the answers visit the same states."""
 
 
-def entropy(respondent: Respondent, folder: Path) -> float:
+def mean_entropy(evaluator: Evaluator, folder: Path) -> float:
     """Mean entropy of a model's answers in FOLDER/evaluation, in nats a token; kept in FOLDER/entropy.json."""
     path = folder / "entropy.json"
     if not path.is_file():
-        found = entropy_of_answers(respondent.model, folder / "evaluation")
-        write_json(path, {"format": 1, "entropy": found})
+        entropy = entropy_of_answers(evaluator.model, folder / "evaluation")
+        write_json(path, {"format": 1, "entropy": entropy})
     return float(load_record(path, "entropy")["entropy"])
 
 
 def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, float]]) -> Arm:
-    """Whom the others are made as sharp as: dft where it is among the arms, else the one of lowest mean entropy.
+    """The arm that others are matched to: dft if it is among the arms, else the one of lowest mean entropy.
 
     Args:
         arms: Without the base model, which is never the target.
-        entropies: Slug to seed to nats a token.
+        entropies: Label to seed to nats a token.
     """
-    plain = [arm for arm in arms if parse_objective(arm.objective)[0].name == "dft"]
-    return min(plain or arms, key=lambda arm: sum(entropies[arm.slug].values()) / len(entropies[arm.slug]))
+    dft = [arm for arm in arms if _is_dft(arm)]
+    return min(dft or arms, key=lambda arm: sum(entropies[arm.label].values()) / len(entropies[arm.label]))
 
 
-def answer_matched(
-    respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
+def _is_dft(arm: Arm) -> bool:
+    return not isinstance(arm.config, RLConfig) and parse_objective(arm.config.objective)[0].name == "dft"
+
+
+def evaluate_matched(
+    evaluator: Evaluator,
+    folder: Path,
+    slug: str,
+    target: float,
+    files: Sequence[Path],
+    settings: EvalSettings,
 ) -> Path:
-    """Sample a model as sharp as the arm `slug`; match.json beside has the temperature and how it was found.
+    """Sample a model as sharply as the arm `slug`, and return the folder.
 
-    Its `drawn` is the entropy of the answers drawn there, which the target was only estimated for.
+    Its match.json has the temperature and how it was found; `drawn` is the entropy of the answers sampled there, which
+    was only estimated before.
     """
     matched = folder / f"matched-{slug}"
     path = matched / "match.json"
     if not path.is_file():
-        found = _temperature(respondent, folder, slug, target, files, draws)
+        found = _temperature(evaluator, folder, slug, target, files, settings)
         matched.mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": 1, "to": slug, **found}, indent=2)
     record = load_record(path, "temperature")
     temperature = float(record["temperature"])
-    respondent.answer(matched, files, replace(draws, temperature=temperature))
+    evaluator.evaluate(matched, files, replace(settings, temperature=temperature))
     if "drawn" not in record:
-        drawn = entropy_of_answers(respondent.model, matched, temperature=temperature)
+        drawn = entropy_of_answers(evaluator.model, matched, temperature=temperature)
         write_json(path, {**record, "drawn": drawn}, indent=2)
-        say = log.warning if _misses(drawn, target) else log.info
-        say(
-            "answers drawn at T = %.3f have %.3f nats a token, for a target of %.3f",
+        log.log(
+            logging.WARNING if _misses(drawn, target) else logging.INFO,
+            "answers sampled at T = %.3f have %.3f nats a token, for a target of %.3f",
             temperature,
             drawn,
             target,
@@ -83,28 +94,35 @@ def answer_matched(
 
 
 def _temperature(
-    respondent: Respondent, folder: Path, slug: str, target: float, files: Sequence[Path], draws: Draws
+    evaluator: Evaluator,
+    folder: Path,
+    slug: str,
+    target: float,
+    files: Sequence[Path],
+    settings: EvalSettings,
 ) -> dict[str, Any]:
-    """What `match` finds at the states of T = 1, corrected once by a few answers drawn there, which visit others."""
+    """What `match` finds at the states of T = 1, corrected once by a pilot: a few answers sampled there."""
     own = folder / "evaluation"
-    found = match(respondent.model, own, target)
+    found = match(evaluator.model, own, target)
     log.info("%s", found["sentence"])
     problems = sum(len(one["problem_ids"]) for one in read_evaluation(own)["benchmarks"].values())
     n, temperature = math.ceil(FEWEST_ANSWERS / problems), found["temperature"]
-    same = math.isclose(temperature, 1, abs_tol=SAME)
-    if not found["reached"] or same or n > SHARE * draws.n:
+    near_one = math.isclose(temperature, 1, abs_tol=NEAR_ONE)
+    if not found["reached"] or near_one or n > PILOT_SHARE * settings.num_samples:
         return {**found, "pilot": None}
     answers = folder / f"validation-matched-{slug}"
-    respondent.answer(answers, files, replace(draws, n=n, temperature=temperature, seed=draws.seed + 1))
-    drawn = entropy_of_answers(respondent.model, answers, temperature=temperature)
+    evaluator.evaluate(
+        answers, files, replace(settings, num_samples=n, temperature=temperature, seed=settings.seed + 1)
+    )
+    drawn = entropy_of_answers(evaluator.model, answers, temperature=temperature)
     pilot = {"temperature": temperature, "answers": n * problems, "drawn": drawn}
     if _misses(drawn, target):
         aim = target * min(found["entropy"] / max(drawn, 1e-9), MOST)
-        log.info("%d answers drawn there have %.3f, so the aim becomes %.3f", pilot["answers"], drawn, aim)
-        found = {**match(respondent.model, own, aim), "target": target}
+        log.info("%d answers sampled there have %.3f, so the aim becomes %.3f", n * problems, drawn, aim)
+        found = {**match(evaluator.model, own, aim), "target": target}
         log.info("%s", found["sentence"])
     return {**found, "pilot": pilot}
 
 
 def _misses(drawn: float, target: float) -> bool:
-    return abs(drawn - target) > NEAR * target
+    return abs(drawn - target) > TOLERANCE * target

@@ -1,6 +1,6 @@
-"""Asking one model of a comparison: loaded at most once for all of its evaluations, and not at all for finished ones.
+"""Evaluates one model of an experiment: loaded at most once for all of its evaluations, and not for finished ones.
 
-What an evaluation is, and that it goes on after a stop, is in `evaluation/evaluate.py`.
+What an evaluation is, and how it resumes, is in `evaluation/evaluate.py`.
 """
 
 from __future__ import annotations
@@ -9,86 +9,107 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rectune.config import TrainConfig
 from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.results import read_evaluation, verdict_matrix
+from rectune.evaluation.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
     from rectune.sampling.hf.engine import HFEngine
 
 
 @dataclass(frozen=True)
-class Draws:
-    """How the answers of an evaluation are drawn."""
+class EvalSettings:
+    """How answers to problems are sampled.
 
-    n: int = 16
+    Attributes:
+        num_samples: Answers to each problem.
+        temperature, max_new_tokens, seed, stop: As in `evaluate`.
+        chat_template, system_prompt: Of the prompt; the problems have the rest of it.
+        dtype: Of the weights, with the hf backend.
+        backend: "hf" or "vllm".
+    """
+
+    num_samples: int = 16
     temperature: float = 1.0
     max_new_tokens: int = 4096
     seed: int = 0
     stop: tuple[str, ...] = ()
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    dtype: str = "auto"
+    backend: Literal["hf", "vllm"] = "hf"
 
 
-class Respondent:
-    """A model that answers problems; its weights are read when an answer is first needed.
+class Evaluator:
+    """A model under evaluation; its weights are loaded when an answer is first needed, and freed at the end of `with`.
 
     Args:
-        model: What `evaluate` is given: a run folder, or the name of the base model.
-        weights: The folder or name that is loaded.
-        config: Of the comparison: template, system message and precision are those of training.
+        model: Run folder, or name of the base model.
+        weights: Folder or name to load.
     """
 
-    def __init__(self, model: str, weights: str, config: TrainConfig) -> None:
-        self.model, self.weights, self.config = model, weights, config
+    def __init__(self, model: str, weights: str) -> None:
+        self.model, self.weights = model, weights
         self._engine: HFEngine | None = None
 
-    def answer(self, folder: Path, files: Sequence[Path], draws: Draws) -> dict[str, Any]:
-        """The evaluation in `folder`, drawn and graded where it is not there yet."""
-        if is_answered(folder, files, draws):
-            return read_evaluation(folder)
-        return evaluate(
+    def evaluate(self, folder: Path, files: Sequence[Path], settings: EvalSettings) -> None:
+        """Sample and grade answers to the problems in `files`, unless `folder` has them."""
+        if is_evaluated(folder, files, settings):
+            return
+        evaluate(
             self.model,
             out=folder,
             benchmark_files=files,
-            n=draws.n,
-            temperature=draws.temperature,
-            max_new_tokens=draws.max_new_tokens,
-            seed=draws.seed,
-            stop=draws.stop,
-            template=self.config.chat_template,
-            system=self.config.system_prompt or "",
-            engine=self.engine,
-            precision=self.config.dtype,
+            n=settings.num_samples,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+            stop=settings.stop,
+            template=settings.chat_template,
+            system=settings.system_prompt or "",
+            engine=self._hf(settings) if settings.backend == "hf" else settings.backend,
+            precision=settings.dtype,
         )
 
-    @property
-    def engine(self) -> HFEngine:
+    def _hf(self, settings: EvalSettings) -> HFEngine:
         if self._engine is None:
             from rectune.sampling.hf.engine import HFEngine
 
-            template, precision = self.config.chat_template, self.config.dtype
-            self._engine = HFEngine.load(self.weights, template=template, precision=precision)
+            self._engine = HFEngine.load(
+                self.weights, template=settings.chat_template, precision=settings.dtype
+            )
         return self._engine
 
-    def forget(self) -> None:
-        """Give the memory back."""
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free the memory of the weights."""
         self._engine = None
         gc.collect()
 
 
-def is_answered(folder: Path, files: Sequence[Path], draws: Draws) -> bool:
-    """Whether `folder` holds just this evaluation, finished. The files' content is checked where they are written."""
+def is_evaluated(folder: Path, files: Sequence[Path], settings: EvalSettings) -> bool:
+    """Whether `folder` holds this evaluation, finished. The content of the files is checked by `write_problems`."""
     if not (folder / "evaluation.json").is_file():
         return False
-    found = read_evaluation(folder)
-    wanted = vars(draws) | {"stop": list(draws.stop)}
-    same = all(found["protocol"].get(name) == value for name, value in wanted.items())
-    return same and list(found["benchmarks"]) == [path.stem for path in files]
+    evaluation = read_evaluation(folder)
+    sampled = {name: getattr(settings, name) for name in ("temperature", "max_new_tokens", "seed")}
+    sampled |= {"n": settings.num_samples, "stop": list(settings.stop)}
+    same = all(evaluation["protocol"].get(name) == value for name, value in sampled.items())
+    return same and list(evaluation["benchmarks"]) == [path.stem for path in files]
 
 
 def correct(folder: Path, files: Sequence[Path]) -> np.ndarray:
-    """Which answers of an evaluation are correct, all benchmarks below each other: (P, N) in 0 and 1."""
+    """Which answers of an evaluation are correct, benchmarks below each other: (P, N) in 0 and 1."""
     return np.concatenate([verdict_matrix(folder, path.stem)[1] for path in files])
+
+
+def mean_accuracy(correct_SxPxN: Sequence[np.ndarray], level: float = 0.95) -> Interval:
+    """Mean over seeds and problems, with its interval over problems."""
+    by_problem_PxS = np.stack([matrix.mean(axis=1) for matrix in correct_SxPxN], axis=1)
+    return mean_interval(by_problem_PxS, level)

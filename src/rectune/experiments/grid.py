@@ -1,6 +1,13 @@
-"""The matrix of a comparison: what is to be trained and asked, checked before anything is done.
+"""The grid of an experiment: arms times seeds, what every model is evaluated on, and where each run lies.
 
-Carrying it out is left to `compare.py`, what the folder says about it to `comparison_file.py`.
+    OUT/runs/<slug>/seed-<s>/            run of one arm and seed; with rejection sampling it trains in .../train
+    OUT/runs/<slug>/seed-<s>/evaluation  answers to the problems of the verdict
+    OUT/runs/<slug>/seed-<s>/greedy      one answer each at temperature 0
+    OUT/runs/base/...                    the same of the base model
+    OUT/sweep/<slug>/lr-<rate>/          run of one learning rate, see `lr_sweep.py`
+    OUT/samples/seed-<s>.jsonl           answers of the base model that the arms with rejection sampling share
+
+`compare.py` and `reproduce.py` make grids, `runner.py` carries them out.
 """
 
 from __future__ import annotations
@@ -9,34 +16,135 @@ import gc
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rectune.config import TrainConfig, dump_config
+from pydantic import JsonValue
+
+from rectune.config import RFTConfig, RLConfig, TrainConfig
 from rectune.errors import UserError
-from rectune.experiments.comparison_file import FILE, check_same, read_record
-from rectune.experiments.evaluator import Draws
-from rectune.experiments.problem_sets import (
-    Problems,
-    benchmark_name,
-    check_apart,
-    load_problems,
-    set_aside,
-)
-from rectune.experiments.variants import Arm, make_arms, run_config, run_folder
-from rectune.training.run_dir import FREE
+from rectune.experiments.evaluator import EvalSettings, Evaluator
+from rectune.experiments.problem_sets import Problems
+from rectune.runtime.io import write_json
 from rectune.training.trainer import train
+
+BASE = "base"
+"""The base model: an arm without a run."""
+RunConfig = TrainConfig | RFTConfig | RLConfig
 
 SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
-class Budget:
-    """So many steps over all runs, or so many seconds of training and validation."""
+class Arm:
+    """One way to train.
 
+    Attributes:
+        label: As it is shown, such as `power alpha=0.5`.
+        slug: Name of its folder.
+        config: Settings of its runs; `Grid.run` fills in folder and seed.
+        sweep: Whether a sweep chooses the learning rate.
+    """
+
+    label: str
+    slug: str
+    config: RunConfig
+    sweep: bool = True
+
+    @property
+    def method(self) -> str:
+        """The verb that trains it: train, rft or rl."""
+        if isinstance(self.config, RLConfig):
+            return "rl"
+        return "rft" if isinstance(self.config, RFTConfig) else "train"
+
+    def with_rate(self, rate: float) -> Arm:
+        """The same arm with another learning rate."""
+        return replace(self, config=self.config.model_copy(update={"learning_rate": rate}))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of an arm.
+
+    Attributes:
+        name: As the log calls it.
+        folder: Everything about the run.
+        config: All of its settings.
+    """
+
+    name: str
+    folder: Path
+    config: RunConfig
+
+    @property
+    def trained(self) -> Path:
+        """The folder with model/, metrics.jsonl and summary.json."""
+        return self.folder / "train" if isinstance(self.config, RFTConfig) else self.folder
+
+    @property
+    def training(self) -> TrainConfig:
+        """The settings of a run that trains on rows."""
+        assert isinstance(self.config, TrainConfig)
+        return self.config
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.trained / "summary.json").is_file()
+
+    def evaluator(self) -> Evaluator:
+        """Of the trained model."""
+        return Evaluator(str(self.trained), str(self.trained / "model"))
+
+    def train(self, *, until: int | None = None) -> None:
+        """Train to the end, or pause after step `until`; the checkpoints of a finished run are removed."""
+        if not self.is_finished:
+            if isinstance(self.config, RFTConfig):
+                from rectune.experiments.rft import train_rft
+
+                _share_samples(self.config)
+                train_rft(self.config, resume=True)
+            elif isinstance(self.config, RLConfig):
+                from rectune.rl.loop import train_rl
+
+                train_rl(self.config, resume=True)
+            else:
+                train(self.config, resume=True, until=until)
+            gc.collect()  # the model of this run, before the next one's
+        if self.is_finished:
+            shutil.rmtree(self.trained / "checkpoints", ignore_errors=True)
+
+
+def _share_samples(config: RFTConfig) -> None:
+    """Sample the answers in `samples`, which several runs share, unless they are there.
+
+    The file of the same name with `.json` says how long it took.
+    """
+    from rectune.experiments.rft import read, sample_answers
+
+    path = Path(config.samples or "")
+    cost = path.with_suffix(".json")
+    if cost.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    alone = config.model_copy(update={"samples": None})
+    sample_answers(alone, read(alone), path)
+    with path.open("rb") as lines:
+        lengths = [len(json.loads(line)["token_ids"]) for line in lines]
+    record = {"format": 1, "answers": len(lengths), "tokens": sum(lengths)}
+    write_json(cost, {**record, "seconds": time.perf_counter() - began})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a race may spend: steps of all runs together, or seconds of training and validation."""
+
+    text: str
     amount: float
     in_steps: bool
 
@@ -51,169 +159,100 @@ def parse_budget(text: str) -> Budget:
     if found is None or float(found[1]) <= 0:
         raise UserError(f"'{text}' is not a budget", where="--race", hint="such as 30m, 2h or 800steps")
     amount, unit = float(found[1]), found[2]
-    return Budget(amount, True) if unit == "steps" else Budget(amount * SECONDS[unit], False)
+    return Budget(text, amount if unit == "steps" else amount * SECONDS[unit], unit == "steps")
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What is chosen on validation problems.
+class SweepSettings:
+    """A sweep of learning rates.
 
     Attributes:
-        rates: Learning rates that every objective is tried with; empty: the config's.
-        sweep_steps: Of each trial; None: a quarter of a run's.
-        budget: Of a race, such as 30m or 800steps; None: no race.
-        validation: Benchmark or file to judge by; None: a quarter of the in-domain problems.
+        rates: Learning rates that every arm is tried with.
+        steps: Of a trial; None: the share of a run's steps.
+        share: See `steps`.
+        num_samples: Answers to each validation problem; None: as for the verdict.
     """
 
-    rates: tuple[float, ...] = ()
-    sweep_steps: int | None = None
-    budget: str | None = None
-    validation: str | None = None
-
-    @property
-    def any(self) -> bool:
-        return bool(self.rates or self.budget)
+    rates: tuple[float, ...]
+    steps: int | None = None
+    share: float = 0.25
+    num_samples: int | None = None
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Arms times seeds, and what they are asked.
+class Grid:
+    """An experiment.
 
     Attributes:
-        config: Settings that all runs share; its `out` is the comparison's folder.
+        out: Its folder.
+        model, data: As comparison.json names them.
         arms, seeds: What is trained.
-        domains: Benchmark's name to "in", "out" or "".
+        domains: Benchmark to "in", "out" (of the training rows' domain) or "".
+        evaluation: How answers are sampled.
         problems: What the verdict is over.
-        validation: What choices are judged by; empty where none is made.
-        draws: How answers are drawn.
-        choices: Sweep and race.
-        settings: What must be the same when the comparison is gone on with.
+        validation: What sweep and race are judged on; empty without them.
+        settings: What must stay the same when the experiment is resumed.
+        sweep, race: How learning rates and survivors are chosen; None: not at all.
+        match_entropy: Whether models are also sampled at equal entropy.
+        curve_steps: Steps between evaluations during training; 0: none.
+        curve_samples: Answers to each problem in these; None: as for the verdict.
     """
 
-    config: TrainConfig
+    out: Path
+    model: str
+    data: str
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
-    domains: dict[str, str]
+    domains: Mapping[str, str]
+    evaluation: EvalSettings
     problems: Problems
     validation: Problems
-    draws: Draws
-    choices: Choices
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue]
+    sweep: SweepSettings | None = None
+    race: Budget | None = None
+    match_entropy: bool = False
+    curve_steps: int = 0
+    curve_samples: int | None = None
 
-    @property
-    def out(self) -> Path:
-        return self.config.output_dir
+    def run(self, arm: Arm, seed: int) -> Run:
+        """The run of an arm and a seed; all arms read the same rows in the same order for a seed."""
+        folder = self.out / "runs" / arm.slug / f"seed-{seed}"
+        return Run(f"{arm.label}, seed {seed}", folder, self._config(arm, seed, folder))
+
+    def runs(self, arms: Sequence[Arm] | None = None) -> list[Run]:
+        return [self.run(arm, seed) for arm in arms or self.arms for seed in self.seeds]
+
+    def trial(self, arm: Arm, rate: float) -> Run:
+        """A run of the sweep: first seed, fewer steps, a whole learning-rate schedule of its own."""
+        folder = self.out / "sweep" / arm.slug / f"lr-{rate:g}"
+        config = self._config(arm.with_rate(rate), self.seeds[0], folder)
+        name = f"{arm.label} at learning rate {rate:g}, {self.trial_steps(arm)} steps"
+        return Run(name, folder, config.model_copy(update={"max_steps": self.trial_steps(arm)}))
+
+    def trial_steps(self, arm: Arm) -> int:
+        assert self.sweep is not None
+        return self.sweep.steps or max(1, round(self.sweep.share * self.steps(arm)))
+
+    def steps(self, arm: Arm) -> int:
+        """Optimizer steps of a run of the arm."""
+        return arm.config.max_steps or int(self.plan["steps"])
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """Rows, tokens and steps of one run, as `rectune train --dry-run` has them."""
+        """Rows, tokens and steps of the first run, as `rectune train --dry-run` prints them."""
         from rectune.training.dry_run import plan
 
-        first = self.arms[0]
-        return plan(run_config(self.config, first, self.seeds[0], run_folder(self.out, first, self.seeds[0])))
+        return plan(self.run(self.arms[0], self.seeds[0]).training)
 
-    @property
-    def steps(self) -> int:
-        """Of one run."""
-        return self.config.max_steps or int(self.plan["steps"])
-
-
-def make_matrix(
-    config: TrainConfig,
-    objectives: Sequence[str],
-    seeds: int,
-    domains: Mapping[str, str],
-    draws: Draws,
-    choices: Choices,
-    *,
-    benchmark_dir: Path | None,
-    limit: int | None,
-) -> Matrix:
-    """Check everything that can be checked before a run is begun; reads problems, writes nothing.
-
-    Objectives and seeds that the folder already has stay in it.
-
-    Raises:
-        UserError: An objective, setting, benchmark or choice that cannot be used, or a folder that holds a
-            comparison with other settings (says which differ).
-    """
-    if seeds < 1:
-        raise UserError(f"{seeds} seeds", where="--seeds", hint="1 or more")
-    arms = make_arms(objectives, config)
-    _check_choices(choices, arms)
-    if choices.any and choices.validation is None and "in" not in domains.values():
-        set_aside({}, {}, 0)  # says what is missing, before problems are loaded
-    load = {"benchmark_dir": benchmark_dir, "limit": limit}
-    problems, validation = load_problems(list(domains), config, **load), Problems()  # type: ignore[arg-type]
-    named = {benchmark_name(wanted): domain for wanted, domain in domains.items()}
-    if choices.any and choices.validation is None:
-        validation, problems = set_aside(problems, named, config.seed)
-    elif choices.any and choices.validation is not None:
-        validation = load_problems([choices.validation], config, **load)  # type: ignore[arg-type]
-        check_apart(validation, problems)
-    settings = _settings(config, named, draws, choices, limit)
-    if choices.budget:  # a race is among those who began it
-        settings |= {"objectives": [arm.label for arm in arms], "seeds": seeds}
-    found = read_record(config.output_dir)
-    if found:
-        blank: Any = TrainConfig.model_construct  # without the settings that have no default
-        defaults = _settings(blank(), {}, Draws(), Choices(), None)
-        check_same(found, settings, defaults, config.output_dir / FILE)
-        had = [arm["objective"] for arm in found["arms"]]
-        slugs = {arm["slug"] for arm in found["arms"]}
-        arms = make_arms([*had, *(arm.objective for arm in arms if arm.slug not in slugs)], config)
-        seeds = max(seeds, len(found["seeds"]))
-    numbers = tuple(range(config.seed, config.seed + seeds))
-    return Matrix(config, arms, numbers, named, problems, validation, draws, choices, settings)
-
-
-def _check_choices(choices: Choices, arms: Sequence[Arm]) -> None:
-    if any(not 0 < rate < 1 for rate in choices.rates):
-        raise UserError("a learning rate is above 0 and below 1", where="--sweep", hint="such as 2e-5,5e-5")
-    if choices.sweep_steps is not None and (choices.sweep_steps < 1 or not choices.rates):
-        raise UserError("needs --sweep, and 1 step or more", where="--sweep-steps")
-    if choices.validation is not None and not choices.any:
-        raise UserError("is for --sweep and --race, of which none is given", where="--validation")
-    if choices.budget is not None:
-        parse_budget(choices.budget)
-        if len(arms) < 2:
-            raise UserError("takes two objectives or more", where="--race")
-
-
-def _settings(
-    config: TrainConfig, domains: Mapping[str, str], draws: Draws, choices: Choices, limit: int | None
-) -> dict[str, Any]:
-    own = FREE | {"output_dir", "objective"}
-    shared = {key: value for key, value in json.loads(dump_config(config)).items() if key not in own}
-    return {
-        **shared,
-        "benchmarks": dict(domains),
-        "limit": limit,
-        "n": draws.n,
-        "temperature": draws.temperature,
-        "max_new_tokens": draws.max_new_tokens,
-        "stop": list(draws.stop),
-        "sweep": list(choices.rates),
-        "sweep_steps": choices.sweep_steps,
-        "race": choices.budget,
-        "validation": choices.validation,
-    }
-
-
-def with_rates(arms: Sequence[Arm], rates: Mapping[str, float]) -> tuple[Arm, ...]:
-    """The arms with the learning rates that were chosen for them, by slug."""
-    return tuple(replace(arm, learning_rate=rates.get(arm.slug, arm.learning_rate)) for arm in arms)
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether the run in this folder is finished."""
-    return (folder / "summary.json").is_file()
-
-
-def train_run(config: TrainConfig, *, until: int | None = None) -> None:
-    """Train to the end, or pause after step `until`; the checkpoints of a finished run are removed."""
-    if not is_trained(config.output_dir):
-        train(config, resume=True, until=until)
-        gc.collect()  # the model of this run, before the next one's
-    if is_trained(config.output_dir):
-        shutil.rmtree(config.output_dir / "checkpoints", ignore_errors=True)
+    def _config(self, arm: Arm, seed: int, folder: Path) -> RunConfig:
+        config = arm.config
+        changes: dict[str, object] = {"seed": seed, "output_dir": folder}
+        if not isinstance(config, RLConfig):
+            name = config.run_name or self.out.name
+            changes["run_name"] = "-".join([name, *folder.relative_to(self.out).parts])
+            if config.lora_r:  # answers are sampled from a plain model
+                changes["merge_adapter"] = True
+        if isinstance(config, RFTConfig):
+            changes["sampling_seed"] = seed
+            changes["samples"] = str(self.out / "samples" / f"seed-{seed}.jsonl")
+        return config.model_copy(update=changes)

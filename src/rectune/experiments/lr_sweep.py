@@ -1,74 +1,66 @@
-"""A small sweep of learning rates, one choice for each objective: DFT's gradients are smaller than SFT's, so one rate
-for both would compare learning rates.
+"""Chooses a learning rate for each arm: gradients of DFT are smaller than those of SFT, so one rate for both would
+compare learning rates.
 
-    OUT/sweep/<slug>/lr-<rate>/             a short run of its own, with the whole schedule, first seed
+    OUT/sweep/<slug>/lr-<rate>/             a short run of its own, with a whole schedule, first seed
     OUT/sweep/<slug>/lr-<rate>/validation   its answers to the validation problems
 
-The best accuracy there is taken (`checkpoint_choice.py`). The weights are removed once their answers are graded.
+The rate with the best accuracy there is taken. Weights are removed once their answers are graded.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rectune.experiments.checkpoint_choice import accuracy, best_rate
-from rectune.experiments.evaluator import Respondent, correct, is_answered
-from rectune.experiments.grid import Matrix, train_run
-from rectune.experiments.variants import Arm, run_config
+from rectune.experiments.evaluator import correct, is_evaluated, mean_accuracy
+from rectune.experiments.grid import Arm, Grid
+from rectune.records import Interval, SweepResult, SweepTrial, SweptArm
 from rectune.runtime.progress import TaskTimer
 
 log = logging.getLogger("rectune")
 
-SHARE = 0.25
-"""Of a run's steps that a trial takes, unless `sweep_steps` says otherwise."""
 
-
-def sweep(matrix: Matrix, validation: Sequence[Path]) -> dict[str, Any]:
-    """Try every objective with every learning rate.
-
-    Returns:
-        JSON-ready: `steps` and `seed` of each trial, `problems` they are judged by, `arms`: slug to `learning_rate`,
-        `edge` (the best rate is the lowest or highest that was tried) and `trials`, each with `learning_rate`,
-        `accuracy` (mean, low, high) and `run`.
-    """
-    steps = trial_steps(matrix)
-    rates = sorted(set(matrix.choices.rates))
-    clock = TaskTimer("sweep", {"trial": len(matrix.arms) * len(rates)})
-    arms = {}
-    for arm in matrix.arms:
-        tried = [replace(arm, learning_rate=rate) for rate in rates]
-        trials = [_trial(matrix, one, steps, validation, clock) for one in tried]
-        best = best_rate({trial["learning_rate"]: trial["accuracy"]["mean"] for trial in trials})
-        edge = len(trials) > 1 and best in (trials[0]["learning_rate"], trials[-1]["learning_rate"])
-        arms[arm.slug] = {"label": arm.label, "learning_rate": best, "edge": edge, "trials": trials}
+def sweep(grid: Grid, validation: Sequence[Path]) -> SweepResult | None:
+    """Try every arm with every learning rate; None where no arm is to be swept."""
+    arms = [arm for arm in grid.arms if arm.sweep]
+    if grid.sweep is None or not arms:
+        return None
+    rates = sorted(set(grid.sweep.rates))
+    progress = TaskTimer("sweep", {"trial": len(arms) * len(rates)})
+    swept = {}
+    for arm in arms:
+        trials = [_trial(grid, arm, rate, validation, progress) for rate in rates]
+        best = best_rate({trial.learning_rate: trial.accuracy.mean for trial in trials})
+        edge = len(rates) > 1 and best in (rates[0], rates[-1])
+        swept[arm.slug] = SweptArm(label=arm.label, learning_rate=best, edge=edge, trials=trials)
         log.info("learning rate of %s: %g%s", arm.label, best, ", at the edge of the sweep" if edge else "")
-    count = sum(len(asked) for asked in matrix.validation.values())
-    return {"steps": steps, "seed": matrix.seeds[0], "problems": count, "arms": arms}
+    problems = sum(map(len, grid.validation.values()))
+    steps = grid.trial_steps(arms[-1])
+    return SweepResult(steps=steps, seed=grid.seeds[0], problems=problems, arms=swept)
 
 
-def trial_steps(matrix: Matrix) -> int:
-    """Steps of each trial."""
-    return matrix.choices.sweep_steps or max(1, round(SHARE * matrix.steps))
+def best_rate(accuracies: Mapping[float, float]) -> float:
+    """The learning rate with the highest accuracy; of several the lowest."""
+    return min(accuracies, key=lambda rate: (-accuracies[rate], rate))
 
 
-def _trial(
-    matrix: Matrix, arm: Arm, steps: int, validation: Sequence[Path], clock: TaskTimer
-) -> dict[str, Any]:
-    seed, relative = matrix.seeds[0], Path("sweep") / arm.slug / f"lr-{arm.learning_rate:g}"
-    folder = matrix.out / relative
-    answers, draws = folder / "validation", replace(matrix.draws, seed=seed)
-    if not is_answered(answers, validation, draws):
-        with clock.task("trial", f"{arm.label} at learning rate {arm.learning_rate:g}, {steps} steps"):
-            train_run(run_config(matrix.config, arm, seed, folder, steps=steps))
-            respondent = Respondent(str(folder), str(folder / "model"), matrix.config)
-            respondent.answer(answers, validation, draws)
-            respondent.forget()
+def _trial(grid: Grid, arm: Arm, rate: float, validation: Sequence[Path], progress: TaskTimer) -> SweepTrial:
+    assert grid.sweep is not None
+    run = grid.trial(arm, rate)
+    answers = run.trained / "validation"
+    settings = replace(
+        grid.evaluation, seed=grid.seeds[0], num_samples=grid.sweep.num_samples or grid.evaluation.num_samples
+    )
+    if not is_evaluated(answers, validation, settings):
+        with progress.task("trial", run.name):
+            run.train()
+            with run.evaluator() as evaluator:
+                evaluator.evaluate(answers, validation, settings)
     for weights in ("model", "adapter"):
-        shutil.rmtree(folder / weights, ignore_errors=True)
-    figures = accuracy([correct(answers, validation)])
-    return {"learning_rate": arm.learning_rate, "accuracy": figures, "run": relative.as_posix()}
+        shutil.rmtree(run.trained / weights, ignore_errors=True)
+    accuracy = Interval(**mean_accuracy([correct(answers, validation)])._asdict())
+    where = run.folder.relative_to(grid.out).as_posix()
+    return SweepTrial(learning_rate=rate, accuracy=accuracy, run=where)

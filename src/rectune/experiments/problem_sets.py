@@ -1,8 +1,8 @@
-"""Which problems a comparison asks: those of the verdict and, apart from them, those that choices are judged by.
+"""The problems of an experiment: those of the verdict and, apart from them, those that choices are judged on.
 
-Both are written to OUT/problems as they are asked, with the prompt of the training rows, so that the base model and
-every trained one read the same words. A choice (learning rate, who goes on in a race) is never judged on
-the verdict's problems: the best of several would look better there than it is.
+Both are written to OUT/problems with the prompt of the training rows, so that the base model and every trained one read
+the same words. A choice (of a learning rate, of the survivors of a race) is never judged on the verdict's problems: the
+best of several would look better there than it is.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from rectune.runtime.io import write_text
 Problems = dict[str, list[Problem]]
 
 VALIDATION_SHARE = 0.25
-"""Of the in-domain problems, where choices have to be judged and no other problems are given for it."""
+"""Share of the in-domain problems that is set aside if no other validation problems are given."""
 
 
 def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Benchmark or file to its domain, "in", "out" or "", in the order given.
+    """Name of each benchmark to its domain, "in", "out" or "", in the order given.
+
+    Args:
+        groups: Domain to names of benchmarks or JSONL files.
 
     Raises:
         UserError: None at all, or one given twice.
     """
     domains: dict[str, str] = {}
-    names: set[str] = set()
-    for domain, given in groups.items():
-        for wanted in given:
-            if benchmark_name(wanted) in names:
-                raise UserError(f"'{benchmark_name(wanted)}' is given twice", where="--tasks")
-            names.add(benchmark_name(wanted))
-            domains[wanted] = domain
+    for domain, benchmarks in groups.items():
+        for name in map(benchmark_name, benchmarks):
+            if name in domains:
+                raise UserError(f"'{name}' is given twice", where="--tasks")
+            domains[name] = domain
     if not domains:
         raise UserError("nothing to compare on", hint="give --tasks-in, --tasks-out or --tasks")
     return domains
@@ -49,12 +50,12 @@ def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
 def load_problems(
     wanted: Sequence[str], config: TrainConfig, *, benchmark_dir: Path | None = None, limit: int | None = None
 ) -> Problems:
-    """The problems by benchmark, each asked as the training rows ask.
+    """The problems by benchmark, with the prompt of the training rows.
 
     Args:
         wanted: Names of benchmarks, or JSONL files of problems (which bring their own prompt).
         config: What is trained on, and with which system message.
-        benchmark_dir, limit: As in `evaluate`; the limit draws with the config's seed.
+        benchmark_dir, limit: As in `evaluate`; the limit subsamples with the config's seed.
 
     Raises:
         UserError: An unknown benchmark, or problems that cannot be read.
@@ -65,11 +66,11 @@ def load_problems(
 
 
 def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tuple[Problems, Problems]:
-    """A quarter of the in-domain problems to judge choices by, drawn with the seed, and all others.
+    """A random quarter of the in-domain problems to judge choices on, and all others.
 
     Args:
-        problems: By name.
-        domains: Name to "in", "out" or "".
+        problems: By benchmark.
+        domains: Benchmark to "in", "out" or "".
 
     Raises:
         UserError: No benchmark is in domain, or one has a single problem.
@@ -77,7 +78,7 @@ def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tupl
     inside = [name for name in problems if domains[name] == "in"]
     if not inside:
         raise UserError(
-            "there are no problems to judge choices by besides the verdict's",
+            "there are no problems to judge choices on besides the verdict's",
             where="--sweep, --race",
             hint="give --validation, or --tasks-in, of which a quarter is then set aside",
         )
@@ -94,7 +95,7 @@ def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tupl
 
 
 def check_apart(validation: Problems, verdict: Problems) -> None:
-    """Raise `UserError` where a problem to judge choices by is one of the verdict's, too."""
+    """Raise `UserError` if a problem to judge choices on is one of the verdict's, too."""
     judged = {problem.prompt for problems in verdict.values() for problem in problems}
     for name, problems in validation.items():
         shared = sum(problem.prompt in judged for problem in problems)
@@ -121,7 +122,7 @@ def write_problems(folder: Path, problems: Problems) -> list[Path]:
             write_text(path, text)
         elif path.read_text("utf-8") != text:
             raise UserError(
-                f"the problems of {name} are not those this comparison began with",
+                f"the problems of {name} are not those this folder began with",
                 where=path,
                 hint="restore them, or give another --output-dir",
             )

@@ -61,7 +61,7 @@ def full_estimate(job: Job, arm: Arm) -> dict[str, Any]:
         rows, tokens = rows * given["num_train_epochs"], tokens * given["num_train_epochs"]
     reference = _reads_reference(given)
     per_token = (8 if given.get("gradient_checkpointing") else 6) + 2 * reference
-    asked = sum(PROBLEMS[name] for name in job.recipe.benchmarks) * job.asking.draws.n
+    asked = sum(PROBLEMS[name] for name in job.recipe.benchmarks) * job.asking.draws.num_samples
     if every := job.recipe.curve.get("full"):
         asked *= steps // every
     sampling = 2 * parameters * (prompt + answer) / (PEAK * SAMPLING_SHARE) / 3600
@@ -102,7 +102,7 @@ def mini_estimate(job: Job, arm: Arm) -> dict[str, Any]:
     rows = steps * batch * (1 + paired)
     tokens = rows * speed["row_tokens"]
     drawn = rows if arm.method == "rl" else 0
-    asked = sum(mini["task"][name] for name in job.asking.benchmarks) * (job.asking.draws.n + 1)
+    asked = sum(mini["task"][name] for name in job.asking.benchmarks) * (job.asking.draws.num_samples + 1)
     answer = speed["answer_tokens"] / speed["drawn_per_second"]
     training = tokens / speed["trained_per_second"] * (1.35 if _reads_reference(given) else 1)
     return {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import RFTConfig, RLConfig, Settings, TrainConfig, load_config
-from rectune.experiments.evaluator import Draws
+from rectune.experiments.evaluator import EvalSettings
 from rectune.reproduction.recipe import Arm, Recipe, Scale, full_settings, mini_settings
 from rectune.reproduction.task import DOMAINS, Task
 
@@ -41,7 +41,7 @@ class Asking:
 
     benchmarks: dict[str, str]
     files: tuple[Path, ...]
-    draws: Draws
+    draws: EvalSettings
     template: str = "auto"
     prompt: str | None = None
     system: str = ""
@@ -51,7 +51,7 @@ class Asking:
 
     @property
     def places(self) -> tuple[Path, ...]:
-        """Benchmarks as `is_answered` and `correct` name them: by a path's stem."""
+        """Benchmarks as `is_evaluated` and `correct` name them: by a path's stem."""
         return self.files or tuple(map(Path, self.benchmarks))
 
 
@@ -147,7 +147,9 @@ def mini_asking(task: Task) -> Asking:
     return Asking(
         benchmarks=dict(DOMAINS),
         files=tuple(task.file(name) for name in DOMAINS),
-        draws=Draws(n=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]),
+        draws=EvalSettings(
+            num_samples=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]
+        ),
         template="none",
         precision=task.settings["settings"]["dtype"],
     )
@@ -159,7 +161,9 @@ def full_asking(recipe: Recipe, folder: Path | None, engine: str) -> Asking:
     return Asking(
         benchmarks=dict.fromkeys(recipe.benchmarks, ""),
         files=(),
-        draws=Draws(n=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]),
+        draws=EvalSettings(
+            num_samples=draws["n"], temperature=draws["temperature"], max_new_tokens=draws["max_new_tokens"]
+        ),
         template=recipe.full["settings"]["chat_template"],
         prompt=draws["prompt"] or None,
         system=draws["system"],

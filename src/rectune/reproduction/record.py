@@ -46,7 +46,7 @@ def record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
         "benchmarks": job.asking.benchmarks,
         "problems": {name: one["problems"] for name, one in verdict["benchmarks"].items()},
         "validation": {},
-        "settings": {"recipe": job.recipe.name, "scale": job.scale, "n": job.asking.draws.n},
+        "settings": {"recipe": job.recipe.name, "scale": job.scale, "n": job.asking.draws.num_samples},
         "sweep": swept,
         "race": None,
         "matched_to": None,

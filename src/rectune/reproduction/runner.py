@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError, unknown_name
-from rectune.experiments.checkpoint_choice import accuracy, best_rate
-from rectune.experiments.evaluator import Draws, correct, is_answered
+from rectune.experiments.evaluator import EvalSettings, correct, is_evaluated, mean_accuracy
+from rectune.experiments.lr_sweep import best_rate
 from rectune.reproduction.job import BASE, Job, full_jobs, mini_job, trained_folder
 from rectune.reproduction.paper import paper_table
 from rectune.reproduction.prepare import prepare
@@ -153,7 +153,7 @@ def _sweep(job: Job) -> dict[str, Any] | None:
         return None
     own = job.task.settings["sweep"]
     files, seed = [Path(job.data["validation"])], job.seeds[0]
-    draws = replace(job.asking.draws, n=own["n"], seed=seed)
+    draws = replace(job.asking.draws, num_samples=own["n"], seed=seed)
     clock = TaskTimer("sweep", {arm.slug: len(job.rates) for arm in wanted})
     arms, steps = {}, 0
     for arm in wanted:
@@ -163,7 +163,7 @@ def _sweep(job: Job) -> dict[str, Any] | None:
             config = job.config(arm, seed, folder, rate=rate, share=own["share"])
             steps = config.max_steps or 0  # type: ignore[attr-defined]
             trained = trained_folder(arm, folder)
-            if not is_answered(trained / "validation", files, draws):
+            if not is_evaluated(trained / "validation", files, draws):
                 with clock.task(arm.slug, f"{arm.label} at learning rate {rate:g}"):
                     if arm.method == "rft":
                         draw_samples(job, seed)
@@ -173,7 +173,10 @@ def _sweep(job: Job) -> dict[str, Any] | None:
                     )
             shutil.rmtree(trained / "model", ignore_errors=True)
             trials.append(
-                {"learning_rate": rate, "accuracy": accuracy([correct(trained / "validation", files)])}
+                {
+                    "learning_rate": rate,
+                    "accuracy": mean_accuracy([correct(trained / "validation", files)])._asdict(),
+                }
             )
         best = best_rate({trial["learning_rate"]: trial["accuracy"]["mean"] for trial in trials})
         edge = best in (min(job.rates), max(job.rates))
@@ -206,19 +209,19 @@ def _along(job: Job, arm: Arm, config: Any, every: int) -> None:
     for step in range(every, steps, every):
         draws = _curve_draws(job, config.seed)
         folder = config.output_dir / f"validation-step-{step:04d}"
-        if not is_answered(folder, job.asking.places, draws):
+        if not is_evaluated(folder, job.asking.places, draws):
             carry_out(arm, config, until=step)
             Respondent(str(config.output_dir / "model"), job.asking).answer(folder, draws)
 
 
-def _curve_draws(job: Job, seed: int) -> Draws:
-    return replace(job.asking.draws, n=4 if job.task else job.asking.draws.n, seed=seed)
+def _curve_draws(job: Job, seed: int) -> EvalSettings:
+    return replace(job.asking.draws, num_samples=4 if job.task else job.asking.draws.num_samples, seed=seed)
 
 
 def _is_judged(job: Job, arm: Arm, seed: int) -> bool:
     folder = trained_folder(arm, job.folder(arm, seed))
     return is_done(arm, job.folder(arm, seed)) and all(
-        is_answered(folder / kind, job.asking.places, draws)
+        is_evaluated(folder / kind, job.asking.places, draws)
         for kind, draws in kinds_of(job.asking, seed).items()
     )
 

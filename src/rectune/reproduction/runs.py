@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectune.config import RFTConfig, Settings, TrainConfig
 from rectune.evaluation.evaluate import evaluate
-from rectune.experiments.evaluator import Draws, is_answered
+from rectune.experiments.evaluator import EvalSettings, is_evaluated
 from rectune.reproduction.job import Asking, Job, trained_folder
 from rectune.reproduction.recipe import Arm
 from rectune.runtime.io import load_record, write_json
@@ -101,7 +101,7 @@ class Respondent:
         self.weights, self.asking = weights, asking
         self._engine: HFEngine | str | None = None if asking.engine == "hf" else asking.engine
 
-    def answer(self, folder: Path, draws: Draws, files: Sequence[Path] | None = None) -> None:
+    def answer(self, folder: Path, draws: EvalSettings, files: Sequence[Path] | None = None) -> None:
         """Draw and grade the evaluation in `folder`, unless it is there.
 
         Args:
@@ -109,7 +109,7 @@ class Respondent:
         """
         asking = self.asking
         places = asking.places if files is None else files
-        if is_answered(folder, places, draws):
+        if is_evaluated(folder, places, draws):
             return
         evaluate(
             self.weights,
@@ -117,7 +117,7 @@ class Respondent:
             out=folder,
             benchmark_files=asking.files if files is None else files,
             benchmark_dir=asking.folder,
-            n=draws.n,
+            n=draws.num_samples,
             temperature=draws.temperature,
             max_new_tokens=draws.max_new_tokens,
             seed=draws.seed,
@@ -138,12 +138,12 @@ class Respondent:
         return self._engine
 
 
-def kinds_of(asking: Asking, seed: int) -> dict[str, Draws]:
+def kinds_of(asking: Asking, seed: int) -> dict[str, EvalSettings]:
     """The evaluations of the verdict: at its temperature, and greedy beside where that is another."""
     draws = replace(asking.draws, seed=seed)
     if draws.temperature == 0:
         return {"evaluation": draws}
-    return {"evaluation": draws, "greedy": replace(draws, n=1, temperature=0.0)}
+    return {"evaluation": draws, "greedy": replace(draws, num_samples=1, temperature=0.0)}
 
 
 def run_cost(job: Job, arm: Arm, seed: int) -> dict[str, Any]:

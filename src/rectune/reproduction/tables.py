@@ -119,7 +119,7 @@ def plan_parts(plan: dict[str, Any]) -> Iterator[Part]:
     yield f"{plan['recipe']}: {plan['title']}, {plan['scale']} scale, seeds {', '.join(map(str, plan['seeds']))}"
     draws = plan["draws"]
     yield (
-        f"asked: {', '.join(plan['benchmarks'])}; {draws['n']} answers at temperature {draws['temperature']:g}, "
+        f"sampled: {', '.join(plan['benchmarks'])}; {draws['num_samples']} each at T = {draws['temperature']:g}, "
         f"at most {draws['max_new_tokens']} tokens"
     )
     for model in plan["models"]:
