@@ -12,13 +12,13 @@ from rectune.errors import UserError
 SETTINGS = """
 data data_format columns split
 output_dir seed save_steps save_total_limit
-model dtype gradient_checkpointing logits_memory_mb
-ignore_fields skip_bad_rows max_length too_long
+model dtype
+tokens_per_micro_batch gradient_checkpointing logits_memory_mb
+ignore_fields skip_bad_rows max_length
 chat_template system_prompt
-eval_split_size eval_data max_train_samples
+eval_split_size eval_data max_train_samples too_long
 objective min_eos_weight old_policy_interval reference_model
 learning_rate lr_scheduler_type warmup_ratio weight_decay adam_beta1 adam_beta2 max_grad_norm
-tokens_per_micro_batch
 num_train_epochs max_steps batch_size per_device_train_batch_size normalization max_nonfinite_steps
 lora_r lora_alpha lora_dropout lora_target_modules merge_adapter
 eval_steps drift_rows metric_for_best_model report_to project run_name logging_dir

@@ -37,7 +37,7 @@ def _as_objective(value: object) -> object:
         raise ValueError(error.what) from None
 
 
-def _split_names(value: object) -> object:
+def split_names(value: object) -> object:
     return (
         tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
     )
@@ -55,7 +55,7 @@ def _split_pairs(value: object) -> object:
 PathOrName = Annotated[str, BeforeValidator(_as_text)]
 """Text, for which Python may give a `Path`."""
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 """Names, which the command line takes separated by commas."""
 
 StopTexts = Annotated[
@@ -68,13 +68,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ModelConfig(Settings):
-    """Model and precision"""
+    """Model"""
 
     model: PathOrName = "smollm2-135m"
     """Hub id, local folder, or the packaged smollm2-135m."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """bfloat16: working weights in bfloat16, master weights in float32. auto: bfloat16 where
-    the hardware is fast at it."""
+    """Precision of the weights; training in bfloat16 keeps master weights in float32. auto: bfloat16 where the hardware
+    is fast at it."""
+
+
+class MemoryConfig(Settings):
+    """Memory"""
+
+    tokens_per_micro_batch: int = Field(4096, gt=1)
+    """Tokens in one forward pass, or the longest row if that is more; more is faster until memory runs out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     logits_memory_mb: int = Field(256, gt=0)
@@ -99,9 +106,7 @@ class RowConfig(PromptConfig):
     skip_bad_rows: bool = False
     """Skip and count rows that cannot be used, instead of stopping at them."""
     max_length: int = Field(2048, gt=1)
-    """Maximum length of a row in tokens, see too_long."""
-    too_long: Literal["cut", "drop"] = "cut"
-    """Rows of more than max_length tokens: cut at the end, or left out. Both are counted."""
+    """Maximum length of a row in tokens."""
 
 
 class DataConfig(RowConfig):
@@ -116,7 +121,7 @@ class DataConfig(RowConfig):
 
 
 class SplitConfig(Settings):
-    """Evaluation rows"""
+    """Training and evaluation rows"""
 
     eval_split_size: float = Field(0.05, ge=0, lt=1)
     """Share of the rows held out for evaluation, split by question; ignored where eval_data is given."""
@@ -124,6 +129,8 @@ class SplitConfig(Settings):
     """File or hub dataset of rows to evaluate on, instead of holding rows out."""
     max_train_samples: int | None = Field(None, gt=0)
     """Use only this many rows, sampled at random with the seed."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """Rows of more than max_length tokens: cut at the end, or left out. Both are counted."""
 
 
 class ObjectiveConfig(Settings):
@@ -158,8 +165,6 @@ class OptimConfig(Settings):
     """AdamW's decay of the second moment."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients of a larger norm are clipped to it; 0 does not clip."""
-    tokens_per_micro_batch: int = Field(4096, gt=1)
-    """Tokens in one forward pass, or the longest row if that is more; more is faster until memory runs out."""
 
 
 class StepConfig(Settings):
@@ -217,7 +222,7 @@ class LoggingConfig(Settings):
     metric_for_best_model: Literal["last", "nll", "mean_p"] = "last"
     """Weights saved as model: the last, or the best by held-out NLL or mean p; never by the loss."""
     report_to: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(_split_names)
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(split_names)
     ] = ()
     """Also log to these, through accelerate; each has to be installed."""
     project: str = "rectune"
@@ -260,6 +265,17 @@ class BackendConfig(Settings):
     """Name of the model on the server, if it is not --model."""
     sampling_batch_size: int | None = Field(None, gt=0)
     """Maximum number of sequences generated concurrently."""
+
+
+class TaskConfig(Settings):
+    """Tasks"""
+
+    tasks: Names = ()
+    """Benchmarks, see `rectune list tasks`, or JSONL files of your own problems, separated by commas."""
+    include_path: Path | None = None
+    """Folder with the benchmarks' files; unset: packaged, or from the hub."""
+    limit: int | None = Field(None, gt=0)
+    """Maximum number of problems of each benchmark."""
 
 
 class GradingConfig(Settings):

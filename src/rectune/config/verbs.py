@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rectune.config.groups import (
     BackendConfig,
@@ -14,7 +14,9 @@ from rectune.config.groups import (
     GradingConfig,
     LoggingConfig,
     LoraConfig,
+    MemoryConfig,
     ModelConfig,
+    Names,
     NucleusConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -26,11 +28,13 @@ from rectune.config.groups import (
     SelectionConfig,
     SplitConfig,
     StepConfig,
+    TaskConfig,
+    split_names,
 )
 
 
 class TrainerConfig(
-    CheckpointConfig, ModelConfig, RowConfig, SplitConfig, ObjectiveConfig, OptimConfig, StepConfig,
+    CheckpointConfig, ModelConfig, MemoryConfig, RowConfig, SplitConfig, ObjectiveConfig, OptimConfig, StepConfig,
     LoraConfig, LoggingConfig,
 ):  # fmt: skip
     """What every training by gradient on rows has."""
@@ -77,6 +81,7 @@ class RFTConfig(TrainerConfig, NucleusConfig, BackendConfig, GradingConfig, Sele
 class RLConfig(
     CheckpointConfig,
     ModelConfig,
+    MemoryConfig,
     PromptConfig,
     SamplingConfig,
     BackendConfig,
@@ -169,3 +174,95 @@ class RLConfig(
         if self.num_mini_batches > self.problems_per_step * self.num_samples:
             raise ValueError("more num_mini_batches than answers in a rollout")
         return self
+
+
+class AnswerConfig(ModelConfig, PromptConfig, NucleusConfig, BackendConfig):
+    """Model"""
+
+    model: PathOrName
+    """Hub id, folder, packaged model, or the folder of a training run, whose prompt is then used. The openai backend
+    reads its tokenizer only."""
+    seed: Seed = 0
+    """Random seed for sampling; answers do not depend on batch size and order."""
+    logprobs: bool = True
+    """Without, servers that return no log-probabilities are accepted; samples are saved without them."""
+
+
+class SampleConfig(AnswerConfig):
+    """Problems"""
+
+    problems: PathOrName
+    """JSONL file of problems, or the name of a benchmark."""
+    include_path: Path | None = None
+    """Folder with the benchmark's file."""
+    output: Path
+    """JSONL file of samples; answers that it lacks are appended."""
+
+
+class EvalConfig(AnswerConfig, TaskConfig):
+    """Evaluation"""
+
+    output_dir: Path
+    """Folder of the evaluation; run again, it resumes."""
+    prompt: str | None = None
+    """The user's turn with {question} in it, instead of the run's or the benchmark's."""
+    check_overlap: str | None = None
+    """Training rows in which to look for the problems' texts."""
+
+
+class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
+    """Comparison"""
+
+    objectives: Names = ("sft", "dft")
+    """Objectives separated by commas, each as --objective of `rectune train` takes it; a pair is judged as later minus
+    earlier."""
+    seeds: int = Field(1, gt=0)
+    """Runs of each objective; seed is the first one."""
+    tasks_in: Names = ()
+    """Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas."""
+    tasks_out: Names = ()
+    """The same, of other domains."""
+    sweep: Annotated[tuple[float, ...], BeforeValidator(split_names)] = ()
+    """Learning rates to try each objective with, separated by commas; the best on validation is taken."""
+    sweep_steps: int | None = Field(None, gt=0)
+    """Steps of each trial; unset: a quarter of a run's."""
+    race: str | None = None
+    """Stop objectives early that are clearly worse on validation. The budget of all: 30m, 2h or 800steps."""
+    validation: PathOrName | None = None
+    """Benchmark or file for sweep and race; unset: a quarter of the problems in domain."""
+    match_entropy: bool = True
+    """Also sample every model as sharply as dft, or, where that is not compared, as the sharpest objective."""
+
+    @property
+    def training(self) -> TrainConfig:
+        """The settings that all runs share."""
+        return TrainConfig.model_validate(
+            {name: getattr(self, name) for name in self.model_fields_set & {*TrainConfig.model_fields}}
+        )
+
+
+class DiagnoseConfig(ModelConfig, DataConfig):
+    """Diagnosis"""
+
+    data: PathOrName
+    """Rows to diagnose, as `rectune train` takes them."""
+    output_dir: Path
+    """Folder of the diagnosis."""
+    goal: Literal["generalise", "fit"] | None = None
+    """What you want of the data: to generalise from it, or to fit its distribution."""
+    rows: int | None = Field(None, gt=0)
+    """Number of rows to measure; unset: as many as fit into `seconds`."""
+    seconds: float = Field(90.0, gt=0)
+    """Time for the pass over rows."""
+    objectives: Names = ()
+    """Objectives to show, separated by commas, such as sft,dft,power:alpha=0.3; unset: the usual ones."""
+    check_overlap: Names = ()
+    """Benchmarks whose problems to look for in the rows, separated by commas."""
+    include_path: Path | None = None
+    """Folder with the benchmarks' files."""
+    gradients: bool = True
+    """Measure gradient norms, which takes a backward pass for each objective."""
+    seed: Seed = 0
+    """Random seed of the choice of rows."""
+    logits_memory_mb: int = Field(256, gt=0)
+    """MiB for the logits of the language-model head, whatever the batch and vocabulary."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rectune.config import ModelConfig, TrainConfig
+from rectune.config import MemoryConfig, TrainConfig
 from rectune.models.load import load_model
 from rectune.models.lora import add_lora, starts_from_adapter
 from rectune.models.precision import choose_precision
@@ -84,7 +84,7 @@ def _largest_batch(data: TrainingData) -> int:
 
 
 def memory_estimate(
-    model: Any, config: ModelConfig, dtype: torch.dtype, *, tokens: int, copies: int = 0, head: bool = False
+    model: Any, config: MemoryConfig, dtype: torch.dtype, *, tokens: int, copies: int = 0, head: bool = False
 ) -> dict[str, int]:
     """MiB by part, besides what the libraries themselves need.
 
