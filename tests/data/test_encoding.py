@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast
 
-from rectune.config import DataConfig
 from rectune.data.chat_template import choose_template
-from rectune.data.encoded_dataset import _claimed, encode_rows
-from rectune.data.load import read_rows
 from rectune.data.packing import collate
 from rectune.data.schema import Row, Turn
 from rectune.data.tokenization import Encoded, _Tokens, encode_batch, encode_row, prompt_ids, stop_ids
@@ -318,126 +311,3 @@ def test_join_with_smollm2(smollm2: PreTrainedTokenizerFast) -> None:
             encoded = assert_join(row(prompt, answer), smollm2, name)
             assert targets(encoded, smollm2) == [f"{answer}<|im_end|>"]
     assert_join(row("a", "b", "c", "d", system="s"), smollm2, "auto")
-
-
-def write(path: Path, count: int) -> str:
-    records = ({"prompt": f"{i}?", "completion": "the " * (1 + i % 3)} for i in range(count))
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    return str(path)
-
-
-def test_rows_on_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "rectune")
-    tokenizer = byte_tokenizer()
-    template = choose_template("none", tokenizer)
-    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
-    encoded = encode_rows(dataset, tokenizer, template, max_length=5, cache_dir=tmp_path)
-    alone = [encode_row(row(f"{i}?", "the " * (1 + i % 3)), tokenizer, template) for i in range(30)]
-    assert len(encoded) == 30
-    for i, one in enumerate(alone):
-        assert encoded[i] == Encoded(one.input_ids[:5], one.labels[:5], one.structural[:5])
-    assert encoded.lengths.tolist() == [min(5, len(one)) for one in alone]
-    counts = encoded.counts
-    assert counts.tokens == sum(min(5, len(one)) for one in alone)
-    assert counts.supervised == sum(sum(label >= 0 for label in one.labels[:5]) for one in alone)
-    assert counts.truncated == sum(len(one) > 5 for one in alone) > 0
-    assert (counts.rows, counts.dropped, counts.duplicates) == (30, 0, 0)
-    assert caplog.records[-1].levelname == "WARNING"
-    assert caplog.records[-1].getMessage() == str(counts)
-
-
-def test_rows_that_lose_all_targets_are_dropped_and_counted(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    template = choose_template("none", tokenizer)
-    source = write(tmp_path / "a.jsonl", 30)
-    dataset = read_rows(source, options=DataConfig(), cache_dir=tmp_path)
-    encoded = encode_rows(dataset, tokenizer, template, max_length=3, cache_dir=tmp_path)
-    assert (encoded.counts.rows, encoded.counts.dropped) == (10, 20)
-    assert encoded.dataset["row"][:] == list(range(10))
-    assert "10 truncated, 20 dropped" in str(encoded.counts)
-    with pytest.raises(UserError, match="max_length: no row has a target within its first 2 tokens"):
-        encode_rows(dataset, tokenizer, template, max_length=2, cache_dir=tmp_path)
-
-
-def test_second_time_is_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
-
-    def encode(
-        template: str = "auto", max_length: int = 50, chat_template: str | None = CHATML
-    ) -> list[list[int]]:
-        tokenizer = byte_tokenizer(chat_template=chat_template)
-        chosen = choose_template(template, tokenizer)
-        rows = encode_rows(dataset, tokenizer, chosen, max_length=max_length, cache_dir=tmp_path)
-        assert all(isinstance(i, int | np.integer) for i in rows[0].input_ids)
-        return [rows[i].input_ids for i in range(len(rows))]
-
-    first = encode()
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "rectune.data.encoded_dataset.encode_batch", lambda *a: pytest.fail("was encoded again")
-        )
-        assert encode() == first
-    assert encode(template="none") != first
-    assert encode(max_length=23) != first
-    assert encode(chat_template=None) != first
-
-
-def test_several_processes_encode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part is left to the further process, which has no torch."""
-    tokenizer = byte_tokenizer()
-    template = choose_template("auto", tokenizer)
-    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
-    one = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "one")
-    left: list[list[int]] = []
-    monkeypatch.setattr(
-        "rectune.data.encoded_dataset._write_parts", lambda job, _: left.append(job.missing())
-    )
-    two = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "two", num_proc=2)
-    assert left == [[0], []]
-    assert one.dataset[:] == two.dataset[:]
-    assert one.counts == two.counts
-
-
-def test_a_part_is_claimed_once(tmp_path: Path) -> None:
-    one, other = _claimed(range(5), tmp_path), _claimed(range(5), tmp_path)
-    taken = [next(one), next(other), next(other), next(one)]
-    assert taken == [0, 1, 2, 3]
-    assert [*one, *other] == [4]
-    assert [*_claimed([3, 4], None)] == [3, 4]
-
-
-def test_parts_that_a_process_claimed_and_did_not_write_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = byte_tokenizer()
-    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
-    assert [*_claimed([0], tmp_path)] == [0]
-    monkeypatch.setattr("rectune.data.encoded_dataset._others", lambda *_: nullcontext(([], tmp_path)))
-    template = choose_template("auto", tokenizer)
-    assert len(encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path)) == 30
-
-
-def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    template = choose_template("auto", tokenizer)
-    dataset = read_rows(write(tmp_path / "a.jsonl", 30), options=DataConfig(), cache_dir=tmp_path)
-    encoded = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "tokens")
-    [part] = (tmp_path / "tokens").rglob("part-*.arrow")
-    part.unlink()
-    left = part.parent / ".tokenizer-x"
-    left.mkdir()
-    (left / "tokenizer.json").write_text("{}")
-    (part.parent / ".part-00000.1").write_bytes(b"half")
-    again = encode_rows(dataset, tokenizer, template, max_length=50, cache_dir=tmp_path / "tokens")
-    assert sorted(path.name for path in part.parent.iterdir()) == [".lock", part.name]
-    assert again.dataset[:] == encoded.dataset[:]
-
-
-def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "a", "completion": "b"}\n')
-    options = DataConfig(system_prompt="s")
-    dataset = read_rows(str(path), options=options, cache_dir=tmp_path)
-    tokenizer = byte_tokenizer(chat_template=LLAMA2, bos=True)
-    with pytest.raises(UserError, match=r"a\.jsonl:1: the tokenizer's chat template refuses"):
-        encode_rows(dataset, tokenizer, choose_template("auto", tokenizer), max_length=50, cache_dir=tmp_path)
