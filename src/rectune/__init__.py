@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rectune.sampling.sample import sample as sample
     from rectune.training.trainer import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "sft": "rectune.objectives",
