@@ -17,8 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rectune.evaluation.intervals import resamples, seed_freedom, t_quantile
-from rectune.evaluation.statistics import mean_interval, paired_difference
+from rectune.evaluation.statistics import (
+    mean_interval,
+    paired_difference,
+    resamples,
+    seed_freedom,
+    t_quantile,
+)
 
 EQUAL = math.inf
 Limits = Callable[[np.ndarray], tuple[float, float]]
@@ -98,7 +103,7 @@ def seeds_cell(S: int, P: int, gain: float, seed: float, each: float, runs: int)
 def level_cell(S: int, P: int, seeds: float, rest: float, gain: float, runs: int) -> float:
     """Per cent of comparisons with p < 0.05, where the difference is normal with a standard error of 1.
 
-    Drawn are the mean squares that `intervals.seed_spread` reads from such differences, so that a cell of 100,000 takes
+    Drawn are the mean squares that `seed_spread` reads from such differences, so that a cell of 100,000 takes
     a moment. `seeds`, `rest`: shares of the variance that seeds bring, and seeds x problems; problems bring the others.
     """
     rng, both = np.random.default_rng(0), (S - 1) * (P - 1)

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rectune.evaluation.metrics import score
+from rectune.records import EvalProtocol, Evaluation, Graded, TaskResult, write_record
+
 ONE, TWO = "2 + 4", "(2 + 4) * 3"
 
 
@@ -29,23 +32,25 @@ def write_evaluation(
         line: Further fields of every sample.
     """
     folder.mkdir(parents=True)
-    lines, numbers = [], {}
+    tasks, every = {}, []
     for name, problems in benchmarks.items():
-        ids = [f"{name}/{first + i}" for i in range(len(problems))]
-        numbers[name] = {"problem_ids": ids, "prompt": "{question}"}
-        for problem_id, answers in zip(ids, problems, strict=True):
-            for index, (text, right) in enumerate(answers):
-                sample = {
-                    "problem_id": problem_id, "sample_index": index, "text": text, "extracted": text,
-                    "verdict": "correct" if right else "wrong", "grader": "expression", "fingerprint": "f",
-                    "token_ids": list(text.encode()), "logprobs": [-nats] * len(text), "finish_reason": "stop",
-                }  # fmt: skip
-                lines.append(sample | line)
+        samples = {
+            f"{name}/{first + i}": [
+                Graded(
+                    problem_id=f"{name}/{first + i}", sample_index=index, text=text, extracted=text,
+                    verdict="correct" if right else "wrong", grader="expression", fingerprint="f",
+                    token_ids=list(text.encode()), logprobs=[-nats] * len(text), finish_reason="stop", **line,
+                )
+                for index, (text, right) in enumerate(answers)
+            ]
+            for i, answers in enumerate(problems)
+        }  # fmt: skip
+        tasks[name] = TaskResult(**dict(score(samples)), prompt="{question}", problem_ids=list(samples))
+        every += [sample for lines in samples.values() for sample in lines]
     n = len(next(iter(benchmarks.values()))[0])
-    protocol = {"n": n, "temperature": temperature, "top_p": 1.0, "max_new_tokens": 64, "template": "auto"}
-    evaluation = {"protocol": protocol | {"system": None}, "benchmarks": numbers, "fingerprint": "f"}
-    (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    (folder / "graded.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    protocol = EvalProtocol(n=n, temperature=temperature, max_new_tokens=64)
+    write_record(folder / "evaluation.json", Evaluation(fingerprint="f", protocol=protocol, benchmarks=tasks))
+    (folder / "graded.jsonl").write_text("".join(json.dumps(sample.to_dict()) + "\n" for sample in every))
     return folder
 
 

@@ -78,16 +78,19 @@ class Graded(Record):
     prompt: str | None = None
     turns: list[SampledTurn] | None = None
     token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
     finish_reason: str | None = None
     temperature: float | None = None
     fingerprint: str | None = None
+    engine: str | None = None
+    not_taken: list[str] = []
     verdict: AnswerVerdict
     extracted: str | None = None
     verdict_reason: str | None = None
 
 
-class Interval(Record):
-    """An estimate and its interval, as fractions."""
+class Accuracy(Record):
+    """A mean over problems and its interval, as fractions."""
 
     mean: float
     low: float
@@ -112,7 +115,7 @@ class EvalProtocol(Record):
     shots: int = 0
     system: str | None = None
     limit: int | None = None
-    engine: str = "local"
+    engine: str = "hf"
     not_taken: list[str] = []
     """Settings that a server refused, so that its own values applied."""
 
@@ -123,34 +126,47 @@ def _unique(ids: list[str]) -> list[str]:
     return ids
 
 
-class TaskResult(Record):
-    """The numbers of one task (benchmark). Fields are None where the samples do not say."""
+class TaskScore(Record):
+    """The numbers of one task. A field is None where the samples do not say."""
 
-    problem_ids: Annotated[list[str], AfterValidator(_unique)]
-    prompt: str | None = None
-    first_prompt: str | None = None
-    """The first prompt as the model read it."""
-    origin: str = ""
-    licence: str = ""
-    note: str = ""
-    problems: int = 0
-    samples: int = 0
-    avg: Interval | None = None
-    pass_at: dict[str, Interval] = {}
-    maj_at: dict[str, Interval] | None = None
-    verdicts: dict[str, int] = {}
+    problems: int
+    samples: int
+    avg: Accuracy
+    pass_at: dict[str, Accuracy]
+    verdicts: dict[str, int]
+    maj_at: dict[str, Accuracy] | None = None
     stopped: float | None = None
     tokens: float | None = None
     repeating: float | None = None
     operations: dict[str, int] | None = None
 
 
-class Overlap(Record):
-    """Problems whose text occurs in training rows."""
+class TaskResult(TaskScore):
+    """One task of an evaluation: its numbers, prompt and source."""
+
+    prompt: str
+    first_prompt: str | None = None
+    """The first prompt as the model read it."""
+    origin: str = ""
+    licence: str = ""
+    note: str = ""
+    problem_ids: Annotated[list[str], AfterValidator(_unique)]
+
+
+class OverlappingProblem(Record):
+    """A problem whose text occurs in a training row."""
+
+    problem_id: str
+    where: str
+    text: str
+
+
+class OverlapResult(Record):
+    """Of `problems`, those whose text occurs in training rows."""
 
     rows: str
     problems: int
-    found: list[dict[str, Any]]
+    found: list[OverlappingProblem]
 
 
 class Evaluation(FileRecord):
@@ -165,8 +181,24 @@ class Evaluation(FileRecord):
     protocol: EvalProtocol
     versions: dict[str, str] = {}
     warnings: list[str] = []
-    overlap: Overlap | None = None
+    overlap: OverlapResult | None = None
     benchmarks: dict[str, TaskResult]
+
+
+class TemperatureMatch(Record):
+    """The temperature at which one model's answers have the entropy of another's; entropies in nats a token."""
+
+    temperature: float
+    entropy: float
+    """At this temperature, at the states of T = 1."""
+    reached: bool
+    """False: the target is out of reach, the temperature is the end of the range that was searched."""
+    target: float
+    own: float
+    """At T = 1."""
+    tokens: int
+    """Tokens that the entropies are means over."""
+    sentence: str
 
 
 class TokenLengths(Record):
@@ -191,13 +223,13 @@ class AnswerShape(Record):
     operations: float | None = None
 
 
-class ArmResult(Interval):
+class ArmResult(Accuracy):
     """The accuracy of one arm on a task or a domain."""
 
-    seeds: int = 1
-    by_seed: dict[str, float] = {}
+    seeds: int
+    by_seed: dict[str, float]
     greedy: float | None = None
-    pass_at: dict[str, float] = {}
+    pass_at: dict[str, float]
     stopped: float | None = None
     tokens: float | None = None
     repeating: float | None = None
@@ -295,10 +327,10 @@ class PairResult(ArmDifference):
     shape_shift: list[str] = []
     shifts: list[ShapeChange] = []
     sharpening: Sharpening | None = None
-    p_holm: float = 1.0
-    shown: bool = False
-    verdict: str = ""
-    sentence: str = ""
+    p_holm: float
+    shown: bool
+    verdict: str
+    sentence: str
 
 
 class ArmsResult(Record):
@@ -351,7 +383,7 @@ class SweepTrial(Record):
     """One learning rate of one arm."""
 
     learning_rate: float
-    accuracy: Interval
+    accuracy: Accuracy
     run: str
 
 
@@ -387,7 +419,7 @@ class Standing(Record):
     """Who leads at a rung and who is clearly worse, by label."""
 
     leader: str
-    accuracy: dict[str, Interval]
+    accuracy: dict[str, Accuracy]
     behind: dict[str, BehindLeader]
     worse: list[str]
 

@@ -69,9 +69,9 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
     result = evaluate(
         str(run / inside), out=tmp_path / "eval", benchmark_files=[problems], precision="fp32", **SHORT
     )
-    assert result["training_run"] == str(run)
-    assert result["protocol"]["system"] == "Be brief."
-    [warning] = result["warnings"]
+    assert result.training_run == str(run)
+    assert result.protocol.system == "Be brief."
+    [warning] = result.warnings
     assert warning == "p asks '{question}', the training rows 'Question: {question}\\nCalculation:'"
     asked = prompt(tmp_path / "eval/samples.jsonl")
     assert asked.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
@@ -134,8 +134,8 @@ def test_a_run_is_evaluated_on_the_day_that_it_began(
         str(run), out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **SHORT
     )
     assert prompt(tmp_path / "eval/samples.jsonl") == asked
-    assert (result["protocol"]["template"], result["protocol"]["date"]) == ("auto", "2027-01-01")
-    assert result["warnings"] == []
+    assert (result.protocol.template, result.protocol.date) == ("auto", "2027-01-01")
+    assert result.warnings == []
 
 
 def test_an_evaluation_that_goes_on_keeps_its_day(
@@ -151,7 +151,7 @@ def test_an_evaluation_that_goes_on_keeps_its_day(
     result = evaluate(
         base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **more
     )
-    assert result["protocol"]["date"] == "2027-01-01"
+    assert result.protocol.date == "2027-01-01"
     caplog.set_level(logging.WARNING, "rectune")
     assert run_sample(Path(base), case / "p.jsonl", tmp_path / "s.jsonl").startswith("Today: 02 Jan 2027\n")
     assert any(

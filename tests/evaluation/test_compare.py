@@ -1,4 +1,4 @@
-"""What is read of an evaluation's folder, when something else has changed its file."""
+"""Reading an evaluation's folder when something else has changed its file."""
 
 from __future__ import annotations
 
@@ -8,37 +8,43 @@ from typing import Any
 
 import pytest
 
+from evaluations import ONE, write_evaluation
 from rectune.errors import UserError
-from rectune.evaluation.results import read_evaluation
-
-WHOLE: dict[str, Any] = {
-    "protocol": {"n": 2, "temperature": 1.0, "stop": []},
-    "benchmarks": {"b": {"problem_ids": ["p"]}},
-}
+from rectune.evaluation.metrics import read_evaluation
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "field"),
     [
-        {"protocol": {"temperature": 1.0}},
-        {"protocol": {"n": 0, "temperature": 1.0}},
-        {"protocol": {"n": 2}},
-        {"protocol": None},
-        {"benchmarks": []},
-        {"benchmarks": {"b": None}},
-        {"benchmarks": {"b": {}}},
-        {"benchmarks": {"b": {"problem_ids": [["p"]]}}},
-        {"benchmarks": {"b": {"problem_ids": ["p", "p"]}}},
+        ({"protocol": {"temperature": 1.0}}, "no field 'protocol.n'"),
+        ({"protocol": {"n": 0, "temperature": 1.0}}, "field 'protocol.n': input should be greater than 0"),
+        ({"protocol": {"n": 2}}, "no field 'protocol.temperature'"),
+        ({"protocol": None}, "field 'protocol': input should be"),
+        ({"benchmarks": []}, "field 'benchmarks': input should be"),
+        ({"benchmarks": {"b": None}}, "field 'benchmarks.b': input should be"),
+        ({"benchmarks": {"b": {}}}, "no field 'benchmarks.b.problems'"),
     ],
 )
-def test_a_damaged_evaluation_is_one_line(changed: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(WHOLE))
-    assert read_evaluation(tmp_path) == WHOLE
-    path.write_text(json.dumps({**WHOLE, **changed}))
+def test_a_damaged_evaluation_is_one_line(changed: dict[str, Any], field: str, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", {"b": [[(ONE, True)]]})
+    path = folder / "evaluation.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, **changed}))
     with pytest.raises(UserError) as error:
-        read_evaluation(tmp_path)
-    assert str(error.value) == f"{path}: is damaged; remove it and run the evaluation again, it goes on"
+        read_evaluation(folder)
+    assert str(error.value).startswith(f"{path}: is not an evaluation ({field}")
+    assert str(error.value).endswith("; remove it and run the evaluation again: it resumes")
+
+
+@pytest.mark.parametrize("ids", [[["b/0"]], ["b/0", "b/0"]])
+def test_each_problem_is_listed_once(ids: list[Any], tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", {"b": [[(ONE, True)]]})
+    path = folder / "evaluation.json"
+    whole = json.loads(path.read_text())
+    whole["benchmarks"]["b"]["problem_ids"] = ids
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"field 'benchmarks\.b\.problem_ids"):
+        read_evaluation(folder)
 
 
 def test_an_evaluation_nested_beyond_reason_is_one_line(tmp_path: Path) -> None:

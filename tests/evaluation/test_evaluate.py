@@ -15,7 +15,7 @@ from rectune.cli.app import main
 from rectune.data.chat_template import choose_template
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate, table
-from rectune.evaluation.results import read_evaluation, verdict_matrix
+from rectune.evaluation.metrics import read_evaluation, verdict_matrix
 from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer
 
@@ -70,24 +70,23 @@ def test_an_evaluation_holds_protocol_and_numbers(tmp_path, sums):
     result = evaluate(
         "scripted", benchmark_files=[sums], out=out, n=4, max_new_tokens=64, engine=Script(often)
     )
-    assert json.loads((out / "evaluation.json").read_text()) == result
-    numbers = result["benchmarks"]["sums"]
-    assert numbers["avg"]["mean"] == pytest.approx((12 + 3) / 24)
-    assert numbers["pass_at"]["4"]["mean"] == 1
-    assert numbers["maj_at"]["4"]["mean"] == pytest.approx(0.5)
-    assert numbers["verdicts"]["correct"] == 60
-    assert numbers["stopped"] == 1
-    assert numbers["first_prompt"].startswith("<|im_start|>user\n0 + 0?<|im_end|>")
-    assert numbers["problem_ids"][:2] == ["sums/0", "sums/1"]
+    assert read_evaluation(out) == result
+    numbers = result.benchmarks["sums"]
+    assert numbers.avg.mean == pytest.approx((12 + 3) / 24)
+    assert numbers.pass_at["4"].mean == 1
+    assert numbers.maj_at["4"].mean == pytest.approx(0.5)
+    assert numbers.verdicts["correct"] == 60
+    assert numbers.stopped == 1
+    assert numbers.first_prompt.startswith("<|im_start|>user\n0 + 0?<|im_end|>")
+    assert numbers.problem_ids[:2] == ["sums/0", "sums/1"]
     expected = {"n": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "seed": 0, "shots": 0,
                 "template": "auto", "system": None, "engine": "script"}  # fmt: skip
-    assert expected.items() <= result["protocol"].items()
-    assert {"rectune", "torch", "math-verify", "python"} <= set(result["versions"])
-    assert (result["fingerprint"], result["warnings"], result["overlap"]) == ("f", [], None)
-    header, rows = table(result)
-    assert len(header) == len(rows[0])
-    assert rows[0][:2] == ["sums", "24"]
-    assert rows[0][2].startswith("62.5 [")
+    assert expected.items() <= result.protocol.to_dict().items()
+    assert {"rectune", "torch", "math-verify", "python"} <= set(result.versions)
+    assert (result.fingerprint, result.warnings, result.overlap) == ("f", [], None)
+    (row,) = table(result)
+    assert (row["benchmark"], row["problems"]) == ("sums", "24")
+    assert row["avg@4"].startswith("62.5 [")
 
 
 def test_defaults_are_the_papers_protocol(tmp_path):
@@ -103,14 +102,12 @@ def test_defaults_are_the_papers_protocol(tmp_path):
         benchmark_dir=tmp_path,
         engine=Script(lambda p, i: "#### 2"),
     )
-    protocol = result["protocol"]
-    assert (protocol["n"], protocol["temperature"], protocol["max_new_tokens"]) == (16, 1.0, 4096)
-    numbers = result["benchmarks"]["gsm8k"]
-    assert (
-        "Please reason step by step, and put your final answer within \\boxed{}." in numbers["first_prompt"]
-    )
-    assert numbers["licence"] == "MIT"
-    assert list(numbers["pass_at"]) == ["1", "2", "4", "8", "16"]
+    protocol = result.protocol
+    assert (protocol.n, protocol.temperature, protocol.max_new_tokens) == (16, 1.0, 4096)
+    numbers = result.benchmarks["gsm8k"]
+    assert "Please reason step by step, and put your final answer within \\boxed{}." in numbers.first_prompt
+    assert numbers.licence == "MIT"
+    assert list(numbers.pass_at) == ["1", "2", "4", "8", "16"]
 
 
 def test_going_on_draws_only_what_is_missing(tmp_path, sums):
@@ -126,10 +123,10 @@ def test_going_on_draws_only_what_is_missing(tmp_path, sums):
     assert (first.drawn, again.drawn) == (48, 1)
     assert samples.read_text() == whole
     more = Script(often)
-    assert evaluate("scripted", n=4, engine=more, **settings)["benchmarks"]["sums"]["samples"] == 96
+    assert evaluate("scripted", n=4, engine=more, **settings).benchmarks["sums"].samples == 96
     assert more.drawn == 48
     fewer = evaluate("scripted", n=2, engine=Script(often), limit=5, **settings)
-    assert fewer["benchmarks"]["sums"]["samples"] == 10
+    assert fewer.benchmarks["sums"].samples == 10
 
 
 def test_another_model_in_the_same_folder_is_refused(tmp_path, sums):
@@ -146,11 +143,9 @@ def test_calculations_show_their_shape(tmp_path):
     )
     words = ["2 + 4", "6", "(1 + 1) * 3", "no idea"]
     script = Script(lambda p, i: words[int(p.split("/")[1]) - 1])
-    numbers = evaluate("s", benchmark_files=[file], out=tmp_path / "o", n=1, engine=script)["benchmarks"][
-        "calc"
-    ]
-    assert numbers["operations"] == {"0": 1, "1": 1, "2": 1, "none": 1}
-    assert numbers["verdicts"]["unparsed"] == 1
+    numbers = evaluate("s", benchmark_files=[file], out=tmp_path / "o", n=1, engine=script).benchmarks["calc"]
+    assert numbers.operations == {"0": 1, "1": 1, "2": 1, "none": 1}
+    assert numbers.verdicts["unparsed"] == 1
 
 
 @pytest.fixture
@@ -170,10 +165,10 @@ def test_a_run_is_asked_as_it_was_trained(tmp_path, run):
     script = Script(lambda p, i: "2", template="none")
     settings = {"benchmark_dir": tmp_path, "n": 1, "engine": script}
     result = evaluate(str(run), ["gsm8k"], out=tmp_path / "o", **settings)
-    assert result["benchmarks"]["gsm8k"]["first_prompt"] == "Question: How many?\nCalculation: "
-    assert result["protocol"]["template"] == "none"
-    assert result["training_run"] == str(run)
-    assert result["warnings"] == []
+    assert result.benchmarks["gsm8k"].first_prompt == "Question: How many?\nCalculation: "
+    assert result.protocol.template == "none"
+    assert result.training_run == str(run)
+    assert result.warnings == []
 
 
 def test_prompts_that_differ_from_training_are_a_loud_warning(tmp_path, run, caplog):
@@ -183,10 +178,10 @@ def test_prompts_that_differ_from_training_are_a_loud_warning(tmp_path, run, cap
         str(run), ["gsm8k"], out=tmp_path / "o", prompt="{question} Box it.", template="auto", system="Hi",
         **settings,
     )  # fmt: skip
-    assert len(result["warnings"]) == 3
-    assert "trained with template none, evaluated with auto" in result["warnings"][0]
-    assert "'Hi'" in result["warnings"][1]
-    assert "'{question} Box it.'" in result["warnings"][2]
+    assert len(result.warnings) == 3
+    assert "trained with template none, evaluated with auto" in result.warnings[0]
+    assert "'Hi'" in result.warnings[1]
+    assert "'{question} Box it.'" in result.warnings[2]
     assert sum("PROMPT MISMATCH" in record.message for record in caplog.records) == 3
 
 
@@ -195,7 +190,7 @@ def test_problems_that_bring_their_prompt_are_compared_with_training(tmp_path, r
         problems = ({"prompt": prompt.replace("{i}", str(7 * i)), "answer": "1"} for i in range(25))
         file = write(tmp_path / f"{name}.jsonl", *problems)
         script = Script(lambda p, i: "2", template="none")
-        return evaluate(str(run), benchmark_files=[file], out=tmp_path / name, n=1, engine=script)["warnings"]
+        return evaluate(str(run), benchmark_files=[file], out=tmp_path / name, n=1, engine=script).warnings
 
     assert warnings("same", "Question: {i} pears?\nCalculation: ") == []
     assert len(warnings("other", "Q: {i} pears?\nA: ")) == 1
@@ -210,9 +205,9 @@ def test_overlap_with_the_training_rows_is_listed(tmp_path, run):
           {"question": "Please reason step by step?", "answer": "#### 1"})  # fmt: skip
     result = evaluate("s", ["gsm8k"], out=tmp_path / "o", benchmark_dir=tmp_path, n=1,
                       check_overlap=str(rows), engine=Script(lambda p, i: "1"))  # fmt: skip
-    assert result["overlap"]["problems"] == 2
-    (found,) = result["overlap"]["found"]
-    assert (found["problem_id"], found["where"]) == ("gsm8k/0", f"{rows}:2")
+    assert result.overlap.problems == 2
+    (found,) = result.overlap.found
+    assert (found.problem_id, found.where) == ("gsm8k/0", f"{rows}:2")
 
 
 def test_the_verdicts_are_a_matrix_of_problems_and_samples(tmp_path, sums):
@@ -224,7 +219,7 @@ def test_the_verdicts_are_a_matrix_of_problems_and_samples(tmp_path, sums):
 
 def test_a_file_of_problems_stands_among_the_benchmarks(tmp_path, sums):
     found = evaluate("m", [str(sums)], out=tmp_path / "o", engine=Script(often), n=1)
-    assert list(found["benchmarks"]) == [sums.stem]
+    assert list(found.benchmarks) == [sums.stem]
     with pytest.raises(UserError, match="two benchmarks named"):
         evaluate("m", [str(sums)], benchmark_files=[sums], out=tmp_path / "p", engine=Script(often), n=1)
 
@@ -274,7 +269,7 @@ def test_a_server_under_another_name_and_without_logprobs(tmp_path, capsys):
     try:
         code = main(
             ["eval", "--model", str(tmp_path / "model"), "--tasks", str(file), "--output-dir", str(tmp_path / "o"),
-             "-n", "2", "--backend", "server", "--base-url", f"http://127.0.0.1:{server.server_port}/v1",
+             "-n", "2", "--backend", "openai", "--base-url", f"http://127.0.0.1:{server.server_port}/v1",
              "--served-model-name", "tuned", "--no-logprobs", "--json"]
         )  # fmt: skip
     finally:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from rectune.analysis.decomposition import ORDER, answer_shape, answers_of, describe, joined, sampled_entropy
+from rectune.analysis.decomposition import (
+    ORDER,
+    answer_features,
+    answers_of,
+    describe,
+    join_problems,
+    join_seeds,
+    mean_of,
+    sampled_entropy,
+)
+from rectune.records import Graded
 
 
 def line(text, verdict="wrong", **more):
-    return {"text": text, "extracted": text, "verdict": verdict, "grader": "expression"} | more
+    fields = {"problem_id": "p", "text": text, "extracted": text, "verdict": verdict, "grader": "expression"}
+    return Graded(**fields | more)
 
 
 @pytest.mark.parametrize(
@@ -37,13 +46,13 @@ def line(text, verdict="wrong", **more):
     ],
 )
 def test_categories(sample, category):
-    assert answer_shape(sample)["category"] == category
+    assert answer_features(sample).category == category
     assert category in ORDER
 
 
 def test_comparisons_are_no_equations():
-    look = answer_shape(line("x <= 3\n\nx == 3 != 4\ny = 3\n", grader="math"))
-    assert (look["equations"], look["steps"]) == (1, 3)
+    look = answer_features(line("x <= 3\n\nx == 3 != 4\ny = 3\n", grader="math"))
+    assert (look.equations, look.steps) == (1, 3)
 
 
 def test_distribution_by_hand():
@@ -56,23 +65,23 @@ def test_distribution_by_hand():
     answers = answers_of(samples)
     assert answers.correct.tolist() == [[1, 0], [0, 0]]
     looks = describe(answers)
-    assert looks["categories"] == {"no calculation": 0.25, "no operation": 0.25, "1 operation": 0.5}
-    assert looks["tokens"] == {"mean": 3, "p10": 1, "p50": 3, "p90": 5}
-    assert (looks["stopped"], looks["extracted"], looks["repeating"]) == (0.75, 0.75, 0)
-    assert looks["operations"] == pytest.approx(2 / 3)
+    assert looks.categories == {"no calculation": 0.25, "no operation": 0.25, "1 operation": 0.5}
+    assert looks.tokens.to_dict() == {"mean": 3, "p10": 1, "p50": 3, "p90": 5}
+    assert (mean_of(answers, "stopped"), looks.extracted, mean_of(answers, "repeating")) == (0.75, 0.75, 0)
+    assert looks.operations == pytest.approx(2 / 3)
     assert sampled_entropy(answers) == pytest.approx((5 + 3 + 2.5 + 0.5) / 12)
-    json.dumps(looks)
     second = answers.take([1])
     assert second.category.tolist() == [["1 operation", "no calculation"]]
-    assert joined([second, second]).category.shape == (1, 4)
-    assert joined([answers, second], problems=True).correct.shape == (3, 2)
+    assert join_seeds([second, second]).category.shape == (1, 4)
+    assert join_problems([answers, second]).correct.shape == (3, 2)
 
 
 def test_foreign_samples_need_no_tokens():
     answers = answers_of({"a": [line("1 + 1", "correct")]})
     assert np.isnan(answers.numbers["tokens"]).all()
     assert sampled_entropy(answers) is None
-    assert not {"tokens", "stopped", "repeating"} & set(describe(answers))
+    assert describe(answers).tokens is None
+    assert mean_of(answers, "stopped") is None
 
 
 def test_log_probs_without_their_tokens_are_no_entropy():

@@ -10,6 +10,7 @@ import pytest
 
 from rectune.experiments import entropy_control as control
 from rectune.experiments.evaluator import EvalSettings
+from rectune.records import Evaluation, TaskResult, TemperatureMatch
 
 
 class Model:
@@ -24,17 +25,21 @@ class Model:
         monkeypatch.setattr(
             control,
             "read_evaluation",
-            lambda _: {"benchmarks": {"one": {"problem_ids": [str(i) for i in range(40)]}}},
+            lambda _: Evaluation.model_construct(
+                benchmarks={"one": TaskResult.model_construct(problem_ids=[str(i) for i in range(40)])}
+            ),
         )
 
-    def match(self, model: str, own: Path, target: float) -> dict[str, Any]:
-        return {
-            "temperature": target,
-            "entropy": target,
-            "target": target,
-            "reached": target > 0.1,
-            "sentence": "-",
-        }
+    def match(self, model: str, own: Path, target: float) -> TemperatureMatch:
+        return TemperatureMatch(
+            temperature=target,
+            entropy=target,
+            target=target,
+            reached=target > 0.1,
+            own=1.0,
+            tokens=1,
+            sentence="-",
+        )
 
     def entropy(self, model: str, folder: Path, *, temperature: float) -> float:
         return self.seen * temperature

@@ -11,7 +11,7 @@ import pytest
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate
-from rectune.evaluation.results import read_evaluation
+from rectune.evaluation.metrics import read_evaluation
 from rectune.experiments.runner import read_comparison
 from rectune.sampling.sample import sample
 
@@ -52,9 +52,9 @@ def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": "0?", "answer": "1", "grader": "exact"}) + "\n")
     out = tmp_path / "evaluation"
     result = evaluate(toy["model"], out=out, benchmark_files=[file], **how)
-    assert result["format"] == 1
+    assert result.format == 1
     with_format(out / "evaluation.json", None)
-    assert read_evaluation(out)["benchmarks"] == result["benchmarks"]
+    assert read_evaluation(out).benchmarks == result.benchmarks
     with_format(out / "evaluation.json", 2)
     with pytest.raises(UserError, match=r"evaluation.json: is of format 2, this version reads 1"):
         read_evaluation(out)

@@ -171,7 +171,7 @@ FILES = ("comparison.json", "diagnosis.json", "trainerx/trainer_state.json",
 def run_folder(draw: Draw) -> None:
     """A comparison folder, damaged in every way: its report as data, Markdown and page, and what eval reads of it."""
     from rectune.data.trained_prompt import run_prompt
-    from rectune.evaluation.results import read_evaluation, verdict_matrix
+    from rectune.evaluation.metrics import read_evaluation, verdict_matrix
     from rectune.reporting.report import markdown, page, report
     from rectune.runtime.io import to_json
     from rectune.training.checkpoint import last_good_checkpoint
@@ -223,7 +223,7 @@ def run_folder(draw: Draw) -> None:
             if how > 3 and name.startswith("runs/"):
                 (inside / name).write_bytes(contents[name])
         for arm in ("dft", "sft"):
-            for benchmark in read_evaluation(folder / arm / "seed-0/evaluation")["benchmarks"]:
+            for benchmark in read_evaluation(folder / arm / "seed-0/evaluation").benchmarks:
                 verdict_matrix(folder / arm / "seed-0/evaluation", benchmark)
     with bounded() as inside:
         (inside / "step-000002").mkdir()
@@ -261,7 +261,7 @@ SAMPLE = {
 def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
     from rectune.data.schema import Sample, Turn
-    from rectune.evaluation.accuracy import read_graded, score
+    from rectune.evaluation.metrics import read_graded, score
     from rectune.grading.files import Summary, _lines, _skip_graded
     from rectune.grading.selection import select
     from rectune.sampling.writer import SamplesFile

@@ -17,7 +17,7 @@ from rectune.data.load import read_problems, read_rows
 from rectune.data.readers import read_jsonl
 from rectune.data.schema import Sample
 from rectune.errors import UserError
-from rectune.evaluation.accuracy import read_graded
+from rectune.evaluation.metrics import read_graded
 from rectune.grading import grade
 from rectune.grading.code import extract_code
 from rectune.grading.pool import check_item
@@ -93,7 +93,7 @@ def test_samples_with_keys_of_another_kind(change: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("turns", [5, ["x"], [{"role": "user"}], {"a": 1}])
 def test_graded_samples_with_turns_of_another_kind(turns: Any, tmp_path: Path) -> None:
     write(tmp_path / "g.jsonl", {**SAMPLE, "verdict": "correct", "turns": turns})
-    with pytest.raises(UserError, match="'turns'"):
+    with pytest.raises(UserError, match="field 'turns"):
         select(tmp_path / "g.jsonl", tmp_path / "o.jsonl", purpose="sft")
 
 

@@ -1,13 +1,12 @@
-"""Where two models' answers differ in shape, and how much of a difference in accuracy goes with that.
+"""How the answers of two models differ in shape, and how much of a difference in accuracy goes with that.
 
-A change that crosses a line of `LINES` is named, and the difference in accuracy is split (Kitagawa 1955, also
+A change beyond one of the `THRESHOLDS` is named, and the difference in accuracy is split (Kitagawa 1955, also
 Oaxaca-Blinder; s share and r accuracy of a category, bars the mean of both models):
 
     a - b  =  sum_c (s_a - s_b) * r_bar     with the change of shape ("mix")
            +  sum_c (r_a - r_b) * s_bar     within equal shapes     ("rate")
 
-This says what goes together, not what causes what: harder problems get longer answers, too. What an answer's
-category is stands in `shape.py`.
+This is an association, not a cause: harder problems get longer answers, too.
 
 Shapes: P problems, N samples of each, C categories, R bootstrap resamples.
 """
@@ -16,13 +15,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from rectune.analysis.summary_text import percent, points
-from rectune.evaluation.accuracy import REPEATED, Line, operations
-from rectune.evaluation.intervals import resamples
+from rectune.evaluation.metrics import REPEATED, count_operations
+from rectune.evaluation.statistics import resamples
+from rectune.records import AnswerShape, CategoryShare, Graded, ShapeChange, TokenLengths
 from rectune.sampling.types import repetition
 
 ORDER = (
@@ -37,14 +38,35 @@ ORDER = (
 _EQUATION = re.compile(r"(?<![<>=!:])=(?!=)")
 
 
+@dataclass(frozen=True)
+class AnswerFeatures:
+    """What one answer looks like; None where the sample does not say.
+
+    Attributes:
+        category: One of `ORDER`.
+        steps: Lines that are not empty.
+        surprisal: Sum of -log p over the answer, in nats.
+    """
+
+    category: str
+    tokens: int | None
+    stopped: bool | None
+    repeating: bool | None
+    extracted: bool
+    boxed: bool
+    steps: int
+    equations: int
+    operations: int | None
+    surprisal: float | None
+
+
 class Answers(NamedTuple):
     """The answers of one model to P problems, N each.
 
     Attributes:
         correct: float64 P x N, 0 or 1.
         category: str P x N, of `ORDER`.
-        numbers: Name to float64 P x N, NaN where not known: tokens, stopped, repeating, extracted, boxed,
-            steps, equations, operations, surprisal (sum of -log p over the answer, in nats).
+        numbers: Name of another field of `AnswerFeatures` to float64 P x N, NaN where not known.
     """
 
     correct: np.ndarray
@@ -58,76 +80,102 @@ class Answers(NamedTuple):
         return Answers(self.correct[chosen], self.category[chosen], numbers)
 
 
-def answers_of(samples: Mapping[str, Sequence[Line]]) -> Answers:
-    """Read off what `read_graded` gives: samples by problem, as many for each."""
-    looks = [[answer_shape(line) for line in lines] for lines in samples.values()]
-    names = [name for name in looks[0][0] if name != "category"]
+def answers_of(samples: Mapping[str, Sequence[Graded]]) -> Answers:
+    """The answers in what `read_graded` returns: samples by problem, as many for each."""
+    features = [[asdict(answer_features(line)) for line in lines] for lines in samples.values()]
+    names = [name for name in features[0][0] if name != "category"]
     return Answers(
-        np.array([[line["verdict"] == "correct" for line in lines] for lines in samples.values()], float),
-        np.array([[look["category"] for look in row] for row in looks]),
-        {name: np.array([[look[name] for look in row] for row in looks], float) for name in names},
+        np.array([[line.verdict == "correct" for line in lines] for lines in samples.values()], float),
+        np.array([[answer["category"] for answer in row] for row in features]),
+        {name: np.array([[answer[name] for answer in row] for row in features], float) for name in names},
     )
 
 
-def joined(parts: Sequence[Answers], *, problems: bool = False) -> Answers:
-    """Several seeds' answers to the same problems as one, or (`problems`) answers to several sets of problems."""
-    axis = 0 if problems else 1
-    numbers = {n: np.concatenate([p.numbers[n] for p in parts], axis) for n in parts[0].numbers}
+def join_seeds(parts: Sequence[Answers]) -> Answers:
+    """Several seeds' answers to the same problems as one model's."""
+    return _join(parts, 1)
+
+
+def join_problems(parts: Sequence[Answers]) -> Answers:
+    """Answers to several sets of problems."""
+    return _join(parts, 0)
+
+
+def _join(parts: Sequence[Answers], axis: int) -> Answers:
+    names = parts[0].numbers
     return Answers(
         np.concatenate([part.correct for part in parts], axis),
         np.concatenate([part.category for part in parts], axis),
-        numbers,
+        {name: np.concatenate([part.numbers[name] for part in parts], axis) for name in names},
     )
 
 
-def answer_shape(line: Line) -> dict[str, Any]:
-    """What one graded sample looks like: its category and the numbers that `Answers` names."""
-    text, unread = str(line["text"]), line["verdict"] == "unparsed" or not line.get("extracted")
-    grader, ids, logps = line.get("grader"), line.get("token_ids"), line.get("logprobs")
-    steps = sum(bool(row.strip()) for row in text.splitlines())
-    equations = len(_EQUATION.findall(text))
-    calculations = operations(str(line.get("extracted"))) if grader == "expression" and not unread else None
-    boxed = "\\boxed" in text
-    return {
-        "category": _category(line, unread, calculations, boxed, equations),
-        "tokens": None if ids is None else len(ids),
-        "stopped": line["finish_reason"] == "stop" if "finish_reason" in line else None,
-        "repeating": None if ids is None else repetition(ids) >= REPEATED,
-        "extracted": not unread,
-        "boxed": boxed,
-        "steps": steps,
-        "equations": equations,
-        "operations": calculations,
-        "surprisal": -sum(logps) if logps else None,
-    }
+def answer_features(line: Graded) -> AnswerFeatures:
+    """What one graded sample looks like."""
+    unread = line.verdict == "unparsed" or not line.extracted
+    equations, boxed = len(_EQUATION.findall(line.text)), "\\boxed" in line.text
+    is_calculation = line.grader == "expression" and not unread
+    operations = count_operations(str(line.extracted)) if is_calculation else None
+    return AnswerFeatures(
+        category=_category(line, unread, operations, boxed, equations),
+        tokens=None if line.token_ids is None else len(line.token_ids),
+        stopped=None if line.finish_reason is None else line.finish_reason == "stop",
+        repeating=None if line.token_ids is None else repetition(line.token_ids) >= REPEATED,
+        extracted=not unread,
+        boxed=boxed,
+        steps=_text_lines(line.text),
+        equations=equations,
+        operations=operations,
+        surprisal=-sum(line.logprobs) if line.logprobs else None,
+    )
 
 
-def _category(line: Line, unread: bool, calculations: int | None, boxed: bool, equations: int) -> str:
-    grader = line.get("grader")
-    if grader == "expression":
-        return ORDER[0] if calculations is None else ORDER[1 + min(calculations, 3)]
-    if grader == "code":
-        lines = sum(bool(row.strip()) for row in str(line.get("extracted") or line["text"]).splitlines())
+def _text_lines(text: str) -> int:
+    return sum(bool(row.strip()) for row in text.splitlines())
+
+
+def _category(line: Graded, unread: bool, operations: int | None, boxed: bool, equations: int) -> str:
+    if line.grader == "expression":
+        return ORDER[0] if operations is None else ORDER[1 + min(operations, 3)]
+    if line.grader == "code":
+        lines = _text_lines(line.extracted or line.text)
         return ORDER[5 + (lines > 0) + (lines > 5) + (lines > 15)]
     if unread:
         return "no answer"
-    if grader == "exact":
-        words = len(str(line["extracted"]).split())
+    if line.grader == "exact":
+        words = len(str(line.extracted).split())
         return ORDER[10 + (words > 1) + (words > 4)]
     return ORDER[14 + (equations > 1) + (equations > 4) + (equations > 9)] if boxed else ORDER[13]
 
 
-def describe(answers: Answers) -> dict[str, Any]:
-    """The distribution in few numbers, JSON-ready: `categories` (name to share), `tokens` (mean, p10, p50,
-    p90), and means of the other numbers; what is not known for any answer is left out."""
-    known = {name: x[~np.isnan(x)] for name, x in answers.numbers.items()}
+def describe(answers: Answers) -> AnswerShape:
+    """The distribution in few numbers: shares of the categories, lengths, and means of the other numbers."""
     shares = {name: float(np.mean(answers.category == name)) for name in ORDER}
-    looks: dict[str, Any] = {"categories": {name: share for name, share in shares.items() if share}}
-    if len(tokens := known["tokens"]):
-        p10, p50, p90 = (float(q) for q in np.quantile(tokens, (0.1, 0.5, 0.9)))
-        looks["tokens"] = {"mean": float(tokens.mean()), "p10": p10, "p50": p50, "p90": p90}
-    others = ("stopped", "repeating", "extracted", "boxed", "steps", "equations", "operations")
-    return looks | {name: float(known[name].mean()) for name in others if len(known[name])}
+    tokens = _known(answers, "tokens")
+    quantiles = [float(q) for q in np.quantile(tokens, (0.1, 0.5, 0.9))] if len(tokens) else []
+    means = {
+        name: mean_of(answers, name) for name in ("extracted", "boxed", "steps", "equations", "operations")
+    }
+    return AnswerShape(
+        categories={name: share for name, share in shares.items() if share},
+        tokens=TokenLengths(
+            mean=float(tokens.mean()), **dict(zip(("p10", "p50", "p90"), quantiles, strict=True))
+        )
+        if quantiles
+        else None,
+        **means,
+    )
+
+
+def _known(answers: Answers, name: str) -> np.ndarray:
+    values = answers.numbers[name]
+    return values[~np.isnan(values)]
+
+
+def mean_of(answers: Answers, name: str) -> float | None:
+    """Mean of one of the numbers over the answers where it is known; None where it is not known for any."""
+    known = _known(answers, name)
+    return float(known.mean()) if len(known) else None
 
 
 def sampled_entropy(answers: Answers) -> float | None:
@@ -140,27 +188,26 @@ def sampled_entropy(answers: Answers) -> float | None:
     return float(answers.numbers["surprisal"][known].sum()) / tokens if tokens else None
 
 
-LINES = {
-    "shape": (0.2, "one answer in five has another shape"),
-    "length": (1.25, "a quarter longer or shorter (mean tokens)"),
-    "stopped": (0.05, "five points more or fewer that end by themselves; a cut answer is mostly a lost one"),
-}
-"""From where on a change is named, and why there; it must also be twice what chance gives over the problems.
+Kind = Literal["shape", "length", "stopped"]
+THRESHOLDS: dict[Kind, float] = {"shape": 0.2, "length": 1.25, "stopped": 0.05}
+"""Changes of at least this size are named, if they are also twice what chance gives over the problems.
 
-`shape` and `stopped`: total variation distance of the two distributions; `length`: ratio of means."""
+`shape` and `stopped`: total variation distance of the two distributions, so one answer in five, and one in twenty (a
+cut answer is mostly a lost one); `length`: ratio of the mean numbers of tokens.
+"""
 
 
-class Split(NamedTuple):
+class MixRate(NamedTuple):
     """A difference a - b in accuracy: with the mix (and its 95 % interval over problems), and within categories."""
 
     mix: float
     low: float
     high: float
     rate: float
-    categories: list[dict[str, Any]]
+    categories: list[CategoryShare]
 
 
-def split_difference(a: Answers, b: Answers, a_PxN: np.ndarray, b_PxN: np.ndarray) -> Split:
+def split_difference(a: Answers, b: Answers, a_PxN: np.ndarray, b_PxN: np.ndarray) -> MixRate:
     """Kitagawa's split of a's accuracy minus b's by the categories in `a_PxN` and `b_PxN` (any labels).
 
     A category that one of the two never has counts with the mix: there is no rate to compare. Interval by
@@ -176,13 +223,18 @@ def split_difference(a: Answers, b: Answers, a_PxN: np.ndarray, b_PxN: np.ndarra
     mix = float(_mix(*means))
     parts = [_mix(*(counts_RP @ x_PC / P for x_PC in tables)) for counts_RP in resamples(P)]
     low, high = np.quantile(np.concatenate(parts), (0.025, 0.975))
-    table = [
-        {"name": str(name), "a": float(sa), "b": float(sb),
-         "accuracy_a": float(ca / sa) if sa else None, "accuracy_b": float(cb / sb) if sb else None}
-        for name, sa, sb, ca, cb in zip(names, *means, strict=True)
-    ]  # fmt: skip
+    categories = [
+        CategoryShare(
+            name=str(name),
+            a=float(share_a),
+            b=float(share_b),
+            accuracy_a=float(right_a / share_a) if share_a else None,
+            accuracy_b=float(right_b / share_b) if share_b else None,
+        )
+        for name, share_a, share_b, right_a, right_b in zip(names, *means, strict=True)
+    ]
     rate = float(means[2].sum() - means[3].sum()) - mix
-    return Split(mix, float(low), float(high), rate, table)
+    return MixRate(mix, float(low), float(high), rate, categories)
 
 
 def _mix(s_a: np.ndarray, s_b: np.ndarray, c_a: np.ndarray, c_b: np.ndarray) -> np.ndarray:
@@ -194,35 +246,34 @@ def _mix(s_a: np.ndarray, s_b: np.ndarray, c_a: np.ndarray, c_b: np.ndarray) -> 
     return mixed
 
 
-def shape_shift(a: Answers, b: Answers, names: tuple[str, str] = ("a", "b")) -> list[dict[str, Any]]:
-    """Where the answers of `a` differ in shape, length or stopping from `b`'s, beyond `LINES`; strongest first.
+def find_changes(a: Answers, b: Answers, names: tuple[str, str] = ("a", "b")) -> list[ShapeChange]:
+    """Where the answers of `a` differ in shape, length or stopping from `b`'s, beyond `THRESHOLDS`; strongest first.
 
-    Returns, JSON-ready, for each: `kind`, `size` (distance or ratio), `mix`, `low`, `high`, `rate` (of the
-    difference in accuracy, see the module), `explains` (the mix has its sign, at least half of its size, and an
-    interval without 0: the change could explain the difference), `categories`, `sentence`.
+    A change `explains` the difference if its mix has the sign of the difference, at least half of its size, and an
+    interval without 0: it could, which is no proof.
     """
     a_len, b_len = a.numbers["tokens"], b.numbers["tokens"]
-    found = []
+    changes = []
     if _beyond(size := _distance(a.category, b.category), "shape"):
         split = split_difference(a, b, a.category, b.category)
-        found.append(_shift("shape", size[0], split, _change(split, names), names))
+        changes.append(_change("shape", size[0], split, _largest_change(split, names), names))
     if not (np.isnan(a_len).any() or np.isnan(b_len).any()):
         ratio, d_P = a_len.mean() / max(b_len.mean(), 1e-9), a_len.mean(1) - b_len.mean(1)
         noise = d_P.std(ddof=1) / np.sqrt(len(d_P)) if len(d_P) > 1 else np.inf
-        line = LINES["length"][0]
-        if not 1 / line < ratio < line and abs(d_P.mean()) >= 2 * noise:
+        threshold = THRESHOLDS["length"]
+        if not 1 / threshold < ratio < threshold and abs(d_P.mean()) >= 2 * noise:
             split = split_difference(a, b, *_length_bins(a_len, b_len))
             what = f"{names[0]}'s answers have {a_len.mean():.0f} tokens on average, {names[1]}'s {b_len.mean():.0f}"
-            found.append(_shift("length", float(ratio), split, what, names))
+            changes.append(_change("length", float(ratio), split, what, names))
     a_end, b_end = a.numbers["stopped"], b.numbers["stopped"]
     if not (np.isnan(a_end).any() or np.isnan(b_end).any()):
         ends = [np.where(x > 0, "an end", "no end") for x in (a_end, b_end)]
         if _beyond(size := _distance(*ends), "stopped"):
             shares = percent(a_end.mean()), percent(b_end.mean())
             what = f"{names[0]} ends {shares[0]} of its answers by itself, {names[1]} {shares[1]}"
-            found.append(_shift("stopped", size[0], split_difference(a, b, *ends), what, names))
+            changes.append(_change("stopped", size[0], split_difference(a, b, *ends), what, names))
     gap = float(a.correct.mean() - b.correct.mean())
-    return sorted(found, key=lambda shift: -shift["mix"] * np.sign(gap))
+    return sorted(changes, key=lambda change: -change.mix * np.sign(gap))
 
 
 def _distance(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[float, float]:
@@ -233,9 +284,9 @@ def _distance(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[float, float]:
     return float(abs(d_PC.mean(0)).sum() / 2), float(errors.sum() / np.sqrt(2 * np.pi))
 
 
-def _beyond(size: tuple[float, float], kind: str) -> bool:
+def _beyond(size: tuple[float, float], kind: Kind) -> bool:
     distance, chance = size
-    return distance >= LINES[kind][0] and distance >= 2 * chance
+    return distance >= THRESHOLDS[kind] and distance >= 2 * chance
 
 
 def _length_bins(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -247,49 +298,50 @@ def _length_bins(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[np.ndarray, np.n
     return a_bins, b_bins
 
 
-def _change(split: Split, names: tuple[str, str]) -> str:
+def _largest_change(split: MixRate, names: tuple[str, str]) -> str:
     """The category whose share changed most; of two, the one that grew."""
-    one = max(split.categories, key=lambda c: (round(abs(c["a"] - c["b"]), 9), c["a"] - c["b"]))
-    return (
-        f"{percent(one['a'])} of {names[0]}'s answers have {one['name']}, {percent(one['b'])} of {names[1]}'s"
-    )
+    most = max(split.categories, key=lambda c: (round(abs(c.a - c.b), 9), c.a - c.b))
+    return f"{percent(most.a)} of {names[0]}'s answers have {most.name}, {percent(most.b)} of {names[1]}'s"
 
 
-_EQUAL = {
+_EQUAL: dict[Kind, str] = {
     "shape": "answers of equal shape",
     "length": "answers of equal length",
     "stopped": "answers that end alike",
 }
 
 
-def _shift(kind: str, size: float, split: Split, what: str, names: tuple[str, str]) -> dict[str, Any]:
+def _change(kind: Kind, size: float, split: MixRate, what: str, names: tuple[str, str]) -> ShapeChange:
     gap = split.mix + split.rate
     explains = split.mix * gap > 0 and abs(split.mix) >= abs(gap) / 2 and split.low * split.high > 0
+    note = " (they go together; that is no proof of a cause)" if explains else ""
+    return ShapeChange(
+        kind=kind,
+        size=size,
+        mix=split.mix,
+        low=split.low,
+        high=split.high,
+        rate=split.rate,
+        explains=bool(explains),
+        categories=split.categories,
+        sentence=f"{what}: {_split_text(kind, split, names)}{note}",
+    )
+
+
+def _split_text(kind: Kind, split: MixRate, names: tuple[str, str]) -> str:
+    gap = split.mix + split.rate
     sign = 1 if gap >= 0 else -1
     low, high = sorted((sign * split.low, sign * split.high))
     mix, rate = sign * split.mix, sign * split.rate
     ahead, behind = names if sign > 0 else names[::-1]
     if points(mix) == points(rate) == "0.0":
-        words = "accuracy does not go with this"
-    elif gap and mix >= 0 and rate >= 0:
-        words = (
+        return "accuracy does not go with this"
+    if gap and mix >= 0 and rate >= 0:
+        return (
             f"of the {points(abs(gap))} points between them {points(mix)} (interval {points(low)} to "
             f"{points(high)}) go with this change, {points(rate)} are left within {_EQUAL[kind]}"
         )
-    else:
-        words = (
-            f"this change alone goes with {points(mix)} points for {ahead} over {behind} (interval {points(low)} to "
-            f"{points(high)}), within {_EQUAL[kind]} it is {points(rate)}"
-        )
-    note = " (they go together; that is no proof of a cause)" if explains else ""
-    return {
-        "kind": kind,
-        "size": size,
-        "mix": split.mix,
-        "low": split.low,
-        "high": split.high,
-        "rate": split.rate,
-        "explains": bool(explains),
-        "categories": split.categories,
-        "sentence": f"{what}: {words}{note}",
-    }
+    return (
+        f"this change alone goes with {points(mix)} points for {ahead} over {behind} (interval {points(low)} to "
+        f"{points(high)}), within {_EQUAL[kind]} it is {points(rate)}"
+    )

@@ -1,4 +1,4 @@
-"""How sharp a model's own answers are, and the temperature at which another model is as sharp.
+"""Entropy of a model's own answers, and the temperature at which another model has the same entropy.
 
 Average@n at T = 1 rewards low entropy by itself, and an objective may lower entropy without knowing more. So the
 other model is sampled at the temperature T at which its entropy is the same: what is left of a difference then
@@ -8,8 +8,7 @@ is not sharpness. Entropy is the mean over the tokens of a model's own answers o
 
 by teacher forcing over the sampled tokens. At states that are held fixed H_T grows with T (dH_T / dT = Var_p(logits)
 / T^3), so one T fits; sampling at it visits other states, and the entropy there may differ a little:
-`entropy_of_answers` of those samples says by how much. Drawing them is left to `evaluate.py`, what comes of it to
-`significance.py`.
+`entropy_of_answers` of those samples says by how much. `significance.py` compares the accuracies.
 
 Shapes: N tokens, D width.
 """
@@ -20,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +30,12 @@ from rectune.data.packing import collate, pack
 from rectune.data.schema import Turn
 from rectune.data.tokenization import Encoded, prompt_ids
 from rectune.errors import UserError
-from rectune.evaluation.accuracy import Line, read_graded
-from rectune.evaluation.results import read_evaluation
+from rectune.evaluation.metrics import read_evaluation, read_graded
 from rectune.logprobs import supervised_positions, token_columns
 from rectune.models.load import fingerprint, load_model
 from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
+from rectune.records import Graded, TemperatureMatch
 from rectune.runtime.distributed import default_device
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ _PASS = 4096  # tokens of a forward pass
 
 def match(
     model: str | Path, own: str | Path, target: float, *, tokens: int = TOKENS, seed: int = 0
-) -> dict[str, Any]:
+) -> TemperatureMatch:
     """The temperature at which `model` is as sharp as `target`.
 
     Args:
@@ -61,25 +60,28 @@ def match(
         target: Mean entropy in nats a token, such as another model's `entropy_of_answers` at T = 1.
         tokens, seed: How many of the answers' tokens are looked at, and which.
 
-    Returns:
-        JSON-ready: `temperature`, `entropy` there (at the states of T = 1), `target`, `own` (entropy at T = 1),
-        `tokens`, `reached` (False: the target is out of reach of `RANGE`, the temperature is its end), `sentence`.
-
     Raises:
         UserError: No evaluation at T = 1 there, or one of another model.
     """
     entropy_at, count = _entropies(model, own, 1.0, tokens, seed)
-    found = matched_temperature(entropy_at, target)
+    temperature, entropy, reached = matched_temperature(entropy_at, target)
     own_entropy = entropy_at(1.0)
-    said = f"{own_entropy:.3f} nats a token at T = 1"
-    if found["reached"]:
-        said += f", {found['entropy']:.3f} at T = {found['temperature']:.3f}, for a target of {target:.3f}"
+    if reached:
+        text = f", {entropy:.3f} at T = {temperature:.3f}, for a target of {target:.3f}"
     else:
-        said += (
+        text = (
             f"; the target of {target:.3f} is out of reach between T = {RANGE[0]} and {RANGE[1]} "
-            f"(at T = {found['temperature']:g} it is {found['entropy']:.3f})"
+            f"(at T = {temperature:g} it is {entropy:.3f})"
         )
-    return {**found, "target": target, "own": own_entropy, "tokens": count, "sentence": said}
+    return TemperatureMatch(
+        temperature=temperature,
+        entropy=entropy,
+        reached=reached,
+        target=target,
+        own=own_entropy,
+        tokens=count,
+        sentence=f"{own_entropy:.3f} nats a token at T = 1{text}",
+    )
 
 
 def entropy_of_answers(
@@ -89,16 +91,21 @@ def entropy_of_answers(
     return _entropies(model, own, temperature, tokens, seed)[0](temperature)
 
 
+class Reached(NamedTuple):
+    """A temperature, the entropy there, and whether that is the target."""
+
+    temperature: float
+    entropy: float
+    reached: bool
+
+
 def matched_temperature(
     entropy_at: Callable[[float], float], target: float, *, tolerance: float = 2e-3
-) -> dict[str, Any]:
+) -> Reached:
     """Where a growing function of the temperature reaches `target`, to `tolerance` nats, within `RANGE`.
 
     From T = 1 outwards until the target is passed, then the Illinois method (regula falsi that halves the weight of
     an end which stays) in log T: about five calls, since each is a pass of the head.
-
-    Returns:
-        `temperature`, `entropy` there, and `reached`.
     """
     near, gap = 0.0, entropy_at(1.0) - target
     far, far_gap = near, gap
@@ -107,28 +114,19 @@ def matched_temperature(
             break
         near, gap, far = far, far_gap, math.log(step)
         far_gap = entropy_at(step) - target
-    at, found = far, far_gap
+    at, miss = far, far_gap
     if far_gap * gap < 0:
         for _ in range(60):
-            if abs(found) <= tolerance or abs(far - near) < 1e-6:
+            if abs(miss) <= tolerance or abs(far - near) < 1e-6:
                 break
             at = near - gap * (far - near) / (far_gap - gap)
-            found = entropy_at(math.exp(at)) - target
-            if found * far_gap < 0:
+            miss = entropy_at(math.exp(at)) - target
+            if miss * far_gap < 0:
                 near, gap = far, far_gap
             else:
                 gap /= 2  # the near end stays a second time
-            far, far_gap = at, found
-    return {"temperature": math.exp(at), "entropy": target + found, "reached": abs(found) <= tolerance}
-
-
-def answer_entropy(
-    scorer: Scorer, rows: Sequence[Encoded], temperatures: Sequence[float] = (1.0,), *,
-    tokens: int = TOKENS, seed: int = 0,
-) -> dict[float, float]:  # fmt: skip
-    """Mean entropy in nats a token of the rows' targets, at each temperature; at most `tokens` targets."""
-    entropy_at, _ = entropy_function(scorer, rows, tokens=tokens, seed=seed)
-    return {t: entropy_at(t) for t in temperatures}
+            far, far_gap = at, miss
+    return Reached(math.exp(at), target + miss, abs(miss) <= tolerance)
 
 
 def entropy_function(
@@ -170,14 +168,14 @@ def _states(scorer: Scorer, rows: Sequence[Encoded], tokens: int, seed: int) -> 
         targets.append(targets_N)
     hidden_ND, targets_N = torch.cat(states), torch.cat(targets)
     rng = np.random.default_rng(seed)
-    some = torch.from_numpy(np.sort(rng.permutation(len(targets_N))[:tokens])).to(device)
-    return hidden_ND[some], targets_N[some]
+    chosen = torch.from_numpy(np.sort(rng.permutation(len(targets_N))[:tokens])).to(device)
+    return hidden_ND[chosen], targets_N[chosen]
 
 
 def encoded_answers(
-    lines: Sequence[Line], tokenizer: PreTrainedTokenizerBase, template: str = "auto"
+    lines: Sequence[Graded], tokenizer: PreTrainedTokenizerBase, template: str = "auto"
 ) -> list[Encoded]:
-    """Samples as rows whose targets are the tokens that were drawn, behind the prompt that sampling read.
+    """Samples as rows whose targets are the tokens that were sampled, behind the prompt that sampling read.
 
     Raises:
         UserError: A sample without tokens or turns, or whose prompt is not what this tokenizer and template give.
@@ -185,17 +183,17 @@ def encoded_answers(
     chosen, rows = choose_template(template, tokenizer), []
     prompts: dict[str, list[int]] = {}
     for line in lines:
-        name = f"sample {line['sample_index']} of problem {line['problem_id']}"
-        if not line.get("turns") or "token_ids" not in line:
+        name = f"sample {line.sample_index} of problem {line.problem_id}"
+        if not line.turns or line.token_ids is None:
             raise UserError("has no turns or token_ids, so it cannot be scored", where=name)
-        if line["problem_id"] not in prompts:
-            ids = prompt_ids([Turn(**turn) for turn in line["turns"]], tokenizer, chosen)
-            if str(tokenizer.decode(ids)) != line["prompt"]:
+        if line.problem_id not in prompts:
+            ids = prompt_ids([Turn(**turn.to_dict()) for turn in line.turns], tokenizer, chosen)
+            if str(tokenizer.decode(ids)) != line.prompt:
                 raise UserError("its prompt was made by another tokenizer or template", where=name)
-            prompts[line["problem_id"]] = ids
-        before, drawn = prompts[line["problem_id"]], list(line["token_ids"])
-        labels = [-100] * len(before) + drawn
-        rows.append(Encoded(before + drawn, labels, [False] * len(labels)))
+            prompts[line.problem_id] = ids
+        before = prompts[line.problem_id]
+        labels = [-100] * len(before) + line.token_ids
+        rows.append(Encoded(before + line.token_ids, labels, [False] * len(labels)))
     return rows
 
 
@@ -203,29 +201,29 @@ def _entropies(
     model: str | Path, own: str | Path, temperature: float, tokens: int, seed: int
 ) -> tuple[Callable[[float], float], int]:
     evaluation = read_evaluation(Path(own))
-    protocol = evaluation["protocol"]
-    if (protocol["temperature"], protocol["top_p"]) != (temperature, 1):
+    protocol = evaluation.protocol
+    if (protocol.temperature, protocol.top_p) != (temperature, 1):
         raise UserError(f"was not sampled at temperature {temperature:g} and top-p 1", where=own)
-    ids = [i for one in evaluation["benchmarks"].values() for i in one["problem_ids"]]
-    groups = read_graded(Path(own) / "graded.jsonl", ids, protocol["n"]).values()
-    lines = _some([line for group in groups for line in group], tokens, seed)
+    ids = [problem_id for task in evaluation.benchmarks.values() for problem_id in task.problem_ids]
+    samples = read_graded(Path(own) / "graded.jsonl", ids, protocol.n).values()
+    lines = _subsample([line for lines in samples for line in lines], tokens, seed)
     name = model if not (Path(model) / "model").is_dir() else Path(model) / "model"
     device = default_device()
-    dtype, _ = choose_precision(protocol.get("precision", "auto"), device)
+    dtype, _ = choose_precision(protocol.precision, device)
     loaded, tokenizer = load_model(name, dtype=dtype, device=device)
-    if protocol["engine"] in ("hf", "local") and fingerprint(loaded) != evaluation["fingerprint"]:
+    if protocol.engine in ("hf", "local") and fingerprint(loaded) != evaluation.fingerprint:
         raise UserError("is not the model of this evaluation", where=model, hint=f"see {own}")
-    rows = encoded_answers(lines, tokenizer, protocol.get("template_file") or protocol["template"])
+    rows = encoded_answers(lines, tokenizer, protocol.template_file or protocol.template)
     return entropy_function(Scorer(loaded), rows, tokens=tokens, seed=seed)
 
 
-def _some(lines: Sequence[Line], tokens: int, seed: int) -> list[Line]:
-    """Samples drawn at random until they have `tokens` tokens, and 64 at least: tokens of one answer are alike."""
-    chosen: list[Line] = []
+def _subsample(lines: Sequence[Graded], tokens: int, seed: int) -> list[Graded]:
+    """Random samples until they have `tokens` tokens, and 64 at least: tokens of one answer are alike."""
+    chosen: list[Graded] = []
     count = 0
     for i in np.random.default_rng(seed).permutation(len(lines)):
         if count >= tokens and len(chosen) >= FEWEST_ANSWERS:
             break
         chosen.append(lines[i])
-        count += len(lines[i].get("token_ids", ()))
+        count += len(lines[i].token_ids or ())
     return chosen

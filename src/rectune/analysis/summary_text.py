@@ -1,16 +1,27 @@
-"""The plain sentences of a verdict: who beats whom by how much, how sure that is, and what it would take.
+"""The sentences of a verdict: which arm is better by how much, how certain that is, and what it would take to know.
 
-Numbers come from `significance.py`; a sentence claims a difference only where it is shown (see `judge` there), and says
-otherwise what could have been seen. Fractions come in, points and per cent go out.
+Numbers come from `significance.py`. A sentence claims a difference only where it is shown (see `compare_runs` there),
+and says otherwise what could have been seen. Fractions come in; points and per cent go out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+
+from rectune.records import (
+    ArmDifference,
+    ArmsResult,
+    BaseDifference,
+    Headline,
+    PairResult,
+    ShapeChange,
+    Sharpening,
+)
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
 BASE = "base"
+_ORDER = ("worse", "better", "no difference")
+_ONE_SEED = "; one seed says nothing about other seeds"
 
 
 def points(fraction: float) -> str:
@@ -22,55 +33,53 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
 
 
-def direction(pair: Mapping[str, Any]) -> str:
-    """What a is beside b: "worse", "no difference" (none is shown) or "better"."""
-    if not pair["shown"]:
+def direction(difference: float, shown: bool) -> str:
+    """What a is compared with b: "worse", "no difference" (none is shown) or "better"."""
+    if not shown:
         return "no difference"
-    return "better" if pair["difference"] > 0 else "worse"
+    return "better" if difference > 0 else "worse"
 
 
-def against_base(
-    views: Sequence[tuple[str, Mapping[str, Any]]],
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of every trained arm by place ("in domain"): `verdict` as in `direction`, arm minus base, and its interval."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for place, view in views:
-        for pair in view["pairs"]:
-            if BASE not in (pair["a"], pair["b"]):
+def against_base(places: Iterable[tuple[str, ArmsResult]]) -> dict[str, dict[str, BaseDifference]]:
+    """Each trained arm minus the base model, by label and place ("in domain")."""
+    differences: dict[str, dict[str, BaseDifference]] = {}
+    for place, result in places:
+        for pair in result.pairs:
+            if BASE not in (pair.a, pair.b):
                 continue
-            label, sign = (pair["a"], 1) if pair["b"] == BASE else (pair["b"], -1)
-            low, high = sorted((sign * pair["low"], sign * pair["high"]))
-            one = {"difference": sign * pair["difference"], "low": low, "high": high}
-            verdict = direction({**one, "shown": pair["shown"]})
-            found.setdefault(label, {})[place] = {"verdict": verdict, **one}
-    return found
+            label, sign = (pair.a, 1) if pair.b == BASE else (pair.b, -1)
+            low, high = sorted((sign * pair.low, sign * pair.high))
+            difference = sign * pair.difference
+            differences.setdefault(label, {})[place] = BaseDifference(
+                verdict=direction(difference, pair.shown), difference=difference, low=low, high=high
+            )
+    return differences
 
 
-def headline(against: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """What training did to the model, the harm first: `verdict` and `sentence`; nothing without the base model."""
-    verdicts = {label: {one["verdict"] for one in places.values()} for label, places in against.items()}
+def headline(against: Mapping[str, Mapping[str, BaseDifference]]) -> list[Headline]:
+    """What training did to the model, the harm first; nothing without the base model."""
+    verdicts = {label: {change.verdict for change in places.values()} for label, places in against.items()}
     lines = [
-        {"verdict": next(v for v in _ORDER if v in verdicts[label]), "sentence": _beside_base(label, places)}
+        Headline(
+            verdict=next(v for v in _ORDER if v in verdicts[label]), sentence=_base_sentence(label, places)
+        )
         for label, places in against.items()
     ]
-    lines.sort(key=lambda line: _ORDER.index(line["verdict"]))
-    if verdicts and all("worse" in found and "better" not in found for found in verdicts.values()):
+    lines.sort(key=lambda line: _ORDER.index(line.verdict))
+    if verdicts and all("worse" in arm and "better" not in arm for arm in verdicts.values()):
         arms = "every arm" if len(verdicts) > 1 else next(iter(verdicts))
-        partly = any(found != {"worse"} for found in verdicts.values())
+        partly = any(arm != {"worse"} for arm in verdicts.values())
         rest = " somewhere, and better nowhere" if partly else ""
-        lines.insert(0, {"verdict": "worse", "sentence": f"Keep the base model: {arms} is worse{rest}"})
+        lines.insert(0, Headline(verdict="worse", sentence=f"Keep the base model: {arms} is worse{rest}"))
     return lines
 
 
-_ORDER = ("worse", "better", "no difference")
-
-
-def _beside_base(label: str, places: Mapping[str, Mapping[str, Any]]) -> str:
-    by_verdict = {v: [p for p, one in places.items() if one["verdict"] == v] for v in _ORDER}
+def _base_sentence(label: str, places: Mapping[str, BaseDifference]) -> str:
+    by_verdict = {v: [place for place, change in places.items() if change.verdict == v] for v in _ORDER}
     changes = [(v, where) for v in ("worse", "better") if (where := by_verdict[v])]
     figures = {
-        place: f"{_signed(one['difference'])} points [{_signed(one['low'])}, {_signed(one['high'])}] {place}"
-        for place, one in places.items()
+        place: f"{_signed(change.difference)} points [{_signed(change.low)}, {_signed(change.high)}] {place}"
+        for place, change in places.items()
     }
     unseen = ", ".join(figures[place] for place in by_verdict["no difference"])
     if not changes:
@@ -86,149 +95,147 @@ def _signed(fraction: float) -> str:
     return f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
-def pair_sentence(pair: Mapping[str, Any], comparisons: int, level: float) -> str:
-    """One pair on one benchmark: direction, difference, interval, problems and seeds, and p where it matters."""
-    evidence = f"{pair['problems']} problems" + (f", {pair['seeds']} seeds" if pair["seeds"] > 1 else "")
-    alone = "" if pair["seeds"] > 1 else "; one seed says nothing about other seeds"
+def _winner(pair: PairResult) -> tuple[str, str]:
+    return (pair.a, pair.b) if pair.difference > 0 else (pair.b, pair.a)
+
+
+def pair_sentence(pair: PairResult, comparisons: int, level: float) -> str:
+    """One pair on one task: direction, difference, interval, problems and seeds, and p where it matters."""
+    evidence = f"{pair.problems} problems" + (f", {pair.seeds} seeds" if pair.seeds > 1 else "")
+    alone = "" if pair.seeds > 1 else _ONE_SEED
     correction = f"Holm's correction over {comparisons} comparisons"
-    if pair["shown"]:
+    if pair.shown:
         after = f" after {correction}" if comparisons > 1 else ""
-        return f"{_beats(pair, level)}, {evidence}, p {_p(pair['p_holm'])}{after}{alone}"
-    if pair["p_value"] < 1 - level and pair["low"] * pair["high"] > 0:
+        return f"{_beats(pair, level)}, {evidence}, p {_p(pair.p_holm)}{after}{alone}"
+    if pair.p_value < 1 - level and pair.low * pair.high > 0:
         return (
             f"{_beats(pair, level, 'is ahead of')}, {evidence}, but not after {correction} "
-            f"(p {_p(pair['p_value'])}, corrected {_p(pair['p_holm']).removeprefix('= ')}){alone}"
+            f"(p {_p(pair.p_value)}, corrected {_p(pair.p_holm).removeprefix('= ')}){alone}"
         )
-    a, b = pair["a"], pair["b"]
-    interval = f"interval {points(pair['low'])} to {points(pair['high'])}"
+    interval = f"interval {points(pair.low)} to {points(pair.high)}"
     return (
-        f"no difference between {a} and {b} can be shown with {evidence.replace(', ', ' and ')} "
-        f"({a} minus {b}: {points(pair['difference'])} points, {interval}){_needed(pair)}{alone}"
+        f"no difference between {pair.a} and {pair.b} can be shown with {evidence.replace(', ', ' and ')} "
+        f"({pair.a} minus {pair.b}: {points(pair.difference)} points, {interval}){_needed(pair)}{alone}"
     )
 
 
-def _beats(pair: Mapping[str, Any], level: float, verb: str = "beats") -> str:
-    low, high = sorted((abs(pair["low"]), abs(pair["high"])))
-    first, second = (pair["a"], pair["b"]) if pair["difference"] > 0 else (pair["b"], pair["a"])
+def _beats(pair: PairResult, level: float, verb: str = "beats") -> str:
+    low, high = sorted((abs(pair.low), abs(pair.high)))
+    winner, loser = _winner(pair)
     return (
-        f"{first} {verb} {second} by {points(abs(pair['difference']))} points ({100 * level:g} % interval "
-        f"{points(low)} to {points(high)}"
-    ) + ")"
+        f"{winner} {verb} {loser} by {points(abs(pair.difference))} points ({100 * level:g} % interval "
+        f"{points(low)} to {points(high)})"
+    )
 
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _needed(pair: Mapping[str, Any]) -> str:
-    needed = pair["needed"]
-    if needed is None:
+def _needed(pair: PairResult) -> str:
+    plan = pair.needed
+    if plan is None:
         return ""
-    gap = f"{points(needed['difference']).removesuffix('.0')} points"
-    if needed["problems"] is None:
-        seeds = f"about {needed['seeds']} of them would be needed"
+    gap = f"{points(plan.difference).removesuffix('.0')} points"
+    if plan.problems is None:
+        seeds = f"about {plan.seeds} of them would be needed"
         return f"; no number of problems shows {gap}, the seeds differ too much: {seeds}"
-    if not needed["enough"]:
-        return f"; about {needed['problems']:,} problems would be needed to see {gap}"
-    if abs(pair["difference"]) >= needed["difference"]:  # it is the one that was not seen
-        few = (
-            f"; {pair['seeds']} seeds say little about how far seeds differ: one more would narrow this most"
-        )
-        return few if pair["seeds"] > 1 else ""
+    if not plan.enough:
+        return f"; about {plan.problems:,} problems would be needed to see {gap}"
+    if abs(pair.difference) >= plan.difference:  # it is the one that was not seen
+        few = f"; {pair.seeds} seeds say little about how far seeds differ: one more would narrow this most"
+        return few if pair.seeds > 1 else ""
     return f"; a difference of {gap} would have been seen (with a chance of 80 %)"
 
 
-def sharpening_sentence(pair: Mapping[str, Any], block: Mapping[str, Any]) -> str:
+def sharpening_sentence(pair: PairResult, block: Sharpening) -> str:
     """How much of a difference is left when both are as sharp; all figures are the leading arm minus the other."""
-    sign = 1 if pair["difference"] >= 0 else -1
-    first, second = (pair["a"], pair["b"]) if sign > 0 else (pair["b"], pair["a"])
-    gap, matched, parts = points(abs(pair["difference"])), block["matched"], []
+    sign = 1 if pair.difference >= 0 else -1
+    first, second = (pair.a, pair.b) if sign > 0 else (pair.b, pair.a)
+    gap = points(abs(pair.difference))
     between = (
         f"{gap} points of {first} over {second}" if gap != "0.0" else f"no points of {first} over {second}"
     )
-    if matched is not None:
-        low, high = sorted((sign * matched["low"], sign * matched["high"]))
-        left, interval = sign * matched["difference"], f"interval {points(low)} to {points(high)}"
-        if matched["seeds"] < pair["seeds"]:  # a comparison that is not finished
-            interval += f", {matched['seeds']} of {pair['seeds']} seeds"
-        verb = "are" if len(matched["temperatures"]) > 1 else "is"
-        at = " and ".join(f"{temperature:.2f}" for temperature in matched["temperatures"].values())
-        how = f"when {matched['of']} {verb} sampled as sharply as {matched['as']} (T = {at})"
-        if pair["shown"] and first == matched["as"]:
+    parts = [between]
+    if (matched := block.matched) is not None:
+        low, high = sorted((sign * matched.low, sign * matched.high))
+        left, interval = sign * matched.difference, f"interval {points(low)} to {points(high)}"
+        if matched.seeds < pair.seeds:  # a comparison that is not finished
+            interval += f", {matched.seeds} of {pair.seeds} seeds"
+        verb = "are" if len(matched.temperatures) > 1 else "is"
+        at = " and ".join(f"{temperature:.2f}" for temperature in matched.temperatures.values())
+        how = f"when {matched.of} {verb} sampled as sharply as {matched.as_} (T = {at})"
+        if pair.shown and first == matched.as_:
             are = f"{points(left)} are" if left > 0 else f"none is ({points(left)})"
-            parts.append(f"of {between} {are} left {how} ({interval})")
+            parts = [f"of {between} {are} left {how} ({interval})"]
         else:
-            parts.append(f"{between} become {points(left)} {how} ({interval})")
-    else:
-        parts.append(between)
-    others = {"greedy": block["greedy"]}
-    if block["pass"] is not None:
-        others[f"pass@{block['pass']['k']}"] = block["pass"]
-    parts += [f"{name} {points(sign * one['difference'])}" for name, one in others.items() if one is not None]
+            parts = [f"{between} become {points(left)} {how} ({interval})"]
+    others: dict[str, ArmDifference | None] = {"greedy": block.greedy}
+    if block.pass_ is not None:
+        others[f"pass@{block.pass_.k}"] = block.pass_
+    parts += [
+        f"{name} {points(sign * other.difference)}" for name, other in others.items() if other is not None
+    ]
     return "; ".join(parts)
 
 
-def domain_sentences(
-    title: str, arms: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]], level: float
-) -> list[str]:
-    """The verdict on one domain: all accuracies, what is shown among the trained arms, what goes with it."""
-    among = [pair for pair in pairs if BASE not in (pair["a"], pair["b"])] or list(pairs)
-    accuracies = ", ".join(f"{label} {points(arms[label]['mean'])} %" for label in arms)
-    if len(among) == 1:
-        said = among[0]["sentence"]
-    else:
-        shown = sorted((p for p in among if p["shown"]), key=lambda p: -abs(p["difference"]))
-        said = "; ".join(_beats(pair, level) for pair in shown)
-        rest = len(among) - len(shown)
-        alone = "; one seed says nothing about other seeds" if all(p["seeds"] == 1 for p in among) else ""
-        if rest:
-            said += ("; " if said else "") + f"no difference can be shown for {rest} of {len(among)} pairs"
-        said += alone if among else ""
-    found = [f"{title}: {accuracies}" + (f"; {said}" if said else "")]
-    for pair in among:
-        if not pair["shown"]:
+def domain_sentences(title: str, result: ArmsResult, level: float) -> list[str]:
+    """The verdict on one domain or task: all accuracies, what is shown among the trained arms, what goes with it."""
+    pairs = [pair for pair in result.pairs if BASE not in (pair.a, pair.b)] or result.pairs
+    accuracies = ", ".join(f"{label} {points(arm.mean)} %" for label, arm in result.arms.items())
+    sentence = pairs[0].sentence if len(pairs) == 1 else _pairs_sentence(pairs, level)
+    sentences = [f"{title}: {accuracies}" + (f"; {sentence}" if sentence else "")]
+    for pair in pairs:
+        if not pair.shown:
             continue
-        by_kind = sorted(pair["shifts"], key=lambda shift: list(_KINDS).index(shift["kind"]))
-        changes = [s for s in by_kind if s["explains"]][:1] or by_kind[: len(among) == 1]
-        found += [f"{title}, {_could(change)}: {change['sentence']}" for change in changes]
-        if pair["sharpening"] is not None:
-            found.append(
-                f"{title}, sharpness ({pair['a']} and {pair['b']}): {pair['sharpening']['sentence']}"
-            )
-    return found
+        by_kind = sorted(pair.shifts, key=lambda change: list(_KINDS).index(change.kind))
+        changes = [change for change in by_kind if change.explains][:1] or by_kind[: len(pairs) == 1]
+        sentences += [f"{title}, {_could(change)}: {change.sentence}" for change in changes]
+        if pair.sharpening is not None:
+            sentences.append(f"{title}, sharpness ({pair.a} and {pair.b}): {pair.sharpening.sentence}")
+    return sentences
+
+
+def _pairs_sentence(pairs: Sequence[PairResult], level: float) -> str:
+    shown = sorted((pair for pair in pairs if pair.shown), key=lambda pair: -abs(pair.difference))
+    parts = [_beats(pair, level) for pair in shown]
+    if rest := len(pairs) - len(shown):
+        parts.append(f"no difference can be shown for {rest} of {len(pairs)} pairs")
+    alone = _ONE_SEED if pairs and all(pair.seeds == 1 for pair in pairs) else ""
+    return "; ".join(parts) + alone
 
 
 _KINDS = {"shape": "the shape of the answers", "stopped": "where they end", "length": "their length"}
-"""Of several shifts that go with the same difference, the first says most: they overlap, shape is often length, too."""
+"""Of several changes that go with the same difference, the first says most: they overlap, and shape often is length."""
 
 
-def _could(change: Mapping[str, Any]) -> str:
-    return f"{_KINDS[change['kind']]} {'could explain it' if change['explains'] else 'changed too'}"
+def _could(change: ShapeChange) -> str:
+    return f"{_KINDS[change.kind]} {'could explain it' if change.explains else 'changed too'}"
 
 
-def contrasts(inside: Sequence[Mapping[str, Any]], outside: Sequence[Mapping[str, Any]]) -> list[str]:
+def contrasts(inside: Sequence[PairResult], outside: Sequence[PairResult]) -> list[str]:
     """What is shown in one domain and not, or the other way round, in the other: one sentence a pair of arms."""
-    found = []
-    by_pair = {(p["a"], p["b"]): p for p in outside}
-    for one in inside:
-        other = by_pair.get((one["a"], one["b"]))
-        if other is None or BASE in (one["a"], one["b"]) or not (one["shown"] or other["shown"]):
+    sentences = []
+    out_of = {(pair.a, pair.b): pair for pair in outside}
+    for pair in inside:
+        other = out_of.get((pair.a, pair.b))
+        if other is None or BASE in (pair.a, pair.b) or not (pair.shown or other.shown):
             continue
-        if one["shown"] and other["shown"]:
-            if one["difference"] * other["difference"] < 0:
-                winner, loser = (one["a"], one["b"]) if other["difference"] > 0 else (one["b"], one["a"])
-                found.append(
-                    f"{winner} beats {loser} out of domain by {points(abs(other['difference']))} points and loses "
-                    f"to it in domain by {points(abs(one['difference']))}: neither figure is the verdict alone"
+        if pair.shown and other.shown:
+            if pair.difference * other.difference < 0:
+                winner, loser = _winner(other)
+                sentences.append(
+                    f"{winner} beats {loser} out of domain by {points(abs(other.difference))} points and loses "
+                    f"to it in domain by {points(abs(pair.difference))}: neither figure is the verdict alone"
                 )
             continue
-        clear, open_, words = (
-            (one, other, ("in", "out of")) if one["shown"] else (other, one, ("out of", "in"))
+        clear, unclear, (where, elsewhere) = (
+            (pair, other, ("in", "out of")) if pair.shown else (other, pair, ("out of", "in"))
         )
-        winner, loser = (one["a"], one["b"]) if clear["difference"] > 0 else (one["b"], one["a"])
-        sign = 1 if clear["difference"] > 0 else -1
-        found.append(
-            f"{winner} beats {loser} {words[0]} domain by {points(abs(clear['difference']))} points; {words[1]} "
-            f"domain no difference can be shown ({points(sign * open_['difference'])})"
+        winner, loser = _winner(clear)
+        sign = 1 if clear.difference > 0 else -1
+        sentences.append(
+            f"{winner} beats {loser} {where} domain by {points(abs(clear.difference))} points; {elsewhere} "
+            f"domain no difference can be shown ({points(sign * unclear.difference)})"
         )
-    return found
+    return sentences

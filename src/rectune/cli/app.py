@@ -251,10 +251,9 @@ def eval_(
         server_logprobs=not no_logprobs, batch_size=sampling_batch_size, precision=dtype,
     )  # fmt: skip
     if json:
-        print_table([result], as_json=True)
+        print_table([result.to_dict()], as_json=True)
         return
-    header, rows = table(result)
-    print_table([dict(zip(header, row, strict=True)) for row in rows], as_json=False)
+    print_table(table(result), as_json=False)
 
 
 @app.command

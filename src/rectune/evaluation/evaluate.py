@@ -6,27 +6,27 @@
 
 The default protocol is the paper's: zero-shot, its instruction, T = 1, 16 samples of up to 4096 tokens. A
 model trained here is asked as it was trained, unless told otherwise. Sampling is in `sampling/`, grading in
-`grading/`, the numbers in `accuracy.py`, comparing two evaluations in `results.py`.
+`grading/`, the numbers in `metrics.py`, the comparison of several evaluations in `analysis/`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rectune.data.chat_template import check_template, template_date
 from rectune.data.trained_prompt import run_prompt
-from rectune.evaluation.accuracy import Line, read_graded, score
+from rectune.evaluation.metrics import read_evaluation, read_graded, score
 from rectune.evaluation.prompts import Asked, Wanted, ask, mismatches, overlapping
 from rectune.evaluation.tasks import BENCHMARKS
 from rectune.models.load import check_model
+from rectune.records import Accuracy, EvalProtocol, Evaluation, Graded, TaskResult, write_record
 from rectune.runtime.distributed import share, wait_for_all
-from rectune.runtime.io import FORMAT, check_output, translate_disk_errors, write_json
+from rectune.runtime.io import check_output
 
 if TYPE_CHECKING:
     from rectune.sampling.types import Engine
@@ -61,7 +61,7 @@ def evaluate(
     batch_size: int | None = None,
     precision: str = "auto",
     progress: Callable[[int, int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate `model` and return what is written to OUT/evaluation.json.
 
     Run again after a stop, it goes on; with a larger `n` it adds samples.
@@ -136,95 +136,76 @@ def evaluate(
     index, of = share()
     if index > 0:  # the first of several processes grades what all have drawn
         wait_for_all()
-        result: dict[str, Any] = json.loads((Path(out) / "evaluation.json").read_text("utf-8"))
-        return result
+        return read_evaluation(Path(out))
     total = len(problems) * n
     with reporter(None if progress is None else lambda *_: None, 0, total, "grading") as report:
         grade(samples, graded, progress=lambda done: report(done, total, 0))
     lines = read_graded(graded, [problem.problem_id for problem in problems], n)
     first = lines[problems[0].problem_id][0]
-    result = {
-        "format": FORMAT,
-        "model": model,
-        "fingerprint": first["fingerprint"],
-        "training_run": str(run.run) if run else None,
-        "protocol": drawn
-        | {
-            "template": template,
-            "date": template_date(asks),
-            "template_file": asks if asks != template else None,
-        }
-        | {"shots": 0, "system": system, "limit": limit, "engine": first["engine"]}
-        | {
-            "not_taken": sorted(
-                {name for one in lines.values() for line in one for name in line.get("not_taken", ())}
-            )
-        },
-        "versions": _versions(),
-        "warnings": warnings,
-        "overlap": overlap,
-        "benchmarks": {name: _numbers(name, one, lines) for name, one in asked.items()},
-    }
-    with translate_disk_errors(out):
-        write_json(Path(out) / "evaluation.json", result, indent=2, ensure_ascii=False)
+    refused = {name for samples in lines.values() for line in samples for name in line.not_taken}
+    result = Evaluation(
+        model=model,
+        fingerprint=first.fingerprint or "",
+        training_run=str(run.run) if run else None,
+        protocol=EvalProtocol(
+            **drawn,  # type: ignore[arg-type]
+            template=template,
+            date=template_date(asks),
+            template_file=asks if asks != template else None,
+            system=system,
+            limit=limit,
+            engine=first.engine or "",
+            not_taken=sorted(refused),
+        ),
+        versions=_versions(),
+        warnings=warnings,
+        overlap=overlap,
+        benchmarks={name: _result(name, one, lines) for name, one in asked.items()},
+    )
+    write_record(Path(out) / "evaluation.json", result)
     if of > 1:
         wait_for_all()
     return result
 
 
-def _numbers(name: str, asked: Asked, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+def _result(name: str, asked: Asked, lines: Mapping[str, Sequence[Graded]]) -> TaskResult:
     ids = [problem.problem_id for problem in asked.problems]
-    numbers = score({problem_id: lines[problem_id] for problem_id in ids})
-    if unknown := numbers["verdicts"]["timeout"] + numbers["verdicts"]["error"]:
+    scores = score({problem_id: lines[problem_id] for problem_id in ids})
+    if unknown := scores.verdicts["timeout"] + scores.verdicts["error"]:
         log.warning("%s: %d answers could not be judged; they are not counted correct", name, unknown)
-    benchmark = BENCHMARKS.get(name)
-    return {
-        **numbers,
-        "prompt": asked.prompt,
-        "first_prompt": lines[ids[0]][0]["prompt"],
-        "origin": benchmark.origin if benchmark else "a file of the user's",
-        "licence": benchmark.licence if benchmark else "unknown",
-        "note": benchmark.note if benchmark else "",
-        "problem_ids": ids,
-    }
+    task = BENCHMARKS.get(name)
+    return TaskResult(
+        **dict(scores),
+        prompt=asked.prompt,
+        first_prompt=lines[ids[0]][0].prompt,
+        origin=task.origin if task else "a file of the user's",
+        licence=task.licence if task else "unknown",
+        note=task.note if task else "",
+        problem_ids=ids,
+    )
 
 
-def table(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows to print: per benchmark accuracy, pass@n, maj@n with intervals, and the answers'
-    looks."""
-    n = evaluation["protocol"]["n"]
-    header = [
-        "benchmark",
-        "problems",
-        f"avg@{n}",
-        f"pass@{n}",
-        f"maj@{n}",
-        "stopped",
-        "tokens",
-        "repeating",
-        "not judged",
+def table(evaluation: Evaluation) -> list[dict[str, str]]:
+    """One row a task: accuracy, pass@n and maj@n with intervals, and what the answers look like."""
+    n = evaluation.protocol.n
+    return [
+        {
+            "benchmark": name,
+            "problems": str(task.problems),
+            f"avg@{n}": _percent(task.avg),
+            f"pass@{n}": _percent(task.pass_at[str(n)]),
+            f"maj@{n}": _percent(task.maj_at[str(n)]) if task.maj_at else "-",
+            "stopped": "-" if task.stopped is None else f"{task.stopped:.0%}",
+            "tokens": "-" if task.tokens is None else f"{task.tokens:.0f}",
+            "repeating": "-" if task.repeating is None else f"{task.repeating:.0%}",
+            "not judged": str(task.verdicts["timeout"] + task.verdicts["error"]),
+        }
+        for name, task in evaluation.benchmarks.items()
     ]
-    rows = []
-    for name, numbers in evaluation["benchmarks"].items():
-        verdicts = numbers["verdicts"]
-        rows.append(
-            [
-                name,
-                str(numbers["problems"]),
-                _percent(numbers["avg"]),
-                _percent(numbers["pass_at"][str(n)]),
-                _percent(numbers["maj_at"][str(n)]) if "maj_at" in numbers else "-",
-                f"{numbers['stopped']:.0%}" if "stopped" in numbers else "-",
-                f"{numbers['tokens']:.0f}" if "tokens" in numbers else "-",
-                f"{numbers['repeating']:.0%}" if "repeating" in numbers else "-",
-                str(verdicts["timeout"] + verdicts["error"]),
-            ]
-        )
-    return header, rows
 
 
-def _percent(interval: dict[str, float]) -> str:
-    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+def _percent(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
 
 def _versions() -> dict[str, str]:

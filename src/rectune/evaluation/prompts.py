@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rectune.config import DataConfig
 from rectune.data.contamination import find_overlap, row_turns
@@ -24,6 +23,7 @@ from rectune.evaluation.tasks import (
     load_benchmark,
     load_benchmark_file,
 )
+from rectune.records import OverlappingProblem, OverlapResult
 
 log = logging.getLogger("rectune")
 
@@ -165,16 +165,18 @@ def mismatches(
     return found
 
 
-def overlapping(wanted: Wanted, rows: str, run: RunPrompt | None) -> dict[str, Any]:
-    """Which problems' texts occur in training rows, JSON-ready; also logged.
+def overlapping(wanted: Wanted, rows: str, run: RunPrompt | None) -> OverlapResult:
+    """Which problems' texts occur in training rows; also logged.
 
     Rows that the run was trained on are read as it read them, others in the format that they look like.
     """
     options = run.rows if run and rows == run.data else DataConfig()
-    asked = _texts(wanted)
-    found = find_overlap(asked, row_turns(rows, options))
-    (log.warning if found else log.info)("%d of %d problems occur in %s", len(found), len(asked), rows)
-    return {"rows": rows, "problems": len(asked), "found": [asdict(one) for one in found]}
+    texts = _texts(wanted)
+    found = [
+        OverlappingProblem(**asdict(overlap)) for overlap in find_overlap(texts, row_turns(rows, options))
+    ]
+    (log.warning if found else log.info)("%d of %d problems occur in %s", len(found), len(texts), rows)
+    return OverlapResult(rows=rows, problems=len(texts), found=found)
 
 
 def questions(benchmarks: Sequence[str], folder: Path | None = None) -> dict[str, str]:

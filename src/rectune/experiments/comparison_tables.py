@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rectune.analysis.summary_text import DOMAINS, against_base
-from rectune.records import ArmResult, Comparison, Interval, RaceResult, SweepResult
+from rectune.records import Accuracy, ArmResult, BaseDifference, Comparison, RaceResult, SweepResult
 
 Table = list[dict[str, str]]
 
@@ -24,15 +23,15 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
     for name, numbers in (comparison.verdict.benchmarks if comparison.verdict else {}).items():
         domain = DOMAINS.get(numbers.domain)
         title = f"{name}{f' ({domain})' if domain else ''}, {numbers.problems} problems"
-        gains = against_base([("", numbers.to_dict())])
+        gains = against_base([("", numbers)])
         yield title, [_row(label, arm, n, gains.get(label, {})) for label, arm in numbers.arms.items()]
 
 
-def _row(label: str, arm: ArmResult, n: int, gains: dict[str, dict[str, Any]]) -> dict[str, str]:
+def _row(label: str, arm: ArmResult, n: int, gains: dict[str, BaseDifference]) -> dict[str, str]:
     return {
         "arm": label,
         f"avg@{n}": interval(arm),
-        "than base": gains[""]["verdict"] if gains else "-",
+        "than base": gains[""].verdict if gains else "-",
         "greedy": _percent(arm.greedy),
         f"pass@{n}": _percent(arm.pass_at.get(str(n))),
         "stopped": _percent(arm.stopped, 0),
@@ -73,7 +72,7 @@ def _race(race: RaceResult) -> Iterator[tuple[str, Table]]:
         yield f"Race: step {rung.step}, {rung.problems} validation problems", rows
 
 
-def interval(figures: Interval) -> str:
+def interval(figures: Accuracy) -> str:
     """A mean with its interval, in %."""
     return f"{100 * figures.mean:.1f} [{100 * figures.low:.1f}, {100 * figures.high:.1f}]"
 

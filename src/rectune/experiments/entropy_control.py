@@ -16,7 +16,7 @@ from typing import Any
 
 from rectune.analysis.entropy_matching import FEWEST_ANSWERS, entropy_of_answers, match
 from rectune.config import RLConfig
-from rectune.evaluation.results import read_evaluation
+from rectune.evaluation.metrics import read_evaluation
 from rectune.experiments.evaluator import EvalSettings, Evaluator
 from rectune.experiments.grid import Arm
 from rectune.objective_spec import parse_objective
@@ -104,12 +104,12 @@ def _temperature(
     """What `match` finds at the states of T = 1, corrected once by a pilot: a few answers sampled there."""
     own = folder / "evaluation"
     found = match(evaluator.model, own, target)
-    log.info("%s", found["sentence"])
-    problems = sum(len(one["problem_ids"]) for one in read_evaluation(own)["benchmarks"].values())
-    n, temperature = math.ceil(FEWEST_ANSWERS / problems), found["temperature"]
+    log.info("%s", found.sentence)
+    problems = sum(len(task.problem_ids) for task in read_evaluation(own).benchmarks.values())
+    n, temperature = math.ceil(FEWEST_ANSWERS / problems), found.temperature
     near_one = math.isclose(temperature, 1, abs_tol=NEAR_ONE)
-    if not found["reached"] or near_one or n > PILOT_SHARE * settings.num_samples:
-        return {**found, "pilot": None}
+    if not found.reached or near_one or n > PILOT_SHARE * settings.num_samples:
+        return {**found.to_dict(), "pilot": None}
     answers = folder / f"validation-matched-{slug}"
     evaluator.evaluate(
         answers, files, replace(settings, num_samples=n, temperature=temperature, seed=settings.seed + 1)
@@ -117,11 +117,11 @@ def _temperature(
     drawn = entropy_of_answers(evaluator.model, answers, temperature=temperature)
     pilot = {"temperature": temperature, "answers": n * problems, "drawn": drawn}
     if _misses(drawn, target):
-        aim = target * min(found["entropy"] / max(drawn, 1e-9), MOST)
+        aim = target * min(found.entropy / max(drawn, 1e-9), MOST)
         log.info("%d answers sampled there have %.3f, so the aim becomes %.3f", n * problems, drawn, aim)
-        found = {**match(evaluator.model, own, aim), "target": target}
-        log.info("%s", found["sentence"])
-    return {**found, "pilot": pilot}
+        found = match(evaluator.model, own, aim).model_copy(update={"target": target})
+        log.info("%s", found.sentence)
+    return {**found.to_dict(), "pilot": pilot}
 
 
 def _misses(drawn: float, target: float) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rectune.evaluation.evaluate import evaluate
-from rectune.evaluation.results import read_evaluation, verdict_matrix
+from rectune.evaluation.metrics import read_evaluation, verdict_matrix
 from rectune.evaluation.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def is_evaluated(folder: Path, files: Sequence[Path], settings: EvalSettings) ->
     evaluation = read_evaluation(folder)
     sampled = {name: getattr(settings, name) for name in ("temperature", "max_new_tokens", "seed")}
     sampled |= {"n": settings.num_samples, "stop": list(settings.stop)}
-    same = all(evaluation["protocol"].get(name) == value for name, value in sampled.items())
-    return same and list(evaluation["benchmarks"]) == [path.stem for path in files]
+    same = all(getattr(evaluation.protocol, name) == value for name, value in sampled.items())
+    return same and list(evaluation.benchmarks) == [path.stem for path in files]
 
 
 def correct(folder: Path, files: Sequence[Path]) -> np.ndarray:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rectune.experiments.evaluator import correct, is_evaluated, mean_accuracy
 from rectune.experiments.grid import Arm, Grid
-from rectune.records import Interval, SweepResult, SweepTrial, SweptArm
+from rectune.records import Accuracy, SweepResult, SweepTrial, SweptArm
 from rectune.runtime.progress import TaskTimer
 
 log = logging.getLogger("rectune")
@@ -61,6 +61,6 @@ def _trial(grid: Grid, arm: Arm, rate: float, validation: Sequence[Path], progre
                 evaluator.evaluate(answers, validation, settings)
     for weights in ("model", "adapter"):
         shutil.rmtree(run.trained / weights, ignore_errors=True)
-    accuracy = Interval(**mean_accuracy([correct(answers, validation)])._asdict())
+    accuracy = Accuracy(**mean_accuracy([correct(answers, validation)])._asdict())
     where = run.folder.relative_to(grid.out).as_posix()
     return SweepTrial(learning_rate=rate, accuracy=accuracy, run=where)

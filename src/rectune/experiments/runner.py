@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from rectune.analysis.significance import judge
+from rectune.analysis.significance import compare_runs
 from rectune.config import RLConfig
 from rectune.experiments.entropy_control import choose_target, evaluate_matched, mean_entropy
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
@@ -22,7 +22,7 @@ from rectune.experiments.grid import BASE, Arm, Grid, Run
 from rectune.experiments.lr_sweep import sweep
 from rectune.experiments.problem_sets import write_problems
 from rectune.experiments.successive_halving import race
-from rectune.records import ComparedArm, Comparison, Dropped, Verdict, read_record, write_record
+from rectune.records import ComparedArm, Comparison, Dropped, read_record, write_record
 from rectune.runtime.progress import TaskTimer
 from rectune.sampling.dated import kept_template
 
@@ -70,10 +70,10 @@ def run_grid(grid: Grid) -> Comparison:
     _train_and_evaluate(grid, grid.runs(left), files)
     matched, target = _match(grid, left, files) if grid.match_entropy else ({}, None)
     greedy = _folders(grid, left, "greedy") if "greedy" in evaluations(grid.evaluation, 0) else None
-    verdict = judge(
+    verdict = compare_runs(
         _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target
     )  # fmt: skip
-    record = record.model_copy(update={"matched_to": target, "verdict": Verdict.model_validate(verdict)})
+    record = record.model_copy(update={"matched_to": target, "verdict": verdict})
     write_record(grid.out / COMPARISON, record)
     return record
 

@@ -28,9 +28,9 @@ from rectune.evaluation.statistics import Difference, holm, paired_difference
 from rectune.experiments.evaluator import correct, is_evaluated, mean_accuracy
 from rectune.experiments.grid import Arm, Budget, Grid
 from rectune.records import (
+    Accuracy,
     BehindLeader,
     Dropped,
-    Interval,
     RaceProgress,
     RaceResult,
     Rung,
@@ -152,7 +152,7 @@ def compare_arms(arms: Mapping[str, Sequence[np.ndarray]]) -> Standing:
     Args:
         arms: Label to one matrix of verdicts a seed, (P, N), the same problems in the same order.
     """
-    accuracy = {label: Interval(**mean_accuracy(x, LEVEL)._asdict()) for label, x in arms.items()}
+    accuracy = {label: Accuracy(**mean_accuracy(x, LEVEL)._asdict()) for label, x in arms.items()}
     leader = max(accuracy, key=lambda label: accuracy[label].mean)  # of several the first
     pairs = list(combinations(arms, 2))
     differences = [_difference(arms[a], arms[b]) for a, b in pairs]

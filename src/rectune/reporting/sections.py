@@ -236,7 +236,7 @@ def _accuracy(data: Data) -> Section:
 
 
 def _verdict(pair: Data) -> str:
-    found = direction({"shown": pair.get("shown"), "difference": pair["difference"]})
+    found = direction(pair["difference"], bool(pair.get("shown")))
     return found if found == "no difference" else f"{pair['a']} is {found}"
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rectune.analysis.significance import judge
+from rectune.analysis.significance import compare_runs
 from rectune.analysis.summary_text import headline
 from rectune.errors import UserError
+from rectune.records import Verdict
 from rectune.reporting.grouping import BASE, Arm
 from rectune.reporting.load_runs import Found, Notes, Record, number
 
@@ -25,7 +26,7 @@ ALONE = "The verdict is open: only {label} was evaluated, so there is nothing to
 
 
 def make_verdict(found: Found, arms: list[Arm], domains: Mapping[str, str], notes: Notes) -> dict[str, Any]:
-    """`sentences`; `open` (nothing is compared); `judged`: what `judge` gives, None without evaluations."""
+    """`sentences`; `open` (nothing is compared); `judged`: what `compare_runs` returns, None without evaluations."""
     kept = [record["verdict"] for _, record in found.comparisons if _whole(record.get("verdict"))]
     own = len(kept) == 1 and len(found.comparisons) == 1 and not domains and _only_its_own(found, arms)
     judged = kept[0] if own and "headline" in kept[0] else None
@@ -115,14 +116,14 @@ def _judge_all(arms: list[Arm], domains: Mapping[str, str], found: Found, notes:
         )
         evaluated = [arm for arm in evaluated if arm.label == BASE or arm in trained[:MOST]]
     slots = dict.fromkeys(names for arm in evaluated for names in arm.evaluations["main"])
-    whole: Record | None = None
+    whole: Verdict | None = None
     for names in slots:
         folders = {
             role: {arm.label: paths for arm in evaluated if (paths := arm.folders(role, names))}
             for role in ("main", "greedy", "matched")
         }
         try:
-            judged = judge(
+            judged = compare_runs(
                 folders["main"], domains, greedy=folders["greedy"], matched=folders["matched"],
                 matched_to=_matched_to(found),
             )  # fmt: skip
@@ -135,21 +136,21 @@ def _judge_all(arms: list[Arm], domains: Mapping[str, str], found: Found, notes:
         notes.add(
             "evaluations", f"{', '.join(names)}: judged apart, so Holm's correction is over these alone"
         )
-        for name in ("benchmarks", "domains"):
-            whole[name] |= judged[name]
-        whole["warnings"] += judged["warnings"]
+        whole.benchmarks |= judged.benchmarks
+        whole.domains |= judged.domains
+        whole.warnings += judged.warnings
         _join_headlines(whole, judged, names)
-    return whole
+    return whole.to_dict() if whole else None
 
 
-def _join_headlines(whole: Record, judged: Record, names: Sequence[str]) -> None:
+def _join_headlines(whole: Verdict, judged: Verdict, names: Sequence[str]) -> None:
     """Add what was judged apart: whether to keep the base model is said over both."""
-    for label, places in judged["against_base"].items():
-        mine = whole["against_base"].setdefault(label, {})
+    for label, places in judged.against_base.items():
+        mine = whole.against_base.setdefault(label, {})
         mine |= {f"{at} ({', '.join(names)})" if at in mine else at: one for at, one in places.items()}
-    rest = [text for one in (whole, judged) for text in one["sentences"][len(one["headline"]) :]]
-    whole["headline"] = headline(whole["against_base"])
-    whole["sentences"] = [line["sentence"] for line in whole["headline"]] + rest
+    rest = [text for one in (whole, judged) for text in one.sentences[len(one.headline) :]]
+    whole.headline = headline(whole.against_base)
+    whole.sentences = [line.sentence for line in whole.headline] + rest
 
 
 def _matched_to(found: Found) -> str | None:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rectune.analysis.significance import judge
+from rectune.analysis.significance import compare_runs
 from rectune.experiments.evaluator import correct
 from rectune.reproduction.beside import beside_full, beside_mini, order
 from rectune.reproduction.job import BASE, Job, trained_folder
@@ -33,7 +33,7 @@ def record(job: Job, swept: dict[str, Any] | None) -> dict[str, Any]:
         return {label: {s: at / kind for s, at in by.items()} for label, by in {**base, **runs}.items()}
 
     greedy = folders("greedy") if "greedy" in kinds_of(job.asking, 0) else None
-    verdict = judge(folders("evaluation"), job.asking.benchmarks, greedy=greedy)
+    verdict = compare_runs(folders("evaluation"), job.asking.benchmarks, greedy=greedy).to_dict()
     arms = [_arm(job, arm, runs[arm.label]) for arm in job.arms]
     comparison: dict[str, Any] = {
         "format": 1,

@@ -12,8 +12,8 @@ import torch
 
 from rectune.analysis.decomposition import sampled_entropy
 from rectune.analysis.entropy_matching import (
-    answer_entropy,
     encoded_answers,
+    entropy_function,
     entropy_of_answers,
     match,
     matched_temperature,
@@ -22,6 +22,7 @@ from rectune.analysis.significance import read_arms
 from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.evaluation.evaluate import evaluate
+from rectune.grading.files import graded_lines
 from rectune.models.scorer import Scorer
 from toys import byte_tokenizer, tiny_model
 
@@ -56,7 +57,7 @@ def evaluate_folder(root, name, model):
 
 
 def lines_of(folder):
-    return [json.loads(line) for line in (folder / "graded.jsonl").read_text().splitlines()]
+    return [line for _, line in graded_lines(folder / "graded.jsonl")]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
@@ -70,7 +71,9 @@ def test_entropy_is_that_of_the_models_own_logits_over_the_temperature(arch):
     row = Encoded(ids, [-100] * 3 + ids[3:], [False] * len(ids))
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, 2:-1].double()
-    found = answer_entropy(Scorer(model), [row, row], (0.3, 1.0, 1.7))
+    entropy_at, tokens = entropy_function(Scorer(model), [row, row])
+    assert tokens == 8
+    found = {temperature: entropy_at(temperature) for temperature in (0.3, 1.0, 1.7)}
     for temperature, entropy in found.items():
         logp = (logits / temperature).log_softmax(-1)
         assert entropy == pytest.approx(float(-(logp.exp() * logp).sum(-1).mean()), rel=1e-4)
@@ -98,12 +101,11 @@ def test_matching_finds_the_temperature_that_was_asked_for(evaluated):
     evaluate_folder(evaluated, "sharp-own", evaluated / "sharp")
     target = entropy_of_answers(evaluated / "sharp", evaluated / "sharp-own", tokens=10**6)
     found = match(evaluated / "run", evaluated / "own", target, tokens=10**6)
-    assert found["reached"]
-    assert found["entropy"] == pytest.approx(target, abs=2e-3)
-    assert found["temperature"] == pytest.approx(0.5, abs=0.1)  # other states: at T = 1 and at T = 0.5
-    assert found["tokens"] == sum(len(line["token_ids"]) for line in lines_of(evaluated / "own"))
-    assert found["own"] > target
-    json.dumps(found)
+    assert found.reached
+    assert found.entropy == pytest.approx(target, abs=2e-3)
+    assert found.temperature == pytest.approx(0.5, abs=0.1)  # other states: at T = 1 and at T = 0.5
+    assert found.tokens == sum(len(line.token_ids) for line in lines_of(evaluated / "own"))
+    assert found.own > target
 
 
 def test_matching_by_hand():
@@ -115,24 +117,24 @@ def test_matching_by_hand():
 
     for goal in (0.06, 0.31, 0.6, 0.9, 1.0, 1.3, 1.7):
         found = matched_temperature(entropy_at, entropy_at(goal), tolerance=1e-6)
-        assert found["reached"]
-        assert found["temperature"] == pytest.approx(goal, abs=1e-4)
+        assert found.reached
+        assert found.temperature == pytest.approx(goal, abs=1e-4)
         calls.clear()
         found = matched_temperature(entropy_at, 3 * goal**2 / (1 + goal**2))
-        assert found["temperature"] == pytest.approx(goal, abs=0.01)
+        assert found.temperature == pytest.approx(goal, abs=0.01)
         assert len(calls) <= 7
     low, high = matched_temperature(entropy_at, 0.0), matched_temperature(entropy_at, 2.9)
-    assert (low["temperature"], low["reached"]) == (pytest.approx(0.05), False)
-    assert (high["temperature"], high["reached"]) == (pytest.approx(2.0), False)
-    assert high["entropy"] == pytest.approx(2.4)
+    assert (low.temperature, low.reached) == (pytest.approx(0.05), False)
+    assert (high.temperature, high.reached) == (pytest.approx(2.0), False)
+    assert high.entropy == pytest.approx(2.4)
     steps = matched_temperature(lambda t: float(np.floor(4 * t)), 2.5)  # never there: says so
-    assert not steps["reached"]
+    assert not steps.reached
 
 
 def test_out_of_reach_is_said(evaluated):
     found = match(evaluated / "run", evaluated / "own", 100.0)
-    assert not found["reached"]
-    assert "the target of 100.000 is out of reach between T = 0.05 and 2.0" in found["sentence"]
+    assert not found.reached
+    assert "the target of 100.000 is out of reach between T = 0.05 and 2.0" in found.sentence
 
 
 def test_mistakes_are_one_clear_line(evaluated):
@@ -150,6 +152,6 @@ def test_mistakes_are_one_clear_line(evaluated):
     with pytest.raises(UserError, match="made by another tokenizer or template"):
         encoded_answers(lines, byte_tokenizer(), "none")
     with pytest.raises(UserError, match="has no turns or token_ids, so it cannot be scored"):
-        encoded_answers([lines[0] | {"turns": []}], byte_tokenizer())
+        encoded_answers([lines[0].model_copy(update={"turns": []})], byte_tokenizer())
     with pytest.raises(UserError, match="no token of an answer"):
-        answer_entropy(Scorer(tiny_model()), [])
+        entropy_function(Scorer(tiny_model()), [])

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from rectune.errors import UserError
-from rectune.evaluation import voting
-from rectune.evaluation.accuracy import correct_matrix, operations, read_graded, score
+from rectune.evaluation import metrics
+from rectune.evaluation.metrics import correct_matrix, count_operations, group_votes, read_graded, score
 from rectune.grading import grade
+from rectune.records import Graded
 
 
 def line(problem, index, verdict, extracted="", **more):
     base = {"problem_id": problem, "sample_index": index, "verdict": verdict, "extracted": extracted,
             "text": extracted, "grader": "expression", "token_ids": [1] * (index + 1), "fingerprint": "f",
             "finish_reason": "stop"}  # fmt: skip
-    return base | more
+    return Graded(**base | more)
 
 
 SAMPLES = {
@@ -30,27 +31,26 @@ SAMPLES = {
 
 def test_numbers_by_hand():
     numbers = score(SAMPLES)
-    assert numbers["avg"]["mean"] == 0.25
-    assert {k: v["mean"] for k, v in numbers["pass_at"].items()} == pytest.approx(
+    assert numbers.avg.mean == 0.25
+    assert {k: v.mean for k, v in numbers.pass_at.items()} == pytest.approx(
         {"1": 0.25, "2": (1 - 1 / 6) / 2, "4": 0.5}
     )
     # a: correct 2, "3" = "1 + 2" 2: a tie; b: 7 twice, wrong
-    assert numbers["maj_at"]["4"]["mean"] == 0.25
-    assert numbers["verdicts"] == {"correct": 2, "wrong": 4, "unparsed": 1, "timeout": 1, "error": 0}
-    assert numbers["stopped"] == 7 / 8
-    assert numbers["tokens"] == 2.5
-    assert numbers["repeating"] == 0
-    assert numbers["operations"] == {"0": 3, "1": 4, "none": 1}
+    assert numbers.maj_at["4"].mean == 0.25
+    assert numbers.verdicts == {"correct": 2, "wrong": 4, "unparsed": 1, "timeout": 1, "error": 0}
+    assert numbers.stopped == 7 / 8
+    assert numbers.tokens == 2.5
+    assert numbers.repeating == 0
+    assert numbers.operations == {"0": 3, "1": 4, "none": 1}
     for kind in ("avg", "pass_at", "maj_at"):
-        for interval in [numbers[kind]] if kind == "avg" else numbers[kind].values():
-            assert interval["low"] < interval["mean"] < interval["high"]
-    json.dumps(numbers)
+        for interval in [getattr(numbers, kind)] if kind == "avg" else getattr(numbers, kind).values():
+            assert interval.low < interval.mean < interval.high
 
 
 def vote(*answers, **more):
     """maj@n of one problem from (verdict, extracted) pairs."""
     lines = [line("p", i, *answer, **({"grader": "math"} | more)) for i, answer in enumerate(answers)]
-    return score({"p": lines})["maj_at"][str(len(lines))]["mean"]
+    return score({"p": lines}).maj_at[str(len(lines))].mean
 
 
 def test_wrong_answers_vote_together_however_they_are_written():
@@ -71,41 +71,39 @@ def test_a_majority_of_equal_wrong_answers_is_wrong(tmp_path):
     case = Path(__file__).parents[1] / "cases" / "41-majority-of-equal-wrongs" / "in.jsonl"
     grade(case, tmp_path / "graded.jsonl", workers=1)
     numbers = score(read_graded(tmp_path / "graded.jsonl", ["p"], 5))
-    assert numbers["avg"]["mean"] == 0.4
-    assert numbers["maj_at"]["5"]["mean"] == 0
+    assert numbers.avg.mean == 0.4
+    assert numbers.maj_at["5"].mean == 0
 
 
 def test_a_vote_of_one_is_the_mean():
     for n in (1, 3, 7):
         numbers = score({"a": [line("a", i, "correct" if i % 3 == 1 else "wrong", str(i)) for i in range(n)],
                          "b": [line("b", i, "unparsed") for i in range(n)]})  # fmt: skip
-        assert numbers["maj_at"]["1"] == pytest.approx(numbers["avg"], abs=0.2)
-        assert numbers["maj_at"]["1"]["mean"] == pytest.approx(numbers["avg"]["mean"], abs=1e-12)
+        assert dict(numbers.maj_at["1"]) == pytest.approx(dict(numbers.avg), abs=0.2)
+        assert numbers.maj_at["1"].mean == pytest.approx(numbers.avg.mean, abs=1e-12)
 
 
 def test_many_answers_are_grouped_without_comparing_all_pairs(monkeypatch):
     compared = []
-    group = voting.Grader.grade
+    group = metrics.Grader.grade
     monkeypatch.setattr(
-        voting.Grader, "grade", lambda self, items: compared.extend(items) or group(self, items)
+        metrics.Grader, "grade", lambda self, items: compared.extend(items) or group(self, items)
     )
     lines = [line("p", i, "wrong", f"x+{i % 40}", grader="math") for i in range(80)]
-    assert len(set(voting.votes({"p": lines})[0])) == 40
-    assert 0 < len(compared) <= 40 * voting.COMPARED
+    assert len(set(group_votes({"p": lines})[0])) == 40
+    assert 0 < len(compared) <= 40 * metrics.MAX_COMPARED
 
 
 def test_ks_are_powers_of_two_and_n():
     six = {"a": [line("a", i, "wrong", str(i)) for i in range(6)]}
-    assert list(score(six)["pass_at"]) == ["1", "2", "4", "6"]
+    assert list(score(six).pass_at) == ["1", "2", "4", "6"]
 
 
 def test_programs_do_not_vote_and_foreign_samples_need_no_tokens():
-    code = {
-        "a": [{"problem_id": "a", "sample_index": 0, "verdict": "correct", "text": "x", "grader": "code"}]
-    }
+    code = {"a": [Graded(problem_id="a", sample_index=0, verdict="correct", text="x", grader="code")]}
     numbers = score(code)
-    assert numbers["avg"]["mean"] == 1
-    assert not {"maj_at", "tokens", "operations"} & set(numbers)
+    assert numbers.avg.mean == 1
+    assert (numbers.maj_at, numbers.tokens, numbers.operations) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +111,12 @@ def test_programs_do_not_vote_and_foreign_samples_need_no_tokens():
     [("48 + (48 / 2)", 2), ("-3", 0), ("3 - -2", 1), ("2*(-3)", 1), ("(1 + 2) * 3", 2), ("", 0)],
 )
 def test_operations(expression, count):
-    assert operations(expression) == count
+    assert count_operations(expression) == count
 
 
 def write(path, *lines):
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    records = (one if isinstance(one, dict) else one.model_dump(exclude_unset=True) for one in lines)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
@@ -125,8 +124,11 @@ def test_read_graded_takes_the_first_n_in_order(tmp_path):
     lines = [line("a", 2, "wrong"), line("b", 0, "wrong"), line("a", 0, "correct"), line("a", 1, "wrong")]
     path = write(tmp_path / "g.jsonl", *lines)
     found = read_graded(path, ["a"], 2)
-    assert [one["sample_index"] for one in found["a"]] == [0, 1]
+    assert [one.sample_index for one in found["a"]] == [0, 1]
     assert correct_matrix(found).tolist() == [[1, 0]]
+
+
+GOOD = line("a", 0, "wrong").to_dict()
 
 
 @pytest.mark.parametrize(
@@ -135,10 +137,10 @@ def test_read_graded_takes_the_first_n_in_order(tmp_path):
         ([line("a", 0, "wrong")], "g.jsonl: 1 of 2 samples of problem a are missing"),
         ([line("a", 0, "wrong"), line("a", 1, "wrong", fingerprint="g")], "g.jsonl:2: holds samples of two"),
         ([{"problem_id": "a", "sample_index": 0, "text": "4"}], "g.jsonl:1: is not a graded sample"),
-        ([line("a", 0, "maybe")], "g.jsonl:1: unknown verdict 'maybe'"),
-        ([line("a", 0, "wrong", grader=["math"])], "g.jsonl:1: is not a graded sample"),
-        ([line("a", 0, "wrong", token_ids=[1, [2]])], "g.jsonl:1: is not a graded sample"),
-        ([line("a", 0, "wrong", extracted=4)], "g.jsonl:1: is not a graded sample"),
+        ([{**GOOD, "verdict": "maybe"}], "g.jsonl:1: unknown verdict 'maybe'"),
+        ([{**GOOD, "grader": ["math"]}], "g.jsonl:1: is not a graded sample"),
+        ([{**GOOD, "token_ids": [1, [2]]}], "g.jsonl:1: is not a graded sample"),
+        ([{**GOOD, "extracted": 4}], "g.jsonl:1: is not a graded sample"),
         ([line("a", -1, "wrong"), line("a", 0, "wrong")], "g.jsonl: 1 of 2 samples of problem a are missing"),
     ],
 )  # fmt: skip
