@@ -337,7 +337,8 @@ def grader() -> Any:
 
 def programs(draw: Draw) -> None:
     """A model's words as a program: found in the text; and, one time in ten, run in the sandbox."""
-    from rectune.grading.code import extract_code, grade_code
+    from rectune.grading.code import grade_code
+    from rectune.grading.code_extraction import extract_code
     from rectune.grading.pool import check_item
     from rectune.records import VERDICTS
 

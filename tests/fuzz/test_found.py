@@ -19,7 +19,7 @@ from rectune.data.schema import Sample
 from rectune.errors import UserError
 from rectune.evaluation.metrics import read_graded
 from rectune.grading import grade
-from rectune.grading.code import extract_code
+from rectune.grading.code_extraction import extract_code
 from rectune.grading.pool import check_item
 from rectune.grading.selection import select
 from rectune.reporting import load_runs as read

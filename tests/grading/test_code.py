@@ -17,7 +17,8 @@ import pytest
 
 from rectune.errors import UserError
 from rectune.grading import code as code_module
-from rectune.grading.code import extract_code, grade_code
+from rectune.grading.code import grade_code
+from rectune.grading.code_extraction import extract_code
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are graded on Linux only")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from rectune.errors import UserError
-from rectune.grading.code import extract_code, grade_code
-from rectune.grading.fences import fenced_blocks
+from rectune.grading.code import grade_code
+from rectune.grading.code_extraction import extract_code, fenced_blocks
 from rectune.grading.pool import check_item
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are graded on Linux only")

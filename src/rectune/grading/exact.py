@@ -38,7 +38,7 @@ def grade_exact(gold: str | Sequence[str], text: str) -> Grade:
         return Grade("unparsed", answer)
     letter, _ = split_choice(normalize_answer(answer))
     golds = [gold] if isinstance(gold, str) else gold
-    same = any(words == plain_words(one) or (letter and letter == choice_letter(one)) for one in golds)
+    same = any(words == plain_words(right) or (letter and letter == choice_letter(right)) for right in golds)
     return Grade("correct" if same else "wrong", answer)
 
 
@@ -68,7 +68,7 @@ def grade_expression(gold: str | Sequence[str], text: str) -> Grade:
     if value is None:
         return Grade("unparsed", answer)
     golds = [gold] if isinstance(gold, str) else gold
-    return Grade("correct" if any(_equals(value, one) for one in golds) else "wrong", answer)
+    return Grade("correct" if any(_equals(value, right) for right in golds) else "wrong", answer)
 
 
 def _equals(value: Fraction, gold: str) -> bool:

@@ -104,7 +104,7 @@ def tagged(text: str) -> str:
     """What the last `<answer>` tags with anything in them hold, else ""."""
     if "nswer>" not in text and "NSWER>" not in text:
         return ""
-    return next((found for one in reversed(_TAGGED.findall(text)) if (found := one.strip())), "")
+    return next((found for inside in reversed(_TAGGED.findall(text)) if (found := inside.strip())), "")
 
 
 def _matches(
@@ -247,20 +247,20 @@ def phrase_text(text: str) -> str:
     """What follows the last "the answer is" up to the end of its sentence, on its line or else below; else ""."""
     for start in reversed(list(_PHRASE_STARTS.finditer(text))):
         if (end := _phrase_end(text, start.start() - 1)) is None:
-            if said := _said_before(text, start.start() - 1):
-                return said
+            if answer := _said_before(text, start.start() - 1):
+                return answer
             continue
         line = _LINE.match(text, end)
-        said = line.group().strip(_AROUND) if line else ""
+        answer = line.group().strip(_AROUND) if line else ""
         if (
-            re.fullmatch(r"\W*|[^\d\\$]{0,40}[:：]", said)
+            re.fullmatch(r"\W*|[^\d\\$]{0,40}[:：]", answer)
             and line
             and (below := _BELOW.match(text, line.end()))
         ):
-            said = next(group for group in below.groups() if group)
-        said = _SENTENCE_END.split(_BOLD.sub("", said).strip())[0].strip(_AROUND).rstrip(".")
-        if re.search(r"\w|[^\x00-\x7f]|\\", said):
-            return re.sub(r"(?<=\d)[!?]+$", "", said)
+            answer = next(group for group in below.groups() if group)
+        answer = _SENTENCE_END.split(_BOLD.sub("", answer).strip())[0].strip(_AROUND).rstrip(".")
+        if re.search(r"\w|[^\x00-\x7f]|\\", answer):
+            return re.sub(r"(?<=\d)[!?]+$", "", answer)
     return ""
 
 
@@ -322,7 +322,7 @@ def _joined(text: str, boxes: list[tuple[int, int, int]]) -> str:
         if len(between) > 60 or not _BETWEEN_BOXES.fullmatch(between):
             break
         contents.append(text[before[1] : before[2]])
-    return ", ".join(dict.fromkeys(one for one in reversed(contents) if one.strip()))
+    return ", ".join(dict.fromkeys(content for content in reversed(contents) if content.strip()))
 
 
 def _corrected(text: str) -> bool:

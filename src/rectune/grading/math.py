@@ -92,22 +92,25 @@ def grade_math(gold: str | Sequence[str], text: str, extra: Mapping[str, Any] | 
     if not (answer := _answer(golds, text, extra.get("extract", RULES))):
         return Grade("unparsed", "")
     unit = str(extra.get("unit") or "").strip()
-    golds = [f"{one} {unit}" if unit and not split_unit(_tidy(one))[1] else one for one in golds]
+    golds = [f"{right} {unit}" if unit and not split_unit(_tidy(right))[1] else right for right in golds]
     try:
-        right = any(
-            same_answer(one, answer, multiple=multiple, tolerance=Fraction(str(tolerance))) for one in golds
+        is_right = any(
+            same_answer(right, answer, multiple=multiple, tolerance=Fraction(str(tolerance)))
+            for right in golds
         )
     except Unreadable:
         return Grade("unparsed", answer)
-    return Grade("correct" if right else "wrong", answer)
+    return Grade("correct" if is_right else "wrong", answer)
 
 
 def _answer(golds: list[str], text: str, rules: Sequence[str]) -> str:
     """The answer found in `text`; where the gold one is a choice, the first that names a choice."""
-    if not all(choice_letter(normalize_answer(one)) for one in golds):
+    if not all(choice_letter(normalize_answer(candidate)) for candidate in golds):
         return next(found_answers(text, rules), "")
     found = list(found_answers(text, [*rules[:-1], "choice", *rules[-1:]] if rules is RULES else rules))
-    return next((one for one in found if names_choices(_tidy(one))), found[0] if found else "")
+    return next(
+        (candidate for candidate in found if names_choices(_tidy(candidate))), found[0] if found else ""
+    )
 
 
 def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fraction = _EXACT) -> bool:
@@ -146,7 +149,7 @@ def _tidy(answer: str, beside: str = "") -> str:
 
 
 def _spelled_alike(gold: str, answer: str) -> bool:
-    gold, answer = (TEXT.sub(r"\1", one).replace(" ", "") for one in (gold, answer))
+    gold, answer = (TEXT.sub(r"\1", side).replace(" ", "") for side in (gold, answer))
     return gold == answer
 
 
@@ -160,20 +163,23 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return _same_expression(gold, answer, tolerance)
     same = partial(_same, tolerance=tolerance, depth=depth - 1)
     if r"\approx" in gold or r"\approx" in answer:
-        golds = [one for one in gold.split(r"\approx") if one.strip()]
-        return any(same(one, _exact_part(answer), lists=lists) for one in golds)
+        golds = [side for side in gold.split(r"\approx") if side.strip()]
+        return any(same(side, _exact_part(answer), lists=lists) for side in golds)
     for decide in (_same_set_of_numbers, _same_dates, _same_clock_or_ratio, _same_equations):
         if (decided := decide(gold, answer, same)) is not None:
             return decided
-    gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", one) for one in (gold, answer))
+    gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", side) for side in (gold, answer))
     if (bare := _without_names(gold, answer)) != (gold, answer):
         return same(*bare, lists=lists)
     (number, unit), (other, other_unit) = split_unit(gold), split_unit(answer)
-    numbers = [read_number(one) for one in (number, other)]  # such as $32,348, which is no list
+    numbers = [read_number(side) for side in (number, other)]  # such as $32,348, which is no list
     if not all(numbers) and (decided := _same_structure(gold, answer, same, lists)) is not None:
         return decided
     if (number, other) != (gold, answer):
-        if any(one and one.kind and side.endswith("%") for one, side in ((unit, answer), (other_unit, gold))):
+        if any(
+            measure and measure.kind and side.endswith("%")
+            for measure, side in ((unit, answer), (other_unit, gold))
+        ):
             return False
         ratio = unit_ratio(unit, other_unit)
         return ratio is not None and same(number, _scaled(other, ratio))
@@ -204,10 +210,8 @@ def _exact_part(answer: str) -> str:
 
 def _same_number(gold: str, answer: str, tolerance: Fraction) -> bool | None:
     """Decides two plain numbers; None where one is none. A percentage may be written as its fraction."""
-    if "_" in gold + answer or "base" in gold + answer:
-        base, other = _in_base(gold), _in_base(answer)
-        if base or other:
-            return _same_in_base(base, other, gold, answer)
+    if (decided := _same_in_base(gold, answer)) is not None:
+        return decided
     left, right = read_number(gold), read_number(answer)
     if left is None or right is None:
         return None
@@ -240,36 +244,34 @@ def _close(gold: Number, answer: Number, tolerance: Fraction) -> bool:
     return finest <= Fraction(1, 10**6) and difference <= size / 10**6
 
 
-def _in_base(answer: str) -> tuple[str, str] | None:
-    """Digits and base."""
-    if not (match := _BASE.fullmatch(answer)):
-        return None
-    number = read_number(match[2] or match[3])
-    return (match[1], str(number.value)) if number else None
-
-
-def _same_in_base(
-    base: tuple[str, str] | None, other: tuple[str, str] | None, gold: str, answer: str
-) -> bool | None:
+def _same_in_base(gold: str, answer: str) -> bool | None:
     """A gold answer's base may be left out; one that the answer adds must be ten."""
-    if base and other:
-        return base == other
-    if base:
-        return base[0] == answer if re.fullmatch(r"[\dA-F]+", answer) else None
-    return other is not None and other == (gold, "10")
+    if "_" not in gold + answer and "base" not in gold + answer:
+        return None
+    read = []
+    for side in (gold, answer):
+        match = _BASE.fullmatch(side)
+        base = read_number(match[2] or match[3]) if match else None
+        read.append((match[1], base.value) if match and base else None)
+    left, right = read
+    if left and right:
+        return left == right
+    if left:
+        return left[0] == answer if re.fullmatch(r"[\dA-F]+", answer) else None
+    return right == (gold, Fraction(10)) if right else None
 
 
 def _same_clock_or_ratio(gold: str, answer: str, same: Same) -> bool | None:
     """Times of day are equal as times, ratios as ratios, and a ratio of two may be a fraction."""
     gold, answer = (
-        re.sub(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":", one) for one in (gold, answer)
+        re.sub(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":", side) for side in (gold, answer)
     )
     if ":" not in gold + answer or "=" in gold + answer:
         return None
     clock, other = _CLOCK.fullmatch(gold), _CLOCK.fullmatch(answer)
     if clock and other:
         return bool(_times(clock) & _times(other))
-    parts = [one.split(":") if _RATIO.fullmatch(one) else [one] for one in (gold, answer)]
+    parts = [side.split(":") if _RATIO.fullmatch(side) else [side] for side in (gold, answer)]
     if len(parts[0]) == len(parts[1]):
         numbers = [[read_number(part) for part in side] for side in parts]
         left, right = ([number.value for number in side if number and number.value] for side in numbers)
@@ -308,7 +310,7 @@ def _times(clock: re.Match[str]) -> set[tuple[int, ...]]:
 
 def _same_equations(gold: str, answer: str, same: Same) -> bool | None:
     """Two equations of one curve. Equations that give one name a value are compared by their values."""
-    sides = [len(split_top(one, "=")) for one in (gold, answer)]
+    sides = [len(split_top(side, "=")) for side in (gold, answer)]
     if sides != [2, 2] or len(split_top(gold)) + len(split_top(answer)) > 2:
         return None
     (name, _), (other, _) = _named(gold), _named(answer)
@@ -324,9 +326,9 @@ def _same_set_of_numbers(gold: str, answer: str, same: Same) -> bool | None:
     return same_region(gold, answer) if REGION.search(gold) or REGION.search(answer) else None
 
 
-def _same_name(one: str, other: str) -> bool:
+def _same_name(gold: str, answer: str) -> bool:
     """Names up to spaces and the variable of a function; y is the value of any function."""
-    names = {re.sub(r"\s", "", _CALL.sub(r"\1()", name)) for name in (one, other)}
+    names = {re.sub(r"\s", "", _CALL.sub(r"\1()", name)) for name in (gold, answer)}
     return len(names) == 1 or ("y" in names and any(name.endswith("()") for name in names))
 
 
@@ -351,7 +353,7 @@ def _named(answer: str) -> tuple[str, str]:
 
 def _without_names(gold: str, answer: str) -> tuple[str, str]:
     r"""Both without a leading `x =` or `x \in`, unless they name different things."""
-    gold, answer = (_named(one)[1] if _named(one)[0].startswith("(") else one for one in (gold, answer))
+    gold, answer = (_named(side)[1] if _named(side)[0].startswith("(") else side for side in (gold, answer))
     if (len(split_top(gold)) > 1 and "=" in gold.partition(",")[2]) or "=" in answer.partition(",")[2]:
         return gold, answer  # a list in which each has its name
     (left, bare), (right, other) = _named(gold), _named(answer)
@@ -370,7 +372,7 @@ def _same_structure(gold: str, answer: str, same: Same, lists: bool) -> bool | N
         is_list = gold[0] + gold[-1] == "()" and not answer.startswith(r"\{")
         return is_list and _all_same(split_top(inner), _by_name(answers), same)
     if other and len(golds) > 1:
-        if answer[0] + answer[-1] == "()" and all(_named(one)[0] for one in golds):
+        if answer[0] + answer[-1] == "()" and all(_named(part)[0] for part in golds):
             return _all_same(_by_name(golds), split_top(other), same)
         if answer[0] + answer[-1] == "[]" and not gold.startswith(r"\{"):  # as programs print a list
             answers = split_top(other)
@@ -503,12 +505,14 @@ def _parsed(answer: str) -> list[Any]:
 def _cases_apart(gold: str, answer: str) -> tuple[str, str]:
     """Both with other letters for capitals that also stand small, and for an index i, which math-verify mistakes."""
     letters = set(re.sub(r"\\[a-zA-Z]+", "", gold + answer))
-    clashing = sorted(one for one in letters if one.isascii() and one.isupper() and one.lower() in letters)
+    clashing = sorted(
+        letter for letter in letters if letter.isascii() and letter.isupper() and letter.lower() in letters
+    )
     if re.search(r"\\(?:sum|prod)\s*_\s*\{\s*i\s*=", gold + answer):
         clashing.append("i")
-    spare = [one for one in "qvwuzyxkmnlprstabcgh" if not {one, one.upper()} & letters]
+    spare = [letter for letter in "qvwuzyxkmnlprstabcgh" if not {letter, letter.upper()} & letters]
     new = dict(zip(clashing, spare, strict=False))
     left, right = (
-        re.sub(r"\\[a-zA-Z]+|[A-Zi]", lambda m: new.get(m[0], m[0]), one) for one in (gold, answer)
+        re.sub(r"\\[a-zA-Z]+|[A-Zi]", lambda m: new.get(m[0], m[0]), side) for side in (gold, answer)
     )
     return left, right

@@ -29,8 +29,7 @@ from time import monotonic
 from typing import Any, BinaryIO
 
 from rectune.errors import UserError, unknown_name
-from rectune.grading.cases import read_tests
-from rectune.grading.code import grade_code
+from rectune.grading.code import grade_code, read_tests
 from rectune.grading.exact import grade_exact, grade_expression
 from rectune.grading.final_answer import EXTRACTION
 from rectune.records import MAX_EXTRACTED, Grade

@@ -114,15 +114,15 @@ def same_equation(gold: Eq, answer: Eq) -> bool | None:
 
     None where that cannot be told.
     """
-    left, right = (_imaginary(one.lhs - one.rhs) for one in (gold, answer))
-    left, right = _without_functions(*(fraction(together(one))[0] for one in (left, right)))
+    left, right = (_imaginary(side.lhs - side.rhs) for side in (gold, answer))
+    left, right = _without_functions(*(fraction(together(side))[0] for side in (left, right)))
     symbols = left.free_symbols | right.free_symbols
     if not symbols or left.has(*_UNPROBED) or right.has(*_UNPROBED):
         return None
     if left.free_symbols != right.free_symbols:
         return False
     values = [(_at(left, point), _at(right, point)) for point in _points(symbols)]
-    ratios = [one / other for one, other in values if one is not None and other]
+    ratios = [value / other for value, other in values if value is not None and other]
     if len(ratios) < _ENOUGH:
         return None
     return ratios[0] != 0 and all(_close(ratio, ratios[0]) for ratio in ratios)
@@ -148,9 +148,9 @@ def _is_odd_root(expression: Any) -> bool:
 
 def _without_functions(*expressions: Any) -> tuple[Any, ...]:
     """With a variable for each application of an undefined function, such as f(x)."""
-    calls = {call for one in expressions for call in one.atoms(AppliedUndef)}
+    calls = {call for expression in expressions for call in expression.atoms(AppliedUndef)}
     names = {call: Dummy(f"f{i}") for i, call in enumerate(sorted(calls, key=str))}
-    return tuple(one.xreplace(names) for one in expressions)
+    return tuple(expression.xreplace(names) for expression in expressions)
 
 
 def _rational(expression: Any) -> Fraction | None:
@@ -202,8 +202,8 @@ def _number(expression: Any, **options: Any) -> Any:
     return parts[0] + I * parts[1]
 
 
-def _close(one: Any, other: Any, relative: float = 1e-20) -> bool:
-    return bool(Abs(one - other) <= relative * max(Abs(one), Abs(other)))
+def _close(value: Any, other: Any, relative: float = 1e-20) -> bool:
+    return bool(Abs(value - other) <= relative * max(Abs(value), Abs(other)))
 
 
 def _same_number(gold: Any, answer: Any, step: Fraction) -> bool | None:
@@ -276,13 +276,13 @@ def same_region(gold: str, answer: str) -> bool | None:
         return None
     if left is None or right is None:
         return None
-    names = [set(_VARIABLE.findall(one)) for one in (gold, answer)]
+    names = [set(_VARIABLE.findall(piece)) for piece in (gold, answer)]
     if all(names) and names[0] != names[1]:
         return False
     return len(left) == len(right) and all(
-        one[2:] == other[2:]
-        and all(a == b or same_value(a, b) for a, b in zip(one[:2], other[:2], strict=True))
-        for one, other in zip(left, right, strict=True)
+        piece[2:] == other[2:]
+        and all(a == b or same_value(a, b) for a, b in zip(piece[:2], other[:2], strict=True))
+        for piece, other in zip(left, right, strict=True)
     )
 
 

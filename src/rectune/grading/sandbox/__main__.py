@@ -300,7 +300,7 @@ def _candidate(requests: BinaryIO, replies: BinaryIO) -> None:
     _close_all_but(inward, outward)
 
     def limit() -> bool:
-        return confine(os.getcwd(), cpu_seconds=cpu_seconds)
+        return bool(confine(os.getcwd(), cpu_seconds=cpu_seconds))
 
     if has_cases:
         candidate.serve_inputs(inward, outward, limit)

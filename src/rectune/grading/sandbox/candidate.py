@@ -141,7 +141,7 @@ def _run(code: types.CodeType, limit: Callable[[], bool]) -> int:
     except BaseException:
         status = 1
     if "threading" in sys.modules:
-        sys.modules["threading"]._shutdown()  # type: ignore[attr-defined]
+        sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()  # contest programs flush their output there
     return status
 

@@ -94,10 +94,10 @@ class Tests:
             if isinstance(call, ast.Call)
         }
         self._called = {  # or handed to something that calls it, or used as a class
-            getattr(one, "id", "")
+            getattr(used, "id", "")
             for node in ast.walk(self._tree)
             if isinstance(node, (ast.Call, ast.Attribute, ast.ExceptHandler))
-            for one in (*getattr(node, "args", ()), *vars(node).values())
+            for used in (*getattr(node, "args", ()), *vars(node).values())
         }
         self._suites_ran = False
         self._names: dict[str, Any] = {}
@@ -162,7 +162,9 @@ class Tests:
             self._tree
         ):  # `assert_equal(f(2), 4)`: a helper, called with what the program returns
             if _called(node) == name != self.entry_point:
-                inner = {getattr(one.func, "id", "") for one in ast.walk(node) if isinstance(one, ast.Call)}
+                inner = {
+                    getattr(call.func, "id", "") for call in ast.walk(node) if isinstance(call, ast.Call)
+                }
                 if (inner - {name}) & set(self.wanted):
                     return False
         if name == self.entry_point or re.search(rf"\b{name}\b", self._prompt):
@@ -228,7 +230,7 @@ class Tests:
         if found is not None and found.origin != "namespace":
             real = importlib.import_module(module) if root in sys.stdlib_module_names else None
             return real is not None and any(
-                not hasattr(real, one) and one != "*" and self._has(one) for one in names
+                not hasattr(real, name) and name != "*" and self._has(name) for name in names
             )
         return self.entry_point in names or any(map(self._has, names))
 
@@ -256,25 +258,25 @@ class Tests:
         if "unittest" in names:
             unittest = importlib.import_module("unittest")
             unittest.main = lambda *_, **__: None  # type: ignore[attr-defined]
-            unittest.TextTestRunner.run = lambda _, suite: self._run_suite(suite)  # type: ignore[attr-defined]
+            unittest.TextTestRunner.run = lambda _, suite: self._run_suite(suite)
         if "pytest" in names:
             pytest: Any = importlib.import_module("pytest")
             pytest.main = lambda *_, **__: 0
             pytest.fixture = _fixture
 
-    def _collect(self, own: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    def _collect(self, defined: dict[str, Any]) -> Iterator[Callable[[], Any]]:
         """The tests that nothing has called yet."""
         cases = []
-        for name, one in own.items():
-            if isinstance(one, type) and one.__module__ == "tests":
-                if "unittest" in sys.modules and issubclass(one, sys.modules["unittest"].TestCase):
-                    cases.append(one)
+        for name, value in defined.items():
+            if isinstance(value, type) and value.__module__ == "tests":
+                if "unittest" in sys.modules and issubclass(value, sys.modules["unittest"].TestCase):
+                    cases.append(value)
                 elif name.startswith("Test"):
-                    yield from self._methods(one)
-            elif isinstance(one, types.FunctionType) and one.__module__ == "tests":
+                    yield from self._methods(value)
+            elif isinstance(value, types.FunctionType) and value.__module__ == "tests":
                 is_test = re.match(r"_?(test|check|run_test|verify)", name) and name not in self._explicit
-                if is_test and not hasattr(one, "is_fixture") and not self._is_helper(name):
-                    yield from self._calls(one, one)
+                if is_test and not hasattr(value, "is_fixture") and not self._is_helper(name):
+                    yield from self._calls(value, value)
         if cases and not self._suites_ran:
             unittest = sys.modules["unittest"]
             loader = unittest.defaultTestLoader
@@ -292,14 +294,14 @@ class Tests:
             function = getattr(kind, name)
             for call in self._calls(function, kind, bound=True):
 
-                def one(call: Any = call, function: Any = function) -> Any:
+                def test(call: Any = call, function: Any = function) -> Any:
                     instance = kind()
                     for setup in ("setup_class", "setup", "setup_method"):
                         if method := getattr(instance, setup, None):
                             method(*[function] * (method.__code__.co_argcount - 1))
                     return call(instance)
 
-                yield one
+                yield test
 
     def _calls(self, function: Any, marked: Any, bound: bool = False) -> Iterator[Callable[..., Any]]:
         """`function` with each of its sets of arguments."""
@@ -308,7 +310,7 @@ class Tests:
             return
         sets: list[list[dict[str, Any]]] = [_parameters(mark) for mark in marks if mark.name == "parametrize"]
         for chosen in itertools.product(*sets):
-            given = {name: value for one in chosen for name, value in one.items()}
+            given = {name: value for arguments in chosen for name, value in arguments.items()}
 
             def call(*instance: Any, given: dict[str, Any] = given) -> Any:
                 if function.__code__.co_argcount == len(given) + bound:
@@ -403,7 +405,7 @@ class _Counting(ast.NodeTransformer):
         """`try: f(-1); assert False` with `except ValueError`: the handler is what has to be reached."""
         guarded = any(map(_fails, node.orelse))
         for handler in node.handlers:
-            caught = {getattr(one, "id", "") for one in ast.walk(handler.type or ast.Name("Exception"))}
+            caught = {getattr(name, "id", "") for name in ast.walk(handler.type or ast.Name("Exception"))}
             escapes = not caught & {"Exception", "BaseException", "AssertionError"}
             if guarded or (escapes and any(map(_fails, node.body))):
                 handler.body.insert(0, _held(handler))
@@ -477,9 +479,9 @@ def _are_pure(tree: ast.AST) -> bool:
 def bound_names(table: symtable.SymbolTable) -> set[str]:
     """Names that a module binds."""
     return {
-        one.get_name()
-        for one in table.get_symbols()
-        if one.is_assigned() or one.is_imported() or one.is_namespace()
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
     }
 
 
@@ -491,9 +493,11 @@ def free_names(table: symtable.SymbolTable) -> list[str]:
     while waiting:
         scope = waiting.pop()
         free |= {
-            one.get_name()
-            for one in scope.get_symbols()
-            if (one.is_global() or scope is table) and one.is_referenced() and one.get_name() not in bound
+            symbol.get_name()
+            for symbol in scope.get_symbols()
+            if (symbol.is_global() or scope is table)
+            and symbol.is_referenced()
+            and symbol.get_name() not in bound
         }
         waiting += scope.get_children()
     return sorted(name for name in free if not (name.startswith("__") and name.endswith("__")))
@@ -505,7 +509,7 @@ def _parameters(mark: Any) -> list[dict[str, Any]]:
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     sets = []
     for value in values:
-        marks = [one.name for one in getattr(value, "marks", ())]
+        marks = [mark.name for mark in getattr(value, "marks", ())]
         row = value.values if hasattr(value, "marks") else (value if len(names) > 1 else [value])
         if not {"skip", "skipif", "xfail"} & set(marks):
             sets.append(dict(zip(names, row)))  # noqa: B905  (the tests' own mistake shows in the call)

@@ -22,7 +22,7 @@ import sys
 import types
 from _thread import RLock
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -318,9 +318,9 @@ class Peer:
             kind, answer, after = self._answer()
         decode = Decoder(self._resolve, encode.shared)
         result = decode(answer)
-        for one, now in zip(encode.shared, after, strict=False):  # whatever the other side sends
+        for container, now in zip(encode.shared, after, strict=False):  # whatever the other side sends
             if now is not None:  # null where nothing has changed
-                decode.fill(one, now)
+                decode.fill(container, now)
         if kind == "raised":
             is_error = isinstance(result, BaseException)
             self.raised = result if is_error else RuntimeError("raised by the program")
@@ -352,8 +352,8 @@ class Peer:
         kind = "value"
         try:
             action, target, arguments, keywords = body
-            arguments = [decode(one) for one in arguments]
-            keywords = {name: decode(one) for name, one in keywords.items()}
+            arguments = [decode(value) for value in arguments]
+            keywords = {name: decode(value) for name, value in keywords.items()}
             result = self._act(action, target, arguments, keywords)
         except Closed:
             raise
@@ -365,8 +365,8 @@ class Peer:
         try:
             encoded = encode(result)
             after = []
-            for one, before in list(zip(decode.shared, decode.messages, strict=True)):
-                count, now = len(encode.shared), encode.contents(one)
+            for value, before in list(zip(decode.shared, decode.messages, strict=True)):
+                count, now = len(encode.shared), encode.contents(value)
                 after.append(None if now == before and count == len(encode.shared) else now)
         except (RecursionError, MemoryError) as error:
             kind, encoded, after = "raised", self._refer(type(error)()), []
@@ -422,16 +422,16 @@ class Peer:
 
     def _describe(self, kind: type) -> list[Any]:
         """What the other side needs to make a proxy class."""
-        ancestors = [one for one in kind.__mro__ if one.__module__ in ("solution", "tests")]
+        ancestors = [cls for cls in kind.__mro__ if cls.__module__ in ("solution", "tests")]
         base = _fixed_base(kind)
         if issubclass(kind, BaseException):
-            base = next(one for one in kind.__mro__ if one.__module__ == "builtins")
+            base = next(cls for cls in kind.__mro__ if cls.__module__ == "builtins")
         skipped = set(base.__mro__) if base else {object}
-        names = {name for one in kind.__mro__ if one not in skipped for name in vars(one)}
+        names = {name for cls in kind.__mro__ if cls not in skipped for name in vars(cls)}
         if getattr(kind, "__hash__", 1) is None:
             names.discard("__hash__")
-        stands_for = next((one for one in kind.__mro__ if one not in ancestors), object)
-        return [kind.__module__, kind.__qualname__, [one for one in kind.__bases__ if one in ancestors],
+        stands_for = next((cls for cls in kind.__mro__ if cls not in ancestors), object)
+        return [kind.__module__, kind.__qualname__, [cls for cls in kind.__bases__ if cls in ancestors],
                 base, sorted(names & _FORWARDED), [stands_for.__module__, stands_for.__qualname__],
                 kind.__doc__ if isinstance(kind.__doc__, str) else None]  # fmt: skip
 
@@ -485,7 +485,7 @@ class Peer:
                 namespace = {"__slots__": (), "__module__": mirror.__module__}
                 mirror = type.__new__(Mirror, mirror.__name__, (Remote,), namespace)
             data = Decoder(self._resolve)(body[2])
-            base: Any = next(one for one in mirror.__mro__ if one.__module__ == "builtins")
+            base: Any = next(cls for cls in mirror.__mro__ if cls.__module__ == "builtins")
             if issubclass(base, BaseException):
                 proxy = mirror.__new__(mirror, *data)
                 BaseException.args.__set__(proxy, data)  # type: ignore[attr-defined]
@@ -498,16 +498,16 @@ class Peer:
         """The proxy class of the other side's class `number`."""
         module, name, bases, base, dunders, stands_for, doc = self.ask("describe", number)
         namespace = {"__slots__": (), "__module__": str(module), "__qualname__": str(name), "__doc__": doc}
-        namespace.update({one: _forward(one) for one in dunders if one in _FORWARDED})  # type: ignore[misc]
+        namespace.update({dunder: _forward(dunder) for dunder in dunders if dunder in _FORWARDED})
         if "__eq__" in namespace and "__hash__" not in namespace:
-            namespace["__hash__"] = None  # type: ignore[assignment]
+            namespace["__hash__"] = None
         local: Any = named_or_loaded(*stands_for)
         if local not in (None, object) and base is None:  # isinstance(x, list) holds for a subclass of list
             shadow: Any = local
             with suppress(Exception):  # a class that cannot be derived from stands for itself
                 shadow = type(str(name), (local,), {"__module__": str(module)})
-            namespace["__class__"] = property(lambda _: shadow)  # type: ignore[assignment]
-        mirrors = tuple(one for one in bases if isinstance(one, Mirror))
+            namespace["__class__"] = property(lambda _: shadow)
+        mirrors = tuple(parent for parent in bases if isinstance(parent, Mirror))
         kinds: tuple[Any, ...] = mirrors or (Remote,)
         if isinstance(base, type) and not any(issubclass(mirror, base) for mirror in mirrors):
             if base not in _FIXED and not issubclass(base, BaseException):
@@ -515,13 +515,13 @@ class Peer:
             kinds = (*kinds, base)
         return type.__new__(Mirror, str(name).rpartition(".")[2], kinds, namespace)
 
-    def _items(self, number: int) -> Iterator[Any]:
+    def _items(self, number: int) -> Generator[Any, Any, Any]:
         """A generator over what the other side's iterator yields, fetched when it is asked for."""
         fetched = 0
         while True:
             items, ended, value = self.ask("pull", number, max(1, fetched // 4) if fetched >= SINGLE else 1)
-            for one in items:
-                if (yield one) is not None:
+            for item in items:
+                if (yield item) is not None:
                     raise Uncarried("the tests send values into a generator of the program")
             if ended:
                 if isinstance(value, BaseException):
@@ -558,7 +558,7 @@ class Peer:
     def operate(self, proxy: Any, number: int, name: str, arguments: Any, keywords: Any) -> Any:
         """`name` is the method of an operator, as the other side has it for the object behind `proxy`."""
         self.used = True
-        shown = [one for one in arguments if id(one) not in _WHERE]
+        shown = [value for value in arguments if id(value) not in _WHERE]
         # a class, and not a function's answer
         asked_for = id(type(proxy)) in self._classes or name in _IN_PLACE
         if not (self._guarded and name in _JUDGING and shown) or (asked_for and id(proxy) in self._built):
@@ -573,11 +573,11 @@ class Peer:
     def _compare(self, proxy: Any, number: int, name: str, value: Any) -> Any:
         """What the object behind `proxy` says of a value of the tests, if it can be believed."""
         answer = self.ask("op", number, name, value)
-        base: Any = next((one for one in _FIXED if issubclass(type(proxy), one)), None)
-        own = getattr(base, name)(proxy, value) if base is not None and hasattr(base, name) else None
-        if own is None and type(copied := self.ask("plain", number)) in (list, dict, set):
-            own = getattr(copied, name)(value)
-        if answer is NotImplemented or (own is not None and own == answer):
+        base: Any = next((fixed for fixed in _FIXED if issubclass(type(proxy), fixed)), None)
+        expected = getattr(base, name)(proxy, value) if base is not None and hasattr(base, name) else None
+        if expected is None and type(copied := self.ask("plain", number)) in (list, dict, set):
+            expected = getattr(copied, name)(value)
+        if answer is NotImplemented or (expected is not None and expected == answer):
             return answer
         if name not in ("__eq__", "__ne__", "__contains__"):
             raise Uncarried(
@@ -647,7 +647,7 @@ def _is_iterator(value: Any) -> bool:
 
 
 def _fixed_base(kind: type) -> Any:
-    return next((one for one in kind.__mro__ if one in _FIXED), None)
+    return next((base for base in kind.__mro__ if base in _FIXED), None)
 
 
 def _value_of(value: Any, base: Any) -> Any:
