@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from rectune.models.precision import choose_precision
+from rectune.models.load import choose_dtype
 from rectune.runtime.distributed import default_device
 
 DEVICE = default_device()
-DTYPE = choose_precision("auto", DEVICE)[0]
+DTYPE = choose_dtype("auto", DEVICE)[0]
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -167,7 +167,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         generate(folder / "rows.jsonl", arguments.rows, arguments.stories)
         if arguments.model is None:
-            from rectune.models.load import find_folder
+            from rectune.models.folder import find_folder
 
             arguments.model = str(find_folder("smollm2-135m"))
         environment = {**os.environ, "RECTUNE_CACHE": str(folder / "cache")}

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128],
                         help="of generate; one is taken without trial")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=None, help="of the embedded engine")
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument("--generate-batch", action="store_true")
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread, processor time: for a machine that is busy"
@@ -98,7 +98,7 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     if options.cpu_time:
         torch.set_num_threads(1)
-    engine = HFEngine.load(options.model, precision=options.precision, batch_size=options.batch_size)
+    engine = HFEngine.load(options.model, dtype=options.dtype, batch_size=options.batch_size)
     questions = [json.loads(line)["question"] for line in QUESTIONS.open()][: options.problems]
     requests = [
         Request(str(i), k, tuple(prompt_ids((Turn("user", text),), engine.tokenizer, engine.template)))

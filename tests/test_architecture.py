@@ -68,7 +68,7 @@ LIGHT = (
     "data/schema.py",
     "models/__init__.py",
     "models/load.py",
-    "models/packaged.py",
+    "models/folder.py",
     "records.py",
 )
 """Read for `import rectune`, `--help` and `list`: they may load nothing heavy at the top."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rectune.config.verbs import TrainConfig as TrainConfig
     from rectune.data.schema import Problem as Problem
     from rectune.data.schema import Row as Row
-    from rectune.data.schema import Sample as Sample
     from rectune.diagnosis.check import check as check
     from rectune.diagnosis.diagnose import diagnose as diagnose
     from rectune.errors import UserError as UserError
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from rectune.objectives import OBJECTIVES as OBJECTIVES
     from rectune.objectives import dft as dft
     from rectune.objectives import sft as sft
+    from rectune.records import Sample as Sample
     from rectune.reporting.report import report as report
     from rectune.rl.loop import train_rl as train_rl
     from rectune.sampling.sample import sample as sample
@@ -51,7 +51,7 @@ _HOME = {
     "load_model": "rectune.models.load",
     "Row": "rectune.data.schema",
     "Problem": "rectune.data.schema",
-    "Sample": "rectune.data.schema",
+    "Sample": "rectune.records",
     "TrainConfig": "rectune.config.verbs",
     "train": "rectune.training.trainer",
     "train_rft": "rectune.experiments.rft",

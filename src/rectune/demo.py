@@ -66,10 +66,10 @@ def is_slow() -> bool:
     """Whether training would be in float32, on a CPU."""
     import torch
 
-    from rectune.models.precision import choose_precision
+    from rectune.models.load import choose_dtype
     from rectune.runtime.distributed import default_device
 
-    return choose_precision("auto", default_device())[0] == torch.float32
+    return choose_dtype("auto", default_device())[0] == torch.float32
 
 
 def step(command: list[str]) -> int:

@@ -67,6 +67,45 @@ class SampledTurn(Record):
     content: str
 
 
+class Sample(Record):
+    """One line of samples.jsonl: one answer of a model to one problem.
+
+    Attributes:
+        problem_id, sample_index: The key of the sample; unique within a file.
+        prompt: The prompt's text exactly as the model read it.
+        text: What the model wrote, without special tokens.
+        answer, grader, extra: Copied from the problem, so that the file can be graded alone.
+        token_ids, logprobs: The new tokens (the end-of-turn token included, where one was sampled) and the
+            log-probability of each under the model at temperature 1. A server may give none.
+        finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
+        seed, temperature, top_p, max_new_tokens, stop, engine, model, fingerprint: How it was sampled, from what.
+        turns: The conversation that the prompt was made of, for training on the sample.
+        not_taken: Settings that the server refused, so that its own values applied.
+    """
+
+    problem_id: str
+    sample_index: int
+    prompt: str
+    text: str
+    answer: str | list[str]
+    grader: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+    seed: int
+    temperature: float
+    top_p: float
+    engine: str
+    model: str
+    fingerprint: str
+    extra: dict[str, Any] | None
+    turns: list[SampledTurn]
+    max_new_tokens: int
+    stop: list[str] = []
+    not_taken: list[str] = []
+    format: int = FORMAT
+
+
 class Graded(Record):
     """One line of graded.jsonl: a sample (see `Sample`) with its verdict."""
 

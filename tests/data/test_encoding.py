@@ -15,7 +15,7 @@ from rectune.data.packing import collate
 from rectune.data.schema import Row, Turn
 from rectune.data.tokenization import Encoded, _Tokens, encode_batch, encode_row, prompt_ids, stop_ids
 from rectune.errors import UserError
-from rectune.models.packaged import converted_folder
+from rectune.models.folder import converted_folder
 from toys import CHATML, byte_tokenizer
 
 EOS = 2

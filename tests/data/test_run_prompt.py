@@ -9,7 +9,7 @@ import pytest
 from rectune.config import DataConfig
 from rectune.data.trained_prompt import as_trained, run_prompt, shared_wrapping
 from rectune.errors import UserError
-from rectune.models.load import find_folder
+from rectune.models.folder import find_folder
 
 
 @pytest.fixture(autouse=True)

@@ -229,7 +229,7 @@ def test_mistakes_are_one_clear_line(tmp_path, sums):
         evaluate("m", out=tmp_path / "o")
     with pytest.raises(UserError, match="unknown benchmark 'gsm9'"):
         evaluate("m", ["gsm9"], out=tmp_path / "o")
-    with pytest.raises(UserError, match="n: 0 is out of range"):
+    with pytest.raises(UserError, match="num_samples: 0 is out of range"):
         evaluate("m", benchmark_files=[sums], out=tmp_path / "o", n=0, engine=Script(often))
     with pytest.raises(UserError, match="two benchmarks named 'sums'"):
         evaluate("m", benchmark_files=[sums, sums], out=tmp_path / "o")

@@ -24,6 +24,7 @@ from rectune.grading.files import grade
 from rectune.runtime.io import translate_disk_errors
 from rectune.runtime.locks import lock
 from rectune.sampling.sample import sample
+from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training import checkpoint as checkpoints
 from rectune.training import trainer as loop
 from training_runs import metrics, same_runs
@@ -100,7 +101,8 @@ def test_a_full_disk(
 
 def test_a_full_disk_under_samples(toy: dict[str, Any], tmp_path: Path) -> None:
     problems = [Problem(f"{n}", (Turn("user", f"{n}?"),), "1", "exact") for n in range(6)]
-    how: dict[str, Any] = {"n": 1, "max_new_tokens": 4, "dtype": "float32"}
+    params, engine = SamplingParams(max_new_tokens=4), EngineSpec(dtype="float32")
+    how: dict[str, Any] = {"num_samples": 1, "params": params, "engine": engine}
     whole, cut = (
         sample(toy["model"], problems[:count], out=tmp_path / f"{count}", **how) for count in (6, 2)
     )

@@ -14,6 +14,7 @@ from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.metrics import read_evaluation
 from rectune.experiments.runner import read_comparison
 from rectune.sampling.sample import sample
+from rectune.sampling.types import EngineSpec, SamplingParams
 
 
 def with_format(path: Path, version: int | None) -> None:
@@ -40,7 +41,8 @@ def test_a_run(run: Any, tmp_path: Path, name: str) -> None:
 
 def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     problems = [Problem("0", (Turn("user", "0?"),), "1", "exact")]
-    how: dict[str, Any] = {"n": 1, "max_new_tokens": 2, "dtype": "float32"}
+    params, engine = SamplingParams(max_new_tokens=2), EngineSpec(dtype="float32")
+    how: dict[str, Any] = {"num_samples": 1, "params": params, "engine": engine}
     path = sample(toy["model"], problems, out=tmp_path / "samples.jsonl", **how)
     with_format(path, None)
     sample(toy["model"], problems, out=path, **how)
@@ -51,7 +53,9 @@ def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({"prompt": "0?", "answer": "1", "grader": "exact"}) + "\n")
     out = tmp_path / "evaluation"
-    result = evaluate(toy["model"], out=out, benchmark_files=[file], **how)
+    result = evaluate(
+        toy["model"], out=out, benchmark_files=[file], n=1, max_new_tokens=2, precision="float32"
+    )
     assert result.format == 1
     with_format(out / "evaluation.json", None)
     assert read_evaluation(out).benchmarks == result.benchmarks

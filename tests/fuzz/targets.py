@@ -260,10 +260,10 @@ SAMPLE = {
 
 def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
-    from rectune.data.schema import Sample, Turn
     from rectune.evaluation.metrics import read_graded, score
     from rectune.grading.files import Summary, _lines, _skip_graded
     from rectune.grading.selection import select
+    from rectune.records import Sample
     from rectune.sampling.writer import SamplesFile
 
     other = {
@@ -281,7 +281,7 @@ def samples(draw: Draw) -> None:
     graded = draw(spoilt(verdicts))
     before, after = (draw(damaged(lines(*_listed(x)))) for x in (ungraded, graded))
     purpose = draw(st.sampled_from(("sft", "dpo")))
-    expected = Sample(**{**SAMPLE, "turns": (Turn("user", "q"),)})  # type: ignore[arg-type]
+    expected = Sample(**SAMPLE)
     with bounded() as folder:
         (folder / "s.jsonl").write_bytes(before)
         with SamplesFile(folder / "s.jsonl", {"p": expected}) as file:

@@ -15,13 +15,13 @@ from rectune.config import DataConfig, load_config
 from rectune.data import readers as jsonl
 from rectune.data.load import read_problems, read_rows
 from rectune.data.readers import read_jsonl
-from rectune.data.schema import Sample
 from rectune.errors import UserError
 from rectune.evaluation.metrics import read_graded
 from rectune.grading import grade
 from rectune.grading.code_extraction import extract_code
 from rectune.grading.pool import check_item
 from rectune.grading.selection import select
+from rectune.records import Sample
 from rectune.reporting import load_runs as read
 from rectune.reporting.report import markdown, report
 from rectune.sampling.writer import SamplesFile
@@ -79,7 +79,7 @@ def test_recipes_beyond_reason(text: str, tmp_path: Path) -> None:
 )
 def test_samples_with_keys_of_another_kind(change: Any, tmp_path: Path) -> None:
     write(tmp_path / "s.jsonl", {**SAMPLE, **change})
-    expected = Sample(**{**SAMPLE, "turns": ()})  # type: ignore[arg-type]
+    expected = Sample(**{**SAMPLE, "turns": []})
     with (
         pytest.raises(UserError, match="not a line of samples"),
         SamplesFile(tmp_path / "s.jsonl", {"p": expected}),

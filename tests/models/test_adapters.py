@@ -21,8 +21,11 @@ from rectune.errors import UserError
 from rectune.models import load as loading
 from rectune.models.load import load_model, load_tokenizer
 from rectune.sampling.sample import sample
+from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training.trainer import train
 from toys import byte_tokenizer, tiny_model, tiny_vision_model
+
+SHORT = SamplingParams(max_new_tokens=4)
 
 CASES = Path(__file__).parents[1] / "cases"
 IDS = torch.tensor([[5, 9, 17, 30, 2]])
@@ -302,8 +305,8 @@ def test_a_config_beside_it_changes_nothing(make: Make, base: Path, tmp_path: Pa
     shutil.copy(base / "config.json", folder)
     assert_same_logits(folder)
     problems = read_problems(CASES / "46-adapter-beside-config" / "p.jsonl")
-    lines = sample(str(folder), problems, out=tmp_path / "s.jsonl", n=1, max_new_tokens=4).read_text()
-    plain = sample(str(base), problems, out=tmp_path / "b.jsonl", n=1, max_new_tokens=4).read_text()
+    lines = sample(str(folder), problems, out=tmp_path / "s.jsonl", num_samples=1, params=SHORT).read_text()
+    plain = sample(str(base), problems, out=tmp_path / "b.jsonl", num_samples=1, params=SHORT).read_text()
     assert json.loads(lines)["fingerprint"] != json.loads(plain)["fingerprint"]
 
 
@@ -324,7 +327,7 @@ def test_sampling_says_so_too(make: Make, base: Path, tmp_path: Path) -> None:
     problems = read_problems(CASES / "20-adapter-keys-mismatch" / "p.jsonl")
     folder = rename(make(), lambda name: name.removeprefix("base_model.model."))
     with pytest.raises(UserError, match="fit nothing of the base model"):
-        sample(str(folder), problems, out=tmp_path / "s.jsonl", n=1, temperature=0.0)
+        sample(str(folder), problems, out=tmp_path / "s.jsonl")
     assert not (tmp_path / "s.jsonl").exists()
 
 
@@ -359,14 +362,14 @@ def test_engines_that_take_an_adapters_folder(make: Make, base: Path, tmp_path: 
     folder = make()
     problems = read_problems(CASES / "46-adapter-beside-config" / "p.jsonl")
     with pytest.raises(UserError, match="is an adapter, and the vllm engine takes whole models"):
-        sample(str(folder), problems, out=tmp_path / "s.jsonl", engine="vllm")
+        sample(str(folder), problems, out=tmp_path / "s.jsonl", engine=EngineSpec("vllm"))
     assert load_tokenizer(str(folder)).get_vocab() == byte_tokenizer().get_vocab()  # that of its base
 
 
 def test_a_model_that_cannot_be_trained_leaves_no_folder(make: Make, base: Path, tmp_path: Path) -> None:
     folder = rename(make(), lambda name: f"module.{name}")
     rows = CASES / "21-train-on-adapter" / "rows.jsonl"
-    settings = {"model": str(folder), "data": str(rows), "out": str(tmp_path / "run"), "steps": 1}
+    settings = {"model": str(folder), "data": str(rows), "output_dir": str(tmp_path / "run"), "max_steps": 1}
     with pytest.raises(UserError, match=r"'module.' is too much"):
         train(load_config(None, settings))
     whole = Path(shutil.copytree(base, tmp_path / "whole"))

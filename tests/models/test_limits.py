@@ -94,7 +94,13 @@ def test_a_prompt_with_such_a_token_is_refused(tmp_path: Path, larger: str) -> N
     lines = [{"question": "1+1?", "answer": "2"}, {"question": "say <|x19|>", "answer": "2"}]
     problems = read_problems(write(tmp_path / "p.jsonl", lines))
     with pytest.raises(UserError, match=r"p.jsonl:2: token id 285 \('<\|x19\|>'\) has no embedding"):
-        sample(larger, problems, out=tmp_path / "samples.jsonl", n=1, max_new_tokens=4)
+        sample(
+            larger,
+            problems,
+            out=tmp_path / "samples.jsonl",
+            num_samples=1,
+            params=SamplingParams(max_new_tokens=4),
+        )
     engine = HFEngine(tiny_model(), byte_tokenizer())
     with pytest.raises(UserError, match="problem 'p': token id 300"):
         next(engine.complete([Request("p", 0, (5, 300))], SamplingParams()))

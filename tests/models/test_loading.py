@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError
-from rectune.models.load import fingerprint, load_model, model_sources
+from rectune.models.folder import model_sources
+from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.lora import add_lora, merge_lora
 from toys import byte_tokenizer, tiny_model
 
@@ -330,3 +331,18 @@ def test_folders_of_something_else(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "run" / name).mkdir(parents=True)
         with pytest.raises(UserError, match=f"{name} is the {name} of this run: give that folder"):
             load_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_takes_bfloat16_where_the_hardware_multiplies_it(
+    kind: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
+    dtype, why = choose_dtype("auto", torch.device(kind))
+    assert dtype == (torch.bfloat16 if fast else torch.float32)
+    assert f"the {kind}" in why
+    assert choose_dtype("bfloat16", torch.device(kind))[0] == torch.bfloat16
+    with pytest.raises(UserError, match="unknown dtype 'fp8'"):
+        choose_dtype("fp8", torch.device(kind))

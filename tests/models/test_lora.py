@@ -7,7 +7,7 @@ import torch
 
 from rectune.config import LoraConfig
 from rectune.errors import UserError
-from rectune.models import load as loading
+from rectune.models import lora as lora_module
 from rectune.models.lora import add_lora
 from toys import tiny_model
 
@@ -54,6 +54,6 @@ def test_an_unknown_target_lists_the_known_ones(target: str) -> None:
 def test_rank_0_and_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"lora_r: is 0"):
         add_lora(tiny_model(), LoraConfig(), 0)
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(lora_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rectune\[peft\]'"):
         add_lora(tiny_model(), LoraConfig(lora_r=2), 0)

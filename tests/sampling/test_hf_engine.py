@@ -205,8 +205,8 @@ def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:
             HFEngine(model, byte_tokenizer())
 
 
-def test_batch_size_zero_and_unknown_precision_are_refused() -> None:
+def test_batch_size_zero_and_unknown_dtype_are_refused() -> None:
     with pytest.raises(UserError, match="batch_size"):
         HFEngine(tiny_model(), byte_tokenizer(), batch_size=0)
-    with pytest.raises(UserError, match="precision"):
-        HFEngine.load("nowhere", precision="int3")
+    with pytest.raises(UserError, match="dtype"):
+        HFEngine.load("nowhere", dtype="int3")

@@ -30,7 +30,7 @@ from rectune.errors import UserError
 from rectune.sampling import openai as endpoint
 from rectune.sampling.openai import Api, OpenAIEngine, retry_after
 from rectune.sampling.sample import sample
-from rectune.sampling.types import sample_key
+from rectune.sampling.types import EngineSpec, SamplingParams, sample_key
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [Problem(f"p{i}", (Turn("user", f"What is {i}?"),), str(i)) for i in range(3)]
@@ -89,21 +89,19 @@ def transformers_serve(folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_samples_from_transformers_serve_and_goes_on(
     transformers_serve: str, folder: Path, tmp_path: Path
 ) -> None:
-    settings = {
-        "engine": "server", "server_url": transformers_serve, "server_logprobs": False,
-        "max_new_tokens": 8, "batch_size": 4,
-    }  # fmt: skip
-    out = sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", n=2, **settings)
+    engine = EngineSpec("openai", 4, base_url=transformers_serve, logprobs=False)
+    settings = {"engine": engine, "params": SamplingParams(max_new_tokens=8)}
+    out = sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", num_samples=2, **settings)
     first = out.read_bytes()
     records = [json.loads(line) for line in first.splitlines()]
     assert {(r["problem_id"], r["sample_index"]) for r in records} == {
         (f"p{i}", k) for i in range(3) for k in range(2)
     }
     assert len({r["text"] for r in records}) > 1
-    assert all(r["logprobs"] == [] and r["engine"] == "server" for r in records)
+    assert all(r["logprobs"] == [] and r["engine"] == "openai" for r in records)
     assert {r["finish_reason"] for r in records} <= {"stop", "length"}
     out.write_bytes(first[:-30])
-    sample(str(folder), PROBLEMS, out=out, n=3, **settings)
+    sample(str(folder), PROBLEMS, out=out, num_samples=3, **settings)
     assert (
         len(
             {
@@ -118,13 +116,11 @@ def test_samples_from_transformers_serve_and_goes_on(
 def test_missing_logprobs_and_unknown_models_are_one_line(
     transformers_serve: str, folder: Path, tmp_path: Path
 ) -> None:
-    nameless = {"server_logprobs": False, "served_name": "nowhere/nothing"}
+    nameless = {"logprobs": False, "served_model_name": "nowhere/nothing"}
     for change, words in (({}, "prompt must be a string"), (nameless, "nowhere/nothing")):
+        engine = EngineSpec("openai", base_url=transformers_serve, **change)
         with pytest.raises(UserError, match=words):
-            sample(
-                str(folder), PROBLEMS, out=tmp_path / "s.jsonl", n=1, engine="server", max_new_tokens=4,
-                server_url=transformers_serve, **change,
-            )  # fmt: skip
+            sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", num_samples=1, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +143,11 @@ def test_logprobs_of_a_server_are_those_of_the_model(logprob_server: str, tmp_pa
 
     from rectune.models.load import load_model
 
-    settings = {"engine": "server", "server_url": logprob_server, "max_new_tokens": 12, "batch_size": 4}
-    out = sample("smollm2-135m", PROBLEMS, out=tmp_path / "s.jsonl", n=1, **settings)
+    engine = EngineSpec("openai", 4, base_url=logprob_server)
+    settings = {"engine": engine, "params": SamplingParams(max_new_tokens=12)}
+    out = sample("smollm2-135m", PROBLEMS, out=tmp_path / "s.jsonl", num_samples=1, **settings)
     first = out.read_bytes()
-    sample("smollm2-135m", PROBLEMS, out=out, n=2, **settings)
+    sample("smollm2-135m", PROBLEMS, out=out, num_samples=2, **settings)
     assert out.read_bytes().startswith(first)
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(records) == 6
@@ -257,9 +254,8 @@ def test_token_ids_in_the_forms_of_vllm_sglang_and_llama_cpp(
     failing: str, folder: Path, tmp_path: Path, logprobs: dict, expected: list[int]
 ) -> None:
     Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": logprobs}]}
-    out = sample(
-        str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", n=1, engine="server", server_url=failing
-    )
+    engine = EngineSpec("openai", base_url=failing)
+    out = sample(str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", num_samples=1, engine=engine)
     record = json.loads(out.read_text())
     assert record["token_ids"] == expected
     assert record["logprobs"][0] == -0.5
@@ -273,9 +269,8 @@ def test_an_answer_of_which_llama_cpp_shows_not_all_tokens_has_no_logprobs(
         "choices": [{"text": "E é", "finish_reason": "stop", "logprobs": shown}],
         "usage": {"completion_tokens": 3},
     }
-    out = sample(
-        str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", n=1, engine="server", server_url=failing
-    )
+    engine = EngineSpec("openai", base_url=failing)
+    out = sample(str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", num_samples=1, engine=engine)
     record = json.loads(out.read_text())
     assert (record["text"], record["logprobs"]) == ("E é", [])
     assert byte_tokenizer().decode(record["token_ids"]) == "E é"
@@ -284,7 +279,7 @@ def test_an_answer_of_which_llama_cpp_shows_not_all_tokens_has_no_logprobs(
 def test_models_behind_one_name_are_told_apart_where_the_server_tells(failing: str, folder: Path) -> None:
     def seen(*models: dict) -> str:
         Failing.models = list(models)
-        return OpenAIEngine(str(folder), failing, served_name="m").fingerprint
+        return OpenAIEngine(str(folder), failing, served_model_name="m").fingerprint
 
     vllm = {"id": "m", "owned_by": "vllm", "created": 1, "root": "/a", "permission": [{"id": "x"}]}
     assert seen() == "served:m"
@@ -303,10 +298,11 @@ NEUTRAL = {
 """What no generation_config may change; case 25."""
 
 
-def drawn_by(url: str, folder: Path, out: Path, **settings: Any) -> list[dict]:
+def drawn_by(url: str, folder: Path, out: Path, *, logprobs: bool = True, **params: Any) -> list[dict]:
     """The requests for one answer, and the file's only line as the last item."""
     first = len(Failing.bodies)
-    sample(str(folder), PROBLEMS[:1], out=out, n=1, engine="server", server_url=url, **settings)
+    engine = EngineSpec("openai", base_url=url, logprobs=logprobs)
+    sample(str(folder), PROBLEMS[:1], out=out, num_samples=1, engine=engine, params=SamplingParams(**params))
     return [*Failing.bodies[first:], json.loads(out.read_text())]
 
 
@@ -317,7 +313,7 @@ def test_every_request_says_every_sampling_setting(
     found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
     Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
     body, _ = drawn_by(
-        failing, folder, tmp_path / "s.jsonl", server_logprobs=logprobs, temperature=0.7, top_p=0.9, seed=3,
+        failing, folder, tmp_path / "s.jsonl", logprobs=logprobs, temperature=0.7, top_p=0.9, seed=3,
         max_new_tokens=5,
     )  # fmt: skip
     assert {name: body.get(name) for name in NEUTRAL} == NEUTRAL
@@ -326,7 +322,7 @@ def test_every_request_says_every_sampling_setting(
     assert body["stop_token_ids"] == [2]
 
 
-def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_local_engines(
+def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_hf_engines(
     failing: str, folder: Path, tmp_path: Path
 ) -> None:
     ids = byte_tokenizer()("42\n\nQuestion: 1?").input_ids
@@ -334,7 +330,7 @@ def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_local_engines(
     Failing.reply = {
         "choices": [{"text": "42", "finish_reason": "stop", "logprobs": found}]
     }  # vLLM's: all tokens
-    body, line = drawn_by(failing, folder, tmp_path / "s.jsonl", stop=["\n\nQuestion:", "<|im_start|>"])
+    body, line = drawn_by(failing, folder, tmp_path / "s.jsonl", stop=("\n\nQuestion:", "<|im_start|>"))
     assert body["stop"] == line["stop"] == ["\n\nQuestion:", "<|im_start|>"]
     assert set(body["stop_token_ids"]) == {2, byte_tokenizer().convert_tokens_to_ids("<|im_start|>")}
     assert (line["text"], line["token_ids"], line["finish_reason"]) == ("42", ids[:2], "stop")
@@ -344,7 +340,7 @@ def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_local_engines(
         "finish_reason": "length",
     }  # stop is ignored
     _, line = drawn_by(
-        failing, folder, tmp_path / "no.jsonl", stop="\n\nQuestion:", server_logprobs=False, max_new_tokens=9
+        failing, folder, tmp_path / "no.jsonl", stop=("\n\nQuestion:",), logprobs=False, max_new_tokens=9
     )
     assert (line["text"], line["finish_reason"]) == ("42", "stop")
 
@@ -360,7 +356,7 @@ def test_llama_cpp_python_is_sent_text_and_its_own_word_for_no_top_k(
     assert {name: text.get(name) for name in NEUTRAL} == NEUTRAL | {"top_k": 0}
     assert byte_tokenizer().decode(ids["prompt"]) == text["prompt"]
     Failing.reply["usage"] = {"prompt_tokens": 3}
-    for change in ({}, {"server_logprobs": False}):
+    for change in ({}, {"logprobs": False}):
         with pytest.raises(UserError, match="reads the prompt as 3 tokens, training as"):
             drawn_by(failing, folder, tmp_path / "wrong.jsonl", **change)
 
@@ -370,10 +366,10 @@ def test_without_logprobs_token_ids_are_sent_where_the_server_takes_them(
 ) -> None:
     """As text, a server might read a literal <|im_end|> in a question as the control token."""
     Failing.reply = {"choices": [{"text": "4", "finish_reason": "stop"}]}
-    body, line = drawn_by(failing, folder, tmp_path / "ids.jsonl", server_logprobs=False)
+    body, line = drawn_by(failing, folder, tmp_path / "ids.jsonl", logprobs=False)
     assert byte_tokenizer().decode(body["prompt"]) == line["prompt"] and "logprobs" not in body
     Failing.plan = [(400, {})]  # as `transformers serve`: "prompt must be a string"
-    ids, text, line = drawn_by(failing, folder, tmp_path / "text.jsonl", server_logprobs=False)
+    ids, text, line = drawn_by(failing, folder, tmp_path / "text.jsonl", logprobs=False)
     assert (ids["prompt"], text["prompt"]) == (body["prompt"], line["prompt"])
     assert text["add_special_tokens"] is False
 
@@ -385,7 +381,7 @@ def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
     Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
     Failing.unknown = {"top_k", "min_p", "stop_token_ids"}
     out = tmp_path / "s.jsonl"
-    sample(str(folder), PROBLEMS, out=out, n=1, engine="server", server_url=failing, batch_size=1)
+    sample(str(folder), PROBLEMS, out=out, num_samples=1, engine=EngineSpec("openai", 1, base_url=failing))
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["not_taken"] for line in lines] == [["min_p", "stop_token_ids", "top_k"]] * 3
     assert all({*NEUTRAL} - body.keys() == {"top_k", "min_p"} for body in Failing.bodies[-3:])
@@ -402,7 +398,11 @@ def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
 def test_without_logprobs_or_ids_the_run_stops_in_one_line(
     failing: str, folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"out": tmp_path / "s.jsonl", "n": 1, "engine": "server", "server_url": failing}
+    settings = {
+        "out": tmp_path / "s.jsonl",
+        "num_samples": 1,
+        "engine": EngineSpec("openai", base_url=failing),
+    }
     wordless = {"tokens": ["??"], "token_logprobs": [-1.0]}
     for logprobs, words in ((None, "returns no log-probs"), (wordless, "no token ids")):
         Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": logprobs}]}
@@ -415,12 +415,12 @@ def test_unreachable_server_and_missing_address_are_one_line(folder: Path) -> No
         OpenAIEngine(str(folder), f"http://127.0.0.1:{free_port()}/v1")
     with pytest.raises(UserError, match="is no address"):
         OpenAIEngine(str(folder), "localhost:8000")
-    with pytest.raises(UserError, match="server_url"):
-        sample(str(folder), PROBLEMS, out=folder / "s.jsonl", engine="server")
+    with pytest.raises(UserError, match="base_url"):
+        sample(str(folder), PROBLEMS, out=folder / "s.jsonl", engine=EngineSpec("openai"))
 
 
 def test_vllm_is_refused_by_name_where_it_is_missing(folder: Path, tmp_path: Path) -> None:
     if find_spec("vllm") is not None:
         pytest.skip("vLLM is installed")
     with pytest.raises(UserError, match="vLLM is not installed"):
-        sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", engine="vllm")
+        sample(str(folder), PROBLEMS, out=tmp_path / "s.jsonl", engine=EngineSpec("vllm"))

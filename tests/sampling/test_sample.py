@@ -20,14 +20,15 @@ from rectune.data.tokenization import prompt_ids
 from rectune.errors import UserError
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.sample import sample
-from rectune.sampling.types import Completion, Request, SamplingParams, repetition
+from rectune.sampling.types import Completion, EngineSpec, Request, SamplingParams, repetition
 from toys import byte_tokenizer, tiny_model
 
 PROBLEMS = [
     Problem(f"p{i}", (Turn("user", f"What is {i} + 48?"),), str(i + 48), extra={"unit": "cm"} if i else None)
     for i in range(4)
 ]
-SETTINGS = {"n": 3, "max_new_tokens": 30, "seed": 5}
+PARAMS = SamplingParams(max_new_tokens=30, seed=5)
+SETTINGS = {"num_samples": 3, "params": PARAMS}
 
 
 def engine(seed: int = 0) -> HFEngine:
@@ -70,7 +71,7 @@ def test_each_sample_is_one_line_with_all_that_grading_and_training_need(whole: 
         assert record["text"] == tokenizer.decode(record["token_ids"], skip_special_tokens=True)
         assert record["finish_reason"] == ("stop" if 2 in record["token_ids"] else "length")
         assert (record["seed"], record["temperature"], record["top_p"]) == (5, 1.0, 1.0)
-        assert (record["engine"], record["model"]) == ("local", "tiny0")
+        assert (record["engine"], record["model"]) == ("hf", "tiny0")
 
 
 def test_finished_file_is_left_alone_and_a_larger_n_adds_to_it(whole: Path, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_finished_file_is_left_alone_and_a_larger_n_adds_to_it(whole: Path, tmp_
     out.write_bytes(whole.read_bytes())
     sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS)
     assert out.read_bytes() == whole.read_bytes()
-    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS | {"n": 4})
+    sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS | {"num_samples": 4})
     assert out.read_bytes().startswith(whole.read_bytes())
     assert len(lines(out)) == 16
 
@@ -122,10 +123,10 @@ sample("tiny", PROBLEMS, out=Path(sys.argv[1]), engine=engine(), progress=lambda
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"temperature": 0.5}, r"temperature = 1\.0, now 0\.5"),
-    ({"top_p": 0.9}, r"top_p = 1\.0, now 0\.9"),
-    ({"seed": 6}, "seed = 5, now 6"),
-    ({"max_new_tokens": 31}, "max_new_tokens = 30, now 31"),
+    ({"params": replace(PARAMS, temperature=0.5)}, r"temperature = 1\.0, now 0\.5"),
+    ({"params": replace(PARAMS, top_p=0.9)}, r"top_p = 1\.0, now 0\.9"),
+    ({"params": replace(PARAMS, seed=6)}, "seed = 5, now 6"),
+    ({"params": replace(PARAMS, max_new_tokens=31)}, "max_new_tokens = 30, now 31"),
     ({"engine": engine(1)}, r"another model \(tiny0, .*; now tiny1, "),
 ])  # fmt: skip
 def test_other_settings_or_model_are_refused_and_nothing_is_lost(
@@ -160,7 +161,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, words: s
 def test_a_sample_that_is_there_twice_is_refused(whole: Path, tmp_path: Path) -> None:
     first = whole.read_text("utf-8").splitlines(keepends=True)[0]
     (tmp_path / "s.jsonl").write_text(first + first)
-    with pytest.raises(UserError, match="is there twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
 
 
@@ -178,13 +179,14 @@ def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"n": 0}, "^n: 0 is out of range"),
-    ({"temperature": -1.0}, "^temperature: "),
-    ({"temperature": float("nan")}, "^temperature: "),
-    ({"top_p": 0.0}, "^top_p: "),
-    ({"max_new_tokens": 0}, "^max_new_tokens: "),
-    ({"seed": -1}, "^seed: "),
-    ({"engine": "locl"}, "unknown engine 'locl'; did you mean 'local'"),
+    ({"num_samples": 0}, "^num_samples: 0 is out of range"),
+    ({"params": SamplingParams(temperature=-1.0)}, "^temperature: "),
+    ({"params": SamplingParams(temperature=float("nan"))}, "^temperature: "),
+    ({"params": SamplingParams(top_p=0.0)}, "^top_p: "),
+    ({"params": SamplingParams(max_new_tokens=0)}, "^max_new_tokens: "),
+    ({"params": SamplingParams(seed=-1)}, "^seed: "),
+    ({"params": SamplingParams(stop=("a", ""))}, "^stop: a stop text is empty"),
+    ({"engine": EngineSpec("opnai")}, "unknown backend 'opnai'; did you mean 'openai'"),
     ({"problems": []}, "no problem"),
     ({"problems": [PROBLEMS[0], PROBLEMS[0]]}, "'p0' occurs 2 times"),
 ])  # fmt: skip
@@ -192,9 +194,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, change: dict, words: str) -
     with pytest.raises(UserError, match=words):
         sample(
             "tiny",
-            **{"problems": PROBLEMS, "output_dir": tmp_path / "s.jsonl", "engine": engine()}
-            | SETTINGS
-            | change,
+            **{"problems": PROBLEMS, "out": tmp_path / "s.jsonl", "engine": engine()} | SETTINGS | change,
         )
     assert not (tmp_path / "s.jsonl").exists()
 
@@ -228,8 +228,14 @@ def test_parts_of_killed_processes_are_merged_in_order_and_resumed(whole: Path, 
 def test_parts_with_other_settings_are_refused(whole: Path, tmp_path: Path) -> None:
     part = tmp_path / ".s.jsonl.1-of-2.part"
     part.write_bytes(whole.read_bytes())
-    with pytest.raises(UserError, match="was drawn with seed = 5, now 6"):
-        sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS | {"seed": 6})
+    with pytest.raises(UserError, match="was sampled with seed = 5, now 6"):
+        sample(
+            "tiny",
+            PROBLEMS,
+            out=tmp_path / "s.jsonl",
+            engine=engine(),
+            **SETTINGS | {"params": replace(PARAMS, seed=6)},
+        )
     assert part.read_bytes() == whole.read_bytes()
 
 

@@ -11,11 +11,11 @@ import pytest
 from rectune.data.chat_template import choose_template
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
-from rectune.models.load import find_folder
+from rectune.models.folder import find_folder
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.sample import sample
-from rectune.sampling.stop_strings import check_stops, cut, stopped_by, template_stops
-from rectune.sampling.types import Completion, Request, SamplingParams
+from rectune.sampling.stop_strings import cut, stopped_by, template_stops
+from rectune.sampling.types import Completion, EngineSpec, Request, SamplingParams
 from toys import byte_tokenizer, tiny_model
 
 REQUEST = Request("p", 0, (1,))
@@ -118,20 +118,21 @@ def test_stop_texts_are_in_the_file_and_others_are_refused_on_resume(tmp_path: P
     engine = HFEngine(tiny_model(), byte_tokenizer(chat_template=None))
     problems = [Problem("p", (Turn("user", "What is 1?"),), "1")]
     out = tmp_path / "s.jsonl"
-    settings: dict[str, Any] = {"out": out, "engine": engine, "max_new_tokens": 5}
-    sample("m", problems, n=1, stop="Q:", **settings)
+
+    def resumed(num_samples: int, *stop: str) -> None:
+        params = SamplingParams(max_new_tokens=5, stop=stop)
+        sample("m", problems, out=out, engine=engine, num_samples=num_samples, params=params)
+
+    resumed(1, "Q:")
     assert json.loads(out.read_text())["stop"] == ["Q:", "\nUser:"]
-    sample("m", problems, n=2, stop=["Q:", "Q:"], **settings)
-    with pytest.raises(
-        UserError, match=r"s.jsonl:1: was drawn with stop = \['Q:', '\\nUser:'\], now \['\\nUser:'\]"
-    ):
-        sample("m", problems, n=3, **settings)
+    resumed(2, "Q:", "Q:")
+    other = r"s.jsonl:1: was sampled with stop = \['Q:', '\\nUser:'\], now \['\\nUser:'\]"
+    with pytest.raises(UserError, match=other):
+        resumed(3)
     old = [json.loads(line) for line in out.read_text().splitlines()]
     out.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "stop"}) + "\n" for line in old))
-    with pytest.raises(UserError, match=r"was drawn with stop = \[\]"):
-        sample("m", problems, n=2, stop="Q:", **settings)
-    with pytest.raises(UserError, match="stop: a stop text is empty"):
-        check_stops(["a", ""])
+    with pytest.raises(UserError, match=r"was sampled with stop = \[\]"):
+        resumed(2, "Q:")
 
 
 def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
         pass
 
     def asked(*args: Any, **settings: Any) -> None:
-        config = args[0]
-        raise Asked(settings.get("stop") or getattr(getattr(config, "sampling", config), "stop", None))
+        params = settings.get("params", args[0])
+        raise Asked(settings.get("stop") or getattr(params, "stop", None))
 
     problems = tmp_path / "p.jsonl"
     problems.write_text('{"prompt": "1?", "answer": "1"}\n')
@@ -163,17 +164,7 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
         ["sample", "--model", "m", "--problems", str(problems), "--output", *out[1:], *given],
         ["eval", "--model", "m", *out, *given],
         ["compare", "--data", "d", *out, *given],
-        [
-            "rft",
-            "--problems",
-            "p",
-            *out,
-            "--dry-run",
-            "--stop",
-            r"\nUser:",
-            "--stop",
-            "a, b",
-        ],
+        ["rft", "--problems", "p", *out, "--dry-run", *given],
         ["rl", "--problems", "p", *out, "--dry-run", *given],
     ):
         with pytest.raises(Asked) as found:
@@ -206,9 +197,8 @@ def test_vllm_in_this_process_is_told_every_setting(tmp_path: Path, monkeypatch:
     (tmp_path / "vllm.py").write_text(VLLM)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    out = sample(
-        "m", [Problem("p", (Turn("user", "6 * 7?"),), "42")], out=tmp_path / "s.jsonl", n=1, engine="vllm"
-    )
+    problems = [Problem("p", (Turn("user", "6 * 7?"),), "42")]
+    out = sample("m", problems, out=tmp_path / "s.jsonl", num_samples=1, engine=EngineSpec("vllm"))
     loaded, settings = sys.modules.pop("vllm").CALLS  # monkeypatch.delitem would put it back afterwards
     assert loaded["generation_config"] == "vllm"
     neutral = {

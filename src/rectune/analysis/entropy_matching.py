@@ -32,8 +32,7 @@ from rectune.data.tokenization import Encoded, prompt_ids
 from rectune.errors import UserError
 from rectune.evaluation.metrics import read_evaluation, read_graded
 from rectune.logprobs import supervised_positions, token_columns
-from rectune.models.load import fingerprint, load_model
-from rectune.models.precision import choose_precision
+from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.scorer import Scorer
 from rectune.records import Graded, TemperatureMatch
 from rectune.runtime.distributed import default_device
@@ -209,7 +208,7 @@ def _entropies(
     lines = _subsample([line for lines in samples for line in lines], tokens, seed)
     name = model if not (Path(model) / "model").is_dir() else Path(model) / "model"
     device = default_device()
-    dtype, _ = choose_precision(protocol.precision, device)
+    dtype, _ = choose_dtype(protocol.precision, device)
     loaded, tokenizer = load_model(name, dtype=dtype, device=device)
     if protocol.engine in ("hf", "local") and fingerprint(loaded) != evaluation.fingerprint:
         raise UserError("is not the model of this evaluation", where=model, hint=f"see {own}")

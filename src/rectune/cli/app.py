@@ -125,16 +125,25 @@ def sample(
         include_path: Folder with the benchmark's file.
     """
     from rectune.evaluation.prompts import problems_for
-    from rectune.sampling.sample import sample as draw
+    from rectune.sampling.sample import sample as sample_answers
+    from rectune.sampling.types import EngineSpec, SamplingParams
 
     asked = problems_for(
         model, problems, system=system_prompt, template=chat_template, benchmark_dir=include_path
     )
-    draw(
-        model, asked, out=output, n=num_samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
-        stop=stop, seed=seed, engine=backend, server_url=base_url, served_name=served_model_name,
-        server_logprobs=not no_logprobs, batch_size=sampling_batch_size, template=chat_template, precision=dtype,
-    )  # fmt: skip
+    params = SamplingParams(temperature, top_p, max_new_tokens, seed, tuple(stop))
+    engine = EngineSpec(
+        backend, sampling_batch_size, dtype, base_url, served_model_name, logprobs=not no_logprobs
+    )
+    sample_answers(
+        model,
+        asked,
+        out=output,
+        num_samples=num_samples,
+        params=params,
+        engine=engine,
+        template=chat_template,
+    )
     print_lines(output)
 
 

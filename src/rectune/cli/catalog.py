@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rectune.columns import COLUMNS
 from rectune.config import read_toml
-from rectune.models.load import model_sources
+from rectune.models.folder import model_sources
 
 Table = Iterator[dict[str, str]]
 

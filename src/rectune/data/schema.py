@@ -68,47 +68,6 @@ class Problem:
     extra: dict[str, object] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One answer of a model to one problem. One line of `samples.jsonl`.
-
-    Attributes:
-        problem_id, sample_index: The key of the sample; unique within a file.
-        prompt: The prompt's text exactly as the model read it.
-        text: What the model wrote, special tokens removed.
-        answer, grader, extra: Copied from the problem, so that the file can be graded alone.
-        token_ids, logprobs: The new tokens (the turn-ending one included, where one was sampled) and the
-            log-probability of each under the sampled-from model at temperature 1.
-        finish_reason: "stop" (the model ended its turn or wrote a stop text) or "length".
-        seed, temperature, top_p, max_new_tokens, stop, engine, model, fingerprint: How the sample was drawn, from what.
-        turns: The conversation that the prompt was made of, for training on the sample.
-        not_taken: Settings that the server refused, so that its own values applied.
-        format: Of the line; a later version may write another.
-    """
-
-    problem_id: str
-    sample_index: int
-    prompt: str
-    text: str
-    answer: str | list[str]
-    grader: str
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
-    seed: int
-    temperature: float
-    top_p: float
-    engine: str
-    model: str
-    fingerprint: str
-    extra: dict[str, object] | None = None
-    turns: tuple[Turn, ...] = ()
-    max_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    not_taken: tuple[str, ...] = ()
-    format: int = 1
-
-
 LISTED = 20
 """So many are named."""
 

@@ -46,9 +46,8 @@ from rectune.diagnosis.recommendation import check_goal, decide
 from rectune.diagnosis.risks import Found, find_risks
 from rectune.errors import UserError
 from rectune.models.limits import encode_for
-from rectune.models.load import check_model, fingerprint, load_model
+from rectune.models.load import check_model, choose_dtype, fingerprint, load_model
 from rectune.models.lora import unfreeze
-from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.objectives import Objective
 from rectune.pages.render import write_page
@@ -118,7 +117,7 @@ def diagnose(
     check_template(options.chat_template)
     dataset = read_rows(data, options=options)
     device = default_device()
-    dtype, why = choose_precision(precision, device)
+    dtype, why = choose_dtype(precision, device)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     template = choose_template(options.chat_template, tokenizer)
     encoded = encode_for(

@@ -88,9 +88,9 @@ def evaluate(
     """
     from rectune.grading import grade
     from rectune.runtime.progress import reporter
-    from rectune.sampling.dated import kept_template
-    from rectune.sampling.sample import sample
+    from rectune.sampling.sample import frozen_template, sample
     from rectune.sampling.stop_strings import check_stops
+    from rectune.sampling.types import EngineSpec, SamplingParams
 
     run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
     asks, name = template or (run.template if run else "auto"), str(run.model) if run else model
@@ -105,33 +105,36 @@ def evaluate(
 
     samples, graded = Path(out) / "samples.jsonl", Path(out) / "graded.jsonl"
     problems = [problem for one in asked.values() for problem in one.problems]
+    params = SamplingParams(temperature, top_p, max_new_tokens, seed, check_stops(stop))
     drawn = {
         "n": n,
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
-        "stop": list(check_stops(stop)),
+        "stop": list(params.stop),
         "precision": precision,
     }
     if isinstance(engine, str):
+        spec: Engine | EngineSpec = EngineSpec(
+            engine, batch_size, precision, server_url, served_name, server_logprobs
+        )
         check_output(samples)
         check_template(asks)
         if engine == "hf":
             check_model(name)
-        asks = kept_template(Path(out), asks, name)
+        asks = frozen_template(Path(out), asks, name)
+    else:
+        spec = engine
     sample(
         name,
         problems,
         out=samples,
+        num_samples=n,
+        params=params,
+        engine=spec,
         template=asks,
-        engine=engine,
-        batch_size=batch_size,
-        server_url=server_url,
-        served_name=served_name,
-        server_logprobs=server_logprobs,
         progress=progress,
-        **drawn,  # type: ignore[arg-type]
     )
     index, of = share()
     if index > 0:  # the first of several processes grades what all have drawn

@@ -79,9 +79,7 @@ class Evaluator:
         if self._engine is None:
             from rectune.sampling.hf.engine import HFEngine
 
-            self._engine = HFEngine.load(
-                self.weights, template=settings.chat_template, precision=settings.dtype
-            )
+            self._engine = HFEngine.load(self.weights, template=settings.chat_template, dtype=settings.dtype)
         return self._engine
 
     def __enter__(self) -> Evaluator:

@@ -37,8 +37,8 @@ from rectune.runtime.io import check_writable, replace_file, translate_disk_erro
 from rectune.runtime.locks import lock
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
-from rectune.sampling.dated import kept_template
-from rectune.sampling.sample import sample
+from rectune.sampling.sample import frozen_template, sample
+from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training.inputs import check_named
 from rectune.training.run_dir import other_settings
 from rectune.training.trainer import TrainResult, train
@@ -94,7 +94,7 @@ def train_rft(config: RFTConfig, *, resume: bool = False) -> RFTResult:
     problems, out = read(config), config.output_dir
     rows = out / ("pairs.jsonl" if paired else "rows.jsonl")
     with lock(out, "running RFT"), translate_disk_errors(out, "resume with --resume"):
-        template = kept_template(out, config.chat_template, config.model)
+        template = frozen_template(out, config.chat_template, config.model)
         config = config.model_copy(update={"chat_template": template})
         stages = Stages(config, problems, paired=paired, resume=resume)
         with on_interrupt(lambda: f"{out}: interrupted; resume with --resume"):
@@ -233,11 +233,15 @@ def sample_answers(config: RFTConfig, problems: Sequence[Problem], out: Path) ->
     """Sample the answers of the base model to `out`; those in `samples` are taken over first."""
     if config.samples is not None and not out.exists():
         _take_over(Path(config.samples), out, problems, config.num_samples)
+    params = SamplingParams(
+        config.temperature, config.top_p, config.max_new_tokens, config.sampling_seed, tuple(config.stop)
+    )
+    engine = EngineSpec(
+        config.backend, config.sampling_batch_size, config.dtype, config.base_url, config.served_model_name
+    )
     sample(
-        config.model, problems, out=out, n=config.num_samples, temperature=config.temperature, top_p=config.top_p,
-        max_new_tokens=config.max_new_tokens, stop=config.stop, seed=config.sampling_seed, engine=config.backend,
-        batch_size=config.sampling_batch_size, template=config.chat_template, precision=config.dtype,
-        server_url=config.base_url, served_name=config.served_model_name,
+        config.model, problems, out=out, num_samples=config.num_samples, params=params, engine=engine,
+        template=config.chat_template,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from rectune.experiments.problem_sets import write_problems
 from rectune.experiments.successive_halving import race
 from rectune.records import ComparedArm, Comparison, Dropped, read_record, write_record
 from rectune.runtime.progress import TaskTimer
-from rectune.sampling.dated import kept_template
+from rectune.sampling.sample import frozen_template
 
 log = logging.getLogger("rectune")
 
@@ -81,7 +81,7 @@ def run_grid(grid: Grid) -> Comparison:
 def _with_dated_template(grid: Grid) -> Grid:
     """A template that reads the clock writes the day on which the experiment began, in training and evaluation."""
     given = grid.evaluation.chat_template
-    template = kept_template(grid.out, given, grid.model)
+    template = frozen_template(grid.out, given, grid.model)
     if template == given:
         return grid
     dated = {"chat_template": template}

@@ -1,7 +1,6 @@
-"""A name becomes a model: a packaged model, a local folder (also with only an adapter in it), or a hub id.
+"""A model's name becomes a model: only causal language models, only safetensors weights.
 
-Only causal language models, only safetensors weights. LoRA adapters are made in `lora.py`; what a model
-computes is read off in `scorer.py`.
+Names become folders in `folder.py`, adapters are put on in `lora.py`, and what a model computes is read in `scorer.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,21 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectune.errors import UserError
-from rectune.models.packaged import PACKAGED, converted_folder, packaged_folder
+from rectune.errors import UserError, unknown_name
+from rectune.models.folder import (
+    PACKAGED,
+    TOKENIZER_FILES,
+    adapter_folder,
+    base_of,
+    check_folder,
+    check_weights,
+    find_folder,
+    quantised,
+)
+from rectune.models.lora import check_adapter, load_adapter, need_peft
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rectune")
 
+DTYPES = ("bfloat16", "float32")
+
 _OTHER_TASKS = ("ForMaskedLM", "Classification", "ForQuestionAnswering", "RewardModel")
-
-_CODES = {"I8", "U8", "I32", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0"}
-"""Types of safetensors in which a weight is a code."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json")
 
 
 def load_model(
@@ -178,42 +183,6 @@ def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
         log.warning(what, name, len(surplus), surplus[0], " ..." if len(surplus) > 1 else "")
 
 
-def find_folder(name: str) -> Path | None:
-    """The folder that a name stands for, of a run its model's; None for a hub id. `UserError` for another path."""
-    if name in PACKAGED:
-        return packaged_folder(name)
-    from rectune.data.trained_prompt import answering
-
-    try:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            return answering(path)
-        if path.exists():
-            hint = "convert it to safetensors first" if path.suffix == ".gguf" else "give the folder it is in"
-            raise UserError("is a file, not the folder of a model", where=name, hint=hint)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home
-        raise UserError(f"is no name of a model ({error})", where=name[:200]) from None
-    if name.startswith((".", "~", "/")) or name.count("/") > 1:
-        raise UserError("no such folder", where=name)
-    return None
-
-
-def adapter_folder(name: str) -> Path | None:
-    """The folder that a name stands for where it holds an adapter: adapter_config.json decides. Else None.
-
-    Raises:
-        UserError: As `find_folder`.
-    """
-    folder = None if name in PACKAGED else find_folder(name)  # packaged models need no conversion for this
-    return folder if folder is not None and (folder / "adapter_config.json").is_file() else None
-
-
-def need_peft() -> None:
-    """Raise `UserError` where peft is not installed."""
-    if find_spec("peft") is None:
-        raise UserError("LoRA adapters need the package peft", hint="pip install 'rectune[peft]'")
-
-
 def check_model(name: str | Path) -> None:
     """Look at the folder that a name stands for, without reading weights; hub ids and packaged names pass.
 
@@ -227,88 +196,6 @@ def check_model(name: str | Path) -> None:
         _check_adapter(adapter, name)
     elif find_folder(str(name)) is not None:
         load_config(name)
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `UserError` for what a folder lacks to be a model: config, safetensors weights, tokenizer."""
-    if not (folder / "config.json").is_file():
-        what = "no config.json, so this is not the folder of a model"
-        raise UserError(what, where=folder, hint=_other_content(folder))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
-        if pickles:
-            raise UserError(
-                f"only pickle weights ({pickles[0]}), which can run code when they are read",
-                where=folder,
-                hint="save the model as safetensors with transformers, on a machine where you trust it",
-            )
-        raise UserError("no weights (*.safetensors)", where=folder, hint=_other_content(folder))
-    for index in folder.glob("*.safetensors.index.json"):
-        _check_index(index)
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        what = f"weights ({files[0].name}), but neither model.safetensors nor model.safetensors.index.json"
-        hint = _other_content(folder) or "copy or download the model again"
-        raise UserError(what, where=folder, hint=hint)
-    for file in files:
-        _check_weights(file)
-    tokenizers = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
-    if not tokenizers:
-        raise UserError(f"no tokenizer (none of {', '.join(TOKENIZER_FILES)})", where=folder)
-    for file in tokenizers:
-        _check_pointer(file)
-
-
-def _other_content(folder: Path) -> str | None:
-    """What to do about a folder that holds something else than a model."""
-    for pattern, about in (
-        ("*.gguf", "is for llama.cpp: give the model it was made from"),
-        ("adapter_model.safetensors", "belongs to an adapter, whose adapter_config.json is missing"),
-        ("model", "is the model of this run: give that folder"),
-        ("adapter", "is the adapter of this run: give that folder"),
-    ):
-        if found := sorted(folder.glob(pattern)):
-            return f"{found[0].name} {about}"
-    return None
-
-
-def _check_index(index: Path) -> None:
-    """Raise `UserError` where an index of weights names anything but safetensors files of its own folder."""
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError("is no index of weights", where=index) from None
-    for name in names:
-        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
-            what = f"names {str(name)[:200]!r}, which is no safetensors file of this folder"
-            raise UserError(what, where=index, hint="pickle can run code when it is read")
-    if absent := sorted(name for name in names if not (index.parent / name).is_file()):
-        what = f"{len(absent)} of {len(names)} files of weights are not there: {absent[0]}"
-        raise UserError(what, where=index.parent, hint="copy or download them again")
-
-
-def _check_pointer(file: Path) -> None:
-    """Raise `UserError` for what git leaves in place of a large file where Git LFS is not installed."""
-    with file.open("rb") as stream:
-        if stream.read(40).startswith(b"version https://git-lfs"):
-            what = "is a Git LFS pointer, not the file that it stands for"
-            raise UserError(what, where=file, hint="git lfs pull, or download the model anew")
-
-
-def _check_weights(file: Path) -> None:
-    """Raise `UserError` for a file that is not whole, or holds codes of a quantisation; reads its header only."""
-    from safetensors import safe_open
-
-    _check_pointer(file)
-    try:
-        with safe_open(file, "numpy") as tensors:
-            kinds = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has an exception of its own, and raises others too
-        raise UserError(f"is damaged or not whole ({error})", where=file, hint="copy it again") from error
-    for name, kind in kinds.items():
-        last = name.rpartition(".")[2]
-        if (kind in _CODES and "weight" in last) or last in ("qweight", "qzeros"):
-            raise quantised(f"{name} is {kind}", file)
 
 
 def check_causal(config: PreTrainedConfig, name: str, *, trusted: bool = False) -> None:
@@ -332,20 +219,33 @@ def check_whole(config: PreTrainedConfig, name: str) -> None:
                 raise quantised(_method(key, given if isinstance(given, dict) else given.to_dict()), name)
 
 
-def quantised(method: str, where: object) -> UserError:
-    """The error for weights that are codes, which would be computed with as if they were numbers."""
-    hint = "give the model that it was made from; for an adapter, as base_model_name_or_path in adapter_config.json"
-    return UserError(
-        f"is quantised ({method}), and rectune trains and samples whole weights", where=where, hint=hint
-    )
-
-
 def _method(key: str, given: dict[str, Any]) -> str:
     """What an entry of a config says about how weights were quantised."""
     loads = [bits for bits in (4, 8) if given.get(f"load_in_{bits}bit") or given.get(f"_load_in_{bits}bit")]
     name = given.get("quant_method") or given.get("quant_algo") or ("bitsandbytes" if loads else key)
     bits = given.get("bits") or next(iter(loads), None)
     return f"{getattr(name, 'value', name)}{f', {bits} bits' if bits else ''}"
+
+
+def choose_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of a model on `device`, and why; "auto" takes bfloat16 where the device multiplies it in hardware.
+
+    Raises:
+        UserError: `dtype` is neither "auto" nor one of `DTYPES`.
+    """
+    import torch
+
+    if dtype in DTYPES:
+        return getattr(torch, dtype), "as configured"
+    if dtype != "auto":
+        raise unknown_name("dtype", dtype, ("auto", *DTYPES))
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if fast:
+        return torch.bfloat16, f"the {device.type} multiplies bfloat16 in hardware"
+    return torch.float32, f"the {device.type} has no bfloat16 products in hardware"
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -380,44 +280,8 @@ def quiet_bars() -> Iterator[None]:
         bars.set_tqdm_hook(before)
 
 
-def model_sources() -> Iterator[dict[str, str]]:
-    """Rows of `rectune list models`: name, where it is, what it is."""
-    for name, packaged in PACKAGED.items():
-        folder = converted_folder(name)
-        here = str(folder) if (folder / "config.json").is_file() else "downloaded at first use"
-        yield {"model": name, "where": here, "about": packaged.about}
-    yield {
-        "model": "FOLDER",
-        "where": "this machine",
-        "about": "as save_pretrained writes it; or an adapter",
-    }
-    yield {
-        "model": "ORG/NAME",
-        "where": "huggingface.co",
-        "about": "causal language models with safetensors",
-    }
-
-
-def base_of(folder: Path) -> str:
-    """The name of the model that an adapter belongs to. Raises `UserError` where it does not say, or not rightly."""
-    try:
-        base = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        base = None
-    if not isinstance(base, str) or not base:
-        raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
-    if (within := adapter_folder(base)) is not None:
-        what = "names itself as its base model" if within.samefile(folder) else "belongs to another adapter"
-        raise UserError(
-            what, where=folder, hint="give base_model_name_or_path a whole model; merge the other one"
-        )
-    return base
-
-
 def _put_on(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     """The base model with the adapter of a folder on it."""
-    from rectune.models.adapters import load_adapter
-
     log.info("with the adapter %s", folder)
     if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
         log.warning(
@@ -442,9 +306,7 @@ def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = 
                 "adapter_model.bin is pickle, which can run code: save the adapter anew with a present peft"
             )
         raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder, hint=hint)
-    _check_weights(weights)
-    from rectune.models.adapters import check_adapter
-
+    check_weights(weights)
     trust = {"trust_remote_code": trust_remote_code}
     try:
         base = base_of(folder)

@@ -1,9 +1,12 @@
-"""Causal attention within each row of a packed sequence, registered with transformers under a name.
+"""What a model computes for a row of a pack must not depend on the other rows: attention and rotary frequencies.
 
-The rows of a pack are attended one by one, so nothing is masked away that was computed: exact, and on a CPU
-half again as fast as one dense mask over the pack. On a GPU in 16 bits one kernel attends them all. Calls without
-`row_lengths` (generation) are transformers' own `sdpa`. With flash attention models keep transformers' variable-length
-path instead; see `scorer.py`.
+`attend_rows` is causal attention within each row, registered with transformers under `NAME`. The rows are attended one
+by one, so nothing is computed and then masked: exact, and on a CPU 1.5 times as fast as one dense mask over the pack.
+On a GPU in 16 bits one kernel attends them all. Calls without `row_lengths` (generation) are transformers' own `sdpa`.
+With flash attention models use transformers' variable-length path instead (`scorer.py`).
+
+`choose_per_row` is for LongRoPE (Phi-3) and dynamic NTK scaling, which take other frequencies beyond the length of
+pre-training. transformers decides by the longest row of a batch, which would change what a shorter row computes.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
 from itertools import accumulate
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -27,12 +31,12 @@ NAME = "rectune_rows"
 
 _SHORT = 256  # tokens up to which a bfloat16 row on a CPU is attended by plain products
 
-# What models hand to their attention besides the usual; anything else would be ignored, so it is refused.
+# Keyword arguments of models that do not change attention; any other would be ignored, so it is refused.
 _HARMLESS = {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions"}
 
 
 def attend_rows(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -52,7 +56,7 @@ def attend_rows(
         row_lengths: Tokens of each row of the pack; None means an ordinary batch.
 
     Raises:
-        UserError: The model wants something of its attention that is not known here.
+        UserError: The model passes an argument that is not implemented here.
     """
     if row_lengths is None and softcap is None:
         return sdpa_attention_forward(
@@ -67,7 +71,7 @@ def attend_rows(
     if unknown or not causal:
         what = f"arguments {', '.join(sorted(unknown))}" if unknown else "attention that is not causal"
         raise UserError(f"{type(module).__name__} uses {what}, which packed rows do not support")
-    if _together(query, value, dropout, softcap):
+    if _one_kernel(query, value, dropout, softcap):
         return _attend_together(query, key, value, row_lengths, scaling, sliding_window), None
     # split, not slices: the gradient of a split is one concatenation, that of a slice is as large as the pack
     rows = zip(*(t.split(row_lengths, dim=2) for t in (query, key, value)), strict=True)
@@ -75,7 +79,7 @@ def attend_rows(
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _together(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
+def _one_kernel(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
     """Whether torch has a kernel for rows of any length in one call."""
     if query.dtype not in (torch.bfloat16, torch.float16) or query.device.type != "cuda":
         return False
@@ -127,8 +131,8 @@ def _attend_together(
 
 @lru_cache(maxsize=2)
 def _ends(row_lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where rows begin and end in their pack; all layers ask for the same."""
-    with torch.inference_mode(False):  # training may be next to ask
+    """Where rows begin and end in their pack; the same for all layers."""
+    with torch.inference_mode(False):  # the cached tensor may be used in training next
         return torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=device)
 
 
@@ -187,7 +191,7 @@ def _attend_capped(
         # Not -inf: a padding position sees nothing at all, and its NaN would spread to every layer above.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    return torch.nn.functional.dropout(weights, dropout) @ value
+    return nn.functional.dropout(weights, dropout) @ value
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor:
@@ -206,6 +210,77 @@ def _square_band(size: int, window: int | None, device: torch.device) -> Tensor:
 def _causal_bias(length: int, groups: int, dtype: torch.dtype) -> Tensor:
     """(groups * length, length): 0 where attention is allowed, -inf elsewhere, for heads stacked on one key."""
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat(groups, 1)
+
+
+def choose_per_row(model: nn.Module) -> None:
+    """Make rotary embeddings whose frequencies depend on the length choose them by row; others are unchanged."""
+    for module in model.modules():
+        if original_lengths(module) and "forward" not in vars(module):
+            # a method of the module, not a closure: a copy of the module gets its own
+            module.forward = MethodType(_rotary_forward, module)
+
+
+def original_lengths(module: nn.Module) -> dict[str | None, tuple[str, int]]:
+    """Rope type, and the length beyond which frequencies change, of each layer type; None for all layers.
+
+    Empty for a module whose frequencies are always the same, and for what is no rotary embedding.
+    """
+    types = getattr(module, "rope_type", None)
+    by_layer: dict[str | None, Any] = types if isinstance(types, dict) else {None: types}
+    lengths: dict[str | None, tuple[str, int]] = {}
+    for layer, kind in by_layer.items():
+        original = None
+        if kind == "longrope":
+            parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+            parameters = parameters if layer is None else parameters[layer]
+            original = parameters.get("original_max_position_embeddings")
+        elif isinstance(kind, str) and "dynamic" in kind:
+            original = getattr(module, "original_max_seq_len", None)
+        if original is not None:  # else it is a model's own code, which the scorer's check tests
+            lengths[layer] = kind, int(original)
+    return lengths
+
+
+def _rotary_forward(self: nn.Module, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+    """As the class's own `forward`, with each row's frequencies: those of its largest position.
+
+    Args:
+        position_ids: (B, T); within each line a row begins where the position is 0.
+    """
+    given = (layer_type,) * (layer_type is not None)
+    own = type(self).forward
+    if layer_type not in (known := original_lengths(self)):
+        return own(self, x, position_ids, *given)
+    kind, original = known[layer_type]
+    if position_ids.dim() != 2:
+        raise UserError(f"{type(self).__name__} ({kind}) takes positions in {position_ids.dim()} dimensions")
+    longest = _longest(position_ids).clamp(min=original)
+    if kind == "longrope":  # two sets of frequencies in all
+        longest = longest.clamp(max=original + 1)
+    lengths = longest.unique().tolist()
+    made: list[Tensor] | None = None
+    for length in lengths:
+        own(self, x, position_ids.new_zeros(1, 1), *given)  # dynamic scaling would keep those of a longer row
+        where = longest == length
+        parts = own(self, x, position_ids if len(lengths) == 1 else position_ids[where][None], *given)
+        if len(lengths) == 1:
+            return parts
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        made = made or [part.new_empty(*position_ids.shape, *part.shape[2:]) for part in parts]
+        for whole, part in zip(made, parts, strict=True):
+            whole[where] = part[0]
+    assert made is not None
+    return tuple(made) if len(made) > 1 else made[0]
+
+
+def _longest(position_ids: Tensor) -> Tensor:
+    """(B, T): for each position the length of its row."""
+    starts = (position_ids == 0).to(torch.int64)
+    starts[:, 0] = 1
+    row = starts.flatten().cumsum(0) - 1
+    lengths = position_ids.new_zeros(position_ids.numel())
+    lengths.scatter_reduce_(0, row, position_ids.flatten() + 1, "amax")
+    return lengths[row].view_as(position_ids)
 
 
 AttentionInterface.register(NAME, attend_rows)

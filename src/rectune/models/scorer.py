@@ -23,7 +23,7 @@ from rectune.errors import UserError
 from rectune.logprobs import MEMORY_BUDGET, Implementation, supervised_positions, token_columns
 from rectune.models import packed_attention as attention
 from rectune.models.limits import no_embedding, positions, rope_kinds
-from rectune.models.rope import choose_per_row
+from rectune.models.packed_attention import choose_per_row
 
 T = TypeVar("T")
 

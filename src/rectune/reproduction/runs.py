@@ -60,6 +60,7 @@ def draw_samples(job: Job, seed: int) -> None:
     """The base model's answers that the offline arms of a seed share; how long it took stays beside them."""
     from rectune.data.load import read_problems
     from rectune.sampling.sample import sample
+    from rectune.sampling.types import EngineSpec, SamplingParams
 
     path = job.samples(seed)
     done = path.with_suffix(".json")
@@ -73,15 +74,12 @@ def draw_samples(job: Job, seed: int) -> None:
         config.model,
         read_problems(config.problems),
         out=path,
-        n=config.num_samples,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_new_tokens=config.max_new_tokens,
-        seed=config.sampling_seed,
-        stop=config.stop,
+        num_samples=config.num_samples,
+        params=SamplingParams(
+            config.temperature, config.top_p, config.max_new_tokens, config.sampling_seed, tuple(config.stop)
+        ),
+        engine=EngineSpec(job.asking.engine, dtype=config.dtype),
         template=config.chat_template,
-        precision=config.dtype,
-        engine=job.asking.engine,
     )
     with path.open("rb") as lines:
         drawn = [len(json.loads(line)["token_ids"]) for line in lines]
@@ -134,7 +132,7 @@ class Respondent:
             from rectune.sampling.hf.engine import HFEngine
 
             template, precision = self.asking.template, self.asking.precision
-            self._engine = HFEngine.load(self.weights, template=template, precision=precision)
+            self._engine = HFEngine.load(self.weights, template=template, dtype=precision)
         return self._engine
 
 

@@ -21,9 +21,8 @@ from rectune.data.sampler import plan_steps
 from rectune.data.schema import Problem
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
-from rectune.models.load import load_model
+from rectune.models.load import choose_dtype, load_model
 from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_own_lora
-from rectune.models.precision import choose_precision
 from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.prompt_batches import ask, check_room, read_inputs
 from rectune.rl.reward import Rewards
@@ -124,7 +123,7 @@ class _Run:
             temperature=config.temperature,
             memory_budget=config.logits_memory_mb << 20,
         )
-        dtype, why = choose_precision(config.dtype, device)
+        dtype, why = choose_dtype(config.dtype, device)
         self.masters = Masters(self.policy, dtype)
         self.optimizer = _optimizer(self.masters, config)
         if config.gradient_checkpointing:
@@ -159,7 +158,7 @@ class _Run:
             )
         assert config.base_url is not None
         server = OpenAIEngine(
-            config.model, config.base_url, served_name=config.served_model_name, template=template,
+            config.model, config.base_url, served_model_name=config.served_model_name, template=template,
             concurrency=config.sampling_batch_size,
         )  # fmt: skip
         return ReloadingServer(server, self.model, self.tokenizer, config.output_dir / "served")

@@ -9,9 +9,8 @@ from typing import Any
 
 from rectune.config import RLConfig
 from rectune.data.trained_prompt import as_trained
-from rectune.models.load import load_model
+from rectune.models.load import choose_dtype, load_model
 from rectune.models.lora import add_lora, starts_from_adapter, with_own_lora
-from rectune.models.precision import choose_precision
 from rectune.rl.prompt_batches import Asked, ask, check_room, read_inputs
 from rectune.rl.reward import Rewards
 from rectune.rl.rollout import Rollout
@@ -32,7 +31,7 @@ def plan(config: RLConfig) -> dict[str, Any]:
     with Rewards(config.reward, config.grading_timeout) as rewards:
         rewards.check([*problems, *kept])
     device = default_device()
-    dtype, why = choose_precision(config.dtype, device)
+    dtype, why = choose_dtype(config.dtype, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     template = run_template(config.output_dir, config.chat_template, tokenizer)
     asked = ask([*problems, *kept], tokenizer, template)

@@ -82,11 +82,11 @@ class Api:
     def __init__(self, url: str, *, timeout: float, retries: int) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(
-                f"'{url}' is no address", where="server_url", hint="such as http://localhost:8000/v1"
+                f"'{url}' is no address", where="base_url", hint="such as http://localhost:8000/v1"
             )
         if "@" in url.split("/")[2]:
             raise UserError(
-                "has a name or a password in it", where="server_url", hint="put the key in OPENAI_API_KEY"
+                "has a name or a password in it", where="base_url", hint="put the key in OPENAI_API_KEY"
             )
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
 
@@ -204,7 +204,7 @@ class OpenAIEngine:
     Args:
         model: Hub id, folder or packaged name; its tokenizer makes the prompts.
         url: Address of the API, such as http://localhost:8000/v1.
-        served_name: What the server calls the model; by default `model`.
+        served_model_name: What the server calls the model; by default `model`.
         template: As in training.
         concurrency: Requests in flight.
         logprobs: False takes servers that return none: log-probs are then empty, and token ids are those of the text.
@@ -222,7 +222,7 @@ class OpenAIEngine:
         model: str,
         url: str,
         *,
-        served_name: str | None = None,
+        served_model_name: str | None = None,
         template: str | Template = "auto",
         concurrency: int | None = None,
         logprobs: bool = True,
@@ -230,8 +230,8 @@ class OpenAIEngine:
         retries: int = 6,
     ) -> None:
         self.api = Api(url, timeout=timeout, retries=retries)
-        self.model_name, self.served_name = model, served_name or model
-        self.told = entry_of(self.served_name, self.api.models())
+        self.model_name, self.served_model_name = model, served_model_name or model
+        self.told = entry_of(self.served_model_name, self.api.models())
         self.llama_cpp_python = self.told.get("owned_by") == "me"
         self.reads_text = (
             self.llama_cpp_python
@@ -260,7 +260,7 @@ class OpenAIEngine:
         if isinstance(kept.get("meta"), dict):
             kept["meta"] = {key: value for key, value in kept["meta"].items() if key != "n_ctx"}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-        return f"served:{self.served_name}" + (f":{digest}" if kept else "")
+        return f"served:{self.served_model_name}" + (f":{digest}" if kept else "")
 
     def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
         """Completions in the order in which they arrive; at most `concurrency` requests are under way."""
@@ -344,7 +344,7 @@ class OpenAIEngine:
     def _body(self, request: Request, settings: SamplingParams) -> dict[str, Any]:
         key = sample_key(settings.seed, request.problem_id, request.sample_index)
         body: dict[str, Any] = {
-            "model": self.served_name,
+            "model": self.served_model_name,
             "prompt": list(request.prompt_ids),
             "n": 1,
             "max_tokens": settings.max_new_tokens,

@@ -1,36 +1,34 @@
-"""Sampling: problems in, a resumable file of samples out, whichever engine draws them.
+"""Sampling: problems in, a resumable file of samples out, whichever engine generates them.
 
-An engine turns requests (prompt ids plus the name of a sample) into completions with log-probs, in any order.
-`sample` names the requests, leaves out those that the file already has, and appends a line per completion.
-The engines are `sampling/hf/engine.py`, `openai.py` and `vllm.py`; reading and checking the file is in `writer.py`.
+An engine turns requests (prompt ids and the key of a sample) into completions with log-probs, in any order. `sample`
+makes the requests, leaves out those that the file already has, and appends a line per completion. The protocol is in
+`types.py`; the engines are `hf/engine.py`, `openai.py` and `vllm.py`; the file is in `writer.py`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from rectune.data.chat_template import check_template
+from rectune.data.chat_template import check_template, choose_template, without_date
 from rectune.data.findings import say_findings
-from rectune.data.schema import Problem, Sample
+from rectune.data.schema import Problem
 from rectune.data.tokenization import prompt_ids
-from rectune.data.trained_prompt import run_prompt
+from rectune.data.trained_prompt import TEMPLATE, run_prompt
 from rectune.errors import UserError, unknown_name
+from rectune.models.load import load_tokenizer
+from rectune.records import Sample, SampledTurn
 from rectune.runtime.distributed import share
-from rectune.runtime.io import check_output, translate_disk_errors
+from rectune.runtime.io import check_output, translate_disk_errors, write_text
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.stop_strings import check_stops, template_stops
-from rectune.sampling.types import Completion, Engine, Request, SamplingParams
+from rectune.sampling.types import Completion, Engine, EngineSpec, Request, SamplingParams
 from rectune.sampling.writer import shared_file
 
-log = logging.getLogger("rectune")
-
-ENGINES = ("hf", "openai", "vllm")
+BACKENDS = ("hf", "openai", "vllm")
 
 
 def sample(
@@ -38,119 +36,74 @@ def sample(
     problems: Sequence[Problem],
     *,
     out: Path,
-    n: int = 16,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 4096,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    engine: str | Engine = "hf",
-    batch_size: int | None = None,
+    num_samples: int = 16,
+    params: SamplingParams = SamplingParams(),  # noqa: B008
+    engine: Engine | EngineSpec = EngineSpec(),  # noqa: B008
     template: str | None = None,
-    precision: str = "auto",
-    server_url: str | None = None,
-    served_name: str | None = None,
-    server_logprobs: bool = True,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Path:
-    """Draw `n` answers to every problem and append them to `out`, one JSON object a line.
+    """Sample `num_samples` answers to every problem and append them to `out`, one JSON object a line.
 
-    A file that already has some of the samples is gone on with: finished ones are skipped, a torn last line
-    is removed first, and a larger `n` adds to them. Several processes (torchrun, accelerate) share the problems.
+    A file that already has some of the samples is resumed: finished ones are skipped, a torn last line is removed
+    first, and a larger `num_samples` adds to them. Several processes (torchrun, accelerate) share the problems.
 
     Args:
         model: Hub id, folder or packaged name.
         problems: With unique ids.
-        stop: Texts at which an answer ends, besides the template's own mark of the next turn (`stop_strings.py`).
-        engine: "hf", "openai", "vllm", or an engine of your own.
-        batch_size: Sequences in work at once (local) or requests in flight (server); None: its own choice.
+        params: How tokens are sampled. Its stop texts are used in addition to the template's own start of a user turn.
+        engine: The engine to use, or what to load for `model`.
         template: As in training: "auto", "none", the name of one of the tokenizer's, or a file. None: that of the
-            training run that the model is of, else "auto".
-        precision: Of the local engine: "auto", "bf16" or "fp32".
-        server_url: Address of an OpenAI-compatible server, for the server engine.
-        served_name: What the server calls the model, where that is not `model`.
-        server_logprobs: False takes a server without log-probs; they are then empty in the file.
-        progress: Called with (samples done, samples in all, tokens drawn by this call) after every sample; by
-            default a bar on stderr where that is a terminal.
+            training run that the model is of, else "auto". Ignored where `engine` is loaded already.
+        progress: Called with (samples done, samples in all, tokens sampled by this call) after every sample; by
+            default a bar on stderr if that is a terminal.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: No problem, duplicate ids, n = 0, a setting out of range, an unknown engine, an unreachable
-            server, or a file whose samples were drawn otherwise.
+        UserError: No problem, duplicate ids, a parameter out of range, an unknown backend, an unreachable server, or a
+            file whose samples are of other settings.
     """
-    settings = SamplingParams(temperature, top_p, max_new_tokens, seed, check_stops(stop))
-    settings.check()
-    _check_problems(problems, n)
-    if engine == "vllm" and share()[1] > 1:
-        raise UserError("vllm starts its own processes", where="engine", hint="start rectune once")
-    drawer = engine
+    params.check()
+    _check_problems(problems, num_samples)
     check_output(Path(out))
-    if isinstance(drawer, str):
-        server = {"url": server_url, "served_name": served_name, "logprobs": server_logprobs}
-        if template is None:
-            template = run.template if (run := run_prompt(model)) else "auto"
-        drawer = _engine(model, drawer, batch_size, template, precision, server)
-    settings = replace(settings, stop=all_stops(drawer, settings.stop))
-    say_findings(problems, drawer.tokenizer, drawer.template)
-    prompts = {p.problem_id: _prompt(drawer, p) for p in problems}
-    by_id = {p.problem_id: p for p in problems}
-
-    def line(completion: Completion) -> Sample:
-        request = completion.request
-        problem = by_id[request.problem_id]
-        return Sample(
-            problem_id=request.problem_id,
-            sample_index=request.sample_index,
-            prompt=prompts[request.problem_id][1],
-            text=completion.text,
-            answer=problem.answer,
-            grader=problem.grader,
-            token_ids=completion.token_ids,
-            logprobs=[round(x, 6) for x in completion.logprobs],
-            finish_reason=completion.finish_reason,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            engine=drawer.name,
-            model=drawer.model_name,
-            fingerprint=drawer.fingerprint,
-            extra=problem.extra,
-            turns=problem.prompt,
-            max_new_tokens=max_new_tokens,
-            stop=settings.stop,
-            not_taken=completion.not_taken,
-        )
-
-    expected = {
-        p.problem_id: line(Completion(Request(p.problem_id, 0, ()), [], [], "", "")) for p in problems
-    }
+    if isinstance(engine, EngineSpec):
+        engine = load_engine(model, engine, template)
+    params = replace(params, stop=all_stops(engine, params.stop))
+    say_findings(problems, engine.tokenizer, engine.template)
+    by_id = {problem.problem_id: problem for problem in problems}
+    prompts = {name: _prompt(engine, problem) for name, problem in by_id.items()}
+    texts = {name: str(engine.tokenizer.decode(list(ids))) for name, ids in prompts.items()}
+    expected = {}
+    for name, problem in by_id.items():
+        empty = Completion(Request(name, 0, ()), [], [], "", "")
+        expected[name] = _to_sample(empty, problem, texts[name], params, engine)
     with translate_disk_errors(out), shared_file(Path(out), expected) as file:
         index, of = share()
         mine = problems[index::of]
         todo = [
-            Request(p.problem_id, i, prompts[p.problem_id][0], p.where)
-            for p in mine
-            for i in range(n)
-            if (p.problem_id, i) not in file.finished
+            Request(problem.problem_id, i, prompts[problem.problem_id], problem.where)
+            for problem in mine
+            for i in range(num_samples)
+            if (problem.problem_id, i) not in file.finished
         ]
-        total, done, tokens = len(mine) * n, len(mine) * n - len(todo), 0
-        words = "samples are there; run it again, it goes on"
+        total, tokens = len(mine) * num_samples, 0
+        done = total - len(todo)
         with (
-            on_interrupt(lambda: f"{out}: {done} of {total} {words}"),
+            on_interrupt(lambda: f"{out}: {done} of {total} samples are there; run it again to resume"),
             reporter(progress, done, total) as report,
         ):
-            for completion in drawer.complete(todo, settings):
-                file.append(line(completion))
+            for completion in engine.complete(todo, params):
+                name = completion.request.problem_id
+                file.append(_to_sample(completion, by_id[name], texts[name], params, engine))
                 done, tokens = done + 1, tokens + len(completion.token_ids)
                 report(done, total, tokens)
     return out
 
 
-def _check_problems(problems: Sequence[Problem], n: int) -> None:
-    if n < 1:
-        raise UserError(f"{n} is out of range", where="n", hint="must be at least 1")
+def _check_problems(problems: Sequence[Problem], num_samples: int) -> None:
+    if num_samples < 1:
+        raise UserError(f"{num_samples} is out of range", where="num_samples", hint="must be at least 1")
     if not problems:
         raise UserError("there is no problem to sample answers for", where="problems")
     counts = Counter(p.problem_id for p in problems)
@@ -160,37 +113,97 @@ def _check_problems(problems: Sequence[Problem], n: int) -> None:
 
 
 def all_stops(engine: Engine, stop: Sequence[str]) -> tuple[str, ...]:
-    """The stop texts of a run: those given, and the template's own mark of the next turn."""
+    """The stop texts of a run: those given, and what the template writes before the next user turn."""
     return check_stops((*stop, *template_stops(engine.tokenizer, engine.template)))
 
 
-def _prompt(engine: Engine, problem: Problem) -> tuple[tuple[int, ...], str]:
-    """The prompt's token ids, those of training, and its text as the model reads it."""
+def _prompt(engine: Engine, problem: Problem) -> tuple[int, ...]:
+    """The prompt's token ids, those of training."""
     ids = prompt_ids(problem.prompt, engine.tokenizer, engine.template)
     if not ids:
         raise UserError(f"problem '{problem.problem_id}' has an empty prompt", where=problem.where or None)
-    return tuple(ids), str(engine.tokenizer.decode(ids))
+    return tuple(ids)
 
 
-def _engine(
-    model: str, name: str, batch_size: int | None, template: str, precision: str, server: dict[str, Any]
-) -> Engine:
-    """The engine of that name. Imported here, so that a server needs no weights in this process."""
+def _to_sample(
+    completion: Completion, problem: Problem, prompt: str, params: SamplingParams, engine: Engine
+) -> Sample:
+    return Sample(
+        problem_id=problem.problem_id,
+        sample_index=completion.request.sample_index,
+        prompt=prompt,
+        text=completion.text,
+        answer=problem.answer,
+        grader=problem.grader,
+        token_ids=completion.token_ids,
+        logprobs=[round(x, 6) for x in completion.logprobs],
+        finish_reason=completion.finish_reason,
+        seed=params.seed,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        engine=engine.name,
+        model=engine.model_name,
+        fingerprint=engine.fingerprint,
+        extra=problem.extra,
+        turns=[SampledTurn(**asdict(turn)) for turn in problem.prompt],
+        max_new_tokens=params.max_new_tokens,
+        stop=list(params.stop),
+        not_taken=list(completion.not_taken),
+    )
+
+
+def load_engine(model: str, spec: EngineSpec, template: str | None) -> Engine:
+    """The engine of a backend for a model by name. Imports the backend only, so that a server needs no torch model.
+
+    Raises:
+        UserError: An unknown backend, no address for a server, and all that loading raises.
+    """
+    if template is None:
+        template = run.template if (run := run_prompt(model)) else "auto"
     check_template(template)
-    if name == "hf":
+    if spec.backend == "hf":
         from rectune.sampling.hf.engine import HFEngine
 
-        return HFEngine.load(model, template=template, precision=precision, batch_size=batch_size)
-    if name == "openai":
+        return HFEngine.load(model, template=template, dtype=spec.dtype, batch_size=spec.batch_size)
+    if spec.backend == "openai":
         from rectune.sampling.openai import OpenAIEngine
 
-        if server["url"] is None:
-            raise UserError(
-                "the server engine needs an address", where="server_url", hint="http://HOST:PORT/v1"
-            )
-        return OpenAIEngine(model, **server, template=template, concurrency=batch_size)
-    if name == "vllm":
+        if spec.base_url is None:
+            what = "the openai backend needs the address of a server"
+            raise UserError(what, where="base_url", hint="http://HOST:PORT/v1")
+        return OpenAIEngine(
+            model,
+            spec.base_url,
+            served_model_name=spec.served_model_name,
+            template=template,
+            concurrency=spec.batch_size,
+            logprobs=spec.logprobs,
+        )
+    if spec.backend == "vllm":
         from rectune.sampling.vllm import VLLMEngine
 
-        return VLLMEngine(model, template=template, precision=precision)
-    raise unknown_name("engine", name, ENGINES)
+        if share()[1] > 1:
+            raise UserError("vllm starts its own processes", where="backend", hint="start rectune once")
+        return VLLMEngine(model, template=template, dtype=spec.dtype)
+    raise unknown_name("backend", spec.backend, BACKENDS)
+
+
+def frozen_template(folder: Path, name: str, model: str) -> str:
+    """`name`; for a template that writes today's date, a file in `folder` that writes the date of the first call.
+
+    A run resumed on another day then reads the same prompts.
+
+    Args:
+        model: Whose tokenizer it is for.
+
+    Raises:
+        UserError: The template cannot be used, or the folder cannot be written.
+    """
+    template = choose_template(name, load_tokenizer(model)) if name != "none" else None
+    if template is None or not template.today:
+        return name
+    path = folder / TEMPLATE
+    with translate_disk_errors(folder):
+        if not path.is_file() or without_date(path.read_text("utf-8")) != template.saved():
+            write_text(path, template.kept())
+    return str(path)

@@ -46,6 +46,8 @@ class SamplingParams:
         ):
             if not valid:
                 raise UserError(f"{getattr(self, name)} is out of range", where=name, hint=f"must be {rule}")
+        if not all(self.stop):
+            raise UserError("a stop text is empty", where="stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,27 @@ class Completion:
     text: str
     finish_reason: str
     not_taken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine to load for a model (`sample.load_engine`). Names are those of `config.BackendConfig`.
+
+    Attributes:
+        backend: "hf" (a model in this process), "openai" (an OpenAI-compatible server) or "vllm".
+        batch_size: Maximum number of sequences generated concurrently, or of requests in flight. None: its default.
+        dtype: Of the hf and vllm backends: "auto", "bfloat16" or "float32".
+        base_url: Address of the openai backend's server.
+        served_model_name: Name of the model on the server, if it is another.
+        logprobs: False accepts a server without log-probs; they are then empty in the samples.
+    """
+
+    backend: str = "hf"
+    batch_size: int | None = None
+    dtype: str = "auto"
+    base_url: str | None = None
+    served_model_name: str | None = None
+    logprobs: bool = True
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from rectune.data.chat_template import choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
-from rectune.models.load import adapter_folder, find_folder
+from rectune.models.folder import adapter_folder, find_folder
 from rectune.sampling.stop_strings import cut, special_stops
 from rectune.sampling.types import Completion, Request, SamplingParams, sample_key
 
@@ -24,7 +24,7 @@ class VLLMEngine:
     Args:
         model: Hub id or folder.
         template: As in training.
-        precision: "auto" (as stored), "bf16" or "fp32".
+        dtype: "auto" (as stored), "bfloat16" or "float32".
 
     Raises:
         UserError: vLLM is not installed, or the model is an adapter.
@@ -32,15 +32,14 @@ class VLLMEngine:
 
     name = "vllm"
 
-    def __init__(self, model: str, *, template: str = "auto", precision: str = "auto") -> None:
+    def __init__(self, model: str, *, template: str = "auto", dtype: str = "auto") -> None:
         if adapter_folder(model) is not None:
             hint = "merge it, or use --backend hf"
             raise UserError("is an adapter, and the vllm engine takes whole models", where=model, hint=hint)
         if find_spec("vllm") is None:
-            raise UserError("vLLM is not installed", where="engine", hint="pip install 'rectune[vllm]'")
+            raise UserError("vLLM is not installed", where="backend", hint="pip install 'rectune[vllm]'")
         from vllm import LLM
 
-        dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[precision]
         self.model_name = model
         self.llm = LLM(
             model=str(find_folder(model) or model),

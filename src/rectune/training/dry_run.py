@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from rectune.config import MemoryConfig, TrainConfig
-from rectune.models.load import load_model
+from rectune.models.load import choose_dtype, load_model
 from rectune.models.lora import add_lora, starts_from_adapter
-from rectune.models.precision import choose_precision
 from rectune.objective_spec import Phase, make_phases
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import check_writable
@@ -38,7 +37,7 @@ def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     check_writable(config.output_dir)
     texts = read_inputs(config)
     device = default_device()
-    dtype, why = choose_precision(config.dtype, device)
+    dtype, why = choose_dtype(config.dtype, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
     paired = "pair" in phases[0].columns
     all_data = [load_data(one, tokenizer, model, paired=paired, texts=texts) for one in configs]

@@ -23,8 +23,7 @@ from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.data.trained_prompt import TEMPLATE
 from rectune.errors import UserError
-from rectune.models.load import quiet_bars
-from rectune.models.precision import PRECISIONS, choose_precision
+from rectune.models.load import choose_dtype, quiet_bars
 from rectune.objective_spec import make_phases, parse_objective, sources
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import (
@@ -169,8 +168,8 @@ def open_run(config: TrainConfig, template: Template, steps: int, **decided: int
 def settled(config: Settings) -> dict[str, Any]:
     """The settings in force, JSON-ready: those that the config leaves open are decided, as far as they play a part."""
     found: dict[str, Any] = json.loads(dump_config(config))
-    dtype, _ = choose_precision(found["dtype"], default_device())
-    found["dtype"] = next(name for name, known in PRECISIONS.items() if known == dtype)
+    dtype, _ = choose_dtype(found["dtype"], default_device())
+    found["dtype"] = str(dtype).removeprefix("torch.")
     if isinstance(config, TrainConfig):
         phases = make_phases(config)
         found["min_eos_weight"] = phases[0].min_eos_weight

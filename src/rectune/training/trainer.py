@@ -23,9 +23,8 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather
 from rectune.config import TrainConfig
 from rectune.data.chat_template import Template
 from rectune.errors import UserError
-from rectune.models.load import fingerprint, load_model
+from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
-from rectune.models.precision import choose_precision
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase, make_phases, phase_at
 from rectune.runtime.distributed import TIMEOUT, on_cpu, translate_peer_failure
@@ -118,7 +117,7 @@ def _train(
     identity = fingerprint(model)
     if config.lora_r:
         model = add_lora(model, config, config.seed)  # type: ignore[assignment]
-    dtype, why = choose_precision(config.dtype, accelerator.device)
+    dtype, why = choose_dtype(config.dtype, accelerator.device)
     sharded = is_sharded(accelerator)  # shards are float32, and computed with in `dtype`
     masters = Masters(model, torch.float32 if sharded else dtype)
     scorer = Scorer(model, memory_budget=config.logits_memory_mb << 20)

