@@ -40,7 +40,7 @@ QUICK := $(addprefix tests/, \
   grading/test_expression.py grading/test_math.py grading/test_selection.py evaluation/test_benchmarks.py \
   evaluation/test_compare.py evaluation/test_scoring.py evaluation/test_shape.py experiments/test_problems.py \
   diagnosis/test_diagnose.py rft/test_offline.py::test_the_settings_are_these rl/test_advantages.py \
-  rl/test_objective.py pages/test_pages.py reporting/test_grouping.py reporting/test_report.py \
+  rl/test_objective.py pages/test_pages.py reporting/test_report.py \
   reproduction/test_paper.py faults/test_damage.py fuzz/test_found.py)
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 8 --dist loadfile $(QUICK)

@@ -18,7 +18,7 @@ import torch
 from common import DEVICE, DTYPE, entry, padded_batch, ratios, save, show, side_by_side
 
 from rectune.config import load_config
-from rectune.diagnosis.measure import _keep
+from rectune.diagnosis.measure import measure_batch
 from rectune.logprobs import supervised_positions
 from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
@@ -55,9 +55,8 @@ def main() -> None:
     head = scorer.head()
 
     def diagnosis() -> None:
-        kept: dict = {}
         for batch in batches:
-            _keep(kept, scorer, batch, 0)
+            measure_batch(scorer, batch)
 
     @torch.inference_mode()
     def limit() -> None:

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rectune.records import Diagnosis
+
 NAMES = (
     "Amy",
     "Ben",
@@ -171,7 +173,7 @@ def tune(out: Path) -> None:
 def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Diagnose, then train and compare; what was said and what came."""
     from rectune.config import load_config
-    from rectune.diagnosis import diagnose
+    from rectune.diagnosis.diagnose import diagnose
     from rectune.experiments.compare import CompareConfig, compare
 
     folder = options.out / name
@@ -188,7 +190,7 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
     return outcome(name, said, came.to_dict())
 
 
-def outcome(name: str, said: dict[str, Any], came: dict[str, Any]) -> dict[str, Any]:
+def outcome(name: str, said: Diagnosis, came: dict[str, Any]) -> dict[str, Any]:
     """One line of the table. A verdict comes true where the interval of dft minus sft lies on its side of 0."""
     domains = {}
     for benchmark, found in came["verdict"]["benchmarks"].items():
@@ -206,7 +208,7 @@ def outcome(name: str, said: dict[str, Any], came: dict[str, Any]) -> dict[str, 
     winners = {
         d: "dft" if one["low"] > 0 else "sft" if one["high"] < 0 else "open" for d, one in domains.items()
     }
-    position, verdict = said["verdict"]["position"], said["verdict"]["label"]
+    position, verdict = said.verdict.position, said.verdict.label
     if verdict not in ("sft", "dft"):  # the diagnosis called it open
         true = "yes" if len(set(winners.values())) > 1 or set(winners.values()) == {"open"} else "no"
     elif winners["in"] == "open":
@@ -214,8 +216,8 @@ def outcome(name: str, said: dict[str, Any], came: dict[str, Any]) -> dict[str, 
     else:
         true = "yes" if winners["in"] == verdict else "no"
     return {
-        "pair": name, "mean_p": said["overall"]["mean_p"], "position": position, "verdict": verdict,
-        "confidence": said["verdict"]["confidence"], "risks": [risk["name"] for risk in said["risks"]],
+        "pair": name, "mean_p": said.overall.mean_p, "position": position, "verdict": verdict,
+        "confidence": said.verdict.confidence, "risks": [risk.name for risk in said.risks],
         "domains": domains, "winners": winners, "came_true": true,
     }  # fmt: skip
 

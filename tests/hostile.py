@@ -10,6 +10,7 @@ from typing import Any
 
 from diagnosed import diagnosis
 from rectune.training.metrics import PROBABILITY_BINS
+from reported import comparison_record, dropped, race, sweep
 
 ACT = "window.owned=1;document.title='owned'"
 TEXTS = (
@@ -43,19 +44,13 @@ def comparison(folder: Path, text: str = ALL, name: str = "x") -> Path:
     for arm in ("sft", "dft"):
         _run(folder / "runs" / arm / "seed-0", arm, text, name)
     _evaluation(folder / "runs" / "base" / "evaluation", "base", text, name)
-    arms = [
-        {"label": f"{arm} {text}", "slug": arm, "name": text, "settings": {text: text}, "learning_rate": 1e-3,
-         "runs": {"0": f"runs/{arm}/seed-0"}, "dropped": {"reason": text} if arm == "sft" else None}
-        for arm in ("dft", "sft")
-    ]  # fmt: skip
-    sweep = {"problems": 3, "max_steps": 2, "arms": {"dft": {"label": text, "learning_rate": 1e-3, "trials": [
-        {"learning_rate": 1e-3, "accuracy": {"mean": 0.5}}]}}}  # fmt: skip
-    write(folder / "comparison.json", {
-        "format": 1, "model": text, "data": text, "seeds": [0], "arms": arms, "benchmarks": {f"b{name}": "out"},
-        "settings": {}, "verdict": None, "sweep": sweep, "race": {"dropped": {"sft": {"reason": text}}},
-    })  # fmt: skip
-    risks = [{"name": text, "severity": text, "evidence": text}]
-    write(folder / "diagnosis.json", {"format": 1, "verdict": {"sentence": text}, "risks": risks})
+    record = comparison_record(
+        {"dft": f"dft {text}", "sft": f"sft {text}"}, model=text, data=text, benchmarks={f"b{name}": "out"},
+        sweep=sweep(text), race=race(text), paper={"tables": [[{text: text}]], "notes": [text]},
+    )  # fmt: skip
+    record["arms"][1]["dropped"] = dropped(text)
+    write(folder / "comparison.json", record)
+    write(folder / "diagnosis.json", hostile_diagnosis(text))
     state = {"log_history": [{"step": n, "loss": 1.0 / (n + 1), text: text} for n in range(3)]}
     write(folder / f"trainer{name}" / "trainer_state.json", state)
     return folder
@@ -107,19 +102,21 @@ def _evaluation(folder: Path, model: str, text: str, name: str) -> None:
     write(folder / "graded.jsonl", *lines)
 
 
-def hostile_diagnosis(*, keys: bool = True) -> dict[str, Any]:
-    """A diagnosis with `ALL` in every text that data, model or labels decide; in names of classes and labels, too."""
+def hostile_diagnosis(text: str = ALL) -> dict[str, Any]:
+    """A diagnosis with `text` in every text that data, model or labels decide; in names of classes and labels, too."""
     whole = diagnosis(rows=2)
-    labels = {one["label"] for one in whole["objectives"]} | set(whole["objectives"][0]["share_by_class"])
+    labels = {effect["label"] for effect in whole["objectives"]} | set(
+        whole["objectives"][0]["share_by_class"]
+    )
 
-    def spoil(value: Any) -> Any:
+    def spoil(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {
-                f"{key} {ALL}" if keys and key in labels else key: spoil(one) for key, one in value.items()
-            }
+            names = {name: f"{name} {text}" if name in labels else name for name in value}
+            return {names[name]: spoil(inner, name) for name, inner in value.items()}
         if isinstance(value, list):
-            return [spoil(one) for one in value]
-        return f"{value} {ALL}" if isinstance(value, str) else value
+            return [spoil(inner) for inner in value]
+        fixed = key in ("severity", "position", "confidence")
+        return f"{value} {text}" if isinstance(value, str) and not fixed else value
 
     whole = spoil(whole)
     whole["examples"][0]["tokens"][-2:] = ["</script>", "<!--<script>"]

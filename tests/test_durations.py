@@ -42,8 +42,8 @@ def test_a_training_run(toy: list[str], tmp_path: Path, capsys: pytest.CaptureFi
     said = json.loads(capsys.readouterr().out)
     assert SLOW < said["seconds"] <= passed
     assert said["step_seconds"] < said["seconds"] - SLOW
-    cost = report([tmp_path / "run"])["cost"][0]
-    assert (cost["seconds"], cost["step_seconds"]) == (said["seconds"], said["step_seconds"])
+    cost = report([tmp_path / "run"]).cost[0]
+    assert (cost.seconds, cost.step_seconds) == (said["seconds"], said["step_seconds"])
 
 
 def test_a_run_that_went_on_has_both_parts(

@@ -14,6 +14,7 @@ from rectune.cli.app import main, run
 from rectune.cli.console import print_lines, print_table
 from rectune.diagnosis.page import summary
 from rectune.errors import UserError
+from rectune.records import Diagnosis
 from rectune.runtime.escape import visible
 
 ACTING = set("\x00\x07\x08\x0b\x0c\r\x1b\x7f\x85\x9b\u202a\u202e\u2066\u200f\ud800")
@@ -55,7 +56,7 @@ def test_errors_and_messages(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
-    for part in summary(hostile_diagnosis(keys=False)):
+    for part in summary(Diagnosis.model_validate(hostile_diagnosis())):
         print_lines(part) if isinstance(part, str) else print_table(part)
     check(capsys.readouterr().out)
 

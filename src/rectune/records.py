@@ -559,6 +559,138 @@ class RFTProgress(FileRecord):
     stages: dict[str, RFTStage]
 
 
+class TargetFigures(Record):
+    """Means over target tokens under the model before training."""
+
+    targets: int
+    mean_p: float
+    nll: float
+    """In nats."""
+    entropy: float
+    """In nats."""
+    top1: float
+    histogram: list[int]
+    """How many have a probability in each of the paper's 13 bins."""
+
+
+class OverallFigures(TargetFigures):
+    """Of all measured targets; `mean_p_error` is the standard error over rows, None for a single row."""
+
+    mean_p_error: float | None
+
+
+class GroupFigures(TargetFigures):
+    """Of a class of tokens, a part of the answers, or a source of rows."""
+
+    name: str
+
+
+class ObjectiveEffect(Record):
+    """What an objective would do to the data; shares add up to 1. docs/diagnosis.md describes the fields."""
+
+    label: str
+    name: str
+    settings: dict[str, float]
+    mean_weight: float
+    share_by_bin: list[float]
+    share_by_class: dict[str, float]
+    effective_sample_size: float
+    gradient_norm_ratio: float | None
+    """Norm of the gradient over that of SFT; None where it was not measured."""
+    learning_rate_factor: float | None
+
+
+class Reason(Record):
+    """A reason of a recommendation: the number behind it, and the threshold and source that it is held against."""
+
+    text: str
+    value: float
+    threshold: float | None
+    source: str
+
+
+class Recommendation(Record):
+    """Which objective fits the data; `next` are commands to run."""
+
+    position: Literal["strong", "intermediate", "weak"]
+    objective: str
+    """As `--objective` takes it."""
+    label: str
+    name: str
+    settings: dict[str, float]
+    alternatives: list[str]
+    confidence: Literal["high", "medium", "low"]
+    sentence: str
+    reasons: list[Reason]
+    next: list[str]
+
+
+class RiskRow(Record):
+    """A row that a risk is about: `file:line`, and its least likely targets or another note."""
+
+    where: str
+    note: str
+
+
+class Risk(Record):
+    """What could go wrong with the data, by which evidence, and what to do."""
+
+    name: str
+    severity: Literal["high", "medium", "low"]
+    evidence: str
+    remedy: str
+    value: float
+    threshold: float
+    source: str
+    rows: list[RiskRow]
+
+
+class ExampleRow(Record):
+    """A real row, a value for each token; None for tokens of the prompt."""
+
+    where: str
+    source: str
+    tokens: list[str]
+    supervised: list[bool]
+    p: list[float | None]
+    class_: list[str | None] = Field(alias="class")
+    entropy: list[float | None]
+    top: list[str | None]
+    """The model's most probable token."""
+    weights: dict[str, list[float | None]]
+    """By label of the objective."""
+
+
+class Diagnosis(FileRecord):
+    """diagnosis.json: where the data lies under the model, what each objective would do, and what could go wrong."""
+
+    WHAT = "a diagnosis"
+    HINT = "remove it and run rectune diagnose again"
+
+    rectune: str
+    model: str
+    fingerprint: str
+    data: str
+    template: str
+    goal: str | None
+    rows: int
+    measured_rows: int
+    measured_targets: int
+    seconds_measuring: float
+    tokens_per_second: float
+    bins: list[float]
+    overall: OverallFigures
+    by_class: list[GroupFigures]
+    by_position: list[GroupFigures]
+    by_source: list[GroupFigures]
+    objectives: list[ObjectiveEffect]
+    verdict: Recommendation
+    risks: list[Risk]
+    examples: list[ExampleRow]
+    seconds: float = 0.0
+    """Of the whole command."""
+
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 AnyFile = TypeVar("AnyFile", bound=FileRecord)
 

@@ -19,14 +19,15 @@ from rectune.config import DataConfig
 from rectune.data.encoded_dataset import RowCounts
 from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded, token_texts
-from rectune.diagnosis import diagnose
-from rectune.diagnosis.classes import CLASSES, class_of, token_classes
-from rectune.diagnosis.effective_weights import gradient_norms, learning_rate_factor, parse
-from rectune.diagnosis.measure import Measured
-from rectune.diagnosis.recommendation import decide, position
-from rectune.diagnosis.risks import CHECKS, Found, find_risks
-from rectune.diagnosis.summary_statistics import standard_error
+from rectune.diagnosis.diagnose import diagnose
+from rectune.diagnosis.effective_weights import DEFAULT, gradient_norms, learning_rate_factor, parse
+from rectune.diagnosis.measure import Measured, standard_error
+from rectune.diagnosis.recommendation import RACE, position, recommend
+from rectune.diagnosis.risks import CHECKS, RiskInputs, find_risks
+from rectune.diagnosis.token_classes import CLASSES, class_of, token_classes
 from rectune.models.scorer import Scorer
+from rectune.objective_spec import parse_objective
+from rectune.records import Diagnosis, OverallFigures, Risk
 from rectune.training.metrics import PROBABILITY_BINS
 from toys import byte_tokenizer, tiny_model
 
@@ -56,76 +57,74 @@ def rows_file(path: Path, count: int = 30) -> str:
 
 
 @pytest.fixture(scope="module")
-def diagnosis(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def diagnosis(model: str, tmp_path_factory: pytest.TempPathFactory) -> Diagnosis:
     folder = tmp_path_factory.mktemp("diagnosis")
     data = rows_file(folder / "rows.jsonl")
-    return diagnose(model, data, out=folder / "out", rows=30, precision="fp32") | {"_out": folder / "out"}
+    return diagnose(model, data, out=folder / "out", rows=30, precision="float32")
 
 
-def test_figures_are_those_of_plain_transformers(model: str, diagnosis: dict[str, Any]) -> None:
+def test_figures_are_those_of_plain_transformers(model: str, diagnosis: Diagnosis) -> None:
     from transformers import AutoModelForCausalLM
 
     plain, logp = AutoModelForCausalLM.from_pretrained(model), []
-    for example in diagnosis["examples"]:
-        ids = torch.tensor([byte_tokenizer()("".join(example["tokens"])).input_ids])
+    for example in diagnosis.examples:
+        ids = torch.tensor([byte_tokenizer()("".join(example.tokens)).input_ids])
         with torch.no_grad():
             scores = plain(ids).logits[0].log_softmax(-1)
         expected = scores[:-1].gather(1, ids[0, 1:, None]).squeeze(1).exp()
-        for place, p in enumerate(example["p"]):
+        for place, p in enumerate(example.p):
             if p is not None:
                 assert p == pytest.approx(float(expected[place - 1]), rel=1e-3)
                 logp.append(math.log(p))
-    assert len(diagnosis["examples"]) == 12 and len(logp) > 100
+    assert len(diagnosis.examples) == 12 and len(logp) > 100
 
 
-def test_groups_add_up(diagnosis: dict[str, Any]) -> None:
-    overall = diagnosis["overall"]
-    assert overall["targets"] == diagnosis["measured_targets"] == sum(overall["histogram"])
-    for groups in ("by_class", "by_position", "by_source"):
-        assert sum(one["targets"] for one in diagnosis[groups]) == overall["targets"]
-        mean = sum(one["mean_p"] * one["targets"] for one in diagnosis[groups]) / overall["targets"]
-        assert mean == pytest.approx(overall["mean_p"])
-    assert [one["name"] for one in diagnosis["by_source"]] == ["a", "b"] or {
-        one["name"] for one in diagnosis["by_source"]
-    } == {"a", "b"}
-    assert {one["name"] for one in diagnosis["by_class"]} >= {"end and special", "digits", "words"}
-    assert diagnosis["bins"] == list(PROBABILITY_BINS)
+def test_groups_add_up(diagnosis: Diagnosis) -> None:
+    overall = diagnosis.overall
+    assert overall.targets == diagnosis.measured_targets == sum(overall.histogram)
+    for groups in (diagnosis.by_class, diagnosis.by_position, diagnosis.by_source):
+        assert sum(group.targets for group in groups) == overall.targets
+        mean = sum(group.mean_p * group.targets for group in groups) / overall.targets
+        assert mean == pytest.approx(overall.mean_p)
+    assert {group.name for group in diagnosis.by_source} == {"a", "b"}
+    assert {one.name for one in diagnosis.by_class} >= {"end and special", "digits", "words"}
+    assert diagnosis.bins == list(PROBABILITY_BINS)
 
 
-def test_shares_of_gradient_weight(diagnosis: dict[str, Any]) -> None:
-    by_label = {one["label"]: one for one in diagnosis["objectives"]}
+def test_shares_of_gradient_weight(diagnosis: Diagnosis) -> None:
+    by_label = {one.label: one for one in diagnosis.objectives}
     for one in by_label.values():
-        assert sum(one["share_by_bin"]) == pytest.approx(1)
-        assert sum(one["share_by_class"].values()) == pytest.approx(1)
-        assert 0 < one["effective_sample_size"] <= 1 + 1e-9
-        assert one["gradient_norm_ratio"] > 0
-    assert by_label["sft"]["effective_sample_size"] == pytest.approx(1)
-    assert by_label["sft"]["gradient_norm_ratio"] == 1 == by_label["sft"]["mean_weight"]
+        assert sum(one.share_by_bin) == pytest.approx(1)
+        assert sum(one.share_by_class.values()) == pytest.approx(1)
+        assert 0 < one.effective_sample_size <= 1 + 1e-9
+        assert one.gradient_norm_ratio > 0
+    assert by_label["sft"].effective_sample_size == pytest.approx(1)
+    assert by_label["sft"].gradient_norm_ratio == 1 == by_label["sft"].mean_weight
     assert set(by_label) >= {"sft", "dft", "power alpha=0.5", "focal"}
     # Turn ends are protected: under DFT they keep weight 1 beside targets of p around 1/272.
-    assert by_label["dft"]["share_by_class"]["end and special"] > 0.9
+    assert by_label["dft"].share_by_class["end and special"] > 0.9
+
+
+def half(logp: torch.Tensor) -> torch.Tensor:
+    return -0.5 * logp
 
 
 def test_gradient_ratio_is_that_of_training(model: str, tmp_path: Path) -> None:
     """`mixture` with share 0 is SFT, with share 1 and an unprotected end DFT: the ratio follows the weights."""
-
-    def half(logp: torch.Tensor) -> torch.Tensor:
-        return -0.5 * logp
-
     found = diagnose(
-        model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "o", rows=5, precision="fp32",
+        model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "o", rows=5, precision="float32",
         objectives=["mixture:share=0", half],
     )  # fmt: skip
-    by_label = {one["label"]: one for one in found["objectives"]}
-    assert by_label["mixture share=0"]["gradient_norm_ratio"] == pytest.approx(1, rel=1e-5)
-    assert by_label["half"]["gradient_norm_ratio"] == pytest.approx(0.5, rel=1e-5)
-    assert by_label["half"]["learning_rate_factor"] == pytest.approx(2, rel=1e-4)
+    by_label = {one.label: one for one in found.objectives}
+    assert by_label["mixture share=0"].gradient_norm_ratio == pytest.approx(1, rel=1e-5)
+    assert by_label["test_diagnose.py:half"].gradient_norm_ratio == pytest.approx(0.5, rel=1e-5)
+    assert by_label["test_diagnose.py:half"].learning_rate_factor == pytest.approx(2, rel=1e-4)
 
 
 def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     weak = diagnose(model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "weak", rows=30, gradients=False)
-    assert weak["verdict"]["position"] == "weak" and weak["verdict"]["name"] == "sft"
-    assert "--objective sft" in weak["verdict"]["next"][0]
+    assert weak.verdict.position == "weak" and weak.verdict.name == "sft"
+    assert "--objective sft" in weak.verdict.next[0]
     from rectune.config import load_config
     from rectune.training.trainer import train
 
@@ -133,8 +132,14 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
                 "max_steps": 150, "learning_rate": 1e-2, "objective": "sft", "dtype": "float32"}  # fmt: skip
     train(load_config(None, settings))
     strong = diagnose(str(tmp_path / "run"), str(tmp_path / "r.jsonl"), out=tmp_path / "strong", rows=30)
-    assert strong["verdict"]["position"] == "strong"
-    assert strong["overall"]["mean_p"] > 0.75 and strong["model"].endswith("/model")
+    assert strong.verdict.position == "strong"
+    assert strong.overall.mean_p > 0.75 and strong.model.endswith("/model")
+
+
+def overall_of(mean_p: float, error: float | None) -> OverallFigures:
+    return OverallFigures(
+        targets=9000, mean_p=mean_p, mean_p_error=error, nll=1.0, entropy=1.0, top1=0.5, histogram=[0] * 13
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,19 +156,21 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     ],
 )
 def test_verdict(mean_p: float, goal: Any, risks: tuple[str, ...], name: str, confidence: str) -> None:
-    found = [{"name": risk, "evidence": "e", "value": 1, "threshold": 0, "source": "s"} for risk in risks]
-    overall = {"mean_p": mean_p, "mean_p_error": 0.001, "targets": 9000}
-    verdict = decide(overall, found, goal, "m x", "d", " --chat-template none")
-    assert (verdict["name"], verdict["confidence"]) == (name, confidence)
-    assert f"{mean_p:.2f}" in verdict["sentence"] and len(verdict["reasons"]) >= 1
-    assert all("'m x'" in command and "--chat-template none" in command for command in verdict["next"])
-    assert position(mean_p) == verdict["position"]
+    found = [
+        Risk(name=risk, severity="high", evidence="e", remedy="r", value=1, threshold=0, source="s", rows=[])
+        for risk in risks
+    ]
+    verdict = recommend(overall_of(mean_p, 0.001), found, goal, "m x", "d", " --chat-template none")
+    assert (verdict.name, verdict.confidence) == (name, confidence)
+    assert f"{mean_p:.2f}" in verdict.sentence and len(verdict.reasons) >= 1
+    assert all("'m x'" in command and "--chat-template none" in command for command in verdict.next)
+    assert position(mean_p) == verdict.position
 
 
 @pytest.mark.parametrize(("error", "confidence"), [(0.001, "high"), (0.1, "medium"), (None, "medium")])
 def test_a_mean_that_is_not_well_known_is_less_sure(error: float | None, confidence: str) -> None:
-    verdict = decide({"mean_p": 0.9, "mean_p_error": error, "targets": 9000}, [], "generalise", "m", "d")
-    assert verdict["confidence"] == confidence
+    verdict = recommend(overall_of(0.9, error), [], "generalise", "m", "d")
+    assert verdict.confidence == confidence
 
 
 def test_standard_error_is_that_of_drawing_rows() -> None:
@@ -172,7 +179,7 @@ def test_standard_error_is_that_of_drawing_rows() -> None:
     n, zero = p.size, np.zeros(p.size)
     row_N = np.repeat(np.arange(50), 8)
     made = Measured(
-        np.log(p.ravel()), zero, zero, zero > 0, zero > 0, row_N, row_N, zero, list(range(50)), 1.0, n
+        np.log(p.ravel()), zero, zero, zero > 0, zero > 0, row_N, row_N, zero, row_N, list(range(50)), 1.0, n
     )
     expected = p.mean(1).std(ddof=1) / math.sqrt(50)
     assert standard_error(made) == pytest.approx(expected)
@@ -193,10 +200,6 @@ def test_gradient_norm_is_that_of_all_parameters() -> None:
 
 
 def test_which_objectives_are_offered_exist() -> None:
-    from rectune.diagnosis.effective_weights import DEFAULT
-    from rectune.diagnosis.recommendation import RACE
-    from rectune.objective_spec import parse_objective
-
     assert all(parse_objective(text)[0].name in OBJECTIVES for text in (*RACE, *DEFAULT))
 
 
@@ -251,15 +254,17 @@ RISKY = {
 def test_risks_are_found(model: str, tmp_path: Path, name: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in RISKY[name]))
-    found = diagnose(model, str(path), out=tmp_path / "out", rows=30, max_length=128, gradients=False)
-    risk = next(one for one in found["risks"] if one["name"] == name)
-    assert risk["evidence"] and risk["remedy"] and risk["severity"] in ("high", "medium", "low")
+    found = diagnose(
+        model, str(path), out=tmp_path / "out", rows=30, options=DataConfig(max_length=128), gradients=False
+    )
+    risk = next(one for one in found.risks if one.name == name)
+    assert risk.evidence and risk.remedy and risk.severity in ("high", "medium", "low")
     if name in ("duplicates", "markers", "facts"):
-        assert all(row["where"].startswith(str(path)) for row in risk["rows"]) and risk["rows"]
+        assert all(row.where.startswith(str(path)) for row in risk.rows) and risk.rows
 
 
-def test_clean_rows_have_no_such_risks(diagnosis: dict[str, Any]) -> None:
-    named = {risk["name"] for risk in diagnosis["risks"]}
+def test_clean_rows_have_no_such_risks(diagnosis: Diagnosis) -> None:
+    named = {risk.name for risk in diagnosis.risks}
     assert not named & {"truncation", "duplicates", "markers", "overlap", "odd rows"}
     assert len(CHECKS) == 9
 
@@ -268,35 +273,34 @@ def test_problems_that_occur_in_the_rows(model: str, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "rows.jsonl")
     problems = {"here": "13 and 6?", "not": "what is the meaning of all this?"}
     found = diagnose(model, data, out=tmp_path / "out", rows=3, problems=problems, gradients=False)
-    risk = next(one for one in found["risks"] if one["name"] == "overlap")
-    assert [row["note"] for row in risk["rows"]] == ["problem here"]
-    assert risk["rows"][0]["where"] == f"{data}:14"
+    risk = next(one for one in found.risks if one.name == "overlap")
+    assert [row.note for row in risk.rows] == ["problem here"]
+    assert risk.rows[0].where == f"{data}:14"
 
 
 ROWS, EACH = 40, 50
 
 
-def made_up(logp: np.ndarray, targets: np.ndarray) -> list[dict[str, Any]]:
+def made_up(logp: np.ndarray, targets: np.ndarray) -> list[Risk]:
     """The risks of rows of equal length, all of whose targets are words."""
     row_N = np.repeat(np.arange(ROWS), EACH)
     measured = Measured(
         logp, np.full_like(logp, 0.5), logp * 0, logp > -1, row_N == -1, targets, row_N, row_N * 0.0,
-        list(range(ROWS)), 1.0, 1,
+        np.full_like(row_N, CLASSES.index("words")), list(range(ROWS)), 1.0, 1,
     )  # fmt: skip
-    found = Found(
-        measured=measured, classes_N=np.full_like(row_N, CLASSES.index("words")), max_length=99,
-        counts=RowCounts(ROWS, len(logp), len(logp), 0, 0, 0), texts=[("", f"f:{i}") for i in range(ROWS)],
-        tokens=lambda ids: [f"t{i}" for i in ids],
+    inputs = RiskInputs(
+        measured=measured, max_length=99, counts=RowCounts(ROWS, len(logp), len(logp), 0, 0, 0),
+        where=[f"f:{i}" for i in range(ROWS)], tokens=lambda ids: [f"t{i}" for i in ids],
     )  # fmt: skip
-    return find_risks(found)
+    return find_risks(inputs)
 
 
 def test_a_row_that_looks_wrong_is_named() -> None:
     logp = np.log(np.random.default_rng(0).uniform(0.7, 0.99, ROWS * EACH))
     logp[7 * EACH : 8 * EACH] = math.log(0.01)
-    odd = next(risk for risk in made_up(logp, np.arange(ROWS * EACH)) if risk["name"] == "odd rows")
-    assert [row["where"] for row in odd["rows"]] == ["f:7"]
-    assert odd["value"] > 5
+    odd = next(risk for risk in made_up(logp, np.arange(ROWS * EACH)) if risk.name == "odd rows")
+    assert [row.where for row in odd.rows] == ["f:7"]
+    assert odd.value > 5
 
 
 def test_a_format_that_the_model_never_writes_is_named() -> None:
@@ -305,38 +309,36 @@ def test_a_format_that_the_model_never_writes_is_named() -> None:
     logp, targets = np.log(rng.uniform(0.7, 0.99, ROWS * EACH)), np.arange(100, 100 + ROWS * EACH)
     for token, places in ((3, np.arange(ROWS) * EACH + 20), (4, np.arange(5) * EACH + 30)):
         targets[places], logp[places] = token, math.log(0.001)
-    risk = next(risk for risk in made_up(logp, targets) if risk["name"] == "format tokens")
-    assert "'t3' (p 0.001)" in risk["evidence"] and "t4" not in risk["evidence"]
-    assert risk["rows"][0]["where"] == "f:0" and "'t3' p 0.001" in risk["rows"][0]["note"]
-    assert "format tokens" not in {
-        risk["name"] for risk in made_up(np.log(np.full(ROWS * EACH, 0.8)), targets)
-    }
+    risk = next(risk for risk in made_up(logp, targets) if risk.name == "format tokens")
+    assert "'t3' (p 0.001)" in risk.evidence and "t4" not in risk.evidence
+    assert risk.rows[0].where == "f:0" and "'t3' p 0.001" in risk.rows[0].note
+    assert "format tokens" not in {risk.name for risk in made_up(np.log(np.full(ROWS * EACH, 0.8)), targets)}
 
 
 def test_an_unexpected_start_is_said_once() -> None:
     logp = np.log(np.random.default_rng(0).uniform(0.7, 0.99, ROWS * EACH))
     targets, starts = np.arange(100, 100 + ROWS * EACH), np.arange(ROWS) * EACH
     targets[starts], logp[starts] = 3, math.log(0.001)
-    found = {risk["name"] for risk in made_up(logp, targets)}
+    found = {risk.name for risk in made_up(logp, targets)}
     assert found == {"first token", "no end"}  # made-up rows have no end
 
 
 def test_the_next_commands_read_the_same_rows(model: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"q": "a?", "a": "b"}\n' * 3)
-    options = DataConfig(columns={"prompt": "q", "completion": "a"}, system_prompt="Be brief.")
-    found = diagnose(
-        model, str(tmp_path / "r.jsonl"), out=tmp_path / "o", options=options, max_length=64, gradients=False
-    )
-    for command in found["verdict"]["next"]:
-        assert "--columns prompt=q,completion=a --system-prompt 'Be brief.' --max-length 64" in command
+    options = DataConfig(columns={"prompt": "q", "completion": "a"}, system_prompt="Be brief.", max_length=64)
+    found = diagnose(model, str(tmp_path / "r.jsonl"), out=tmp_path / "o", options=options, gradients=False)
+    for command in found.verdict.next:
+        assert "--max-length 64" in command
+        assert "--columns prompt=q,completion=a" in command and "--system-prompt 'Be brief.'" in command
+        assert "--model" in command and command.count("--data ") == 1
 
 
 def test_the_time_is_kept_and_the_sample_is_random(model: str, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "rows.jsonl", 4000)
     found = diagnose(model, data, out=tmp_path / "out", seconds=1e-3, gradients=False)
-    assert 1 <= found["measured_rows"] < 4000 and found["rows"] == 4000
+    assert 1 <= found.measured_rows < 4000 and found.rows == 4000
     again = diagnose(model, data, out=tmp_path / "out", rows=7, gradients=False, seed=1)
-    assert again["measured_rows"] == 7
+    assert again.measured_rows == 7
 
 
 def test_factor_is_bounded() -> None:
@@ -374,7 +376,7 @@ def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["--objectives", "dtf"], "dft"),
         (["--objectives", "power:beta=1"], "alpha"),
-        (["--objectives", "sft@0.3+dft@0.7"], "one by one: sft 0.3, dft 0.7"),
+        (["--objectives", "sft@0.3+dft@0.7"], "one by one: sft, dft"),
         (["--goal", "win"], "generalise"),
         (["--rows", "0"], "nothing to measure"),
         (["--check-overlap", "gsm9k"], "gsm8k"),
@@ -405,4 +407,4 @@ def test_a_model_without_chat_template(tmp_path: Path) -> None:
         gradients=False,
         options=DataConfig(chat_template="none"),
     )
-    assert found["measured_rows"] == 3
+    assert found.measured_rows == 3

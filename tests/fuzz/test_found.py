@@ -140,8 +140,8 @@ def test_a_report_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) -> None:
         path.unlink()
         os.mkfifo(path)
     found = report([folder])
-    assert "SECRET" not in json.dumps(found) + markdown(found)
-    assert sum("no ordinary file" in note["what"] for note in found["notes"]) >= 6
+    assert "SECRET" not in json.dumps(found.to_dict()) + markdown(found)
+    assert sum("no ordinary file" in note.what for note in found.notes) >= 6
 
 
 def test_a_report_reads_no_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,5 +154,5 @@ def test_a_report_reads_no_line_without_end(tmp_path: Path, monkeypatch: pytest.
             + '"}\n{"step": 10, "kind": "train", "nll": 7.0}\n'
         )
     found = report([folder])
-    assert any("1 of 18 lines cannot be read" in note["what"] for note in found["notes"])
-    assert any(line.get("nll") == 7.0 for curve in found["curves"] for line in curve["train"])
+    assert any("1 of 18 lines cannot be read" in note.what for note in found.notes)
+    assert any(line.get("nll") == 7.0 for curve in found.curves for line in curve.train)

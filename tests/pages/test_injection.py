@@ -10,7 +10,8 @@ import pytest
 
 from hostile import ALL, TEXTS, check_inert, comparison, hostile_diagnosis
 from rectune.diagnosis.page import render_page
-from rectune.pages.render import render, write_page
+from rectune.pages.render import render_html, write_page
+from rectune.records import Diagnosis
 from rectune.reporting.report import report
 from rectune.runtime.escape import visible
 
@@ -24,11 +25,11 @@ def a_report(tmp_path: Path) -> Path:
 
 
 def a_diagnosis(tmp_path: Path) -> Path:
-    return write_page(tmp_path / "page.html", render_page(hostile_diagnosis()))
+    return write_page(tmp_path / "page.html", render_page(Diagnosis.model_validate(hostile_diagnosis())))
 
 
 def bare(tmp_path: Path) -> Path:
-    return write_page(tmp_path / "page.html", render("pages/base.html", title=ALL, body=""))
+    return write_page(tmp_path / "page.html", render_html("pages/base.html", title=ALL, body=""))
 
 
 PAGES = {"report": (a_report, 0), "diagnosis": (a_diagnosis, 2), "base": (bare, 0)}

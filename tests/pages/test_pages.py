@@ -10,17 +10,17 @@ from markupsafe import Markup
 
 from rectune.errors import UserError
 from rectune.pages.plots import figure
-from rectune.pages.render import render, write_page
+from rectune.pages.render import render_html, write_page
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 def page(tmp_path: Path, body: Any) -> Path:
-    return write_page(tmp_path / "page.html", render("pages/base.html", title=HOSTILE, body=body))
+    return write_page(tmp_path / "page.html", render_html("pages/base.html", title=HOSTILE, body=body))
 
 
 def test_values_are_text_and_a_figure_is_a_figure() -> None:
-    shown = render("pages/base.html", title=HOSTILE)
+    shown = render_html("pages/base.html", title=HOSTILE)
     assert "<script>document" not in shown and "&lt;script&gt;" in shown
     drawn = figure(lambda ax: (ax.plot([1, 2], label=HOSTILE + " $x_"), ax.legend()), label=HOSTILE)
     assert isinstance(drawn, Markup) and "<script>document" not in drawn and "<img" not in drawn
@@ -67,7 +67,7 @@ def test_in_a_browser_nothing_runs_and_text_can_be_read(browser: Any, tmp_path: 
 
 def test_markup_that_slips_through_still_does_not_run(browser: Any, tmp_path: Path) -> None:
     """The policy is a second wall: a page into which markup was put by mistake runs nothing."""
-    text = render("pages/base.html", title="x").replace("<footer>", f"<footer>{HOSTILE}")
+    text = render_html("pages/base.html", title="x").replace("<footer>", f"<footer>{HOSTILE}")
     tab = browser.new_page()
     tab.goto(write_page(tmp_path / "page.html", text).as_uri())
     tab.wait_for_timeout(100)

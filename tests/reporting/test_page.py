@@ -13,25 +13,26 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from rectune.pages.render import write_page
-from rectune.reporting.markdown import code, escape, fenced
+from diagnosed import diagnosis
+from rectune.pages.render import code_block, code_span, escape_markdown, write_page
+from rectune.reporting.page_model import Report
 from rectune.reporting.report import markdown, page, report
-from reported import comparison, edit, read_lines, write_lines
+from reported import comparison, dropped, edit, race, read_lines, write_lines
 
 SCRIPT = "document.title = 'owned'"
 HOSTILE = f'<script>{SCRIPT}</script><img src=x onerror="{SCRIPT}"></pre></td>| `` ``` \n\n# x $\\frac$ {{{{ 7 * 7 }}}}'
 
 
 @pytest.fixture
-def hostile(runs: Path, tmp_path: Path) -> dict[str, Any]:
+def hostile(runs: Path, tmp_path: Path) -> Report:
     """A report in which every text that comes from data is hostile."""
     folder = comparison(tmp_path / "<img src=x onerror=alert(1)>", runs, matched_to=HOSTILE)
     record = json.loads((folder / "comparison.json").read_text())
-    record["arms"][0] |= {"label": HOSTILE, "dropped": {"reason": HOSTILE}}
-    edit(folder / "comparison.json", **record, race={"dropped": {"x": {"reason": HOSTILE}}})
-    (folder / "diagnosis.json").write_text(
-        json.dumps({"format": 1, "verdict": {"sentence": HOSTILE}, "risks": [{"name": HOSTILE}]})
-    )
+    record["arms"][0] |= {"label": HOSTILE, "dropped": dropped(HOSTILE)}
+    edit(folder / "comparison.json", **record, race=race(HOSTILE))
+    said = diagnosis(rows=1)
+    said["verdict"]["sentence"] = said["risks"][0]["name"] = HOSTILE
+    (folder / "diagnosis.json").write_text(json.dumps(said))
     for run in folder.glob("runs/*/seed-*"):
         edit(run / "config.json", data=HOSTILE, model=HOSTILE)
         edit(run / "environment.json", platform=HOSTILE)
@@ -59,7 +60,7 @@ def hostile(runs: Path, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
 def test_hostile_data_stays_text(
-    browser: Any, hostile: dict[str, Any], tmp_path: Path, scheme: str, width: int
+    browser: Any, hostile: Report, tmp_path: Path, scheme: str, width: int
 ) -> None:
     html = page(hostile)
     assert (
@@ -115,7 +116,7 @@ class Tags(HTMLParser):
         self.found.add(tag)
 
 
-def test_markdown_is_text_and_its_tables_hold(hostile: dict[str, Any]) -> None:
+def test_markdown_is_text_and_its_tables_hold(hostile: Report) -> None:
     text = markdown(hostile)
     rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     allowed = "h1 h2 h3 ul li p code pre sub strong blockquote details summary table thead tbody tr th td"
@@ -131,7 +132,8 @@ def test_markdown_is_text_and_its_tables_hold(hostile: dict[str, Any]) -> None:
 
 
 def test_escaping() -> None:
-    assert escape("a|b\n# <i> `x` _y_") == "a\\|b \\# \\<i\\> \\`x\\` \\_y\\_"
-    assert code("a`b|c") == "``a`b|c``"
-    assert code("`") == "`` ` ``"
-    assert fenced("```\nx")[0] == "````text" and fenced("")[1] == "(nothing)"
+    assert escape_markdown("a|b\n# <i> `x` _y_") == "a\\|b \\# \\<i\\> \\`x\\` \\_y\\_"
+    assert code_span("a`b|c") == "``a`b|c``"
+    assert code_span("`") == "`` ` ``"
+    assert code_block("```\nx").splitlines()[0] == "````text"
+    assert code_block("").splitlines()[1] == "(nothing)"

@@ -292,11 +292,11 @@ def report(
     inside, outside = (
         [name.strip() for name in names.split(",") if name.strip()] for names in (tasks_in, tasks_out)
     )
-    data = make(runs, out=output, format=format, benchmarks_in=inside, benchmarks_out=outside)
+    found = make(runs, out=output, format=format, benchmarks_in=inside, benchmarks_out=outside)
     if json:
-        print_lines(to_json(data, indent=2, ensure_ascii=False))
+        print_lines(to_json(found.to_dict(), indent=2, ensure_ascii=False))
         return
-    print_lines(*data["verdict"]["sentences"], output)
+    print_lines(*found.verdict.sentences, output)
 
 
 def run(command: Callable[[], object]) -> int:

@@ -243,19 +243,19 @@ def diagnose(
     """
     began = time.perf_counter()
     config = load_config(recipe, overrides)
-    from rectune.diagnosis import diagnose
+    from rectune.diagnosis.diagnose import diagnose
     from rectune.diagnosis.page import summary
     from rectune.evaluation.prompts import questions
 
     benchmarks = names(check_overlap)
     result = diagnose(
         config.model, config.data, out=config.output_dir, goal=goal, rows=rows, seconds=seconds,
-        objectives=names(objectives), options=config, max_length=config.max_length, gradients=not no_gradients,
+        objectives=names(objectives), options=config, gradients=not no_gradients,
         problems=questions(benchmarks, include_path) if benchmarks else None, precision=config.dtype,
         memory_budget=config.logits_memory_mb, seed=config.seed, began=began,
     )  # fmt: skip
     if json:
-        print_lines(to_text(result))
+        print_lines(to_text(result.to_dict()))
         return
     for part in summary(result):
         if isinstance(part, str):

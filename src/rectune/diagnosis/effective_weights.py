@@ -7,22 +7,25 @@ Weights come from `objectives.effective_weight`, so that a user's own objective 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from rectune.config import ObjectiveConfig
 from rectune.data.packing import Batch
-from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
 from rectune.diagnosis.risks import RATE_BOUNDS
+from rectune.diagnosis.token_classes import CLASSES
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase, make_phases, parse_objective, text_of
 from rectune.objectives import Objective
+from rectune.records import ObjectiveEffect
 from rectune.training.metrics import PROBABILITY_BINS
+
+log = logging.getLogger("rectune")
 
 DEFAULT = (
     "sft", "dft", "power:alpha=0.5", "floor", "mixture", "threshold", "uncertain", "eaft", "asft", "geometric_dft",
@@ -32,7 +35,11 @@ DEFAULT = (
 
 
 def parse(objectives: Sequence[str | Objective]) -> list[Phase]:
-    """Each objective with its settings, as training has it by default; sft is always among them, to compare with."""
+    """Each objective with its settings, as training has it by default; sft is always among them, to compare with.
+
+    Raises:
+        UserError: An unknown name or setting, or an objective with phases.
+    """
     phases: dict[str, Phase] = {}
     for objective in ("sft", *objectives):
         text = text_of(objective)
@@ -48,34 +55,53 @@ def parse(objectives: Sequence[str | Objective]) -> list[Phase]:
     return list(phases.values())
 
 
-def known_columns(phase: Phase, columns: dict[str, torch.Tensor]) -> bool:
-    """Whether one forward pass has all that the objective reads (not so for pairs or advantages)."""
-    return set(phase.columns) <= set(columns)
+def effective_weights(phases: Iterable[Phase], measured: Measured) -> dict[str, np.ndarray]:
+    """Effective weight of each target, (N,) float64, by label; what one pass cannot give is left out and logged."""
+    columns, weights = measured.columns(), {}
+    for phase in phases:
+        if not set(phase.columns) <= set(columns):  # pairs, advantages
+            log.warning("%s: reads columns that a single pass does not give; left out", phase.label)
+            continue
+        weight_N = phase.weight(columns)
+        if weight_N.isfinite().all():
+            weights[phase.label] = weight_N.numpy()
+        else:
+            log.warning("%s: gives weights that are not finite; left out", phase.label)
+    return weights
 
 
-def describe(phase: Phase, weight_N: np.ndarray, measured: Measured, classes_N: np.ndarray) -> dict[str, Any]:
-    """Figures of one objective; shares add up to 1."""
+def describe(
+    phase: Phase, weight_N: np.ndarray, measured: Measured, norms: Mapping[str, float]
+) -> ObjectiveEffect:
+    """What one objective would do.
+
+    Args:
+        weight_N: Its effective weight of each target.
+        norms: Gradient norms by label; empty where they were not measured.
+    """
     p = measured.p_N
     size = abs(weight_N) * (1 - p)
     total = max(float(size.sum()), 1e-300)
     bins = np.clip(np.digitize(p, PROBABILITY_BINS[1:-1]), 0, len(PROBABILITY_BINS) - 2)
     by_bin = np.bincount(bins, weights=size, minlength=len(PROBABILITY_BINS) - 1) / total
-    by_class = np.bincount(classes_N, weights=size, minlength=len(CLASSES)) / total
+    by_class = np.bincount(measured.classes_N, weights=size, minlength=len(CLASSES)) / total
     squares = float((weight_N**2).sum())
-    ess = float(weight_N.sum() ** 2 / (len(weight_N) * squares)) if squares else 0.0
-    return {
-        "label": phase.label,
-        "name": phase.name,
-        "settings": phase.settings,
-        "mean_weight": float(weight_N.mean()),
-        "share_by_bin": [float(share) for share in by_bin],
-        "share_by_class": {name: float(share) for name, share in zip(CLASSES, by_class, strict=True)},
-        "effective_sample_size": ess,
-    }
+    ratio = norms[phase.label] / norms["sft"] if norms and norms["sft"] else None
+    return ObjectiveEffect(
+        label=phase.label,
+        name=phase.name,
+        settings=phase.settings,
+        mean_weight=float(weight_N.mean()),
+        share_by_bin=by_bin.tolist(),
+        share_by_class=dict(zip(CLASSES, by_class.tolist(), strict=True)),
+        effective_sample_size=float(weight_N.sum() ** 2 / (len(weight_N) * squares)) if squares else 0.0,
+        gradient_norm_ratio=ratio,
+        learning_rate_factor=None if ratio is None else learning_rate_factor(ratio),
+    )
 
 
-def gradient_norms(scorer: Scorer, batch: Batch, phases: Sequence[Phase]) -> dict[str, float]:
-    """Norm of the gradient of all parameters on one batch under each objective, by label: the model's own numbers.
+def gradient_norms(scorer: Scorer, batch: Batch, phases: Iterable[Phase]) -> dict[str, float]:
+    """Norm of the gradient of all parameters on one batch under each objective, by label.
 
     The loss is the sum over targets divided by their number, as in training; turn-ending tokens are protected. A
     forward and a backward pass for each objective; a parameter's gradient is dropped as soon as its norm is known.
@@ -94,9 +120,8 @@ def gradient_norms(scorer: Scorer, batch: Batch, phases: Sequence[Phase]) -> dic
         with torch.no_grad():
             same = columns["logp"].clone()
         columns |= {"ref_logp": same, "old_logp": same, "kl": torch.zeros_like(same)}
-        loss = phase.loss(columns).sum() / max(1, len(same))
         parts.clear()
-        loss.backward()
+        (phase.loss(columns).sum() / max(1, len(same))).backward()
         norms[phase.label] = float(torch.stack([part.cpu() for part in parts]).norm()) if parts else 0.0
     for hook in hooks:
         hook.remove()

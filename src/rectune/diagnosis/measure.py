@@ -1,26 +1,41 @@
 """One forward pass over a sample of rows: what the model thinks of every target, within a time budget.
 
-Rows are drawn at random with a seed and measured until the budget, the wanted number, or the rows end. Everything that
-is said later comes from the columns that this pass gives.
+Rows are sampled with a seed and measured until the budget, the wanted number, or the rows end. Everything that a
+diagnosis says comes from the columns that this pass gives.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from rectune.columns import HEAD_COLUMNS
 from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.packing import Batch, collate
+from rectune.data.tokenization import token_texts
+from rectune.diagnosis.token_classes import CLASSES, token_classes
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Scorer
+from rectune.records import ExampleRow, GroupFigures, OverallFigures
+from rectune.training.metrics import histogram
 
-COLUMNS = ("logp", "entropy", "entropy20", "top1")
+MEASURED = tuple(
+    name for name in HEAD_COLUMNS if name != "kl"
+)  # without training, the model is its own reference
+PARTS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.9), (0.9, 1.0))
+"""Parts of an answer, from its first token to its last."""
+EXAMPLES = 12
+EXAMPLE_TOKENS = 600
+"""Most tokens of an example that are shown."""
+_MOST_SOURCES = 20
 
 
 @dataclass(frozen=True)
@@ -33,8 +48,9 @@ class Measured:
         targets_N: Ids, int64.
         row_N: Index among the measured rows, int64, ascending.
         place_N: Position in the row's answers, in [0, 1).
+        classes_N: Index in `CLASSES`, int8.
         rows: For each measured row its index in the encoded rows.
-        seconds, tokens: Of the pass; tokens with the prompts'.
+        seconds, tokens: Of the pass; tokens include the prompts'.
     """
 
     logp_N: np.ndarray
@@ -45,6 +61,7 @@ class Measured:
     targets_N: np.ndarray
     row_N: np.ndarray
     place_N: np.ndarray
+    classes_N: np.ndarray
     rows: list[int]
     seconds: float
     tokens: int
@@ -76,51 +93,51 @@ class Measured:
 def measure(
     scorer: Scorer,
     encoded: EncodedRows,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     rows: int | None,
     seconds: float,
     capacity: int,
     seed: int,
-    report: Callable[[int, int, float], None] = lambda done, total, left: None,
+    report: Callable[[int, int], None] = lambda done, expected: None,
 ) -> Measured:
     """Measure up to `rows` rows (all where None), for about `seconds` unless `rows` is given.
 
     Args:
-        scorer: Of the model.
-        encoded: The rows.
         rows: How many; given, they are all measured however long it takes.
         seconds: Of the pass, where `rows` is None.
         capacity: Tokens of a packed batch.
         seed: Of the sample.
-        report: Gets rows done, rows expected and seconds left after every batch.
+        report: Gets rows done and rows expected after every batch.
 
     Raises:
         UserError: A log-probability that is not finite (a broken model).
     """
     order = np.random.default_rng(seed).permutation(len(encoded))
     wanted = len(encoded) if rows is None else min(rows, len(encoded))
-    kept: dict[str, list[Any]] = {}
-    taken: list[int] = []
-    began, tokens = time.perf_counter(), 0
+    parts: list[dict[str, np.ndarray]] = []
+    measured: list[int] = []
+    began, tokens, spent = time.perf_counter(), 0, 0.0
     device = next(scorer.model.parameters()).device
     for indices in _batches(encoded, order[:wanted], capacity):
         batch = collate([encoded[i] for i in indices], device)
-        _keep(kept, scorer, batch, len(taken))
-        taken += indices
+        columns = measure_batch(scorer, batch)
+        columns["row_N"] += len(measured)
+        parts.append(columns)
+        measured += indices
         tokens += sum(batch.row_lengths)
         spent = time.perf_counter() - began
         if rows is None and spent >= seconds:
             break
-        rest = spent / len(taken) * (wanted - len(taken))
-        left = rest if rows is not None else min(rest, seconds - spent)
-        report(len(taken), len(taken) + round(left * len(taken) / spent), left)
-    columns = {name: np.concatenate(parts) for name, parts in kept.items()}
-    if not np.isfinite(columns["logp_N"]).all():
+        affordable = wanted if rows is not None else round(len(measured) * seconds / spent)
+        report(len(measured), min(wanted, affordable))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not np.isfinite(joined["logp_N"]).all():
         raise UserError(
             "the model gives log-probabilities that are not finite", hint="its weights are broken"
         )
-    spent = time.perf_counter() - began
-    return Measured(**columns, rows=taken, seconds=spent, tokens=tokens)
+    classes_N = token_classes(joined["targets_N"], joined["structural_N"], joined["row_N"], tokenizer)
+    return Measured(**joined, classes_N=classes_N, rows=measured, seconds=spent, tokens=tokens)
 
 
 def _batches(encoded: EncodedRows, order: np.ndarray, capacity: int) -> Iterator[list[int]]:
@@ -137,20 +154,129 @@ def _batches(encoded: EncodedRows, order: np.ndarray, capacity: int) -> Iterator
 
 
 @torch.inference_mode()
-def _keep(kept: dict[str, list[Any]], scorer: Scorer, batch: Batch, before: int) -> None:
-    columns = scorer.columns(batch, COLUMNS)
-    row = columns["row"].cpu().numpy()
-    counts = np.bincount(row, minlength=len(batch.row_lengths))
+def measure_batch(scorer: Scorer, batch: Batch) -> dict[str, np.ndarray]:
+    """The columns of `Measured` that a batch gives, by name; rows are counted from 0."""
+    columns = {name: column.cpu() for name, column in scorer.columns(batch, MEASURED).items()}
+    row_N = columns["row"].numpy()
+    counts = np.bincount(row_N, minlength=len(batch.row_lengths))
     starts = np.cumsum(counts) - counts
-    found = {
-        "logp_N": columns["logp"].double().cpu().numpy(),
-        "entropy_N": columns["entropy"].double().cpu().numpy(),
-        "entropy20_N": columns["entropy20"].double().cpu().numpy(),
-        "top1_N": columns["top1"].bool().cpu().numpy(),
-        "structural_N": columns["structural"].bool().cpu().numpy(),
+    return {
+        **{f"{name}_N": columns[name].double().numpy() for name in ("logp", "entropy", "entropy20")},
+        **{f"{name}_N": columns[name].bool().numpy() for name in ("top1", "structural")},
         "targets_N": supervised_positions(batch.labels)[1].cpu().numpy(),
-        "row_N": row + before,
-        "place_N": (np.arange(len(row)) - starts[row]) / counts[row],
+        "row_N": row_N.copy(),
+        "place_N": (np.arange(len(row_N)) - starts[row_N]) / counts[row_N],
     }
-    for name, values in found.items():
-        kept.setdefault(name, []).append(values)
+
+
+def overall_figures(measured: Measured) -> OverallFigures:
+    """Means over all targets."""
+    every = np.ones(len(measured.logp_N), bool)
+    return OverallFigures(**_figures(measured, every), mean_p_error=standard_error(measured))
+
+
+def standard_error(measured: Measured) -> float | None:
+    """Of the mean p over all targets, whole rows being what was sampled; None for a single row."""
+    rows = len(measured.rows)
+    if rows < 2:
+        return None
+    residual = np.bincount(measured.row_N, weights=measured.p_N - measured.p_N.mean(), minlength=rows)
+    return math.sqrt(rows / (rows - 1) * float((residual**2).sum())) / len(measured.p_N)
+
+
+def by_class(measured: Measured) -> list[GroupFigures]:
+    """Means over each class of tokens that occurs."""
+    return _groups(measured, measured.classes_N, CLASSES)
+
+
+def by_position(measured: Measured) -> list[GroupFigures]:
+    """Means by position in the answer."""
+    part_N = np.digitize(measured.place_N, [high for _, high in PARTS[:-1]])
+    return _groups(measured, part_N, [f"{low:.0%} to {high:.0%}" for low, high in PARTS])
+
+
+def by_source(measured: Measured, sources: Sequence[str]) -> list[GroupFigures]:
+    """Means by the `source` field of each measured row, the largest first; empty where the rows have none."""
+    names, of_row = np.unique(np.asarray(sources, object), return_inverse=True)
+    if list(names) == [""]:
+        return []
+    groups = _groups(measured, of_row[measured.row_N], [name or "(none)" for name in names])
+    return sorted(groups, key=lambda group: -group.targets)[:_MOST_SOURCES]
+
+
+def _groups(measured: Measured, group_N: np.ndarray, names: Sequence[str]) -> list[GroupFigures]:
+    return [
+        GroupFigures(name=name, **_figures(measured, group_N == number))
+        for number, name in enumerate(names)
+        if (group_N == number).any()
+    ]
+
+
+def _figures(measured: Measured, chosen_N: np.ndarray) -> dict[str, Any]:
+    """The fields of `TargetFigures` over the chosen targets."""
+    p = measured.p_N[chosen_N]
+    return {
+        "targets": len(p),
+        "mean_p": float(p.mean()),
+        "nll": float(-measured.logp_N[chosen_N].mean()),
+        "entropy": float(measured.entropy_N[chosen_N].mean()),
+        "top1": float(measured.top1_N[chosen_N].mean()),
+        "histogram": histogram(p),
+    }
+
+
+def choose_examples(measured: Measured, also: Sequence[int]) -> list[int]:
+    """Rows to show, as indices among the measured: some of `also`, then the least likely to the likeliest, evenly."""
+    order = np.argsort(measured.per_row(measured.logp_N))
+    even = order[np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)]
+    return list(dict.fromkeys([*also[: EXAMPLES // 3], *even.tolist()]))[:EXAMPLES]
+
+
+def example_row(
+    scorer: Scorer,
+    encoded: EncodedRows,
+    measured: Measured,
+    row: int,
+    origin: tuple[str, str],
+    weights: Mapping[str, np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+) -> ExampleRow:
+    """A real row with a value for each token; tokens of the prompt have neither probability nor weight.
+
+    Args:
+        row: Index among the measured rows.
+        origin: Where it came from, and its source.
+        weights: Effective weight of each of the N targets, by label of the objective.
+    """
+    example = encoded[measured.rows[row]]
+    batch = collate([example], next(scorer.model.parameters()).device)
+    index, _ = supervised_positions(batch.labels)
+    shown, chosen_N = min(len(example.input_ids), EXAMPLE_TOKENS), measured.row_N == row
+
+    def spread(values: Sequence[Any]) -> list[Any]:
+        at = dict(zip((index + 1).tolist(), values, strict=True))
+        return [at.get(place) for place in range(shown)]
+
+    def rounded(values_N: np.ndarray) -> list[float | None]:
+        return spread([float(f"{value:.4g}") for value in values_N[chosen_N]])
+
+    top = spread(token_texts(_most_probable(scorer, batch, index), tokenizer))
+    return ExampleRow(
+        where=origin[0],
+        source=origin[1],
+        tokens=token_texts(example.input_ids[:shown], tokenizer),
+        supervised=[text is not None for text in top],
+        p=rounded(measured.p_N),
+        class_=spread([CLASSES[number] for number in measured.classes_N[chosen_N]]),
+        entropy=rounded(measured.entropy_N),
+        top=top,
+        weights={label: rounded(weight_N) for label, weight_N in weights.items()},
+    )
+
+
+@torch.inference_mode()
+def _most_probable(scorer: Scorer, batch: Batch, index: torch.Tensor) -> list[int]:
+    """The most probable token at each target's place; scale and cap of the head do not change which."""
+    head, hidden = scorer.head(), scorer.hidden(batch)[index]
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    return [int(i) for i in (logits if head.logit_scale > 0 else -logits).argmax(-1)]

@@ -1,24 +1,26 @@
 """What could go wrong with this data under this model: each risk with its evidence, its remedy and the rows concerned.
 
-A risk is found or not; nothing here changes data. The lines are in `thresholds.py`.
+A risk is found or not; nothing here changes data. Every threshold of a diagnosis is here, with its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from rectune.data.encoded_dataset import RowCounts
 from rectune.data.findings import Finding
-from rectune.diagnosis.classes import CLASSES
 from rectune.diagnosis.measure import Measured
+from rectune.diagnosis.token_classes import CLASSES
+from rectune.records import Risk, RiskRow
 
 
-class Line(NamedTuple):
-    """A threshold and its source."""
+class Threshold(NamedTuple):
+    """A number that figures are held against, and its source."""
 
     value: float
     source: str
@@ -26,42 +28,50 @@ class Line(NamedTuple):
 
 OWN = "our choice"
 
-STRONG = Line(0.75, "arXiv:2510.00526: at mean p 0.76 to 0.81 (mathematics) prior-leaning objectives win")
-INTERMEDIATE = Line(0.5, "arXiv:2510.00526: at mean p of about 0.5 (medicine) SFT and -p tie")
-WEAK = Line(0.1, "arXiv:2510.00526: at mean p of about 0.01 (puzzles in figlets) SFT wins, -p learns nothing")
-NEAR = Line(0.05, OWN + ": this close to a line the verdict is less sure")
+STRONG = Threshold(
+    0.75, "arXiv:2510.00526: at mean p 0.76 to 0.81 (mathematics) prior-leaning objectives win"
+)
+INTERMEDIATE = Threshold(0.5, "arXiv:2510.00526: at mean p of about 0.5 (medicine) SFT and -p tie")
+WEAK = Threshold(
+    0.1, "arXiv:2510.00526: at mean p of about 0.01 (puzzles in figlets) SFT wins, -p learns nothing"
+)
+NEAR = Threshold(0.05, OWN + ": this close to a threshold the verdict is less sure")
 
-STRUCTURAL_P = Line(
+STRUCTURAL_P = Threshold(
     0.05, "the paper's tracker: end tokens with p near 0 get no weight, so DFT never learns to stop"
 )
-CONTENT_P = Line(0.1, "the paper, section 4.5: Natural Questions, where DFT falls below the base model")
-CONTENT_SHARE = Line(0.3, OWN + ": share of improbable content tokens from which rows look like facts")
-SHORT_ANSWER = Line(40, OWN + ": targets in an answer; facts and labels are short, reasoning is long")
-CERTAIN_ENTROPY = Line(0.15, OWN + ": nats a token below which the model is nearly certain")
-DETERMINISTIC_ANSWERS = Line(
+CONTENT_P = Threshold(0.1, "the paper, section 4.5: Natural Questions, where DFT falls below the base model")
+CONTENT_SHARE = Threshold(0.3, OWN + ": share of improbable content tokens from which rows look like facts")
+SHORT_ANSWER = Threshold(40, OWN + ": targets in an answer; facts and labels are short, reasoning is long")
+CERTAIN_ENTROPY = Threshold(0.15, OWN + ": nats a token below which the model is nearly certain")
+DETERMINISTIC_ANSWERS = Threshold(
     0.2,
     "the paper's README: DFT is weak on near-deterministic targets; the line is ours: distinct answers per row",
 )
-FORMAT_ROWS = Line(0.5, OWN + ": share of rows in which a token stands that belongs to their format")
-FORMAT_P = Line(0.05, OWN + ": median p of a format token below which weight p hardly teaches it")
-FIRST_TOKEN_P = Line(
+FORMAT_ROWS = Threshold(0.5, OWN + ": share of rows in which a token stands that belongs to their format")
+FORMAT_P = Threshold(0.05, OWN + ": median p of a format token below which weight p hardly teaches it")
+FIRST_TOKEN_P = Threshold(
     0.02, OWN + ": the first token of nearly every answer is improbable while the rest is not"
 )
-FIRST_TOKEN_REST = Line(0.3, OWN + ": mean p of the rest, beside an improbable first token")
-TRUNCATED = Line(0.01, OWN + ": share of rows cut at max_length; their answers have no end to learn")
-DUPLICATES = Line(0.02, OWN + ": share of rows that repeat an earlier one")
-ODD_ROW_Z = Line(5.0, OWN + ": robust z-score of a row's NLL per token, the rest of the set being confident")
-ODD_ROW_REST = Line(0.4, OWN + ": mean p of the set from which an odd row is told")
-LOW_ESS = Line(0.1, OWN + ": effective share of targets below which few tokens carry the training")
-ERRORS_NEAR = Line(2.0, OWN + ": as near as so many standard errors (over rows) counts as near, too")
-FEW_TARGETS = Line(2000, OWN + ": targets below which the figures are coarse")
+FIRST_TOKEN_REST = Threshold(0.3, OWN + ": mean p of all tokens, where only the first is improbable")
+TRUNCATED = Threshold(0.01, OWN + ": share of rows cut at max_length; their answers have no end to learn")
+DUPLICATES = Threshold(0.02, OWN + ": share of rows that repeat an earlier one")
+ODD_ROW_Z = Threshold(
+    5.0, OWN + ": robust z-score of a row's NLL per token, the rest of the set being confident"
+)
+ODD_ROW_REST = Threshold(0.4, OWN + ": mean p of the set from which on an odd row stands out")
+ERRORS_NEAR = Threshold(2.0, OWN + ": so many standard errors (over rows) count as near, too")
+FEW_TARGETS = Threshold(2000, OWN + ": targets below which the figures are coarse")
 RATE_BOUNDS = (0.5, 10.0)
 """Of a learning-rate factor: beyond ten times nobody has reported a gain (the paper's tracker has one of ten)."""
 
 
 _MOST_ROWS = 10
 _FEW_ROWS = 20  # below that, nothing is said about what most rows are like
-_BROUGHT = {
+
+Severity = Literal["high", "medium", "low"]
+_SEVERITIES: tuple[Severity, ...] = ("high", "medium", "low")
+_FINDINGS: dict[str, tuple[str, Severity]] = {
     "template in text": ("markers", "high"), "control tokens": ("control tokens", "high"),
     "special tokens": ("special tokens", "medium"), "today's date": ("date", "low"),
     "own end": ("own end", "low"), "spaces": ("spaces", "low"), "names": ("names", "medium"),
@@ -71,56 +81,61 @@ _BROUGHT = {
 
 
 @dataclass(frozen=True)
-class Found:
+class RiskInputs:
     """What the risks look at.
 
     Attributes:
-        measured, classes_N: The pass.
+        measured: The pass.
         counts: What became of the rows.
-        texts: For each measured row its whole text, and where it came from.
-        tokens: Text of a target by its place among the N.
-        overlap: Problems that occur in the rows: (problem id, where); None where nobody asked.
+        where: Where each measured row came from.
+        tokens: Texts of token ids.
         max_length: Where rows are cut.
+        overlap: Problems that occur in the rows: (problem id, where).
         duplicates: `where` of rows that repeat an earlier one, some of them.
-        brought: What texts bring along of tokens and templates, in all rows.
+        findings: What texts bring along of tokens and templates, in all rows.
     """
 
     measured: Measured
-    classes_N: np.ndarray
     counts: RowCounts
-    texts: Sequence[tuple[str, str]]
+    where: Sequence[str]
     tokens: Callable[[Sequence[int]], list[str]]
     max_length: int
-    overlap: Sequence[tuple[str, str]] | None = None
-    duplicates: Sequence[str] = field(default_factory=tuple)
-    brought: Sequence[Finding] = field(default_factory=tuple)
+    overlap: Sequence[tuple[str, str]] = ()
+    duplicates: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+
+    def row(self, row: int) -> RiskRow:
+        """Where a measured row is, and its least likely targets."""
+        m = self.measured
+        places = np.flatnonzero(m.row_N == row)
+        least = places[np.argsort(m.logp_N[places])][:3]
+        shown = self.tokens(m.targets_N[least].tolist())
+        note = ", ".join(f"{text!r} p {p:.1g}" for text, p in zip(shown, m.p_N[least], strict=True))
+        return RiskRow(where=self.where[row], note=note)
+
+    def rows(self, rows: Iterable[int]) -> list[RiskRow]:
+        return [self.row(int(row)) for row in islice(rows, _MOST_ROWS)]
 
 
-def find_risks(found: Found) -> list[dict[str, Any]]:
-    """All risks, JSON-ready, the gravest first."""
-    risks = [risk for check in CHECKS for risk in check(found)]
-    return sorted(risks, key=lambda risk: ("high", "medium", "low").index(risk["severity"]))
+def find_risks(inputs: RiskInputs) -> list[Risk]:
+    """All risks, the gravest first."""
+    risks = [risk for check in CHECKS for risk in check(inputs)]
+    return sorted(risks, key=lambda risk: _SEVERITIES.index(risk.severity))
 
 
 def _risk(
-    name: str, severity: str, evidence: str, remedy: str, line: Line, value: float,
-    rows: Sequence[Mapping[str, str]] = (),
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "name": name,
-        "severity": severity,
-        "evidence": evidence,
-        "remedy": remedy,
-        "value": value,
-        "threshold": line.value,
-        "source": line.source,
-        "rows": list(rows)[:_MOST_ROWS],
-    }
+    name: str, severity: Severity, evidence: str, remedy: str, threshold: Threshold, value: float,
+    rows: Sequence[RiskRow] = (),
+) -> Risk:  # fmt: skip
+    return Risk(
+        name=name, severity=severity, evidence=evidence, remedy=remedy, value=value,
+        threshold=threshold.value, source=threshold.source, rows=list(rows[:_MOST_ROWS]),
+    )  # fmt: skip
 
 
-def _never_ends(found: Found) -> Iterator[dict[str, Any]]:
+def _never_ends(inputs: RiskInputs) -> Iterator[Risk]:
     """Turn-ending and special tokens that the model does not expect: under DFT they would never be learnt."""
-    m = found.measured
+    m = inputs.measured
     ends = m.structural_N
     if not ends.any():
         yield _risk(
@@ -136,10 +151,10 @@ def _never_ends(found: Found) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
 
 
-def _facts(found: Found) -> Iterator[dict[str, Any]]:
+def _facts(inputs: RiskInputs) -> Iterator[Risk]:
     """Short answers of improbable content words: facts, which DFT does not learn."""
-    m = found.measured
-    content = np.isin(found.classes_N, [CLASSES.index("words"), CLASSES.index("digits")])
+    m = inputs.measured
+    content = np.isin(m.classes_N, [CLASSES.index("words"), CLASSES.index("digits")])
     length = len(m.logp_N) / len(m.rows)
     if content.sum() < 20 or length > SHORT_ANSWER.value:
         return
@@ -151,16 +166,16 @@ def _facts(found: Found) -> Iterator[dict[str, Any]]:
             f"answers are short ({length:.0f} targets) and {share:.0%} of their words and digits have p below "
             f"{CONTENT_P.value:g}: they look like facts rather than reasoning",
             "use sft: what the model does not say already, dft hardly teaches", CONTENT_P, share,
-            [_row(found, row) for row in worst[:_MOST_ROWS]],
+            inputs.rows(worst),
         )  # fmt: skip
 
 
-def _format(found: Found) -> Iterator[dict[str, Any]]:
+def _format(inputs: RiskInputs) -> Iterator[Risk]:
     """Tokens that most answers have and the model does not expect: the format that is to be learnt."""
-    m = found.measured
+    m = inputs.measured
     if len(m.rows) < _FEW_ROWS or m.p_N.mean() < WEAK.value:
         return
-    candidate = ~m.structural_N & (found.classes_N != CLASSES.index("digits"))
+    candidate = ~m.structural_N & (m.classes_N != CLASSES.index("digits"))
     if _unexpected_start(m) is not None:  # said by a risk of its own
         candidate[_starts(m)] = False
     pairs = np.unique(
@@ -173,20 +188,20 @@ def _format(found: Found) -> Iterator[dict[str, Any]]:
         if (p := float(np.median(m.p_N[places]))) < FORMAT_P.value:
             stuck.append((p, int(token), places))
     if stuck:
-        stuck.sort(key=lambda one: one[0])
-        shown = found.tokens([token for _, token, _ in stuck[:5]])
+        stuck.sort(key=lambda token: token[0])
+        shown = inputs.tokens([token for _, token, _ in stuck[:5]])
         named = ", ".join(f"{text!r} (p {p:.1g})" for text, (p, _, _) in zip(shown, stuck, strict=False))
         yield _risk(
             "format tokens", "medium",
             f"most answers have {named}, which the model does not expect",
             "weight p hardly teaches them: train some steps with sft first (phases), or use floor",
-            FORMAT_P, stuck[0][0], [_row(found, int(row)) for row in m.row_N[stuck[0][2]][:3]],
+            FORMAT_P, stuck[0][0], inputs.rows(m.row_N[stuck[0][2]][:3]),
         )  # fmt: skip
 
 
-def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
+def _deterministic(inputs: RiskInputs) -> Iterator[Risk]:
     """Targets with one right form: labels, or answers that the model is certain of."""
-    m = found.measured
+    m = inputs.measured
     entropy = float(m.entropy_N.mean())
     if entropy < CERTAIN_ENTROPY.value:
         yield _risk(
@@ -204,20 +219,20 @@ def _deterministic(found: Found) -> Iterator[dict[str, Any]]:
         )  # fmt: skip
 
 
-def _template(found: Found) -> Iterator[dict[str, Any]]:
+def _template(inputs: RiskInputs) -> Iterator[Risk]:
     """Tokens and templates that texts bring along, or answers whose first token nobody expects."""
-    for finding in found.brought:
-        name, severity = _BROUGHT[finding.name]
+    for finding in inputs.findings:
+        name, severity = _FINDINGS[finding.name]
         tokens = ", ".join(finding.tokens)
         yield _risk(
             name, severity, f"{finding.rows:,} of {finding.of:,} rows {finding.what}" + f" ({tokens})" * bool(tokens),
-            finding.remedy, Line(0.0, OWN), finding.rows,
-            [{"where": where, "note": tokens} for where in finding.where],
+            finding.remedy, Threshold(0.0, OWN), finding.rows,
+            [RiskRow(where=where, note=tokens) for where in finding.where],
         )  # fmt: skip
-    m = found.measured
+    m = inputs.measured
     if (p := _unexpected_start(m)) is not None:
         first = _starts(m)
-        common = found.tokens(m.targets_N[first[:50]].tolist())
+        common = inputs.tokens(m.targets_N[first[:50]].tolist())
         shown = max(set(common), key=common.count)
         worst = first[np.argsort(m.logp_N[first])][:_MOST_ROWS]
         yield _risk(
@@ -225,7 +240,7 @@ def _template(found: Found) -> Iterator[dict[str, Any]]:
             f"the first token of an answer (often {shown!r}) has median p {p:.2g}, "
             f"all tokens a mean of {m.p_N.mean():.2f}",
             "the prompt may end otherwise than the model is used to (a space, a newline, a template): see the rows",
-            FIRST_TOKEN_P, p, [_row(found, int(m.row_N[i])) for i in worst],
+            FIRST_TOKEN_P, p, inputs.rows(m.row_N[worst]),
         )  # fmt: skip
 
 
@@ -241,43 +256,43 @@ def _unexpected_start(m: Measured) -> float | None:
     return p if unexpected else None
 
 
-def _cut(found: Found) -> Iterator[dict[str, Any]]:
+def _cut(inputs: RiskInputs) -> Iterator[Risk]:
     """Rows cut at max_length."""
-    lost = found.counts.truncated + found.counts.dropped
-    share = lost / max(1, found.counts.rows + found.counts.dropped)
+    lost = inputs.counts.truncated + inputs.counts.dropped
+    share = lost / max(1, inputs.counts.rows + inputs.counts.dropped)
     if share > TRUNCATED.value:
         yield _risk(
-            "truncation", "medium", f"{lost:,} rows ({share:.1%}) are longer than {found.max_length} tokens",
+            "truncation", "medium", f"{lost:,} rows ({share:.1%}) are longer than {inputs.max_length} tokens",
             "raise max_length, or leave these rows out: a cut answer teaches not to end", TRUNCATED, share,
         )  # fmt: skip
 
 
-def _repeats(found: Found) -> Iterator[dict[str, Any]]:
+def _repeats(inputs: RiskInputs) -> Iterator[Risk]:
     """Rows that repeat an earlier one."""
-    total = found.counts.rows + found.counts.dropped
-    share = found.counts.duplicates / max(1, total)
+    total = inputs.counts.rows + inputs.counts.dropped
+    share = inputs.counts.duplicates / max(1, total)
     if share > DUPLICATES.value:
         yield _risk(
             "duplicates", "medium",
-            f"{found.counts.duplicates:,} of {total:,} rows ({share:.1%}) repeat an earlier one",
+            f"{inputs.counts.duplicates:,} of {total:,} rows ({share:.1%}) repeat an earlier one",
             "remove them: they count several times",
-            DUPLICATES, share, [{"where": where, "note": "repeats an earlier row"} for where in found.duplicates],
+            DUPLICATES, share, [RiskRow(where=where, note="repeats an earlier row") for where in inputs.duplicates],
         )  # fmt: skip
 
 
-def _contaminated(found: Found) -> Iterator[dict[str, Any]]:
+def _contaminated(inputs: RiskInputs) -> Iterator[Risk]:
     """Problems of a benchmark that occur in the rows."""
-    if found.overlap:
+    if inputs.overlap:
         yield _risk(
-            "overlap", "high", f"{len(found.overlap)} benchmark problems occur in the rows",
-            "remove these rows, or do not evaluate on these problems", Line(0, OWN), len(found.overlap),
-            [{"where": where, "note": f"problem {problem}"} for problem, where in found.overlap],
+            "overlap", "high", f"{len(inputs.overlap)} benchmark problems occur in the rows",
+            "remove these rows, or do not evaluate on these problems", Threshold(0, OWN), len(inputs.overlap),
+            [RiskRow(where=where, note=f"problem {problem}") for problem, where in inputs.overlap],
         )  # fmt: skip
 
 
-def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
+def _odd_rows(inputs: RiskInputs) -> Iterator[Risk]:
     """Rows far less likely than the rest of a set that the model is confident about: perhaps wrong ones."""
-    m = found.measured
+    m = inputs.measured
     if len(m.rows) < _FEW_ROWS or m.p_N.mean() < ODD_ROW_REST.value:
         return
     nll = -m.per_row(m.logp_N)
@@ -292,18 +307,8 @@ def _odd_rows(found: Found) -> Iterator[dict[str, Any]]:
             "odd rows", "low",
             f"{len(odd)} rows are far less likely than the rest ({nll[odd[0]]:.1f} nats a token; median {middle:.2f})",
             "read them: a wrong answer looks like this, a rare topic too", ODD_ROW_Z, float(z[odd[0]]),
-            [_row(found, int(row)) for row in odd],
+            inputs.rows(odd),
         )  # fmt: skip
 
 
 CHECKS = (_never_ends, _format, _facts, _deterministic, _template, _cut, _repeats, _contaminated, _odd_rows)
-
-
-def _row(found: Found, row: int) -> dict[str, str]:
-    """Where a measured row is, and its least likely targets."""
-    m = found.measured
-    places = np.flatnonzero(m.row_N == row)
-    least = places[np.argsort(m.logp_N[places])][:3]
-    shown = found.tokens(m.targets_N[least].tolist())
-    note = ", ".join(f"{text!r} p {p:.1g}" for text, p in zip(shown, m.p_N[least], strict=True))
-    return {"where": found.texts[row][1], "note": note}

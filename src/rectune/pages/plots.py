@@ -1,12 +1,13 @@
 """Figures as inline SVG, by matplotlib: they take the page's text colour, so they are readable in light and dark.
 
-What is drawn is decided by the rooms that have pages.
+The rooms that have pages decide what is drawn.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,17 +16,8 @@ from markupsafe import Markup, escape
 from rectune.runtime.escape import visible
 
 COLOURS = (
-    "#0b7bc1",
-    "#d95f02",
-    "#1b9e77",
-    "#cc79a7",
-    "#b8860b",
-    "#7570b3",
-    "#56b4e9",
-    "#e6503c",
-    "#66a61e",
-    "#a6761d",
-)
+    "#0b7bc1", "#d95f02", "#1b9e77", "#cc79a7", "#b8860b", "#7570b3", "#56b4e9", "#e6503c", "#66a61e", "#a6761d",
+)  # fmt: skip
 """Distinguishable with any colour vision, on light and dark ground; line styles help where there are more."""
 BASE_COLOUR = "#888888"
 """The base model's, on every figure."""
@@ -47,26 +39,25 @@ def figure(
     label: str,
     width: float = 6.4,
     height: float = 3.0,
-    columns: int = 1,
     variables: Mapping[str, str] | None = None,
 ) -> Markup:
     """What `draw` paints, as an SVG element.
 
     Args:
-        draw: Gets the axes, or an array of them where `columns` > 1.
+        draw: Gets the axes.
         label: What the figure shows, in a sentence, for those who do not see it.
         width, height: Inches at 72 points.
-        columns: Axes side by side.
         variables: CSS variable for a colour: what is drawn in that "#rrggbb" (lower case) takes the variable's.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that its own font lacks: the browser has it
         canvas = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(canvas)
-        draw(canvas.subplots(1, columns))
+        draw(canvas.subplots())
         out = io.StringIO()
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     drawn = out.getvalue()

@@ -1,41 +1,67 @@
-"""Folders as they lie on the disk, read without trust: what cannot be read becomes a note, never an error.
+"""Run, evaluation, comparison, diagnosis and foreign folders, read without trust.
 
-Finds run, evaluation, comparison, diagnosis and foreign (transformers, TRL) folders in and below a folder. Values that
-are passed on have the type they should have; what the page says about them is left to `collect.py`.
+What cannot be read becomes a note on the page, never an error: a file is used whole or left out, a log line by line. A
+number that is not finite counts as not known. What the page says about the folders is left to the other modules.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeAlias, TypeVar
 
 from rectune.config.renamed import with_new_names
+from rectune.errors import UserError
+from rectune.records import Comparison, Diagnosis, Evaluation, FileRecord, parse_line
+from rectune.reporting.page_model import Note
 from rectune.training.metrics import PROBABILITY_BINS
 
 FORMAT = 1
-"""Of the files that this version writes and reads."""
+"""Version of the files that are read, and of the report's data."""
 BINS = len(PROBABILITY_BINS) - 1
 
-_SKIP = {"checkpoints", "model", "adapter", "sandbox"}
+_SKIPPED = {"checkpoints", "model", "adapter", "sandbox"}
 _DEEPEST, _MOST_FOLDERS, _LARGEST, _MOST_METRICS = 6, 5000, 1 << 25, 1 << 27
-Record = dict[str, Any]
+JsonObject: TypeAlias = dict[str, object]
+AnyFile = TypeVar("AnyFile", bound=FileRecord)
 
 
 @dataclass
-class Notes:
+class NoteList:
     """What a reader of the page should know about the folders: missing, damaged, guessed."""
 
-    found: list[dict[str, str]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def add(self, where: object, what: str) -> None:
-        note = {"where": str(where), "what": what}
-        if note not in self.found:
-            self.found.append(note)
+        note = Note(str(where), what)
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+@dataclass
+class Metrics:
+    """A line of metrics: finite numbers by name, `step` among them; counts of the histogram, texts of warnings."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    histogram: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> float:
+        return self.values["step"]
+
+
+@dataclass
+class ProbeRow:
+    """A row of the probe: text and log-probability before and after training of each target."""
+
+    where: str
+    targets: list[tuple[str, float | None, float | None]]
 
 
 @dataclass
@@ -43,197 +69,194 @@ class Run:
     """A training run. Lines are in the order of steps, one for each step; `foreign` ones have a `log` instead."""
 
     path: Path
-    config: Record = field(default_factory=dict)
-    environment: Record = field(default_factory=dict)
-    summary: Record = field(default_factory=dict)
-    train: list[Record] = field(default_factory=list)
-    holdout: list[Record] = field(default_factory=list)
-    drift: list[Record] = field(default_factory=list)
-    probe: list[Record] = field(default_factory=list)
+    config: JsonObject = field(default_factory=dict)
+    environment: JsonObject = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)
+    before: Metrics = field(default_factory=Metrics)
+    after: Metrics = field(default_factory=Metrics)
+    train: list[Metrics] = field(default_factory=list)
+    holdout: list[Metrics] = field(default_factory=list)
+    drift: list[Metrics] = field(default_factory=list)
+    probe: list[ProbeRow] = field(default_factory=list)
     foreign: bool = False
-    log: list[Record] = field(default_factory=list)
+    log: list[Metrics] = field(default_factory=list)
 
 
 @dataclass
-class Evaluation:
-    """An evaluation folder; `result` is its evaluation.json with the benchmarks that can be used."""
+class EvaluationFolder:
+    """A folder with an evaluation.json."""
 
     path: Path
-    result: Record
+    result: Evaluation
 
     @property
     def role(self) -> str:
         """main, greedy, matched (sampled at another model's sharpness), or validation (what choices were judged by)."""
-        named = [role for role in ("greedy", "matched", "validation") if self.path.name.startswith(role)]
-        cold = number(self.result["protocol"].get("temperature")) == 0
-        return named[0] if named else "greedy" if cold else "main"
+        for role in ("greedy", "matched", "validation"):
+            if self.path.name.startswith(role):
+                return role
+        return "greedy" if self.result.protocol.temperature == 0 else "main"
 
 
 @dataclass
-class Found:
-    """All that was found in the folders given."""
+class LoadedFolders:
+    """All that was found in the folders given, by its place."""
 
-    runs: list[Run] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    comparisons: list[tuple[Path, Record]] = field(default_factory=list)
-    diagnoses: list[tuple[Path, Record]] = field(default_factory=list)
+    runs: dict[Path, Run] = field(default_factory=dict)
+    evaluations: dict[Path, EvaluationFolder] = field(default_factory=dict)
+    comparisons: dict[Path, Comparison] = field(default_factory=dict)
+    diagnoses: dict[Path, Diagnosis] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.runs or self.evaluations or self.comparisons or self.diagnoses)
-
-
-def read_folder(folder: Path, found: Found, notes: Notes) -> None:
-    """Add what is in `folder` and below it to `found`; a note if there is nothing to use."""
-    before = _count(found)
-    for place in _walk(folder, notes):
-        names = {path.name for path in _inside(place)}
-        if "comparison.json" in names and (content := read_object(place / "comparison.json", notes)):
-            found.comparisons.append((place, content))
-        if "diagnosis.json" in names and (content := read_object(place / "diagnosis.json", notes)):
-            found.diagnoses.append((place, content))
-        if names & {"evaluation.json", "graded.jsonl"} and "offline.json" not in names:
-            evaluation = _evaluation(place, notes)
-            found.evaluations += [evaluation] if evaluation else []
-        elif _is_run(place, names):
-            found.runs.append(_run(place, notes))
-        elif states := _trainer_states(place):
-            run = _foreign(place, states, notes)
-            found.runs += [run] if run else []
-    if _count(found) == before:
-        notes.add(folder, "nothing in it can be used: no run, evaluation, comparison or diagnosis was found")
+    def __len__(self) -> int:
+        return len(self.runs) + len(self.evaluations) + len(self.comparisons) + len(self.diagnoses)
 
 
-def read_object(path: Path, notes: Notes) -> Record:
-    """A JSON object from a file; {} where there is none, with a note unless the file is simply missing."""
+def load_folders(folders: Iterable[Path], notes: NoteList) -> LoadedFolders:
+    """All that lies in the folders and below them.
+
+    Raises:
+        UserError: One does not exist, or nothing in any of them can be used.
+    """
+    loaded = LoadedFolders()
+    for folder in dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders):
+        if not folder.exists():
+            raise UserError("no such folder", where=folder)
+        if not folder.is_dir():
+            hint = "give the run folder that it lies in"
+            raise UserError("is a file, not a folder", where=folder, hint=hint)
+        before = len(loaded)
+        places = [_load_place(place, loaded, notes) for place in _walk(folder, notes)]
+        if len(loaded) == before and not any(places):
+            notes.add(
+                folder, "nothing in it can be used: no run, evaluation, comparison or diagnosis was found"
+            )
+    if not len(loaded):
+        reasons = "; ".join(f"{note.where}: {note.what}" for note in notes.notes[:3])
+        raise UserError(
+            f"nothing to report ({reasons})" if reasons else "nothing to report",
+            hint="give folders that rectune train, eval, compare or diagnose wrote, or of a transformers Trainer",
+        )
+    return loaded
+
+
+def _load_place(place: Path, loaded: LoadedFolders, notes: NoteList) -> bool:
+    """Load what lies in one folder, not below it; whether it was loaded now or before."""
+    known = place in loaded.runs or place in loaded.evaluations or place in loaded.comparisons
+    if known or place in loaded.diagnoses:
+        return True
+    names = {path.name for path in _inside(place)}
+    if "comparison.json" in names and (comparison := _record(place, Comparison, notes)):
+        loaded.comparisons[place] = comparison
+    if "diagnosis.json" in names and (diagnosis := _record(place, Diagnosis, notes)):
+        loaded.diagnoses[place] = diagnosis
+    if names & {"evaluation.json", "graded.jsonl"} and "offline.json" not in names:
+        if evaluation := _record(place, Evaluation, notes):
+            loaded.evaluations[place] = EvaluationFolder(place, evaluation)
+    elif _is_run(place, names):
+        loaded.runs[place] = _run(place, notes)
+    elif (states := _trainer_states(place)) and (run := _foreign(place, states, notes)):
+        loaded.runs[place] = run
+    return False
+
+
+def _record(place: Path, kind: type[AnyFile], notes: NoteList) -> AnyFile | None:
+    """The record that a folder holds; None, with a note, where it is missing or damaged."""
+    path = place / f"{kind.__name__.lower()}.json"
+    content = read_object(path, notes, f"is missing: the {kind.__name__.lower()} has not finished")
+    if not content:
+        return None
     try:
-        if not _readable(path, notes):
+        return parse_line(kind, content, kind.WHAT, str(path), "")
+    except UserError as error:
+        notes.add(path, f"{error.what}, so it is left out")
+        return None
+
+
+def read_object(path: Path, notes: NoteList, missing: str = "") -> JsonObject:
+    """A JSON object from a file; {} with a note where it is damaged, or where it is missing and `missing` says so."""
+    content: object = {}
+    try:
+        if not _is_ordinary(path, notes):
             return {}
         if path.stat().st_size > _LARGEST:
             notes.add(path, "is too large to be what its name says, and is not read")
             return {}
-        content = json.loads(path.read_bytes())
+        content = _loads(path.read_bytes())
     except FileNotFoundError:
-        return {}
+        pass
     except OSError as error:
         notes.add(path, f"cannot be read ({error.strerror})")
-        return {}
-    except (ValueError, RecursionError):
-        notes.add(path, "is damaged (not JSON), so what it holds is missing here")
         return {}
     if not isinstance(content, dict):
         notes.add(path, "is damaged (no JSON object), so what it holds is missing here")
         return {}
-    version = content.get("format", FORMAT)
-    if version != FORMAT:
+    if not content and missing:
+        notes.add(path, missing)
+    if (version := content.get("format", FORMAT)) != FORMAT:
         notes.add(path, f"is of format {str(version)[:20]}; this version reads {FORMAT}, so it is left out")
         return {}
     return content
 
 
-def read_lines(path: Path, notes: Notes, most: float = math.inf) -> Iterator[Record]:
-    """The JSON objects of a JSONL file; lines that are none are passed over and counted in a note.
-
-    Reading ends after `most` bytes, with a note.
-    """
+def read_lines(path: Path, notes: NoteList, most: float = math.inf) -> Iterator[JsonObject]:
+    """The JSON objects of a JSONL file, up to `most` bytes of it; a note counts the lines that are none."""
     bad: list[int] = []
-    number_ = 0
+    number = 0
     try:
-        if not _readable(path, notes):
+        if not _is_ordinary(path, notes):
             return
         with path.open("rb") as file:
-            for number_, line in enumerate(_whole_lines(file), 1):
+            for number, line in enumerate(_bounded_lines(file), 1):
                 if not line.strip():
                     continue
                 if file.tell() > most:
                     notes.add(path, f"is larger than {most / 2**20:.0f} MiB; the rest of it is left out")
                     break
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    record = None
-                if isinstance(record, dict):
+                if isinstance(record := _loads(line), dict):
                     yield record
                 else:
-                    bad.append(number_)
+                    bad.append(number)
     except FileNotFoundError:
         pass
     except OSError as error:
         notes.add(path, f"cannot be read ({error.strerror})")
     if bad:
-        last = ", the last one cut off" if bad == [number_] else f", first line {bad[0]}"
-        notes.add(path, f"{len(bad)} of {number_} lines cannot be read{last}; they are left out")
+        last = ", the last one cut off" if bad == [number] else f", first line {bad[0]}"
+        notes.add(path, f"{len(bad)} of {number} lines cannot be read{last}; they are left out")
 
 
-def _readable(path: Path, notes: Notes) -> bool:
+def _loads(text: bytes) -> object:
+    """What a JSON text holds, with None for a number that is not finite; None where it is no JSON."""
+    try:
+        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_small)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
+
+
+def _small(text: str) -> int | None:
+    return int(text) if len(text) < 300 else None  # what a float can hold
+
+
+def _is_ordinary(path: Path, notes: NoteList) -> bool:
     """Whether it is an ordinary file. A link may lead out of the folder, a pipe never ends. OSError as `lstat`."""
     mode = path.lstat().st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # a folder says itself, when it is opened, what is wrong
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # opening a folder says what is wrong
         return True
     notes.add(path, "is no ordinary file but a link, a pipe or a device, and is not read")
     return False
 
 
-def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines; of one that is too long only the first part, which is then no JSON."""
+def _bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines; one that is too long becomes something that is no JSON."""
     while line := file.readline(_LARGEST):
         part = line
         while len(part) == _LARGEST and not part.endswith(b"\n"):
             part = file.readline(_LARGEST)
         yield line if len(line) < _LARGEST else b"?"
-
-
-def number(value: object) -> float | None:
-    """A finite number as it is, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond any float
-        return None
-
-
-def odd_steps(lines: Sequence[tuple[float, Record]], names: Sequence[str], loss: str) -> Iterator[str]:
-    """What to know about a run's log: steps with figures that are not finite, and a loss of exactly 0.
-
-    Args:
-        lines: Steps and what was logged, in order.
-        names: Figures that have to be finite where they are logged.
-        loss: The one that is never exactly 0 while there is something to learn.
-    """
-    broken = [any(name in line and number(line[name]) is None for name in names) for _, line in lines]
-    steps = [step for (step, _), bad in zip(lines, broken, strict=True) if bad]
-    if steps and all(broken[broken.index(True) :]):
-        yield f"is not finite from step {steps[0]:g} on ({_listed(names)})"
-    elif steps:
-        which = f"{len(steps)} of {len(lines)} logged steps, the first is {steps[0]:g}"
-        yield f"is not finite in {which} ({_listed(names)})"
-    zero = [step for step, line in lines if number(line.get(loss)) == 0]
-    if zero:
-        which = (
-            f"step {zero[0]:g}" if len(zero) == 1 else f"{len(zero)} logged steps, the first is {zero[0]:g}"
-        )
-        yield f"the {loss} is exactly 0.0 at {which}: nothing was learnt there, or the figure is broken"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " or ".join(names)
-
-
-def figures(line: object) -> Record:
-    """What is a figure in a line of metrics: finite numbers, the histogram, and texts of warnings."""
-    if not isinstance(line, dict):
-        return {}
-    kept: Record = {str(k): v for k, v in line.items() if number(v) is not None}
-    counts = line.get("histogram")
-    if isinstance(counts, list) and len(counts) == BINS and all((number(c) or 0) >= 0 for c in counts):
-        kept["histogram"] = [number(c) or 0 for c in counts]
-    if isinstance(line.get("warnings"), list):
-        kept["warnings"] = [str(w) for w in line["warnings"]]
-    return kept
-
-
-def _count(found: Found) -> int:
-    return len(found.runs) + len(found.evaluations) + len(found.comparisons) + len(found.diagnoses)
 
 
 def _inside(place: Path) -> list[Path]:
@@ -243,57 +266,89 @@ def _inside(place: Path) -> list[Path]:
         return []
 
 
-def _walk(top: Path, notes: Notes) -> Iterator[Path]:
+def _walk(top: Path, notes: NoteList) -> Iterator[Path]:
     """The folder and those below it, in order; not into models, checkpoints, hidden folders or links."""
-    waiting, seen = [(top, 0)], 0
-    while waiting:
-        place, depth = waiting.pop()
-        seen += 1
-        if seen > _MOST_FOLDERS:
+    for seen, (place, below, _) in enumerate(os.walk(top)):
+        if seen == _MOST_FOLDERS:
             notes.add(top, f"holds more than {_MOST_FOLDERS} folders; the rest are not looked at")
             return
-        yield place
-        if depth == _DEEPEST:
-            continue
-        below = [
-            path
-            for path in _inside(place)
-            if path.name not in _SKIP and not path.name.startswith((".", "checkpoint-"))
-        ]
-        waiting += [(p, depth + 1) for p in reversed(below) if p.is_dir() and not p.is_symlink()]
+        yield Path(place)
+        deep = len(Path(place).relative_to(top).parts) >= _DEEPEST
+        hidden = (".", "checkpoint-")
+        below[:] = (
+            [] if deep else [n for n in sorted(below) if n not in _SKIPPED and not n.startswith(hidden)]
+        )
+
+
+def number(value: object) -> float | None:
+    """A number as it is, None for anything else."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _metrics(line: object) -> Metrics:
+    """The numbers, the histogram and the texts of warnings in a line of metrics; empty where it is no object."""
+    if not isinstance(line, dict):
+        return Metrics()
+    counts, warnings = line.get("histogram"), line.get("warnings")
+    whole = isinstance(counts, list) and len(counts) == BINS and all((number(c) or 0) >= 0 for c in counts)
+    return Metrics(
+        {str(name): value for name, raw in line.items() if (value := number(raw)) is not None},
+        [number(count) or 0 for count in counts] if whole and isinstance(counts, list) else [],
+        [str(warning) for warning in warnings] if isinstance(warnings, list) else [],
+    )
+
+
+def odd_steps(lines: Sequence[tuple[float, JsonObject]], names: Sequence[str], loss: str) -> Iterator[str]:
+    """Steps with numbers that are not finite, and with a loss of exactly 0, as sentences.
+
+    Args:
+        lines: Steps and what was logged, in order.
+        names: Numbers that have to be finite where they are logged.
+        loss: The one that is never exactly 0 while there is something to learn.
+    """
+    broken = [any(name in line and number(line[name]) is None for name in names) for _, line in lines]
+    steps = [step for (step, _), bad in zip(lines, broken, strict=True) if bad]
+    if steps and all(broken[broken.index(True) :]):
+        yield f"is not finite from step {steps[0]:g} on ({' or '.join(names)})"
+    elif steps:
+        which = f"{len(steps)} of {len(lines)} logged steps, the first is {steps[0]:g}"
+        yield f"is not finite in {which} ({' or '.join(names)})"
+    if zero := [step for step, line in lines if number(line.get(loss)) == 0]:
+        several = f"{len(zero)} logged steps, the first is {zero[0]:g}"
+        which = f"step {zero[0]:g}" if len(zero) == 1 else several
+        yield f"the {loss} is exactly 0.0 at {which}: nothing was learnt there, or the figure is broken"
 
 
 def _is_run(place: Path, names: set[str]) -> bool:
     """Whether these files are a training run's: a model's folder has a config.json, too."""
     if "comparison.json" in names:
         return False
-    content = read_object(place / "config.json", Notes()) if "config.json" in names else {}
+    content = read_object(place / "config.json", NoteList()) if "config.json" in names else {}
     return bool(names & {"metrics.jsonl", "summary.json", "probe.json"}) or {"objective", "data"} <= set(
         content
     )
 
 
-def _run(place: Path, notes: Notes) -> Run:
-    run = Run(place)
-    for name in ("config", "environment", "summary"):
-        before = len(notes.found)
-        setattr(run, name, read_object(place / f"{name}.json", notes))
-        if not getattr(run, name) and len(notes.found) == before:
-            lost = "the run has not finished" if name == "summary" else "what it holds is missing here"
-            notes.add(place / f"{name}.json", f"is missing: {lost}")
-    run.config = with_new_names(run.config)
-    run.summary = {**figures(run.summary), **{k: figures(run.summary.get(k)) for k in ("before", "after")}}
-    lines: dict[str, dict[float, Record]] = {"train": {}, "holdout": {}, "drift": {}}
-    raw: dict[float, Record] = {}
+def _run(place: Path, notes: NoteList) -> Run:
+    lost = "is missing: what it holds is missing here"
+    run = Run(place, with_new_names(read_object(place / "config.json", notes, lost)))
+    run.environment = read_object(place / "environment.json", notes, lost)
+    summary = read_object(place / "summary.json", notes, "is missing: the run has not finished")
+    run.summary = _metrics(summary).values
+    run.before, run.after = _metrics(summary.get("before")), _metrics(summary.get("after"))
+    lines: dict[str, dict[float, JsonObject]] = {"train": {}, "holdout": {}, "drift": {}}
     for line in read_lines(place / "metrics.jsonl", notes, _MOST_METRICS):
         step, kind = number(line.get("step")), line.get("kind")
         if step is not None and isinstance(kind, str) and kind in lines:
-            lines[kind][step] = figures(line)
-            if kind == "train":  # online, a step without updates has no gradient
-                raw[step] = line if "updates" not in line or line.get("skipped") else {}
+            lines[kind][step] = line
     for kind, by_step in lines.items():
-        setattr(run, kind, [by_step[step] for step in sorted(by_step)])
-    for odd in odd_steps(sorted(raw.items()), ("grad_norm",), "objective"):
+        setattr(run, kind, [_metrics(line) for _, line in sorted(by_step.items())])
+    # Online, a step without updates has no gradient.
+    updated = [
+        (step, line if "updates" not in line or line.get("skipped") else {})
+        for step, line in sorted(lines["train"].items())
+    ]
+    for odd in odd_steps(updated, ("grad_norm",), "objective"):
         notes.add(place / "metrics.jsonl", odd)
     if not any(lines.values()):
         notes.add(
@@ -304,39 +359,16 @@ def _run(place: Path, notes: Notes) -> Run:
     return run
 
 
-def _probe_row(row: object) -> Record | None:
+def _probe_row(row: object) -> ProbeRow | None:
     if not isinstance(row, dict):
         return None
     columns = [row.get(name) for name in ("tokens", "before", "after")]
     if not all(isinstance(column, list) for column in columns):
         return None
-    triples = list(zip(*columns, strict=False))  # type: ignore[arg-type]
-    return {
-        "where": str(row.get("where", "")),
-        "targets": [(str(t), number(b), number(a)) for t, b, a in triples],
-    }
-
-
-def _evaluation(place: Path, notes: Notes) -> Evaluation | None:
-    before = len(notes.found)
-    result = read_object(place / "evaluation.json", notes)
-    if not result:
-        if len(notes.found) == before:
-            notes.add(place / "evaluation.json", "is missing: the evaluation has not finished")
-        return None
-    benchmarks = result.get("benchmarks")
-    usable = {
-        str(name): numbers
-        for name, numbers in (benchmarks.items() if isinstance(benchmarks, dict) else ())
-        if isinstance(numbers, dict)
-        and isinstance(ids := numbers.get("problem_ids"), list)
-        and ids
-        and all(isinstance(one, str) for one in ids)
-    }
-    if not isinstance(result.get("protocol"), dict) or not usable:
-        notes.add(place / "evaluation.json", "is damaged (no protocol or no benchmark), so it is left out")
-        return None
-    return Evaluation(place, {**result, "benchmarks": usable})
+    targets = [
+        (str(text), number(before), number(after)) for text, before, after in zip(*columns, strict=False)
+    ]
+    return ProbeRow(str(row.get("where", "")), targets)
 
 
 def _trainer_states(place: Path) -> list[Path]:
@@ -350,23 +382,24 @@ def _trainer_states(place: Path) -> list[Path]:
     return [state for state in states if state.is_file()]
 
 
-def _foreign(place: Path, states: list[Path], notes: Notes) -> Run | None:
+def _foreign(place: Path, states: Sequence[Path], notes: NoteList) -> Run | None:
     for state in states:
         history = read_object(state, notes).get("log_history")
-        raw = [line for line in (history if isinstance(history, list) else []) if isinstance(line, dict)]
-        log = [f for f in map(figures, raw) if "step" in f]
-        if log:
-            notes.add(
-                place,
-                "is a run of transformers' Trainer: its loss and learning rate are shown. Whether that loss is NLL is "
-                'not recorded; a DFT loss (TRL\'s loss_type="dft") is -p log p and says nothing about NLL',
-            )
-            by_step: dict[float, Record] = {}
-            for line in raw:
-                if (step := number(line.get("step"))) is not None:
-                    by_step[step] = {**by_step.get(step, {}), **line}
-            for odd in odd_steps(sorted(by_step.items()), ("loss", "grad_norm", "eval_loss"), "loss"):
-                notes.add(state, odd)
-            return Run(place, foreign=True, log=sorted(log, key=lambda line: line["step"]))
+        lines = [line for line in (history if isinstance(history, list) else []) if isinstance(line, dict)]
+        by_step: dict[float, JsonObject] = {}
+        for line in lines:
+            if (step := number(line.get("step"))) is not None:
+                by_step[step] = {**by_step.get(step, {}), **line}
+        if not by_step:
+            continue
+        notes.add(
+            place,
+            "is a run of transformers' Trainer: its loss and learning rate are shown. Whether that loss is NLL is "
+            'not recorded; a DFT loss (TRL\'s loss_type="dft") is -p log p and says nothing about NLL',
+        )
+        for odd in odd_steps(sorted(by_step.items()), ("loss", "grad_norm", "eval_loss"), "loss"):
+            notes.add(state, odd)
+        log = [metrics for line in lines if "step" in (metrics := _metrics(line)).values]
+        return Run(place, foreign=True, log=sorted(log, key=lambda metrics: metrics.step))
     notes.add(states[0], "has no log_history, so there is nothing to show of this run")
     return None
