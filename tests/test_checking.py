@@ -125,7 +125,7 @@ def test_the_summary_names_all() -> None:
 
 def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, model: str) -> None:
     rows = lines(tmp_path / "rows.jsonl", *({"prompt": f"{n}?", "completion": "yes"} for n in range(4)))
-    flags = ["--data", rows, "--system-prompt", "Be brief.", "--eval-data", "0", "--max-steps", "1"]
+    flags = ["--data", rows, "--system-prompt", "Be brief.", "--eval-split-size", "0", "--max-steps", "1"]
     run = tmp_path / "run"
     assert main(["train", "--model", model, *flags, "--max-length", "64", "--output-dir", str(run)]) == 0
     written = check(rows, model=str(run))["rendered"]

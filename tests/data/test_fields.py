@@ -65,7 +65,7 @@ def test_every_format_has_a_base() -> None:
 
 def made(format: str, record: dict[str, Any], notes: Notes) -> Row | Problem | None:
     if format != "problems":
-        return to_row(record, "f:1", format=format, columns={}, system=None, notes=notes)
+        return to_row(record, "f:1", format, notes=notes)
     place = Place("f:1")
     problem = ProblemRecord.read(record, place).problem("1", record, place)
     notes.add(place)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rectune.config import DataConfig
 from rectune.data.converters import detect_format, to_row
 from rectune.data.fields import Notes
 from rectune.data.schema import Row, Turn
@@ -113,11 +114,8 @@ def test_a_choice_is_never_guessed(choices: object, answer: dict[str, Any], mess
 
 def noted(format: str, *records: dict[str, Any], **options: Any) -> tuple[list[Row], Notes]:
     notes = Notes()
-    made = [
-        to_row(record, "f:1", format=format, columns={}, system=None, notes=notes, **options)
-        for record in records
-    ]
-    return [one for one in made if one is not None], notes
+    made = [to_row(record, "f:1", format, DataConfig(**options), notes) for record in records]
+    return [row for row in made if row is not None], notes
 
 
 @pytest.mark.parametrize("name", ["label", "kto_tag", "is_correct", "accepted"])
@@ -198,7 +196,7 @@ def test_what_changes_the_meaning_is_refused(format: str, more: dict[str, Any], 
     record = {"prompt": "hi", "completion": "yo"} if format == "prompt_completion" else {"messages": CHAT}
     with pytest.raises(UserError, match=f"^f:1: field '{name}' is not supported; "):
         noted(format, {**record, **more})
-    made, notes = noted(format, {**record, **more}, ignore=(name,))
+    made, notes = noted(format, {**record, **more}, ignore_fields=(name,))
     assert made[0].turns == (HI, YO)
     assert notes.ignored == {name: 1}
     for nothing in (None, "", [], [None], [{"path": None, "bytes": ""}]):
@@ -249,8 +247,8 @@ def test_what_does_not_go_together(format: str, record: dict[str, Any], message:
         row(format, record)
 
 
-def row(format: str, record: dict[str, Any], *, system: str | None = None, **columns: str) -> Row | None:
-    return to_row(record, "f:1", format=format, columns=columns, system=system)
+def row(format: str, record: dict[str, Any], **options: Any) -> Row | None:
+    return to_row(record, "f:1", format, DataConfig(**options))
 
 
 @pytest.mark.parametrize(("format", "record", "turns"), RECORDS)
@@ -279,19 +277,18 @@ def test_one_bad_record_does_not_change_the_format() -> None:
 
 def test_mapping() -> None:
     record = {"q": "hi", "a": "yo", "s": "sys"}
-    assert row("mapping", record, prompt="q", completion="a") == Row((HI, YO), "f:1")
-    mapped = to_row(
-        record, "f:1", format="mapping", columns={"prompt": "q", "completion": "a", "system": "s"}, system="x"
-    )
+    columns = {"prompt": "q", "completion": "a"}
+    assert row("mapping", record, columns=columns) == Row((HI, YO), "f:1")
+    mapped = row("mapping", record, columns={**columns, "system": "s"}, system_prompt="x")
     assert mapped == Row((Turn("system", "sys"), HI, YO), "f:1")
 
 
 def test_system_message_only_where_there_is_none() -> None:
-    made = row("prompt_completion", {"prompt": "hi", "completion": "yo"}, system="be kind")
+    made = row("prompt_completion", {"prompt": "hi", "completion": "yo"}, system_prompt="be kind")
     assert made is not None
     assert made.turns[0] == Turn("system", "be kind")
     own = {"messages": [{"role": "system", "content": "own"}, *CHAT]}
-    made = row("messages", own, system="be kind")
+    made = row("messages", own, system_prompt="be kind")
     assert made is not None
     assert [turn.content for turn in made.turns] == ["own", "hi", "yo"]
 
@@ -356,11 +353,7 @@ def test_two_questions_are_not_one() -> None:
 
 
 def test_an_empty_question_is_counted() -> None:
-    notes = Notes()
-    to_row(
-        {"prompt": " ", "completion": "a"}, "f:1", format="prompt_completion", columns={}, system=None,
-        notes=notes,
-    )  # fmt: skip
+    notes = noted("prompt_completion", {"prompt": " ", "completion": "a"})[1]
     assert notes.said == {"rows ask an empty question; kept": 1}
 
 
@@ -371,10 +364,8 @@ def test_a_question_does_not_lose_a_part(record: dict[str, Any]) -> None:
     name = next(iter(record))
     with pytest.raises(UserError, match=f"field '{name}' is not supported; .*'(context|choices)'"):
         row("question_answer", {"question": "q", "answer": "A", **record})
-    mapped = to_row(
-        {"Q": "q", "A": "x"}, "f:1", format="mapping", columns={"prompt": "Q", "completion": "A"}, system=None
-    )
-    assert mapped is not None
+    columns = {"prompt": "Q", "completion": "A"}
+    assert row("mapping", {"Q": "q", "A": "x"}, columns=columns) is not None
 
 
 def test_a_system_message_by_any_usual_name() -> None:

@@ -54,7 +54,7 @@ def test_holdout_is_apart_and_repeatable() -> None:
 
 @pytest.mark.parametrize(("n", "share"), [(1, 0.05), (10, 1.0), (10, -0.1), (2, 0.9)])
 def test_holdout_that_cannot_be(n: int, share: float) -> None:
-    with pytest.raises(UserError, match=r"rows\.holdout"):
+    with pytest.raises(UserError, match=r"eval_split_size"):
         split_holdout(range(n), share, 0)
 
 

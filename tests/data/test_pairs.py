@@ -147,7 +147,7 @@ def test_fields_of_other_names(tmp_path: Path) -> None:
         options = DataConfig(data_format=format, columns=columns)
         row = row_at(read_rows(str(path), options=options, cache_dir=tmp_path), 0)
         assert row.turns == (Turn("system", "s"), Turn("user", "q"), Turn("assistant", answer, True))
-    with pytest.raises(UserError, match=r"rows.columns: unknown column 'completion'"):
+    with pytest.raises(UserError, match=r"columns: unknown column 'completion'"):
         read_rows(
             str(path),
             options=DataConfig(data_format="chosen", columns={"completion": "good"}),

@@ -13,7 +13,6 @@ import pyarrow.parquet
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data import readers as sources
 from rectune.data.load import count_duplicates, from_hub, read_rows, row_at
 from rectune.data.schema import Row, Turn
 from rectune.errors import UserError
@@ -108,14 +107,6 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         from_hub(str(tmp_path / "set"), split="nosuch")
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_json_in_small_chunks(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("[" + " " * 9 + json.dumps(RECORDS, ensure_ascii=False)[1:], encoding="utf-8")
-    monkeypatch.setattr(sources, "CHUNK", chunk)
-    assert [record for _, record in sources.read_json(path)] == RECORDS
-
-
 BAD: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b"", "a.jsonl: is empty"),
     ("a.jsonl", b"\n\n", "a.jsonl: is empty"),
@@ -180,14 +171,14 @@ def test_no_such_source(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"columns": {"prompt": "promt", "completion": "completion"}}, "a.jsonl:1: .*did you mean 'prompt'"),
-        ({"columns": {"prompt": "prompt"}}, "rows.columns.completion: "),
+        ({"columns": {"prompt": "prompt"}}, "columns.completion: "),
         (
             {"columns": {"promt": "prompt", "completion": "completion"}},
-            "rows.columns: unknown column 'promt'",
+            "columns: unknown column 'promt'",
         ),
-        ({"format": "mapping"}, "rows.columns.prompt: "),
-        ({"format": "alpacca"}, "did you mean 'alpaca'"),
-        ({"format": "gsm8k", "columns": {"prompt": "prompt"}}, "rows.columns: unknown column 'prompt'"),
+        ({"data_format": "mapping"}, "columns.prompt: "),
+        ({"data_format": "alpacca"}, "did you mean 'alpaca'"),
+        ({"data_format": "gsm8k", "columns": {"prompt": "prompt"}}, "columns: unknown column 'prompt'"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -204,7 +195,7 @@ def test_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         assert len(rows(path, tmp_path / "cache")) == 7
         assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-            ("INFO", f"{path}: 7 rows, format prompt_completion (told from its first rows)"),
+            ("INFO", f"{path}: 7 rows, format prompt_completion (inferred from its first rows)"),
             ("WARNING", f"{path}: 2 rows repeat an earlier one; kept"),
         ]
 
@@ -226,7 +217,7 @@ def test_the_cache_follows_content_and_settings(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr("rectune.data.load.to_row", lambda *a, **k: pytest.fail("was read again"))
         assert rows(path, tmp_path / "cache") == first
-    assert rows(path, tmp_path / "cache", system="s") != first
+    assert rows(path, tmp_path / "cache", system_prompt="s") != first
     path.write_text(path.read_text().replace("yes", "no"))
     assert rows(path, tmp_path / "cache") != first
 

@@ -136,8 +136,8 @@ def test_rows_that_are_gone_or_few_leave_the_wrapping_open(tmp_path):
 
 
 def test_broken_runs_are_named(tmp_path):
-    run = make_run(tmp_path, {"template": "none", "colour": 1})
-    with pytest.raises(UserError, match=r"config.json: its table 'rows'"):
+    run = make_run(tmp_path, {"template": "none", "columns": 1})
+    with pytest.raises(UserError, match=r"config.json: its settings are not of this version"):
         run_prompt(str(run))
     (run / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json: cannot be read"):

@@ -314,7 +314,7 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
     """`template` with its closing, its trailer and the tokens that it writes, found out by example."""
     turns = (Turn("user", _PROBE), Turn("assistant", _PROBE))
     writer = Writer(template, tokenizer)
-    tail = _behind_probe(writer.text(turns, "rows.template"), template)
+    tail = _behind_probe(writer.text(turns, "chat_template"), template)
     tokens = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     any_token = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
     found = any_token.search(tail)
@@ -324,7 +324,7 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
             where="chat_template",
             hint="let it write {{ eos_token }} behind the assistant's content",
         )
-    prompt = writer.text(turns[:1], "rows.template", generation=True)
+    prompt = writer.text(turns[:1], "chat_template", generation=True)
     written = sorted(token for token in {found[0], *any_token.findall(prompt)} if token.strip())
     ends = [found[0]] if tokenizer.eos_token is None else [found[0], str(tokenizer.eos_token)]
     return replace(

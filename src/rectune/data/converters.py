@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import PlainValidator, ValidationInfo
 
+from rectune.config import DataConfig
 from rectune.data.fields import (
     JsonList,
     Names,
@@ -484,7 +486,7 @@ FORMATS: dict[str, type[Schema]] = {
 """Schemas by name, in the order in which `detect_format` tries them (the more particular first)."""
 
 PAIR = ("chosen", "rejected")
-"""The formats that read the two answers of a pair; never told from the fields."""
+"""The formats that read the two answers of a pair; never inferred from the fields."""
 
 
 def fits(name: str, record: Record) -> bool:
@@ -521,7 +523,7 @@ def check_columns(columns: Mapping[str, str], record: Record, where: str, format
             raise unknown_name("column", key, known, where="columns")
     for key in ("prompt", "completion") if format == "mapping" else ():
         if key not in columns:
-            raise UserError("does not say which field it is", where=f"rows.columns.{key}")
+            raise UserError("does not say which field it is", where=f"columns.{key}")
     for field in columns.values():
         if field not in record:
             raise unknown_name("field", field, map(str, record), where=where)
@@ -534,11 +536,8 @@ def _schema(format: str) -> type[Schema]:
 def to_row(
     record: Record,
     where: str,
-    *,
     format: str,
-    columns: Mapping[str, str],
-    system: str | None,
-    ignore: Sequence[str] = (),
+    options: DataConfig | None = None,
     notes: Notes | None = None,
 ) -> Row | None:
     """The row that one record stands for; None where it has no target by its own marks, which the notes say.
@@ -547,42 +546,37 @@ def to_row(
         record: The decoded record.
         where: `file:line`, for messages and for `Row.where`.
         format: A key of `FORMATS`, or "mapping".
-        columns: For fields of the format, their names in the record; the others keep theirs.
-        system: System message for rows that have none.
-        ignore: Fields that are left unread whatever they mean.
+        options: `columns` (for fields of the format, their names in the record; the others keep theirs),
+            `system_prompt` (for rows that have none) and `ignore_fields`.
         notes: Gets what was read, left unread and decided.
 
     Raises:
         UserError: A field is missing, mistyped or refused, a supervised turn is empty, or no turn is supervised.
     """
-    place = Place(where)
-    if ignore:
+    options, notes, place = options or DataConfig(), notes or Notes(), Place(where)
+    if ignore := options.ignore_fields:
         place.ignored.update(name for name in ignore if holds(record.get(name)))
         record = {name: value for name, value in record.items() if name not in ignore}
     try:
-        row = _row(record, place, format, columns)
+        row = _row(record, place, format, options.columns)
     except UserError:
-        if notes is not None:
-            notes.refused.update(place.refused)
+        notes.refused.update(place.refused)
         raise
-    if notes is not None:
-        notes.add(place)
-    if row is None:
-        return None
-    turns = row.turns
-    if system is not None and turns[0].role not in ("system", "developer"):
-        turns = (Turn("system", system), *turns)
-    return Row(turns, where, row.source, row.tools)
+    notes.add(place)
+    system = options.system_prompt
+    if row is None or system is None or row.turns[0].role in ("system", "developer"):
+        return row
+    return replace(row, turns=(Turn("system", system), *row.turns))
 
 
 def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
-    mapped = {field: key for key, field in columns.items()} if columns else {}
-    read = _schema(format).read(record, place, mapped)
+    read = _schema(format).read(record, place, {field: key for key, field in columns.items()})
+    source = ""
     if isinstance(read, Preference):
         prompt, *answers = read.sides(place)
         for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs
             _check_targets(answer, place.where)
-        turns, source = (*prompt, *answers[PAIR.index(format)]), ""
+        turns = (*prompt, *answers[PAIR.index(format)])
     else:
         assert isinstance(read, Demonstration)
         turns, source = read.turns(place), read.source

@@ -128,7 +128,7 @@ def findings_in(
     """What some rows bring along, of `of` in all: questions too, which have no answer yet."""
     marks, trims = _marks(tokenizer, template), _trims(tokenizer, template)
     writer, found = Writer(template, tokenizer), _kinds()
-    names: bool | None = None  # whether the template writes them, told from the first row that has any
+    names: bool | None = None  # whether the template writes them, inferred from the first row that has any
     for row in rows:
         _note(row, marks, template, found)
         if names is not True and any(map(_named, row.turns)):
@@ -181,7 +181,7 @@ def _marks(tokenizer: PreTrainedTokenizerBase, template: Template) -> Marks:
 def _trims(tokenizer: PreTrainedTokenizerBase, template: Template) -> bool:
     """Whether the template leaves out spaces around an answer."""
     turns = (Turn("user", "probe"), Turn("assistant", "\n  answer \n", True))
-    return turns[1].content not in Writer(template, tokenizer).text(turns, "rows.template")
+    return turns[1].content not in Writer(template, tokenizer).text(turns, "chat_template")
 
 
 def _named(turn: Turn) -> bool:

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +32,7 @@ from rectune.data.fields import Notes, Place
 from rectune.data.readers import CHUNK, READERS, Record, file_type, jsonl_records, without_nulls
 from rectune.data.schema import Faults, Problem, Row, Turn
 from rectune.errors import UserError, unknown_name
+from rectune.runtime.io import load_json
 
 if TYPE_CHECKING:
     import datasets  # slow to import
@@ -170,87 +171,70 @@ def split_files(folder: Path, *, config: str, split: str, source: str) -> list[P
     Raises:
         UserError: There is no such split or configuration, several fit, or no file can be read.
     """
-    configs = _readme_configs(folder, source)
-    if configs:
-        name = _choose_config(configs, config, source)
-        entry = configs[name]
-        if "data_files" not in entry:
-            return _by_name(folder / str(entry.get("data_dir", ".")), split, source)
-        return _listed(folder / str(entry.get("data_dir", ".")), entry["data_files"], split, source)
+    if configs := _readme_configs(folder):
+        entry = configs[_choose_config(configs, config, source)]
+        folder = folder / str(entry.get("data_dir", "."))
+        if "data_files" in entry:
+            return _listed(folder, entry["data_files"], split, source)
+        return _by_name(folder, split, source)
     if config:
         folder = folder / config
         if not folder.is_dir():
             raise UserError(f"has no configuration '{config}'", where=source)
     if (folder / "dataset_dict.json").is_file():
-        return _saved(folder / _chosen_split(_splits_of(folder / "dataset_dict.json"), split, source), source)
-    if (folder / "state.json").is_file():
-        return _saved(folder, source)
-    return _by_name(folder, split, source)
-
-
-def _saved(folder: Path, source: str) -> list[Path]:
-    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, whatever split it says it is."""
-    state = _load(folder / "state.json")
-    names = [str(file.get("filename")) for file in state.get("_data_files") or ()]
-    found = [folder / name for name in names]
+        splits = [str(name) for name in _json_object(folder / "dataset_dict.json").get("splits") or ()]
+        folder = folder / _chosen_split(splits, split, source)
+    elif not (folder / "state.json").is_file():
+        return _by_name(folder, split, source)
+    state = _json_object(folder / "state.json")  # of `Dataset.save_to_disk`, whatever split it says it is
+    found = [folder / str(file.get("filename")) for file in state.get("_data_files") or ()]
     if not found or not all(path.is_file() for path in found):
         raise UserError("a folder of save_to_disk that lacks files", where=source, hint="save it again")
     return found
 
 
-def _splits_of(path: Path) -> list[str]:
-    return [str(name) for name in _load(path).get("splits") or ()]
-
-
-def _load(path: Path) -> dict[str, Any]:
+def _json_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = load_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read ({error})", where=path) from None
     return value if isinstance(value, dict) else {}
 
 
-def _chosen_split(splits: Sequence[str], split: str, source: str) -> str:
+def _chosen_split(splits: Iterable[str], split: str, source: str) -> str:
     if split not in splits:
         names = ", ".join(sorted(splits)) or "none"
         raise UserError(f"has no split '{split}'", where=source, hint=f"choose with --split: {names}")
     return split
 
 
-def _readme_configs(folder: Path, source: str) -> dict[str, Mapping[str, Any]]:
+def _readme_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The configurations that the card of a dataset repository declares, by name."""
     path = folder / "README.md"
-    if not path.is_file():
-        return {}
-    text = path.read_text("utf-8", "replace")
-    found = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
-    if found is None:
-        return {}
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    header = re.match(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
     try:
-        card = yaml.safe_load(found[1])
+        card = yaml.safe_load(header[1]) if header else None
     except yaml.YAMLError as error:
         raise UserError(f"its header is no YAML ({error})", where=path) from None
     configs = card.get("configs") if isinstance(card, dict) else None
     return {
         str(entry.get("config_name", "default")): entry
         for entry in configs or ()
-        if isinstance(entry, dict) and ("data_files" in entry or "data_dir" in entry)
+        if isinstance(entry, dict) and entry.keys() & {"data_files", "data_dir"}
     }
 
 
 def _choose_config(configs: Mapping[str, Mapping[str, Any]], config: str, source: str) -> str:
     names = ", ".join(sorted(configs))
-    if config:
-        if config not in configs:
-            raise UserError(f"has no configuration '{config}'", where=source, hint=f"known: {names}")
-        return config
-    if len(configs) == 1:
-        return next(iter(configs))
+    if config and config not in configs:
+        raise UserError(f"has no configuration '{config}'", where=source, hint=f"known: {names}")
     default = [name for name, entry in configs.items() if entry.get("default") or name == "default"]
-    if len(default) != 1:
+    fit = [config] if config else list(configs) if len(configs) == 1 else default
+    if len(fit) != 1:
         hint = f"choose one as {source}:NAME, known: {names}"
         raise UserError("has several configurations", where=source, hint=hint)
-    return default[0]
+    return fit[0]
 
 
 def _listed(folder: Path, data_files: Any, split: str, source: str) -> list[Path]:
@@ -261,69 +245,58 @@ def _listed(folder: Path, data_files: Any, split: str, source: str) -> list[Path
         patterns = {str(item.get("split", "train")): item.get("path", []) for item in data_files}
     else:
         patterns = {"train": data_files}
-    given = patterns[_chosen_split(list(patterns), split, source)]
-    texts = [given] if isinstance(given, str) else [str(item) for item in given]
+    given = patterns[_chosen_split(patterns, split, source)]
     found: set[Path] = set()
-    for pattern in texts:
+    for pattern in [given] if isinstance(given, str) else map(str, given):
         if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise UserError(f"its card names files outside of it ({pattern})", where=source)
         matches = {path for path in folder.glob(pattern) if path.is_file()}
         if not matches:
             raise UserError(f"lacks the files of its split '{split}' ({pattern})", where=source)
         found |= matches
-    return _readable(sorted(found), source)
-
-
-def _readable(paths: list[Path], source: str) -> list[Path]:
-    other = next((path for path in paths if file_type(path) not in READERS), None)
-    if other is not None:
-        raise UserError(f"its file {other.name} is of a kind that is not read", where=source)
-    return paths
+    for path in found:
+        if file_type(path) not in READERS:
+            raise UserError(f"its file {path.name} is of a kind that is not read", where=source)
+    return sorted(found)
 
 
 def _by_name(folder: Path, split: str, source: str) -> list[Path]:
     """The files whose names, or folders, say the split; all of them where none says any."""
-    found = [
-        path
+    found = {
+        path.relative_to(folder): split_named(path.relative_to(folder))
         for path in sorted(folder.rglob("[!.]*"))
-        if path.is_file()
-        and file_type(path) in READERS
-        and path.name not in _ABOUT
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+        if path.is_file() and file_type(path) in READERS and path.name not in _ABOUT
+    }
+    found = {path: name for path, name in found.items() if not any(p.startswith(".") for p in path.parts)}
     if not found:
         raise UserError("has no file of rows", where=source)
-    named = {path: split_named(path.relative_to(folder)) for path in found}
-    splits = {name for name in named.values() if name is not None}
+    splits = {name for name in found.values() if name is not None}
     if not splits:
         if split != "train":
             raise UserError(f"has no split '{split}': its files are of none", where=source)
-        return found
-    split = _chosen_split(sorted(splits), SPLITS.get(split, split), source)
-    chosen = [path for path in found if named[path] == split]
-    homes = {_home(path.relative_to(folder)) for path in chosen}
-    if len(homes) > 1:
-        names = ", ".join(sorted(home or "." for home in homes))
-        raise UserError(
-            f"has split '{split}' in several folders ({names})",
-            where=source,
-            hint=f"choose one as {source}:NAME",
-        )
+        return [folder / path for path in found]
+    split = _chosen_split(splits, SPLITS.get(split, split), source)
+    chosen = [path for path, name in found.items() if name == split]
+    configs = sorted({_config_named(path) or "." for path in chosen})
+    if len(configs) > 1:
+        what = f"has split '{split}' in several folders ({', '.join(configs)})"
+        raise UserError(what, where=source, hint=f"choose one as {source}:NAME")
     others = ", ".join(sorted(splits - {split})) or "none"
-    names = ", ".join(path.name for path in chosen[:3]) + (" ..." if len(chosen) > 3 else "")
+    names = _first([path.name for path in chosen], 3)
     log.info("%s: split %s (%s); other splits, not read: %s", source, split, names, others)
-    left = [path.relative_to(folder).as_posix() for path in found if named[path] is None]
-    if left:
-        shown = ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")
-        log.warning("%s: files of no split, left out: %s", source, shown)
-    return chosen
+    if left := [path.as_posix() for path, name in found.items() if name is None]:
+        log.warning("%s: files of no split, left out: %s", source, _first(left, 5))
+    return [folder / path for path in chosen]
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    return ", ".join(names[:count]) + (" ..." if len(names) > count else "")
 
 
 def split_named(relative: Path) -> str | None:
     """The split that a path says: `data/train-00000-of-00001.parquet`, `test.jsonl`, `validation/a.csv`."""
     if shard := _SHARD.match(relative.name.split(".")[0]):
-        word = shard["split"]
-        return SPLITS.get(word.lower(), word)
+        return SPLITS.get(shard["split"].lower(), shard["split"])
     for part in reversed(relative.parts):
         for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part):
             split = SPLITS.get(re.sub(r"(?<=[a-z])(set|data|split|file)$", "", word.lower()))
@@ -332,12 +305,11 @@ def split_named(relative: Path) -> str | None:
     return None
 
 
-def _home(relative: Path) -> str:
-    """The folder of a file without those named by a split or `data`: its configuration."""
-    parts = [
+def _config_named(relative: Path) -> str:
+    """The folders of a file but those named by a split or `data`: its configuration."""
+    return "/".join(
         part for part in relative.parts[:-1] if part.lower() != "data" and split_named(Path(part)) is None
-    ]
-    return "/".join(parts)
+    )
 
 
 _TEXT = pyarrow.string()
@@ -371,8 +343,8 @@ def read_rows(source: str, *, options: DataConfig, cache_dir: Path | None = None
     Args:
         source: A `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.arrow` file (`.gz` too), a folder of them or of
             `save_to_disk`, or a hub dataset id (`owner/name`, or `owner/name:config`; so for folders).
-        options: Format, mapped columns, ignored fields, system message and split. `holdout` and `limit` are left to
-            the caller, see `sampler.py`.
+        options: Format, mapped columns, ignored fields, system message and split. How many rows are used, and which of
+            them are kept aside, is left to the caller, see `sampler.py`.
         cache_dir: Folder for the Arrow files; `default_cache()` where it is None.
 
     Raises:
@@ -388,7 +360,7 @@ class Intake:
 
     Attributes:
         source: As the user wrote it.
-        format: Told or given.
+        format: Inferred or given.
         rows: How many records became rows.
         dataset: The rows; None where there is none, or there are faults that are not to be skipped.
         faults: Records that cannot be used.
@@ -412,12 +384,9 @@ class Intake:
         self.notes.say(self.source)
         if self.dataset is None:
             raise UserError("has no row with a target", where=self.source)
-        told = (
-            " (told from its first rows)"
-            if options.data_format == "auto" and self.format != "mapping"
-            else ""
-        )
-        log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, told)
+        inferred = options.data_format == "auto" and self.format != "mapping"
+        how = " (inferred from its first rows)" if inferred else ""
+        log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, how)
         if duplicates := count_duplicates(self.dataset):
             log.warning("%s: %s rows repeat an earlier one; kept", self.source, f"{duplicates:,}")
         return self.dataset
@@ -430,14 +399,9 @@ def intake(source: str, *, options: DataConfig, cache_dir: Path | None = None) -
 
     records = open_source(source, split=options.split)
     format = _resolve_format(records, options)
-    key = _key(
-        _VERSION,
-        records.fingerprint,
-        format,
-        options.columns,
-        options.system_prompt,
-        sorted(options.ignore_fields),
-    )
+    settings = (options.columns, options.system_prompt, sorted(options.ignore_fields))
+    parts = json.dumps([_VERSION, records.fingerprint, format, *settings], sort_keys=True)
+    key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
     folder = (cache_dir or default_cache()) / "rows" / key
     path, kept = folder / "rows.arrow", folder / "notes.json"
     if not path.exists():
@@ -504,10 +468,7 @@ def _write(
             try:
                 if isinstance(record, UserError):
                     raise record
-                row = to_row(
-                    record, where, format=format, columns=options.columns, system=options.system_prompt,
-                    ignore=options.ignore_fields, notes=notes,
-                )  # fmt: skip
+                row = to_row(record, where, format, options, notes)
                 if row is not None:
                     yield _stored(row)
             except UserError as error:
@@ -530,10 +491,6 @@ def _stored(row: Row) -> dict[str, Any]:
         raise UserError("a text holds half of a surrogate pair", where=row.where) from None
     digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big", signed=True)
     return {"turns": turns, "where": row.where, "source": row.source, "tools": row.tools, "digest": digest}
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read_problems(path: Path | str) -> list[Problem]:

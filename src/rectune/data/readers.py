@@ -7,7 +7,6 @@ is in `load.py`.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import itertools
@@ -19,9 +18,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rectune.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 LONGEST = 1 << 25
 """Bytes of a record: JSON of that size takes up to 1 GiB in memory when every value of it is an empty list."""
@@ -189,6 +191,7 @@ Record = dict[str, Any]
 
 CHUNK = 1 << 20  # bytes read at a time
 _GAP = re.compile(r"[\s,]*")  # between two records of an array
+_LINE_END = b"\n"
 
 
 def without_nulls(record: Record) -> Record:
@@ -238,88 +241,89 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
     """Rows, counted from 1."""
     import pyarrow.parquet
 
-    number = 0
-    try:
+    def batches() -> Iterator[pyarrow.RecordBatch]:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, without_nulls(record)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"is broken Parquet ({error})", where=f"{path}:{number + 1}") from None
+            yield from file.iter_batches(batch_size=1000)
+
+    return _numbered(batches(), "Parquet", path)
 
 
 def read_arrow(path: Path) -> Iterator[tuple[int, Record]]:
     """Rows of an Arrow stream (as the `datasets` library writes) or file, counted from 1."""
     import pyarrow
 
-    number = 0
-    try:
+    def batches() -> Iterator[pyarrow.RecordBatch]:
         with pyarrow.memory_map(str(path)) as source:
             try:
-                batches: Any = pyarrow.ipc.open_stream(source)
+                yield from pyarrow.ipc.open_stream(source)
             except pyarrow.ArrowInvalid:
                 file = pyarrow.ipc.open_file(source)
-                batches = (file.get_batch(i) for i in range(file.num_record_batches))
-            for batch in batches:
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, without_nulls(record)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"is broken Arrow ({error})", where=f"{path}:{number + 1}") from None
+                yield from (file.get_batch(i) for i in range(file.num_record_batches))
+
+    return _numbered(batches(), "Arrow", path)
+
+
+def _numbered(batches: Iterator[pyarrow.RecordBatch], kind: str, path: Path) -> Iterator[tuple[int, Record]]:
+    from pyarrow import ArrowException
+
+    number = 0
+    try:
+        for batch in batches:
+            for record in batch.to_pylist():
+                number += 1
+                yield number, without_nulls(record)
+    except (ArrowException, OSError) as error:
+        raise UserError(f"is broken {kind} ({error})", where=f"{path}:{number + 1}") from None
 
 
 def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
-    """Objects of one array, or of the array `data` of one object; JSON Lines under this name is read too."""
-    chunks = _text_chunks(path)
-    text = next(chunks, "")
-    opening = re.match(r'\s*(\[|\{\s*"data"\s*:\s*\[)', text)
+    """Objects of one array, or of the array `data` of one object; JSON Lines under this name is read too.
+
+    The text of an array is in memory as a whole, its records one at a time.
+    """
+    with open_bytes(path) as file:
+        start = file.read(CHUNK)
+        opening = re.match(rb'(?:\xef\xbb\xbf)?\s*(\[|\{\s*"data"\s*:\s*\[)', start)
+        content = start + file.read() if opening else start
     if opening is None:
         for number, found in jsonl_records(path):
-            if isinstance(found, UserError) and re.search(r"^\s*\{\s*$", text.partition("\n")[0]):
+            if isinstance(found, UserError) and re.search(rb"^\s*\{\s*$", start.partition(b"\n")[0]):
                 what = 'is neither an array of objects, nor {"data": [...]}, nor one object a line'
                 raise UserError(what, where=path, hint="write the rows as one array")
             yield number, found
         return
-    at, line, decode = 0, 1, json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
-    between = opening.end()
+    try:
+        text, begins = content.decode(), len(content[: opening.end()].decode())
+    except UnicodeDecodeError as error:
+        where = f"{path}:{content.count(_LINE_END, 0, error.start) + 1}"
+        raise UserError("is not UTF-8", where=where, hint="convert the file") from None
+    yield from _array(text, begins, path, in_object=opening[1] != b"[")
+
+
+def _array(text: str, at: int, path: Path, *, in_object: bool) -> Iterator[tuple[int, Record | UserError]]:
+    """The records of the array that begins at `at`, with their lines; UserError where it is no JSON, or not all."""
+    line, done, decode = 1, 0, json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
     while True:
-        between = _GAP.match(text, between).end()  # type: ignore[union-attr]  # matches always
-        line += text.count("\n", at, between)
-        at = between
+        at = _GAP.match(text, at).end()  # type: ignore[union-attr]  # matches always
+        line += text.count("\n", done, at)
+        done, where = at, f"{path}:{line}"
         if text.startswith("]", at):
-            _check_end(text[at + 1 :], chunks, opening[1] != "[", f"{path}:{line}")
-            return
-        try:
-            record, between = decode(text, at)
-        except UserError as error:
-            raise UserError(error.what, where=f"{path}:{line}") from None
-        except (ValueError, RecursionError) as error:
-            if len(text) - at > LONGEST:
-                raise UserError(
-                    f"no record ends within {LONGEST >> 20} MiB", where=f"{path}:{line}"
-                ) from None
-            more = "".join(_some(chunks, len(text) - at))
-            if not more:  # not cut off by the chunk, but wrong
-                wrong_line = line + text.count("\n", at, getattr(error, "pos", at))
-                reason = getattr(error, "msg", error)
-                raise UserError(
-                    f"malformed JSON ({reason}); nothing behind it in this file can be read",
-                    where=f"{path}:{wrong_line}",
-                    hint="mend the file, or write one object a line to a .jsonl file",
-                ) from None
-            text, at, between = text[at:] + more, 0, 0
-            continue
-        yield line, _object(record, text[at:between], f"{path}:{line}")
-
-
-def _check_end(text: str, chunks: Iterator[str], in_object: bool, where: str) -> None:
-    """UserError where something follows an array of records besides the end of the object that it is in."""
-    rest = text.strip()
-    for chunk in chunks:
-        if len(rest) > 1:
             break
-        rest = (rest + chunk).strip()
+        try:
+            record, at = decode(text, at)
+        except UserError as error:
+            raise UserError(error.what, where=where) from None
+        except (ValueError, RecursionError) as error:
+            wrong_line = line + text.count("\n", at, getattr(error, "pos", at))
+            raise UserError(
+                f"malformed JSON ({getattr(error, 'msg', error)}); nothing behind it in this file can be read",
+                where=f"{path}:{wrong_line}",
+                hint="mend the file, or write one object a line to a .jsonl file",
+            ) from None
+        yield line, _object(record, text[done:at], where)
+        line += text.count("\n", done, at)
+        done = at
+    rest = text[at + 1 :].strip()
     if rest != "}" * in_object:
         shown = f"{rest[:40]}..." if len(rest) > 40 else rest
         what = f"has more behind its array of records ({shown})" if rest else "ends before its last }"
@@ -334,33 +338,6 @@ def _object(record: object, text: str, where: str) -> Record | UserError:
     except UserError as error:
         return error
     return record
-
-
-def _some(chunks: Iterator[str], size: int) -> Iterator[str]:
-    """Chunks of at least `size` characters in all, so that a long record is decoded few times over."""
-    got = 0
-    for chunk in chunks:
-        got += len(chunk)
-        yield chunk
-        if got >= size:
-            return
-
-
-def _text_chunks(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    line = 1
-    with open_bytes(path) as file:
-        while True:
-            chunk = file.read(CHUNK)
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise UserError("is not UTF-8", where=f"{path}:{line}", hint="convert the file") from None
-            line += text.count("\n")
-            yield text
-            if not chunk:
-                return
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Record | UserError]]]] = {

@@ -31,7 +31,7 @@ TEMPLATE = "template.jinja"
 WEIGHTS = ("model", "adapter")
 """Folders of a run that answer for it, the first before the second."""
 
-_LOOK = 200  # rows that the wrapping is told from
+_LOOK = 200  # rows that the wrapping is inferred from
 _FEWEST = 20  # below that, what they share may be chance
 
 

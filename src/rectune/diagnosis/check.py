@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rectune.data.tokenization import Encoded
 
 Kind = Literal["rows", "pairs", "problems"]
-_LOOK = 20  # records that the kind is told from
+_LOOK = 20  # records that the kind is inferred from
 _ENCODED = 2000  # rows that are encoded
 
 
@@ -45,7 +45,7 @@ def check(
 
     Args:
         source: Anything that `rectune train` takes as data, or a file of problems.
-        kind: What they are to be; None tells it from the fields.
+        kind: What they are to be; None infers it from the fields.
         options: As for training.
         model: Whose tokenizer and template write the example; its weights are not read.
         max_length: As for training.
@@ -79,7 +79,7 @@ def _rows(
 ) -> dict[str, Any]:
     """What there is to know about rows, or about pairs, which are read in two formats."""
     read, *worse = (
-        intake(source, options=options.model_copy(update={"format": format, "skip_bad_rows": True}))
+        intake(source, options=options.model_copy(update={"data_format": format, "skip_bad_rows": True}))
         for format in formats
     )
     duplicates = 0 if read.dataset is None else count_duplicates(read.dataset)
@@ -126,7 +126,7 @@ def _kinds(source: str, options: DataConfig) -> list[Kind]:
         if options.data_format == "auto" and not options.columns:
             format = detect_format(look, source)
             if "pairs" in found:
-                to_row(look[0], source, format=format, columns={}, system=None, ignore=options.ignore_fields)
+                to_row(look[0], source, format, options)
     except UserError:
         return found or ["rows"]  # which then says what is wrong
     return [*found, "rows"] if graded and problems else ["rows", *found]
