@@ -172,21 +172,22 @@ def tune(out: Path) -> None:
 
 def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Diagnose, then train and compare; what was said and what came."""
-    from rectune.config import load_config
+    from rectune.config import CompareConfig, load_config
     from rectune.diagnosis.diagnose import diagnose
-    from rectune.experiments.compare import CompareConfig, compare
+    from rectune.experiments.compare import compare
 
     folder = options.out / name
     settings = {key: value for key, value in pair.items() if key not in ("in", "out", "limit")}
-    config = load_config(None, {**SHARED, **settings, "output_dir": folder})
+    compared = {
+        "objectives": ("sft", "dft"), "seeds": options.seeds, "tasks_in": [pair["in"]],
+        "tasks_out": [pair["out"]] if pair["out"] else [], "num_samples": 4, "max_new_tokens": 24,
+        "limit": pair["limit"], "match_entropy": False,
+    }  # fmt: skip
+    config = load_config(None, {**SHARED, **settings, **compared, "output_dir": folder}, CompareConfig)
     said = diagnose(
         config.model, config.data, out=folder / "diagnosis", rows=200, options=config, gradients=False
     )
-    came = compare(CompareConfig(
-        config, ["sft", "dft"], seeds=options.seeds, tasks_in=[pair["in"]],
-        tasks_out=[pair["out"]] if pair["out"] else [], num_samples=4, max_new_tokens=24, limit=pair["limit"],
-        match_entropy=False,
-    ))  # fmt: skip
+    came = compare(config)
     return outcome(name, said, came.to_dict())
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rectune.config import TrainConfig, load_config
-from rectune.experiments.compare import CompareConfig, compare, plan
+from rectune.config import CompareConfig, load_config
+from rectune.experiments.compare import compare, plan
 from toys import byte_tokenizer, tiny_model
 
 Task = dict[str, str]
@@ -46,9 +46,11 @@ SETTINGS = {
 }
 
 
-def config_of(task: Task, out: Path, **settings: Any) -> TrainConfig:
+def config_of(task: Task, out: Path, **settings: Any) -> CompareConfig:
     return load_config(
-        None, {"model": task["model"], "data": task["data"], "output_dir": out, **SETTINGS, **settings}
+        None,
+        {"model": task["model"], "data": task["data"], "output_dir": out, **SETTINGS, **settings},
+        CompareConfig,
     )
 
 
@@ -62,8 +64,7 @@ def compare_task(
     **how: Any,
 ) -> dict[str, Any]:
     """Compare on the task, or plan to: `how` has fields of CompareConfig in place of those of `asking`."""
-    training = config_of(task, out, **(settings or {}))
-    config = CompareConfig(training, objectives.split(","), **(asking(task) | how))
+    config = config_of(task, out, objectives=objectives, **(asking(task) | (settings or {}) | how))
     return plan(config) if dry_run else compare(config).to_dict()
 
 

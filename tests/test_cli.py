@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import re
 import subprocess
 import sys
 import time
@@ -16,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import rectune.__main__ as first_page
 from rectune.cli.app import main
 from rectune.config import TrainConfig
 
@@ -174,54 +171,15 @@ def test_the_documented_command_line_is_what_help_prints() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert (ROOT / "docs" / "cli.md").read_text("utf-8") == "\n".join(script.sections())
-    assert first_page.PAGE.read_text("utf-8") == script.first_page()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-@pytest.mark.parametrize(
-    ("environment", "coloured"),
-    [
-        ({}, False),
-        ({"FORCE_COLOR": "1"}, True),
-        ({"FORCE_COLOR": ""}, False),
-        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
-    ],
-)
-def test_the_kept_first_page_in_a_pipe(
-    arguments: list[str], environment: dict[str, str], coloured: bool
-) -> None:
-    usual = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR")}
+def test_the_first_page(arguments: list[str]) -> None:
     page = subprocess.run(
-        [sys.executable, "-m", "rectune", *arguments], check=True, capture_output=True, encoding="utf-8",
-        env=usual | {"PYTHONUTF8": "1", "COLUMNS": "80"} | environment,
-    ).stdout  # fmt: skip
-    assert ("\x1b" in page) is coloured
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", page)
-    assert plain.startswith("Usage: rectune COMMAND")
-    assert "│ train        Fine-tune a model on demonstrations." in plain
-
-
-@pytest.mark.parametrize(
-    ("environment", "kept", "line"),
-    [
-        ({"COLUMNS": "80"}, True, "╭─ Commands ─"),
-        ({"COLUMNS": "60"}, False, "╭─ Commands ─"),
-        ({"COLUMNS": "80", "PYTHONIOENCODING": "ascii"}, False, "+- Commands -"),
-    ],
-)
-def test_a_terminal_that_the_kept_page_does_not_suit_gets_the_built_one(
-    environment: dict[str, str], kept: bool, line: str
-) -> None:
-    code = (
-        "import sys; from rectune.__main__ import main; main(); print('rectune.cli.app' not in sys.modules)"
-    )
-    lines = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True, capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"} | environment,
-    ).stdout.splitlines()  # fmt: skip
-    assert max(map(len, lines)) == int(environment["COLUMNS"])
-    assert any(text.startswith(line) for text in lines)
-    assert lines[-1] == str(kept)
+        [sys.executable, "-m", "rectune", *arguments], check=True, capture_output=True, encoding="utf-8"
+    ).stdout
+    assert page.startswith("Usage: rectune COMMAND")
+    assert "  train      Fine-tune a model on demonstrations.\n" in page
 
 
 def test_bad_rows_are_skipped_by_the_short_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from comparisons import Task, compare_task, config_of
 from rectune.errors import UserError
 from rectune.experiments import successive_halving as racing
-from rectune.experiments.compare import CompareConfig, make_arms, make_grid
+from rectune.experiments.compare import make_arms, make_grid
 from rectune.experiments.comparison_tables import tables
 from rectune.experiments.evaluator import Evaluator
 from rectune.experiments.grid import Run
@@ -117,8 +117,8 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> Record:
 
 
 def race(task: Task, out: Path, specs: list[str], budget: str, *, seeds: int = 1, steps: int = 100) -> Record:
-    config = CompareConfig(
-        config_of(task, out, max_steps=steps), specs, seeds, tasks_in=[task["inside"]], race=budget
+    config = config_of(
+        task, out, max_steps=steps, objectives=specs, seeds=seeds, tasks_in=[task["inside"]], race=budget
     )
     grid = make_grid(config)
     assert grid.race

@@ -1,0 +1,35 @@
+"""The command line. This module has what `rectune --help` prints, and imports nothing: it answers at once."""
+
+VERBS = {
+    "check": "Say what data are, and what would be made of them.",
+    "diagnose": "Say which objective fits the data, before any training.",
+    "train": "Fine-tune a model on demonstrations.",
+    "sample": "Sample answers to problems from a model.",
+    "grade": "Add a verdict to every answer of a JSONL file.",
+    "eval": "Measure accuracy on benchmarks, with intervals.",
+    "select": "Turn graded answers into training rows, or into pairs.",
+    "compare": "Train with several objectives and judge them in pairs.",
+    "report": "Put runs on one self-contained page.",
+    "rft": "Train a model on its own graded answers: sample, grade, select, train.",
+    "rl": "Train a model on its own graded answers as it learns: GRPO or PPO.",
+    "reproduce": "Reproduce a table or figure of the paper.",
+    "list": "List objectives, columns, tasks, models and recipes.",
+}
+"""What each verb does, in the order in which one meets them. The functions are in `commands.py`."""
+
+
+def first_page() -> str:
+    """What `rectune --help` prints."""
+    lines = [f"  {name:<11}{text}" for name, text in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: rectune COMMAND",
+            "",
+            "Fine-tune language models on demonstrations so that they generalise.",
+            "",
+            "Commands:",
+            *lines,
+            "",
+            "rectune COMMAND --help lists the flags of a command, rectune --version prints the version.",
+        ]
+    )

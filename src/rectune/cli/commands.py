@@ -1,10 +1,10 @@
-"""The verbs that have a flag for every setting of a run; the other verbs are in `cli/app.py`."""
+"""The verbs: what each takes, calls and prints. A verb imports what it needs when it is called."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,67 +12,49 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from rectune.cli.console import print_lines, print_table
-from rectune.cli.options import settings_flags
-from rectune.cli.parameters import Count, Switch, Texts
-from rectune.config import DataConfig, RFTConfig, RLConfig, load_config
+from rectune.cli.options import Switch, takes
+from rectune.config import (
+    CheckConfig,
+    CompareConfig,
+    DiagnoseConfig,
+    EvalConfig,
+    RFTConfig,
+    RLConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from rectune.errors import UserError
 
 
-@settings_flags()
-def train(
-    recipe: Path | None = None,
-    /,
-    *,
-    resume: Switch = False,
-    dry_run: Switch = False,
-    **overrides: Any,
-) -> None:
+@takes(TrainConfig, "data")
+def train_(config: TrainConfig, *, resume: Switch = False, dry_run: Switch = False) -> None:
     """Fine-tune a model on demonstrations.
-
-    Settings come from a TOML recipe, from flags, or from both; a flag wins.
-
     Args:
-        recipe: TOML file with the settings below, such as `batch_size = 8`.
         resume: Resume from the last checkpoint in the run folder, if there is one.
         dry_run: Print the settings, rows, tokens, steps and memory estimate, and stop.
     """
     began = time.perf_counter()
-    config = load_config(recipe, overrides)
     if dry_run:
         from rectune.training.dry_run import plan
 
-        print_lines(json.dumps(plan(config), indent=2))
+        print_lines(to_text(plan(config)))
         return
-    from rectune.runtime.io import to_json
     from rectune.training.trainer import train
 
     result = train(config, resume=resume, began=began)
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        print_lines(to_json(asdict(result), indent=2))
+    if os.environ.get("RANK", "0") == "0":  # one of several processes prints
+        print_lines(to_text(asdict(result)))
 
 
-@settings_flags(kind=RLConfig)
-def rl(
-    recipe: Path | None = None,
-    /,
-    *,
-    resume: Switch = False,
-    dry_run: Switch = False,
-    json: Switch = False,
-    **overrides: Any,
-) -> None:
-    """Train a model on its own graded answers, drawn as it learns: GRPO or PPO.
-
-    Settings come from a TOML recipe, from flags, or from both; a flag wins.
-
+@takes(RLConfig, "problems")
+def rl_(config: RLConfig, *, resume: Switch = False, dry_run: Switch = False, json: Switch = False) -> None:
+    """Train a model on its own graded answers, sampled as it learns: GRPO or PPO.
     Args:
-        recipe: TOML file with the settings below.
         resume: Resume from the last checkpoint in the run folder, if there is one.
         dry_run: Print the settings, problems, answers, updates and memory estimate, and stop.
         json: Print summary.json instead of a table.
     """
     began = time.perf_counter()
-    config = load_config(recipe, overrides, RLConfig)
     if dry_run:
         from rectune.rl.rl_summary import plan
 
@@ -86,76 +68,23 @@ def rl(
         print_lines(to_text(asdict(result)))
         return
     print_table(table(result))
-    print_lines(
-        f"Model: {next(p for p in (config.output_dir / 'adapter', config.output_dir / 'model') if p.is_dir())}"
-    )
+    folders = (config.output_dir / name for name in ("adapter", "model"))
+    print_lines(f"Model: {next(folder for folder in folders if folder.is_dir())}")
 
 
-@settings_flags(lambda name: name != "objective")
-def compare(
-    recipe: Path | None = None,
-    /,
-    *,
-    objectives: str = "sft,dft",
-    seeds: int = 1,
-    tasks: str | None = None,
-    tasks_in: str | None = None,
-    tasks_out: str | None = None,
-    include_path: Path | None = None,
-    limit: int | None = None,
-    num_samples: Count = 16,
-    temperature: float = 1.0,
-    max_new_tokens: int = 4096,
-    stop: Texts = (),
-    sweep: str | None = None,
-    sweep_steps: int | None = None,
-    race: str | None = None,
-    validation: str | None = None,
-    no_sharpening: Switch = False,
-    dry_run: Switch = False,
-    json: Switch = False,
-    objective: Annotated[str | None, Parameter(show=False)] = None,
-    **overrides: Any,
-) -> None:
-    """Train with several objectives and judge them in pairs, over problems and seeds; run again, it goes on.
+@takes(CompareConfig, "data", without=("objective",), recipe=TrainConfig)
+def compare_(config: CompareConfig, *, dry_run: Switch = False, json: Switch = False) -> None:
+    """Train with several objectives and judge them in pairs, over problems and seeds; run again, it resumes.
 
-    All runs share the settings below, rows and their order; --output-dir is the comparison's folder, --seed the first
-    seed.
+    All runs share the settings below, rows and their order.
 
     Args:
-        recipe: TOML file with the settings below.
-        objectives: Separated by commas, each as --objective of rectune train takes it, such as sft,power:alpha=0.5.
-        seeds: Runs of each objective.
-        tasks: Benchmarks, or JSONL files of problems, separated by commas, not labelled in or out of domain.
-        tasks_in: The same, of the training rows' domain.
-        tasks_out: The same, of other domains.
-        include_path: Folder with the benchmarks' files; unset: packaged, or from the hub.
-        limit: Maximum number of problems of each benchmark.
-        num_samples: Answers to each problem.
-        temperature: Sampling temperature; greedy answers are sampled in addition.
-        max_new_tokens: Maximum length of an answer in tokens.
-        stop: Text at which an answer ends, as \\nQuestion: (\\n is a line end); may be given several times.
-        sweep: Learning rates to try each objective with, separated by commas; the best on validation is taken.
-        sweep_steps: Of each trial; a quarter of a run's if unset.
-        race: Stop objectives early that are clearly worse on validation; the budget: 30m, 2h or 800steps in all.
-        validation: Benchmark or file for --sweep and --race; if unset, a quarter of the problems in domain.
-        no_sharpening: Skip the control at matched entropy.
         dry_run: Print runs, steps, tokens and samples, and stop.
         json: Print all of comparison.json.
     """
-    if objective is not None:
-        what = "a comparison takes several objectives"
-        raise UserError(what, where="--objective", hint=f"give --objectives sft,{objective}")
-    training = load_config(recipe, overrides)
-    from rectune.experiments.compare import CompareConfig, compare, plan
+    from rectune.experiments.compare import compare, plan
     from rectune.experiments.comparison_tables import tables
 
-    config = CompareConfig(
-        training, names(objectives), seeds=seeds, tasks_in=names(tasks_in), tasks_out=names(tasks_out),
-        tasks=names(tasks), include_path=include_path, limit=limit, num_samples=num_samples, temperature=temperature,
-        max_new_tokens=max_new_tokens, stop=stop, sweep=rates(sweep), sweep_steps=sweep_steps, race=race,
-        validation=validation, match_entropy=not no_sharpening,
-    )  # fmt: skip
     if dry_run:
         print_lines(to_text(plan(config)))
         return
@@ -167,31 +96,20 @@ def compare(
         print_lines(title)
         print_table(rows)
     print_lines(*(result.verdict.sentences if result.verdict else ()))
-    print_lines(f"\nPage: {training.output_dir / 'report.html'}")
+    print_lines(f"\nPage: {config.output_dir / 'report.html'}")
 
 
-@settings_flags(kind=RFTConfig)
-def rft(
-    recipe: Path | None = None,
-    /,
-    *,
-    resume: Switch = False,
-    dry_run: Switch = False,
-    json: Switch = False,
-    **overrides: Any,
-) -> None:
-    """Let a model learn from its own answers that a verifier has judged: sample, grade, select, train.
+@takes(RFTConfig, "problems")
+def rft_(config: RFTConfig, *, resume: Switch = False, dry_run: Switch = False, json: Switch = False) -> None:
+    """Train a model on its own answers that a grader has judged: sample, grade, select, train.
 
-    The objective decides the method: sft is RFT, dft the paper's offline DFT, iw_sft iw-SFT, dpo DPO. Settings come
-    from a TOML recipe, from flags, or from both; a flag wins.
+    The objective decides the method: sft is RFT, dft the paper's offline DFT, iw_sft iw-SFT, dpo DPO.
 
     Args:
-        recipe: TOML file with the settings below; such as `num_samples = 8`.
         resume: Resume a run in the folder where it stopped, at any stage.
-        dry_run: Print settings, problems, and the most samples and rows, and stop.
+        dry_run: Print settings, problems, and the maximum number of samples and rows, and stop.
         json: Print counts and figures as JSON instead of a table.
     """
-    config = load_config(recipe, overrides, RFTConfig)
     from rectune.experiments.rft import plan, table, train_rft
 
     if dry_run:
@@ -199,105 +117,193 @@ def rft(
         return
     result = train_rft(config, resume=resume)
     if json:
-        from rectune.runtime.io import to_json
-
-        print_lines(to_json(asdict(result), indent=2))
+        print_lines(to_text(asdict(result)))
         return
     print_table([table(result)])
     print_lines(f"Run: {result.train.out}")
 
 
-READ = {"model", "data", "output_dir", "seed", "dtype", "logits_memory_mb", *DataConfig.model_fields} - {
-    "too_long"
-}
-"""Settings of a run that decide what a diagnosis reads."""
-
-
-@settings_flags(READ.__contains__)
-def diagnose(
-    recipe: Path | None = None,
-    /,
-    *,
-    goal: Literal["generalise", "fit"] | None = None,
-    rows: int | None = None,
-    seconds: float = 90.0,
-    objectives: str = "",
-    check_overlap: str = "",
-    include_path: Path | None = None,
-    no_gradients: Switch = False,
-    json: Switch = False,
-    **overrides: Any,
-) -> None:
+@takes(DiagnoseConfig, "model", "data", recipe=TrainConfig)
+def diagnose_(config: DiagnoseConfig, *, json: Switch = False) -> None:
     """Say which objective fits the data under a model, before any training: one forward pass, a verdict, a page.
 
+    Of a recipe for `rectune train`, the settings of model and data are read.
+
     Args:
-        recipe: TOML file of the run that you think of; its model and its settings of data are read.
-        goal: What you want of the data: to generalise from it, or to fit its distribution.
-        rows: Measure so many rows; by default as many as fit --seconds.
-        seconds: Of the pass over rows.
-        objectives: What to show, separated by commas, such as sft,dft,power:alpha=0.3; by default the usual ones.
-        check_overlap: Benchmarks whose problems to look for in the rows, separated by commas.
-        include_path: Folder with the benchmarks' files.
-        no_gradients: Skip gradient norms, which take a backward pass for each objective.
         json: Print diagnosis.json instead of a summary.
     """
     began = time.perf_counter()
-    config = load_config(recipe, overrides)
     from rectune.diagnosis.diagnose import diagnose
     from rectune.diagnosis.page import summary
     from rectune.evaluation.prompts import questions
 
-    benchmarks = names(check_overlap)
+    benchmarks = list(config.check_overlap)
     result = diagnose(
-        config.model, config.data, out=config.output_dir, goal=goal, rows=rows, seconds=seconds,
-        objectives=names(objectives), options=config, gradients=not no_gradients,
-        problems=questions(benchmarks, include_path) if benchmarks else None, precision=config.dtype,
+        config.model, config.data, out=config.output_dir, goal=config.goal, rows=config.rows, seconds=config.seconds,
+        objectives=config.objectives, options=config, gradients=config.gradients,
+        problems=questions(benchmarks, config.include_path) if benchmarks else None, precision=config.dtype,
         memory_budget=config.logits_memory_mb, seed=config.seed, began=began,
     )  # fmt: skip
     if json:
         print_lines(to_text(result.to_dict()))
         return
-    for part in summary(result):
-        if isinstance(part, str):
-            print_lines(part)
-        else:
-            print_table(part)
+    print_parts(summary(result))
     print_lines(f"\nPage: {config.output_dir / 'diagnosis.html'}")
 
 
-@settings_flags(lambda name: name in DataConfig.model_fields and name != "max_length")
-def check(
-    data: str,
-    /,
-    *,
-    model: str | None = None,
-    kind: Literal["rows", "pairs", "problems"] | None = None,
-    max_length: int = 2048,
-    json: Switch = False,
-    **overrides: Any,
-) -> None:
+@takes(CheckConfig, "data", "model")
+def check_(config: CheckConfig, *, json: Switch = False) -> None:
     """Say what data are and what is made of them: format, fields, faulty rows, and a row as a model reads it.
 
     Exit code 2 where training or sampling would stop at them.
 
     Args:
-        data: Rows or pairs as `rectune train` takes them, or a file of problems.
-        model: Also write a row with this model's template, its targets marked; the weights are not loaded.
-        kind: What the data are, where their fields do not tell.
-        max_length: Longest row in tokens; says how many are cut.
         json: Print all of it as JSON.
     """
-    from rectune.diagnosis.check import check as look
-    from rectune.diagnosis.check import summary
+    from rectune.diagnosis.check import check, summary
 
-    options = load_config(None, overrides, DataConfig)
-    result = look(data, kind=kind, options=options, model=model, max_length=max_length)
+    result = check(
+        config.data, kind=config.kind, options=config, model=config.model, max_length=config.max_length
+    )
     print_lines(*([to_text(result)] if json else summary(result)))
     if result["errors"]:
-        raise UserError(result["errors"][0], where=None if result["errors"][0].startswith(data) else data)
+        first = result["errors"][0]
+        raise UserError(first, where=None if first.startswith(config.data) else config.data)
 
 
-def reproduce(
+@takes(SampleConfig, "problems")
+def sample_(config: SampleConfig) -> None:
+    """Sample answers to problems from a model, one JSON object a line; run again, it resumes.
+
+    A model that was trained here is prompted as in training, as in `rectune eval`.
+    """
+    from rectune.evaluation.prompts import problems_for
+    from rectune.sampling.sample import sample
+    from rectune.sampling.types import EngineSpec, SamplingParams
+
+    given = config.model_dump(include=config.model_fields_set)
+    template = given.get("chat_template")
+    problems = problems_for(
+        config.model, config.problems, system=given.get("system_prompt"), template=template,
+        benchmark_dir=config.include_path,
+    )  # fmt: skip
+    params = SamplingParams(config.temperature, config.top_p, config.max_new_tokens, config.seed, config.stop)
+    engine = EngineSpec(
+        config.backend, config.sampling_batch_size, config.dtype, config.base_url, config.served_model_name,
+        config.logprobs,
+    )  # fmt: skip
+    sample(
+        config.model, problems, out=config.output, num_samples=config.num_samples, params=params, engine=engine,
+        template=template,
+    )  # fmt: skip
+    print_lines(config.output)
+
+
+@takes(EvalConfig, "model", "tasks")
+def eval_(config: EvalConfig, *, json: Switch = False) -> None:
+    """Measure accuracy on benchmarks with intervals: sample, grade, count. The paper's protocol is the default.
+
+    Args:
+        json: Print all figures as JSON.
+    """
+    from rectune.evaluation.evaluate import evaluate, table
+
+    given = config.model_dump(include=config.model_fields_set)
+    result = evaluate(
+        config.model, config.tasks, out=config.output_dir, n=config.num_samples, temperature=config.temperature,
+        top_p=config.top_p, max_new_tokens=config.max_new_tokens, stop=config.stop, seed=config.seed,
+        limit=config.limit, benchmark_dir=config.include_path, prompt=config.prompt,
+        system=given.get("system_prompt"), template=given.get("chat_template"), check_overlap=config.check_overlap,
+        engine=config.backend, server_url=config.base_url, served_name=config.served_model_name,
+        server_logprobs=config.logprobs, batch_size=config.sampling_batch_size, precision=config.dtype,
+    )  # fmt: skip
+    if json:
+        print_table([result.to_dict()], as_json=True)
+        return
+    print_table(table(result))
+
+
+def grade_(
+    samples: Path, /, *, output: Path, grading_workers: int | None = None, grading_timeout: float = 5.0
+) -> None:
+    """Add a verdict to every answer of a JSONL file; run again, it resumes.
+
+    Args:
+        samples: Lines with `answer` (gold), `text` (the model's words) and perhaps `grader` (default: math).
+        output: The same lines with `verdict` and `extracted`, and with `verdict_reason` for an `error`.
+        grading_workers: Processes that grade answers; unset: one for each core.
+        grading_timeout: Seconds that grading one answer may take.
+    """
+    from rectune.grading import grade
+
+    print_lines(grade(samples, output, workers=grading_workers, timeout=grading_timeout))
+
+
+def select_(
+    graded: Path,
+    /,
+    *,
+    output: Path,
+    purpose: Annotated[Literal["sft", "dpo"], Parameter(name="--for")],
+    per_problem: int = 4,
+    balance: Switch = False,
+    include_unjudged: Switch = False,
+    include_unfinished: Switch = False,
+    seed: int = 0,
+) -> None:
+    """Turn graded answers into training rows, or into pairs of a better and a worse one.
+
+    Args:
+        graded: What `rectune grade` wrote.
+        output: Rows or pairs, JSONL; the counts go to OUTPUT.counts.json.
+        purpose: sft keeps correct answers (RFT, offline DFT), dpo pairs correct with wrong ones.
+        per_problem: Maximum number of rows or pairs of one problem.
+        balance: Repeat rows until every problem has as many as the one with the most.
+        include_unjudged: For pairs, count answers whose grading timed out or failed as wrong.
+        include_unfinished: Also use correct answers that reached the token limit.
+        seed: Random seed of the choice among more answers than are kept.
+    """
+    from rectune.grading.selection import select
+
+    counts = select(
+        graded, output, purpose=purpose, per_problem=per_problem, balance=balance,
+        unjudged=include_unjudged, unfinished=include_unfinished, seed=seed,
+    )  # fmt: skip
+    print_table([counts])
+
+
+def report_(
+    *runs: Path,
+    output: Path | None = None,
+    format: Literal["html", "markdown"] = "html",
+    tasks_in: str = "",
+    tasks_out: str = "",
+    json: Switch = False,
+) -> None:
+    """Put runs on one self-contained page: verdict first, then accuracies, curves, answers, settings and cost.
+
+    Args:
+        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or that hold such.
+        output: File to write; by default report.html, or report.md for markdown, and none with --json.
+        format: A page, or text with tables for a pull request.
+        tasks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
+        tasks_out: Benchmarks of another domain.
+        json: Print all that is on the page as JSON.
+    """
+    from rectune.reporting.report import report
+
+    if output is None and not json:
+        output = Path("report.html" if format == "html" else "report.md")
+    page = report(
+        runs, out=output, format=format, benchmarks_in=names(tasks_in), benchmarks_out=names(tasks_out)
+    )
+    if json:
+        print_lines(to_text(page.to_dict()))
+        return
+    print_lines(*page.verdict.sentences, output)
+
+
+def reproduce_(
     name: str,
     /,
     *,
@@ -312,7 +318,7 @@ def reproduce(
     dry_run: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Carry out a table or figure of the paper again, and put its figures beside ours; run again, it goes on.
+    """Reproduce a table or figure of the paper, and compare its figures with ours; run again, it resumes.
 
     Args:
         name: Recipe, such as table2; see `rectune list recipes`.
@@ -327,39 +333,63 @@ def reproduce(
         dry_run: Print runs, steps, tokens and expected cost, and stop.
         json: Print all of it as JSON.
     """
-    from rectune.reproduction.runner import reproduce as carry_out
+    from rectune.reproduction.runner import reproduce
     from rectune.reproduction.tables import plan_parts, result_parts
 
-    result = carry_out(
+    result = reproduce(
         name, out=output_dir, scale=scale, seeds=seeds, arms=names(arms), budget=budget, benchmark_dir=include_path,
         engine=backend, gpus=gpus, dry_run=dry_run,
     )  # fmt: skip
     if json:
         print_lines(to_text(result))
         return
-    for part in plan_parts(result) if dry_run else result_parts(result):
-        if isinstance(part, str):
-            print_lines(part)
-        else:
-            print_table(part)
+    print_parts(plan_parts(result) if dry_run else result_parts(result))
     if not dry_run:
         print_lines(f"\nPage: {result['page']}")
 
 
-def names(text: str | None) -> list[str]:
+def list_(
+    what: Literal["objectives", "columns", "tasks", "models", "recipes"] | None = None,
+    /,
+    *,
+    json: Switch = False,
+) -> None:
+    """List what there is to choose from.
+
+    Args:
+        what: Which list; all of them if unset.
+        json: Print JSON instead of tables.
+    """
+    from rectune.cli.catalog import LISTS
+
+    if what is not None:
+        print_table(list(LISTS[what]()), as_json=json)
+        return
+    lists = {name: list(rows()) for name, rows in LISTS.items()}
+    if json:
+        print_lines(to_text(lists))
+        return
+    for name, rows in lists.items():
+        print_lines(f"{name}:")
+        print_table(rows)
+
+
+def names(text: str) -> list[str]:
     """What is separated by commas."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def rates(text: str | None) -> list[float]:
-    """Learning rates separated by commas."""
-    try:
-        return [float(rate) for rate in names(text)]
-    except ValueError:
-        raise UserError(
-            f"'{text}' is not a list of learning rates", where="--sweep", hint="such as 2e-5,5e-5"
-        ) from None
+def print_parts(parts: Iterable[str | list[dict[str, Any]]]) -> None:
+    """Lines and tables."""
+    for part in parts:
+        if isinstance(part, str):
+            print_lines(part)
+        else:
+            print_table(part)
 
 
 def to_text(result: object) -> str:
-    return json.dumps(result, indent=2, ensure_ascii=False)
+    """JSON, in which what is not a finite number is null."""
+    from rectune.runtime.io import to_json
+
+    return to_json(result, indent=2, ensure_ascii=False)

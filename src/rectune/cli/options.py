@@ -1,74 +1,112 @@
-"""Every setting of a run as a flag of the command line: names, help and defaults come from its config.
+"""Flags from config classes: a verb that takes a config gets a flag for each of its settings.
 
-What the values mean, and whether they are possible, is decided in `config/`.
+Names, groups, help texts and defaults are those of the class; what values mean, and whether they are possible, is
+decided in `config/`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from pydantic.fields import FieldInfo
 
-from rectune.cli.parameters import texts
-from rectune.config import Settings, StopTexts, TrainConfig, flag, settings_by_group
+from rectune.config import Settings, StopTexts, flag, load_config, settings_by_group
+from rectune.errors import UserError
 
 Verb = Callable[..., None]
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 SHORT = {"num_samples": ["-n"]}
 
 
-def settings_flags(
-    only: Callable[[str], bool] = lambda name: True, kind: type[Settings] = TrainConfig
+def takes(
+    kind: type[Settings],
+    *positional: str,
+    without: Collection[str] = (),
+    recipe: type[Settings] | None = None,
 ) -> Callable[[Verb], Verb]:
-    """Give a verb one flag per setting in place of its `**overrides`, which gets those that were given.
-
-    The verb's `overrides` is a dict of name to value, as `load_config` takes it.
+    """Make `verb(config, *, ...)` a command that has a flag for each setting of the config in place of `config`.
 
     Args:
-        only: Which settings, by name.
-        kind: Whose settings.
+        kind: Class of the config.
+        positional: Settings that may also be given by position, in this order. A `.toml` file among them is a recipe.
+        without: Settings that get no flag.
+        recipe: Whose recipes are read; what `kind` does not have of it is left aside. By default `kind`.
     """
 
     def decorate(verb: Verb) -> Verb:
-        def command(*args: Any, **given: Any) -> None:
-            unset = [name for name in given if name in names and given[name] is None]
-            verb(*args, **{name: value for name, value in given.items() if name not in unset})
+        def command(*by_position: str | None, **given: Any) -> None:
+            settings = {name: value for name in names if (value := given.pop(name, None)) is not None}
+            path = None
+            free = iter(positional)
+            for value in filter(None, by_position):
+                if value.endswith(".toml") and path is None:
+                    path = Path(value)
+                    continue
+                name = next(free, None)
+                if name is None:
+                    raise UserError("is no TOML recipe", where=value, hint="give settings as flags")
+                if name in settings:
+                    raise UserError("is given by position and as a flag", where=flag(name))
+                settings[name] = value
+            verb(load_config(path, settings, kind, recipe or kind), **given)
 
-        parameters = inspect.signature(verb, eval_str=True).parameters.values()
-        own = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-        groups = settings_by_group(kind)
         flags = [
             _parameter(name, kind.model_fields[name], Group(title, sort_key=at))
-            for at, (title, members) in enumerate(groups.items(), start=1)
-            for name in filter(only, members)
+            for at, (title, members) in enumerate(settings_by_group(kind).items(), start=1)
+            for name in members
+            if name not in without
         ]
-        names = {flag.name for flag in flags}
-        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
-        command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+        names = [parameter.name for parameter in flags]
+        of_verb = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]  # without the config
+        command.__doc__ = verb.__doc__
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*map(_positional, ("recipe", *positional)), *of_verb, *flags]
+        )
         return command
 
     return decorate
+
+
+def _positional(name: str) -> inspect.Parameter:
+    text = (
+        "TOML file with the settings below; a flag wins over it."
+        if name == "recipe"
+        else f"The same as {flag(name)}."
+    )
+    return inspect.Parameter(
+        f"{name}_",
+        inspect.Parameter.POSITIONAL_ONLY,
+        default=None,
+        annotation=Annotated[str | None, Parameter(name=name.upper(), help=text, show_default=False)],
+    )
 
 
 def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
     description = " ".join((field.description or "").split())
     default = _show(field)
     several = set(get_args(StopTexts)[1:]) <= set(field.metadata)
+    on = field.default is True
     parameter = Parameter(
         name=[flag(name), *SHORT.get(name, ())],
         help=f"{description} [default: {default}]" if default else description,
         group=group,
-        negative=(),
+        negative=f"--no-{flag(name)[2:]}" if on else (),
         show_default=False,
-        converter=texts if several else None,
+        converter=_texts if several else None,
     )
     kind = field.annotation if several else _flag_type(field.annotation)
     annotation: Any = Annotated[kind | None, parameter]  # type: ignore[operator]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _texts(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    r"""Each flag's text, in which `\n` is a line end and `\t` a tab, since a shell does not write them."""
+    return tuple(token.value.replace("\\n", "\n").replace("\\t", "\t") for token in tokens)
 
 
 def _flag_type(annotation: Any) -> Any:
@@ -83,6 +121,6 @@ def _flag_type(annotation: Any) -> Any:
 def _show(field: FieldInfo) -> str:
     """The default as it would be typed; empty where there is none."""
     default = field.get_default(call_default_factory=True)
-    if field.is_required() or default is None or default is False or default in ((), {}):
+    if field.is_required() or default is None or isinstance(default, bool) or default in ((), {}):
         return ""
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -29,6 +29,7 @@ from rectune.config.load import load_config as load_config
 from rectune.config.load import read_toml as read_toml
 from rectune.config.load import settings_by_group as settings_by_group
 from rectune.config.verbs import AnswerConfig as AnswerConfig
+from rectune.config.verbs import CheckConfig as CheckConfig
 from rectune.config.verbs import CompareConfig as CompareConfig
 from rectune.config.verbs import DiagnoseConfig as DiagnoseConfig
 from rectune.config.verbs import EvalConfig as EvalConfig

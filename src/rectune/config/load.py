@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from rectune.config.groups import Settings
+from rectune.config.names import advice
 from rectune.config.verbs import TrainConfig
 from rectune.errors import UserError, unknown_name
 
@@ -26,9 +28,17 @@ Config = TypeVar("Config", bound=Settings)
 @overload
 def load_config(recipe: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainConfig: ...
 @overload
-def load_config(recipe: Path | None, overrides: Mapping[str, Any] | None, kind: type[Config]) -> Config: ...
 def load_config(
-    recipe: Path | None = None, overrides: Mapping[str, Any] | None = None, kind: type[Any] = TrainConfig
+    recipe: Path | None,
+    overrides: Mapping[str, Any] | None,
+    kind: type[Config],
+    written_for: type[Settings] | None = None,
+) -> Config: ...
+def load_config(
+    recipe: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    kind: type[Any] = TrainConfig,
+    written_for: type[Settings] | None = None,
 ) -> Any:
     """The config of a run: the recipe's settings, with `overrides` in place of them.
 
@@ -36,18 +46,21 @@ def load_config(
         recipe: TOML file with the fields of `kind`.
         overrides: Name to value, as `{"objective": "dft", "batch_size": 8}`; text is converted.
         kind: `TrainConfig`, or the config of another verb.
+        written_for: The config that the recipe is of, where that is another; what `kind` does not have is left aside.
 
     Raises:
         UserError: No such file, no TOML, an unknown key, a missing or impossible value; says which and where.
     """
     overrides = overrides or {}
-    given = ({} if recipe is None else read_toml(recipe)) | dict(overrides)
+    read = {} if recipe is None else read_toml(recipe)
+    aside = set(written_for.model_fields if written_for else ()) - set(kind.model_fields)
+    given = {key: value for key, value in read.items() if key not in aside} | dict(overrides)
     origin = {key: flag(key) if key in overrides else f"{recipe}: {key}" for key in given}
     if "eval_split_size" in overrides and "eval_data" not in overrides:
         given.pop("eval_data", None)  # of the recipe: a flag wins
     for key, value in given.items():
         if key not in kind.model_fields:
-            raise unknown_name("setting", key, kind.model_fields, where=origin[key])
+            raise _unknown(key, value, kind, origin[key])
         try:
             json.dumps([key, value], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:  # a file's name of other bytes, for one: no config.json could hold it
@@ -56,6 +69,15 @@ def load_config(
         return kind.model_validate(given)
     except ValidationError as error:
         raise _explain(error, origin) from None
+
+
+def _unknown(key: str, value: object, kind: type[Settings], where: str) -> UserError:
+    if isinstance(value, dict):  # a table of rectune 0.1
+        inner = [f"{name}: {advice(f'{key}.{name}', kind.model_fields) or 'unknown'}" for name in value]
+        return UserError("settings are not in tables", where=where, hint="; ".join(inner) or None)
+    if hint := advice(key, kind.model_fields):
+        return UserError(f"unknown setting '{key}'", where=where, hint=hint)
+    return unknown_name("setting", key, kind.model_fields, where=where)
 
 
 def dump_config(config: Settings) -> str:
@@ -105,7 +127,27 @@ def _explain(error: ValidationError, origin: Mapping[str, str]) -> UserError:
     key = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
         return UserError("missing", where=key, hint=f"give {flag(key)} or {key} = ... in the recipe")
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] != "value_error":
-        what = f"{what[:1].lower()}{what[1:]}, got {first['input']!r}"
-    return UserError(what, where=origin.get(key))
+    return UserError(_complaint(first), where=origin.get(key))
+
+
+def _complaint(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if isinstance(context.get("gt"), int):  # of a whole number
+        return f"must be at least {context['gt'] + 1} (got {error['input']})"
+    context = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in context.items()}
+    if kind == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    rules = {
+        "greater_than": "above {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than": "below {lt}",
+        "less_than_equal": "at most {le}",
+        "literal_error": "{expected}",
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "float_parsing": "a number",
+        "bool_parsing": "true or false",
+    }
+    if kind in rules:
+        return f"must be {rules[kind].format(**context)} (got {error['input']!r})"
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"

@@ -241,6 +241,17 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
         )
 
 
+class CheckConfig(DataConfig):
+    """Data"""
+
+    data: PathOrName
+    """Rows or pairs as `rectune train` takes them, or a file of problems."""
+    model: PathOrName | None = None
+    """Also write a row with this model's template, its targets marked; the weights are not loaded."""
+    kind: Literal["rows", "pairs", "problems"] | None = None
+    """What the data are, where their fields do not tell."""
+
+
 class DiagnoseConfig(ModelConfig, DataConfig):
     """Diagnosis"""
 

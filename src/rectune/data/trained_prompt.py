@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rectune.config import DataConfig, PromptConfig
-from rectune.config.renamed import with_new_names
+from rectune.config.names import with_new_names
 from rectune.data.load import read_problems
 from rectune.errors import UserError
 from rectune.runtime.io import load_json

@@ -14,11 +14,10 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rectune.config import TrainConfig, dump_config
+from rectune.config import CompareConfig, TrainConfig, dump_config
 from rectune.errors import UserError
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
@@ -39,44 +38,6 @@ from rectune.training.run_dir import FREE, filled, other_settings
 log = logging.getLogger("rectune")
 
 
-@dataclass(frozen=True)
-class CompareConfig:
-    """Settings of a comparison.
-
-    Attributes:
-        training: Settings that the runs share; its output_dir is the folder of the comparison, its seed the first
-            seed.
-        objectives: Such as `dft`, `power:alpha=0.5` or `sft@0.3+dft@0.7`; a pair is judged as later minus earlier.
-        seeds: Number of runs of each objective.
-        tasks_in, tasks_out, tasks: Names of benchmarks, or JSONL files of problems: of the training
-            rows' domain, of another one, and neither.
-        include_path, limit, num_samples, temperature, max_new_tokens, stop: As in `rectune eval`.
-        sweep: Learning rates to try each objective with; empty: the rate of `training` for all.
-        sweep_steps: Of each trial; None: a quarter of a run's.
-        race: Budget of a race, such as `30m` or `800steps`; None: all arms are trained to the end.
-        validation: Benchmark or file that sweep and race are judged on; None: a quarter of the in-domain problems.
-        match_entropy: Also sample every model as sharply as dft, or, where that is not compared, as the sharpest arm.
-    """
-
-    training: TrainConfig
-    objectives: Sequence[str]
-    seeds: int = 1
-    tasks_in: Sequence[str] = ()
-    tasks_out: Sequence[str] = ()
-    tasks: Sequence[str] = ()
-    include_path: Path | None = None
-    limit: int | None = None
-    num_samples: int = 16
-    temperature: float = 1.0
-    max_new_tokens: int = 4096
-    stop: Sequence[str] = ()
-    sweep: Sequence[float] = ()
-    sweep_steps: int | None = None
-    race: str | None = None
-    validation: str | None = None
-    match_entropy: bool = True
-
-
 def compare(config: CompareConfig) -> Comparison:
     """Train every objective with every seed, evaluate all runs and the base model, and judge them in pairs.
 
@@ -91,7 +52,7 @@ def compare(config: CompareConfig) -> Comparison:
     grid = _checked_grid(config)
     resumes = on_interrupt(lambda: f"{grid.out}: stopped; run it again, it resumes")
     with lock(grid.out, "comparing"), translate_disk_errors(grid.out), resumes:
-        if config.training.lora_r and not config.training.merge_adapter:
+        if config.lora_r and not config.merge_adapter:
             log.info("merge_adapter: on, because answers are sampled from plain models")
         comparison = run_grid(grid)
         from rectune.reporting.report import report
@@ -107,7 +68,7 @@ def _checked_grid(config: CompareConfig) -> Grid:
             where="WORLD_SIZE",
             hint="train each objective with accelerate launch, evaluate the runs, then rectune report RUN...",
         )
-    if "objective" in config.training.model_fields_set:
+    if "objective" in config.model_fields_set:
         log.info("objective: the recipe's is ignored, --objectives says what is compared")
     grid = make_grid(config)
     _check_inputs(grid)
@@ -125,10 +86,8 @@ def make_grid(config: CompareConfig) -> Grid:
         UserError: An objective, setting, benchmark or choice that cannot be used, or a folder that holds a
             comparison with other settings (says which differ).
     """
-    if config.seeds < 1:
-        raise UserError(f"must be at least 1 (got {config.seeds})", where="--seeds")
     domains = name_domains({"in": config.tasks_in, "out": config.tasks_out, "": config.tasks})
-    config = replace(config, training=with_models_own(config.training), stop=check_stops(config.stop))
+    config = with_models_own(config).model_copy(update={"stop": check_stops(config.stop)})
     training, specs, count = config.training, list(config.objectives), config.seeds
     arms = make_arms(specs, training)
     _check_choices(config, len(arms))
@@ -213,8 +172,8 @@ def _problems(config: CompareConfig, domains: dict[str, str]) -> tuple[Problems,
 def _check_choices(config: CompareConfig, arms: int) -> None:
     if any(not 0 < rate < 1 for rate in config.sweep):
         raise UserError("a learning rate is above 0 and below 1", where="--sweep", hint="such as 2e-5,5e-5")
-    if config.sweep_steps is not None and (config.sweep_steps < 1 or not config.sweep):
-        raise UserError("requires --sweep, and at least 1 step", where="--sweep-steps")
+    if config.sweep_steps is not None and not config.sweep:
+        raise UserError("requires --sweep", where="--sweep-steps")
     if config.validation is not None and not (config.sweep or config.race):
         raise UserError("requires --sweep or --race", where="--validation")
     if config.race is not None:
@@ -243,8 +202,7 @@ def _check_same(before: dict[str, Any], settings: dict[str, Any], path: Path) ->
 
     Settings that the version which began it did not have yet are at their defaults.
     """
-    blank: Any = TrainConfig.model_construct  # without the settings that have no default
-    defaults = _settings(CompareConfig(training=blank(), objectives=()), {})
+    defaults = _settings(CompareConfig(data="", output_dir=Path()), {})
     now: dict[str, Any] = json.loads(to_json(settings))
     then = filled(before, json.loads(to_json(defaults)), now)
     if differing := [key for key in then.keys() | now.keys() if then.get(key) != now.get(key)]:

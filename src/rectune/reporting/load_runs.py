@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
-from rectune.config.renamed import with_new_names
+from rectune.config.names import with_new_names
 from rectune.errors import UserError
 from rectune.records import Comparison, Diagnosis, Evaluation, FileRecord, parse_line
 from rectune.reporting.page_model import Note

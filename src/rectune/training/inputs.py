@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from rectune.config import TrainConfig, TrainerConfig
 from rectune.data.chat_template import check_template
@@ -16,8 +17,10 @@ from rectune.training.dataloader import Texts, read_texts
 from rectune.training.reference import SUFFIX
 from rectune.training.trackers import check_trackers
 
+Trained = TypeVar("Trained", bound=TrainerConfig)
 
-def with_models_own(config: TrainConfig) -> TrainConfig:
+
+def with_models_own(config: Trained) -> Trained:
     """The settings with what comes from the model where it is not given: LoRA of an adapter, the prompt of a run.
 
     Raises:

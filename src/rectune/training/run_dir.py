@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rectune.config import Settings, TrainConfig, dump_config
-from rectune.config.renamed import with_new_names
+from rectune.config.names import with_new_names
 from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.data.trained_prompt import TEMPLATE
