@@ -13,7 +13,7 @@ import pytest
 from hostile import write
 from rectune.cli.app import main
 from rectune.errors import UserError
-from rectune.sampling.openai import LONGEST_TOLD, Api, retry_after
+from rectune.sampling.openai import MAX_RETRY_AFTER, OpenAIClient, retry_after
 from toys import byte_tokenizer, tiny_model
 
 CANARY = "canary-7f3a9b"
@@ -116,7 +116,7 @@ def test_a_key_goes_to_the_server_that_was_named_only(
 ) -> None:
     url, seen = elsewhere
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
-    api = Api(url, timeout=5, retries=0)
+    api = OpenAIClient(url, timeout=5, retries=0)
     with pytest.raises(UserError, match="refuses the request: 302"):
         api.post("/completions", {}, threading.Event())
     assert api.models() == []
@@ -128,7 +128,7 @@ def test_a_key_goes_to_the_server_that_was_named_only(
 
 def test_a_server_cannot_make_us_wait_for_ever() -> None:
     for said in ("1e300", "inf", "nan", "-5", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "\x00"):
-        assert 0 <= retry_after(said) <= LONGEST_TOLD
+        assert 0 <= retry_after(said) <= MAX_RETRY_AFTER
 
 
 def test_passwords_in_addresses_are_left_out() -> None:

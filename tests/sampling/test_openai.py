@@ -28,7 +28,7 @@ import pytest
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.sampling import openai as endpoint
-from rectune.sampling.openai import Api, OpenAIEngine, retry_after
+from rectune.sampling.openai import OpenAIClient, OpenAIEngine, retry_after
 from rectune.sampling.sample import sample
 from rectune.sampling.types import EngineSpec, SamplingParams, sample_key
 from toys import byte_tokenizer, tiny_model
@@ -221,7 +221,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_passing_failures_are_tried_again_and_retry_after_is_kept(failing: str) -> None:
     Failing.plan = [(503, {}), (0, {}), (429, {"Retry-After": "1"}), (500, {})]
-    assert Api(failing, timeout=5, retries=4).post("/x", {}, threading.Event()) == {"ok": True}
+    assert OpenAIClient(failing, timeout=5, retries=4).post("/x", {}, threading.Event()) == {"ok": True}
     assert len(Failing.seen) == 5
     assert Failing.seen[3] - Failing.seen[2] >= 0.5
 
@@ -229,14 +229,14 @@ def test_passing_failures_are_tried_again_and_retry_after_is_kept(failing: str) 
 def test_other_failures_are_not_tried_again_and_say_what_the_server_said(failing: str) -> None:
     Failing.plan = [(400, {})]
     with pytest.raises(UserError, match=r"refuses the request: 400 busy now$"):
-        Api(failing, timeout=5, retries=4).post("/x", {}, threading.Event())
+        OpenAIClient(failing, timeout=5, retries=4).post("/x", {}, threading.Event())
     assert len(Failing.seen) == 1
 
 
 def test_giving_up_says_after_how_many_tries(failing: str) -> None:
     Failing.plan = [(503, {})] * 9
     with pytest.raises(UserError, match="no answer after 3 tries: 503 busy now"):
-        Api(failing, timeout=5, retries=2).post("/x", {}, threading.Event())
+        OpenAIClient(failing, timeout=5, retries=2).post("/x", {}, threading.Event())
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.errors import UserError
-from rectune.sampling.openai import Api, OpenAIEngine
+from rectune.sampling.openai import OpenAIClient, OpenAIEngine
 from rectune.sampling.types import Completion, Request, SamplingParams
 from rectune.training.run_dir import save_model
 
@@ -34,7 +34,7 @@ class ReloadingServer:
         self.engine, self.model, self.folder = engine, model, folder.absolute()
         self.name, self.model_name = engine.name, engine.model_name
         self.tokenizer, self.template = tokenizer, engine.template
-        self.api = Api(engine.api.url.removesuffix("/v1"), timeout=engine.api.timeout, retries=0)
+        self.api = OpenAIClient(engine.api.url.removesuffix("/v1"), timeout=engine.api.timeout, retries=0)
 
     @property
     def fingerprint(self) -> str:

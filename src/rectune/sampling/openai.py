@@ -1,23 +1,22 @@
-"""The server engine: any server with OpenAI's `/v1/completions` and log-probs (vLLM, SGLang, llama.cpp's server).
+"""The openai backend: any server with OpenAI's `/v1/completions` and log-probs (vLLM, SGLang, llama.cpp's server).
 
-Prompts are sent as token ids, those of training, so the server's own chat template plays no part. Retries and
-addresses are in `endpoint.py`. What the servers differ in:
+Prompts are sent as token ids, those of training, so the server's own chat template is not used. How servers differ:
 
-- Token ids of the answer: vLLM's `token_ids`, or `token_id:N` in place of the token's text; llama.cpp's
-  `content[].id`; elsewhere (SGLang, llama-cpp-python) the token's text, where exactly one word of the vocabulary reads
+- Token ids of the completion: vLLM's `token_ids`, or `token_id:N` in place of the token's text; llama.cpp's
+  `content[].id`; elsewhere (SGLang, llama-cpp-python) the token's text, if exactly one token of the vocabulary reads
   like that.
-- llama.cpp leaves out tokens that end within a character, such as the first bytes of an emoji. The answer that has one
-  keeps its text, has no log-probs, and its token ids are those of the text.
-- The server of llama-cpp-python, which calls itself "me", takes prompts as text. It says how many tokens it has read:
-  where that is not the number of training, the run stops.
+- llama.cpp leaves out tokens that end within a character, such as the first bytes of an emoji. The completion keeps its
+  text, has no log-probs, and its token ids are those of the text.
+- llama-cpp-python's server, which calls itself "me", takes prompts as text. It returns how many tokens it has read: if
+  that is not the number of training, the run stops.
 - Defaults: vLLM and SGLang take top_k, min_p and penalties from the model's generation_config, llama.cpp's servers have
-  their own. All are switched off in every request. A server that knows no such field and says so (OpenAI's,
-  `transformers serve`) is sent the request again without it, with a warning: there its own value applies.
-- Draws are the server's. It gets a seed of its own for every sample; whether batching changes them is its matter.
-- Log-probs at temperature 1 are vLLM's (`--logprobs-mode raw_logprobs`, its default) and llama.cpp's. SGLang gives
+  their own. All are switched off in every request. A server that refuses such a field (OpenAI's, `transformers serve`)
+  is sent the request again without it, with a warning: there its own value applies.
+- Sampling is the server's. It gets a seed for every sample; whether batching changes samples depends on the server.
+- Log-probs at temperature 1 are vLLM's (`--logprobs-mode raw_logprobs`, its default) and llama.cpp's. SGLang returns
   those of the tempered model.
-- `transformers serve` has neither log-probs nor prompts as token ids: `logprobs=False` asks it for text alone, and
-  sends text once token ids are refused. It draws only for a model whose generation_config has do_sample, and is greedy
+- `transformers serve` has neither log-probs nor prompts as token ids: `logprobs=False` requests text alone, and sends
+  text once token ids are refused. It samples only for a model whose generation_config has do_sample, and is greedy
   otherwise, at any temperature.
 """
 
@@ -35,13 +34,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
+from email.message import Message
 from functools import cached_property
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
@@ -50,18 +51,28 @@ from rectune.models.load import load_tokenizer
 from rectune.sampling.stop_strings import cut, special_stops
 from rectune.sampling.types import Completion, Request, SamplingParams, sample_key
 
-FIRST_WAIT, LONGEST_WAIT, LONGEST_TOLD = 0.5, 60.0, 900.0  # seconds; the last where the server says how long
-PASSING = {408, 425, 429}
-LARGEST = 16 << 20
-"""Bytes of an answer that are read."""
+log = logging.getLogger("rectune")
+
+CONCURRENCY = 64
+FIRST_WAIT, MAX_WAIT, MAX_RETRY_AFTER = (
+    0.5,
+    60.0,
+    900.0,
+)  # seconds; the last where the server says how long to wait
+RETRIED = {408, 425, 429}
+"""Status codes, besides 500 and above, after which a request is sent again."""
+MAX_BYTES = 16 << 20
+"""Size of a response that is read."""
+NEEDED = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"}
+"""Fields of a request that are never left out; the others only switch off a default of the server."""
 
 
 class Refused(UserError):
-    """The server refused a request for what is in it."""
+    """The server refused a request for its content."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An answer from elsewhere is none of ours, and the key is not for elsewhere."""
+    """A redirect could give another server's response, and send the key to it."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -70,146 +81,135 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-class Api:
-    """One API.
+class OpenAIClient:
+    """An HTTP client of one API.
 
     Args:
-        url: Such as http://localhost:8000/v1. The key, if one is needed, is in OPENAI_API_KEY.
+        url: Such as http://localhost:8000/v1. The key, if one is needed, is read from OPENAI_API_KEY.
         timeout: Seconds without a byte after which a try has failed.
         retries: Further tries after the first.
     """
 
     def __init__(self, url: str, *, timeout: float, retries: int) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UserError(
-                f"'{url}' is no address", where="base_url", hint="such as http://localhost:8000/v1"
-            )
+            hint = "such as http://localhost:8000/v1"
+            raise UserError(f"'{url}' is no address", where="base_url", hint=hint)
         if "@" in url.split("/")[2]:
-            raise UserError(
-                "has a name or a password in it", where="base_url", hint="put the key in OPENAI_API_KEY"
-            )
+            hint = "put the key in OPENAI_API_KEY"
+            raise UserError("has a name or a password in it", where="base_url", hint=hint)
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
 
     def models(self) -> list[dict[str, Any]]:
-        """What the server tells of its models (GET /models); nothing where it tells nothing that can be read.
+        """The server's models (GET /models); empty if it lists none in a form that can be read.
 
         Raises:
             UserError: Nothing speaks HTTP there.
         """
         try:
-            with _OPENER.open(self._request("/models", None), timeout=self.timeout) as answer:
-                found = _load(answer)["data"]
-        except (urllib.error.HTTPError, ValueError, KeyError, TypeError, RecursionError):
+            status, _, content = self._send("/models")
+            listed = _parse(content)["data"] if status < 300 else None
+        except (ValueError, KeyError, TypeError, RecursionError):
             return []
         except (OSError, http.client.HTTPException) as error:
-            raise self._no_answer("", getattr(error, "reason", error)) from None
-        return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+            raise self._no_answer("", error) from None
+        return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
     def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
-        """The answer to `body`; gives up once `stop` is set.
+        """The JSON response to `body`; gives up once `stop` is set.
 
         Raises:
             Refused: The server refused the request.
             UserError: All tries failed.
         """
-        request = self._request(path, json.dumps(body).encode())
         for attempt in range(self.retries + 1):
-            least = 0.0
+            wait_at_least = 0.0
             try:
-                with _OPENER.open(request, timeout=self.timeout) as answer:
-                    return _load(answer)
-            except urllib.error.HTTPError as error:
-                problem: object = f"{error.code} {_message(error)}"
-                if error.code not in PASSING and error.code < 500:
-                    raise Refused(f"the server refuses the request: {problem}", where=self.url) from None
-                least = retry_after(error.headers.get("Retry-After"))
+                status, headers, content = self._send(path, body)
+                if 200 <= status < 300:
+                    return _parse(content)
+                problem: object = f"{status} {_message(content)}"
+                if status not in RETRIED and status < 500:
+                    raise Refused(f"the server refuses the request: {problem}", where=self.url)
+                wait_at_least = retry_after(headers.get("Retry-After"))
             except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-                # No connection, a time-out, a connection cut off, half an answer. URLError is an OSError.
-                problem = getattr(error, "reason", error)
-            wait = max(least, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0))
-            if attempt == self.retries or stop.wait(wait):
+                problem = error  # no connection, a time-out, a connection cut off, half a response
+            backoff = min(MAX_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
+            if attempt == self.retries or stop.wait(max(wait_at_least, backoff)):
                 break
         raise self._no_answer(f" after {attempt + 1} tries", problem)
 
     def call(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
-        """Status and text of the one answer to `body`, whatever they are.
+        """Status and text of a single response to `body`, whatever they are.
 
         Raises:
             UserError: Nothing speaks HTTP there.
         """
-        request = self._request(path, json.dumps(body).encode())
         try:
-            with _OPENER.open(request, timeout=self.timeout) as answer:
-                return answer.status, answer.read(LARGEST).decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            return error.code, error.read(1 << 16).decode("utf-8", "replace")
+            status, _, content = self._send(path, body)
         except (OSError, http.client.HTTPException) as error:
-            raise self._no_answer("", getattr(error, "reason", error)) from None
+            raise self._no_answer("", error) from None
+        return status, content.decode("utf-8", "replace")
 
-    def _request(self, path: str, body: bytes | None) -> urllib.request.Request:
+    def _send(self, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Message, bytes]:
+        """Status, headers and at most a little more than `MAX_BYTES` of the response."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        return urllib.request.Request(self.url + path, data=body, headers=headers)
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        try:
+            with _OPENER.open(request, timeout=self.timeout) as response:
+                return response.status, response.headers, response.read(MAX_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read(1 << 16)
 
     def _no_answer(self, tries: str, problem: object) -> UserError:
-        reason = str(problem) or type(problem).__name__
+        reason = str(getattr(problem, "reason", problem)) or type(problem).__name__
         return UserError(f"no answer{tries}: {reason}", where=self.url, hint="is the server running there?")
 
 
 def retry_after(value: str | None) -> float:
     """Seconds to wait by a Retry-After header, which is a number of seconds or a date; 0 without one."""
     seconds = 0.0
-    with suppress(ValueError, OverflowError):
-        seconds = float(value or 0)
-        return min(LONGEST_TOLD, max(0.0, seconds))
-    with suppress(ValueError, OverflowError):
-        seconds = email.utils.parsedate_to_datetime(str(value)).timestamp() - time.time()
-    return min(LONGEST_TOLD, max(0.0, seconds))
-
-
-def _load(answer: IO[bytes]) -> Any:
-    """The JSON of an answer, of which no more is read than is kept in memory."""
-    text = answer.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        raise ValueError(f"the answer is larger than {LARGEST >> 20} MiB")
-    return json.loads(text)
-
-
-def _message(error: urllib.error.HTTPError) -> str:
-    """What the server says in words, one line of at most 300 characters."""
-    text = error.read(1 << 16).decode("utf-8", "replace")
     try:
+        seconds = float(value or 0)
+    except ValueError:
+        with suppress(ValueError, OverflowError):
+            seconds = email.utils.parsedate_to_datetime(str(value)).timestamp() - time.time()
+    return min(MAX_RETRY_AFTER, max(0.0, seconds))
+
+
+def _parse(content: bytes) -> Any:
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"the response is larger than {MAX_BYTES >> 20} MiB")
+    return json.loads(content)
+
+
+def _message(content: bytes) -> str:
+    """The server's error message, one line of at most 300 characters."""
+    text = content.decode("utf-8", "replace")
+    with suppress(ValueError, RecursionError):
         found = json.loads(text)
         found = found.get("error") or found.get("detail") or text if isinstance(found, dict) else text
         text = found.get("message", text) if isinstance(found, dict) else str(found)
-    except (ValueError, RecursionError):
-        pass
     text = " ".join(str(text).split())
     if key := os.environ.get("OPENAI_API_KEY"):
         text = text.replace(key, "***")  # some servers repeat the key that they refuse
     return text[:300]
 
 
-log = logging.getLogger("rectune")
-
-CONCURRENCY = 64
-NEEDED = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"}
-"""Fields of a request that are never left out; the others only say that a default of the server's is off."""
-
-
 class OpenAIEngine:
-    """Draws completions from a server.
+    """Samples from a server.
 
     Args:
         model: Hub id, folder or packaged name; its tokenizer makes the prompts.
         url: Address of the API, such as http://localhost:8000/v1.
-        served_model_name: What the server calls the model; by default `model`.
+        served_model_name: Name of the model on the server; by default `model`.
         template: As in training.
         concurrency: Requests in flight.
-        logprobs: False takes servers that return none: log-probs are then empty, and token ids are those of the text.
+        logprobs: False accepts servers that return none: log-probs are then empty, and token ids are those of the text.
         timeout: Seconds for one request.
-        retries: Further tries of a request that failed for a passing reason.
+        retries: Further tries of a request that failed for a temporary reason.
 
     Raises:
         UserError: No server answers at `url`, or the model has no tokenizer.
@@ -229,13 +229,11 @@ class OpenAIEngine:
         timeout: float = 600.0,
         retries: int = 6,
     ) -> None:
-        self.api = Api(url, timeout=timeout, retries=retries)
+        self.api = OpenAIClient(url, timeout=timeout, retries=retries)
         self.model_name, self.served_model_name = model, served_model_name or model
-        self.told = entry_of(self.served_model_name, self.api.models())
-        self.llama_cpp_python = self.told.get("owned_by") == "me"
-        self.reads_text = (
-            self.llama_cpp_python
-        )  # else token ids, in which no text is taken for a control token
+        self.entry = model_entry(self.served_model_name, self.api.models())
+        self.llama_cpp_python = self.entry.get("owned_by") == "me"
+        self.sends_text = self.llama_cpp_python  # else token ids, in which no text can become a control token
         try:
             self.tokenizer = load_tokenizer(model)
         except UserError as error:
@@ -244,31 +242,35 @@ class OpenAIEngine:
         self.template = choose_template(template, self.tokenizer)
         self.stop_ids = stop_ids(self.tokenizer, self.template)
         self.concurrency, self.logprobs = concurrency or CONCURRENCY, logprobs
-        self._unknown = set[str]()  # fields that the server has refused
-        self._learning = threading.Lock()
+        self._refused = set[str]()  # fields that the server does not know
+        self._refusing = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
-        """The name of the model that is served, and a digest of what /v1/models says of it: a server shows no weights.
+        """The served name, and a digest of the server's entry for it in /v1/models: a server shows no weights.
 
-        vLLM tells the folder (`root`), llama.cpp sizes (`meta`), others hardly anything. The time of creation is left
-        out, since it is the time of the question with both.
+        vLLM lists the folder (`root`), llama.cpp sizes (`meta`), others hardly anything. The time of creation is left
+        out, since it is the time of the request with both.
         """
         kept = {
-            key: self.told[key] for key in ("id", "owned_by", "root", "parent", "meta") if self.told.get(key)
+            key: self.entry[key]
+            for key in ("id", "owned_by", "root", "parent", "meta")
+            if self.entry.get(key)
         }
         if isinstance(kept.get("meta"), dict):
             kept["meta"] = {key: value for key, value in kept["meta"].items() if key != "n_ctx"}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
         return f"served:{self.served_model_name}" + (f":{digest}" if kept else "")
 
-    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
-        """Completions in the order in which they arrive; at most `concurrency` requests are under way."""
+    def complete(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Completion]:
+        """Completions in the order in which they arrive; at most `concurrency` requests are in flight."""
         waiting, stop = iter(requests), threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
 
             def start(count: int) -> set[Future[Completion]]:
-                return {pool.submit(self._one, request, settings, stop) for request in islice(waiting, count)}
+                return {
+                    pool.submit(self._generate, request, params, stop) for request in islice(waiting, count)
+                }
 
             running = start(self.concurrency)
             try:
@@ -282,74 +284,67 @@ class OpenAIEngine:
                 for future in running:
                     future.cancel()
 
-    def _one(self, request: Request, settings: SamplingParams, stop: threading.Event) -> Completion:
-        answer, not_taken = self._ask(self._body(request, settings), stop)
+    def _generate(self, request: Request, params: SamplingParams, stop: threading.Event) -> Completion:
+        response, not_taken = self._post(self._body(request, params), stop)
         try:
-            completion = cut(self._completion(request, answer), self.tokenizer, settings.stop)
+            completion = cut(self._completion(request, response), self.tokenizer, params.stop)
             return replace(completion, not_taken=not_taken)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError(
-                f"the server's answer is no completion ({error!r:.200})", where=self.api.url
-            ) from None
+            what = f"the server's response is not a completion ({error!r:.200})"
+            raise UserError(what, where=self.api.url) from None
 
-    def _ask(self, body: dict[str, Any], stop: threading.Event) -> tuple[Any, tuple[str, ...]]:
-        """The answer to `body`, sent as text where the server takes no ids; the fields left out as unknown."""
+    def _post(self, body: dict[str, Any], stop: threading.Event) -> tuple[Any, tuple[str, ...]]:
+        """The response to `body`, sent as text if the server takes no ids; and the fields left out as unknown."""
         while True:
-            if self.reads_text and isinstance(body["prompt"], list):
+            if self.sends_text and isinstance(body["prompt"], list):
                 # its beginning-of-text token is in the text already
                 body |= {"prompt": self.tokenizer.decode(body["prompt"]), "add_special_tokens": False}
-            sent = {name: value for name, value in body.items() if name not in self._unknown}
+            sent = {name: value for name, value in body.items() if name not in self._refused}
             try:
                 return self.api.post("/completions", sent, stop), tuple(sorted(body.keys() - sent.keys()))
             except Refused as refusal:
-                named = {
-                    name for name in sent if name not in NEEDED and re.search(rf"\b{name}\b", refusal.what)
-                }
+                named = {name for name in sent.keys() - NEEDED if re.search(rf"\b{name}\b", refusal.what)}
                 if not named and (self.logprobs or isinstance(sent["prompt"], str)):
                     raise
                 if not named:
-                    self.reads_text = True
+                    self.sends_text = True
                     continue
-                with self._learning:
-                    if new := sorted(named - self._unknown):
-                        log.warning(
-                            "%s does not take %s: its own values apply, which may be those of the model's "
-                            "generation_config",
-                            self.api.url,
-                            ", ".join(new),
-                        )
-                    self._unknown |= named
+                with self._refusing:
+                    if new := sorted(named - self._refused):
+                        what = "%s does not take %s: its own values apply, possibly of the model's generation_config"
+                        log.warning(what, self.api.url, ", ".join(new))
+                    self._refused |= named
 
-    def _completion(self, request: Request, answer: Any) -> Completion:
-        choice = answer["choices"][0]
-        read = (answer.get("usage") or {}).get("prompt_tokens", len(request.prompt_ids))
-        if (self.reads_text or not self.logprobs) and read != len(request.prompt_ids):
+    def _completion(self, request: Request, response: Any) -> Completion:
+        choice, usage = response["choices"][0], response.get("usage") or {}
+        read = usage.get("prompt_tokens", len(request.prompt_ids))
+        if (self.sends_text or not self.logprobs) and read != len(request.prompt_ids):
             raise UserError(
                 f"the server reads the prompt as {read} tokens, training as {len(request.prompt_ids)}",
                 where=self.api.url,
-                hint="its tokenizer or its start-of-text differs; a server that takes token ids has no such trouble",
+                hint="its tokenizer or its start-of-text differs; use a server that takes token ids",
             )
         reason = "length" if choice.get("finish_reason") == "length" else "stop"
-        if not self.logprobs:
+        ids, logps = self._tokens(choice) if self.logprobs else ([], [])
+        incomplete = "content" in (choice.get("logprobs") or {}) and usage.get("completion_tokens", 0) > len(
+            ids
+        )
+        if not self.logprobs or incomplete:  # incomplete: llama.cpp, see above
             ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
             return Completion(request, ids, [], choice["text"], reason)
-        ids, logps = self._tokens(choice)
-        drawn = (answer.get("usage") or {}).get("completion_tokens", 0)
-        if "content" in choice["logprobs"] and drawn > len(ids):  # see the module on llama.cpp
-            ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
-            return Completion(request, ids, [], choice["text"], reason)
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return Completion(request, ids, logps, text, reason)
+        return Completion(
+            request, ids, logps, str(self.tokenizer.decode(ids, skip_special_tokens=True)), reason
+        )
 
-    def _body(self, request: Request, settings: SamplingParams) -> dict[str, Any]:
-        key = sample_key(settings.seed, request.problem_id, request.sample_index)
+    def _body(self, request: Request, params: SamplingParams) -> dict[str, Any]:
+        key = sample_key(params.seed, request.problem_id, request.sample_index)
         body: dict[str, Any] = {
             "model": self.served_model_name,
             "prompt": list(request.prompt_ids),
             "n": 1,
-            "max_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
             "seed": key % 2**31,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
@@ -358,57 +353,51 @@ class OpenAIEngine:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "repeat_penalty": 1.0,  # llama.cpp's name for it
-            "stop_token_ids": sorted({*self.stop_ids, *special_stops(self.tokenizer, settings.stop)}),
+            "stop_token_ids": sorted({*self.stop_ids, *special_stops(self.tokenizer, params.stop)}),
             "ignore_eos": False,
             "skip_special_tokens": True,
         }
-        if settings.stop:
-            body["stop"] = list(settings.stop)
+        if params.stop:
+            body["stop"] = list(params.stop)
         if self.logprobs:
             body |= {"logprobs": 1, "return_token_ids": True}
         return body
 
     def _tokens(self, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
         """Ids and log-probs of the new tokens, from whichever form the server has."""
-        found = choice.get("logprobs") or {}
-        if "content" in found:  # llama.cpp
-            return [t["id"] for t in found["content"]], [float(t["logprob"]) for t in found["content"]]
-        logps, words = found.get("token_logprobs"), found.get("tokens")
-        if logps is None or words is None:
-            raise UserError(
-                "the server returns no log-probs", where=self.api.url, hint="vLLM, SGLang and llama.cpp do"
-            )
-        ids = choice.get("token_ids") or [self._id(word) for word in words]
+        given = choice.get("logprobs") or {}
+        if "content" in given:  # llama.cpp
+            return [t["id"] for t in given["content"]], [float(t["logprob"]) for t in given["content"]]
+        logps, texts = given.get("token_logprobs"), given.get("tokens")
+        if logps is None or texts is None:
+            hint = "vLLM, SGLang and llama.cpp do"
+            raise UserError("the server returns no log-probs", where=self.api.url, hint=hint)
+        ids = choice.get("token_ids") or [self._token_id(text) for text in texts]
         if len(ids) != len(logps):
-            raise UserError(
-                f"the server returns {len(ids)} token ids and {len(logps)} log-probs", where=self.api.url
-            )
+            what = f"the server returns {len(ids)} token ids and {len(logps)} log-probs"
+            raise UserError(what, where=self.api.url)
         return list(ids), [float(x) for x in logps]
 
-    def _id(self, word: str) -> int:
-        if word.startswith("token_id:"):
-            return int(word.removeprefix("token_id:"))
-        if word not in self._vocabulary:
+    def _token_id(self, text: str) -> int:
+        if text.startswith("token_id:"):
+            return int(text.removeprefix("token_id:"))
+        if text not in self._unique_tokens:
             raise UserError(
-                f"the server returns no token ids, and not exactly one token reads {word!r}",
+                f"the server returns no token ids, and not exactly one token reads {text!r}",
                 where=self.api.url,
                 hint="vLLM and llama.cpp return ids",
             )
-        return self._vocabulary[word]
+        return self._unique_tokens[text]
 
     @cached_property
-    def _vocabulary(self) -> dict[str, int]:
-        """Ids of the tokens whose text no other token has."""
+    def _unique_tokens(self) -> dict[str, int]:
+        """Ids of the tokens whose text no other token has, by text."""
         texts = [str(self.tokenizer.decode([i])) for i in range(len(self.tokenizer))]
-        first: dict[str, int] = {}
-        twice = set()
-        for i, text in enumerate(texts):
-            if first.setdefault(text, i) != i:
-                twice.add(text)
-        return {text: i for text, i in first.items() if text not in twice}
+        counts = Counter(texts)
+        return {text: i for i, text in enumerate(texts) if counts[text] == 1}
 
 
-def entry_of(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a server tells of the model it calls `name`; a server with one model answers to any name."""
+def model_entry(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A server's entry for the model that it calls `name`; a server with one model answers to any name."""
     named = [entry for entry in models if name in (entry.get("id"), *(entry.get("aliases") or ()))]
     return named[0] if named else (models[0] if len(models) == 1 else {})
