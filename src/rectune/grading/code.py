@@ -33,10 +33,8 @@ PROGRAMS = ("test", "tests", "unit_tests", "test_list", "test_cases")
 PAIRS = ("input_output", "test_cases", "public_test_cases", "private_test_cases", "public_tests", "private_tests",
          "generated_tests", "official_tests", "tests")  # fmt: skip
 """Fields of `extra` that hold pairs; all that are there count together, and `inputs` with `outputs` too."""
-_INPUTS, _OUTPUTS = (
-    ("input", "inputs", "stdin"),
-    ("output", "outputs", "expected_output", "expected", "stdout"),
-)
+_INPUTS = ("input", "inputs", "stdin")
+_OUTPUTS = ("output", "outputs", "expected_output", "expected", "stdout")
 _SETUP = ("test_setup_code", "test_imports")
 _NAMES = ("fn_name", "func_name", "function_name")
 _CHECK = """
@@ -127,13 +125,10 @@ def _run(
             return "timeout", ""
     verdict, reason, protected = json.loads(output) if output else ("error", "the sandbox died", True)
     if verdict == "refused":
-        raise UserError(
-            f"programs cannot be confined here: {reason}", hint="code needs Linux on x86-64 or arm64"
-        )
+        what = f"programs cannot be confined here: {reason}"
+        raise UserError(what, hint="code needs Linux on x86-64 or arm64")
     if not protected:
-        warnings.warn(
-            "no Landlock in this kernel: files are protected by their permissions only", stacklevel=2
-        )
+        warnings.warn("no Landlock here: files are protected by their permissions only", stacklevel=2)
     return cast(AnswerVerdict, verdict), reason
 
 
@@ -276,11 +271,9 @@ def _call(given: Any, wanted: Any, functional: bool, where: str | None) -> tuple
     if not isinstance(given, list | tuple):
         given = [given]
     wanted = _with_numbers(wanted)
-    is_single = isinstance(wanted, list) and len(wanted) == 1
-    return [_with_numbers(argument) for argument in given], [
-        wanted,
-        _with_numbers(wanted[0]),
-    ] if is_single else [wanted]
+    in_list = isinstance(wanted, list) and len(wanted) == 1  # APPS: a result in a list of its own
+    results = [wanted, _with_numbers(wanted[0])] if in_list else [wanted]
+    return [_with_numbers(argument) for argument in given], results
 
 
 def _with_numbers(value: Any) -> Any:

@@ -36,7 +36,7 @@ from rectune.grading.normalization import (
     split_unit,
     unit_ratio,
 )
-from rectune.grading.values import REGION, RELATIVE, read, same_equation, same_region, same_value
+from rectune.grading.values import RELATIVE, read, same_equation, same_region, same_value
 from rectune.records import Grade
 
 _SYMBOL = r"[A-Za-z](?:_\{?[\w\\ ]+\}?|_\\text\s*\{[^{}]*\})?'*"
@@ -163,9 +163,12 @@ def _same(gold: str, answer: str, tolerance: Fraction, depth: int, lists: bool =
         return _same_expression(gold, answer, tolerance)
     same = partial(_same, tolerance=tolerance, depth=depth - 1)
     if r"\approx" in gold or r"\approx" in answer:
-        golds = [side for side in gold.split(r"\approx") if side.strip()]
-        return any(same(side, _exact_part(answer), lists=lists) for side in golds)
-    for decide in (_same_set_of_numbers, _same_dates, _same_clock_or_ratio, _same_equations):
+        exact, _, rest = answer.partition(r"\approx")  # the decimal behind it counts only behind a name
+        exact = rest if re.fullmatch(rf"\s*(?:{_SYMBOL})?\s*", exact) else exact
+        return any(same(side, exact, lists=lists) for side in gold.split(r"\approx") if side.strip())
+    if (decided := same_region(gold, answer)) is not None:
+        return decided
+    for decide in (_same_dates, _same_clock_or_ratio, _same_equations):
         if (decided := decide(gold, answer, same)) is not None:
             return decided
     gold, answer = (re.sub(r"\s*\\l(?:or|and)(?![a-zA-Z])\s*", ", ", side) for side in (gold, answer))
@@ -200,12 +203,6 @@ def _scaled(answer: str, ratio: Fraction) -> str:
     if (number := read_number(answer)) is not None and not answer.endswith("%"):
         return str(number.value * ratio)
     return rf"\frac{{{ratio.numerator}}}{{{ratio.denominator}}} \cdot ({answer})"
-
-
-def _exact_part(answer: str) -> str:
-    r"""Without the decimal behind `\approx`, unless only a name stands before it."""
-    first, _, rest = answer.partition(r"\approx")
-    return rest if re.fullmatch(rf"\s*(?:{_SYMBOL})?\s*", first) else first
 
 
 def _same_number(gold: str, answer: str, tolerance: Fraction) -> bool | None:
@@ -320,10 +317,6 @@ def _same_equations(gold: str, answer: str, same: Same) -> bool | None:
     if not (left and right and isinstance(left[0], Eq) and isinstance(right[0], Eq)):
         return None
     return same_equation(left[0], right[0])
-
-
-def _same_set_of_numbers(gold: str, answer: str, same: Same) -> bool | None:
-    return same_region(gold, answer) if REGION.search(gold) or REGION.search(answer) else None
 
 
 def _same_name(gold: str, answer: str) -> bool:

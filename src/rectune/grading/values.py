@@ -69,7 +69,7 @@ _ENOUGH = 4
 _UNPROBED = (Sum, Product, Integral, Limit, Derivative)
 
 _SIGN = r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])"
-REGION = re.compile(rf"{_SIGN}|\\\}}\s*\\cup\s*\\\{{|\\setminus|\\backslash|\\mathbb\s*\{{?R\}}?|all real")
+_REGION = re.compile(rf"{_SIGN}|\\\}}\s*\\cup\s*\\\{{|\\setminus|\\backslash|\\mathbb\s*\{{?R\}}?|all real")
 """What an answer has that is a set of numbers and no interval or list."""
 _BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:[|:,]|\\text\s*\{[^{}]*\})\s*(.*)\\\}",
@@ -270,6 +270,8 @@ def read(answer: str) -> list[Any]:
 
 def same_region(gold: str, answer: str) -> bool | None:
     """Whether two normalised answers are the same set of real numbers; None where one of them is not seen to be one."""
+    if not (_REGION.search(gold) or _REGION.search(answer)):
+        return None
     try:
         left, right = _pieces(_region(gold.strip())), _pieces(_region(answer.strip()))
     except (TypeError, ValueError, AttributeError, NotImplementedError):

@@ -73,7 +73,10 @@ def confine(folder: str, *, cpu_seconds: int, file_bytes: int = 2**24) -> bool:
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
         os.listdir(os.path.dirname(os.__file__))  # else every import would fail, and look like a wrong answer
-    _drop_capabilities()
+    header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
+    _call(
+        "capset", header, ctypes.create_string_buffer(24)
+    )  # no capabilities: root could raise its own limits
     _call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: SIGKILL when its parent dies; another user id clears it
     _filter_system_calls()
     return protected
@@ -110,12 +113,6 @@ def _restrict_files(folder: str) -> bool:
     _call("syscall", 446, rules, 0)
     os.close(rules)
     return True
-
-
-def _drop_capabilities() -> None:
-    """Make root an ordinary user: without this it could raise its own limits."""
-    header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
-    _call("capset", header, ctypes.create_string_buffer(24))
 
 
 def _filter_system_calls() -> None:

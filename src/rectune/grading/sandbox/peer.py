@@ -621,24 +621,21 @@ def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
     kind = subject if isinstance(subject, type) else type(subject)
     exposed = kind.__module__ in ("tests", "unittest.mock", "_io")
     name = arguments[0] if arguments and type(arguments[0]) is str else "_"
-    is_mock = kind.__module__ == "unittest.mock"  # its own assertions are attributes
-    if (
-        (action == "call" and callable(subject))
-        or (action == "pull" and _is_iterator(subject) and type(arguments[0]) is int)
-        or (action == "describe" and isinstance(subject, type))
-        or action == "plain"
-        or (action == "op" and name in _FORWARDED and (exposed or name == "__call__"))
-        or (action == "getattr" and exposed and not name.startswith("_"))
-        or (
-            action in ("setattr", "delattr")
-            and exposed
-            and not is_mock
-            and kind is not subject
-            and name[0] != "_"
-        )
-    ):
-        return
-    raise AttributeError(f"{action} {name} is not for the program")
+    may_change = (
+        exposed and kind.__module__ != "unittest.mock" and kind is not subject
+    )  # a mock asserts by attributes
+    allowed = {
+        "call": callable(subject),
+        "pull": _is_iterator(subject) and [type(argument) for argument in arguments] == [int],
+        "describe": isinstance(subject, type),
+        "plain": True,
+        "op": name in _FORWARDED and (exposed or name == "__call__"),
+        "getattr": exposed and not name.startswith("_"),
+        "setattr": may_change and not name.startswith("_"),
+        "delattr": may_change and not name.startswith("_"),
+    }
+    if not allowed.get(action):
+        raise AttributeError(f"{action} {name} is not for the program")
 
 
 def _is_iterator(value: Any) -> bool:
