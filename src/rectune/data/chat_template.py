@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
@@ -349,6 +350,22 @@ def _behind_probe(text: str, template: Template) -> str:
 Message = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Conversation:
+    """What a template is given; control tokens in its texts are marked. `where` is for messages to the user."""
+
+    messages: list[Message]
+    tools: list[Any] | None
+    where: str
+
+    def first(self, count: int) -> _Conversation:
+        """The first `count` messages."""
+        return replace(self, messages=self.messages[:count])
+
+    def with_message(self, index: int, message: Message) -> _Conversation:
+        return replace(self, messages=[*self.messages[:index], message, *self.messages[index + 1 :]])
+
+
 class Writer:
     """Writes the conversations of one template for one tokenizer, whose special tokens stay as they are meanwhile.
 
@@ -366,10 +383,12 @@ class Writer:
         Raises:
             UserError: The template refuses the conversation, for example a system message.
         """
-        return self._text(self._messages(turns, where), where, self._tools(tools), generation)
+        return self._text(self._conversation(turns, tools, where), generation)
 
-    def _messages(self, turns: Sequence[Turn], where: str) -> list[Message]:
-        return [self._message(turn, where, first=i == 0) for i, turn in enumerate(turns)]
+    def _conversation(self, turns: Sequence[Turn], tools: str, where: str) -> _Conversation:
+        messages = [self._message(turn, where, first=i == 0) for i, turn in enumerate(turns)]
+        marked = self.marks.marked(json.loads(tools), "tools") if tools else None
+        return _Conversation(messages, marked or None, where)
 
     def _message(self, turn: Turn, where: str, *, first: bool) -> Message:
         content, end = turn.content, ""
@@ -383,63 +402,54 @@ class Writer:
         for call in fields.get("tool_calls") or ():
             function = call.get("function", call)
             if isinstance(function.get("arguments"), str):
-                try:
+                with suppress(ValueError):  # else the template has to take it as it is
                     function["arguments"] = json.loads(function["arguments"])
-                except ValueError:  # the template has to take it as it is
-                    continue
         if "reasoning_content" in fields:
             fields["thinking"] = fields["reasoning_content"]  # its name in gpt-oss's template
         marked: Message = self.marks.marked({"role": turn.role, "content": content, **fields}, where)
         return marked if self.template.text is not None else {**marked, "end": end}
 
-    def _tools(self, tools: str) -> list[Any] | None:
-        return self.marks.marked(json.loads(tools), "tools") or None if tools else None
+    def _text(self, conversation: _Conversation, generation: bool) -> str:
+        if not conversation.messages:
+            hint = "put a user turn before it"
+            raise UserError("begins with the assistant's turn", where=conversation.where, hint=hint)
+        write = self._bare if self.template.text is None else self._rendered
+        text = write(conversation, generation)
+        return text if text.startswith(self.template.bos) else self.template.bos + text
 
-    def _text(self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool) -> str:
-        if not messages:
-            raise UserError("begins with the assistant's turn", where=where, hint="put a user turn before it")
-        template = self.template
-        if template.text is None:
-            text = self._bare(messages, where, generation)
-        else:
-            text = self._rendered(messages, where, tools, generation)
-        return text if text.startswith(template.bos) else template.bos + text
-
-    def _bare(self, messages: list[Message], where: str, generation: bool) -> str:
-        if [message["role"] for message in messages] != ["user", "assistant"][: 1 if generation else 2]:
+    def _bare(self, conversation: _Conversation, generation: bool) -> str:
+        prompt, *answer = conversation.messages
+        if [message["role"] for message in conversation.messages] != ["user", "assistant"][: 2 - generation]:
             raise UserError(
                 "template none takes one prompt and one completion, not a conversation",
-                where=where,
+                where=conversation.where,
                 hint="leave system_prompt unset, or use another template",
             )
-        prompt, *answer = messages
-        text = str(prompt["content"])
-        return text + "".join(m["content"] + (m["end"] or self.template.closing) for m in answer)
+        return str(prompt["content"]) + "".join(
+            m["content"] + (m["end"] or self.template.closing) for m in answer
+        )
 
-    def _rendered(
-        self, messages: list[Message], where: str, tools: list[Any] | None, generation: bool
-    ) -> str:
+    def _rendered(self, conversation: _Conversation, generation: bool) -> str:
         def run(messages: list[Message]) -> str:
-            settings = {"add_generation_prompt": generation, "chat_template": self.template.text}
-            return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **settings))  # type: ignore[arg-type]
+            text = self.tokenizer.apply_chat_template(
+                messages, tools=conversation.tools, tokenize=False,
+                add_generation_prompt=generation, chat_template=self.template.text,
+            )  # fmt: skip
+            return str(text)
 
         try:
             try:
-                return run(messages)
+                return run(conversation.messages)
             except TypeError:  # some, such as DeepSeek's, take arguments of a call as text
-                return run([_with_text_arguments(message) for message in messages])
+                return run([_with_text_arguments(message) for message in conversation.messages])
         except TemplateSyntaxError as error:
-            raise UserError(
-                f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})",
-                where="chat_template",
-                hint="mend it, or give another with --chat-template FILE",
-            ) from None
+            what = f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})"
+            hint = "mend it, or give another with --chat-template FILE"
+            raise UserError(what, where="chat_template", hint=hint) from None
         except REFUSALS as error:
-            raise UserError(
-                f"{self.template.name} refuses this conversation ({error})",
-                where=where,
-                hint="change the row, or give a template of your own with --chat-template FILE",
-            ) from None
+            what = f"{self.template.name} refuses this conversation ({error})"
+            hint = "change the row, or give a template of your own with --chat-template FILE"
+            raise UserError(what, where=conversation.where, hint=hint) from None
 
     def prompt(self, turns: Sequence[Turn], where: str, *, tools: str = "") -> tuple[list[Piece], str]:
         """The assistant's turns in a prompt, and the text behind them up to where the next one begins.
@@ -450,29 +460,27 @@ class Writer:
         Raises:
             UserError: The template refuses the conversation, drops a part of it, or rewrites a supervised turn.
         """
-        return self._prompt(turns, self._messages(turns, where), where, self._tools(tools))
+        return self._prompt(turns, self._conversation(turns, tools, where))
 
-    def _prompt(
-        self, turns: Sequence[Turn], messages: list[Message], where: str, tools: list[Any] | None
-    ) -> tuple[list[Piece], str]:
-        text = self._text(messages, where, tools, True)
-        self._check_context(text, messages, where, tools)
-        found, done = [], 0
+    def _prompt(self, turns: Sequence[Turn], conversation: _Conversation) -> tuple[list[Piece], str]:
+        text = self._text(conversation, True)
+        self._check_context(text, conversation)
+        pieces, done = list[Piece](), 0
         for i, turn in enumerate(turns):
             if turn.role != "assistant" or (i == 0 and not turn.supervised):
                 continue
-            before = self._text(messages[:i], where, tools, True)
-            end = self._turn_end(text, before, messages[: i + 1], where, tools)
+            before = self._text(conversation.first(i), True)
+            end = self._turn_end(text, before, conversation.first(i + 1))
             if end is not None:
-                found.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
+                pieces.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
                 done = end
             elif turn.supervised:
                 raise UserError(
                     f"{self.template.name} rewrites turn {i} once later turns follow (often it drops the thinking)",
-                    where=where,
+                    where=conversation.where,
                     hint='mark that turn "train": false, or make one row of each turn',
                 )
-        return found, text[done:]
+        return pieces, text[done:]
 
     def row(self, row: Row) -> list[Piece]:
         """The assistant's turns of a row up to its last supervised one.
@@ -482,34 +490,32 @@ class Writer:
                 generation would: not behind its generation prompt, or without some of its content.
         """
         last = max(i for i, turn in enumerate(row.turns) if turn.supervised)
-        messages, tools = self._messages(row.turns[: last + 1], row.where), self._tools(row.tools)
-        found, before = self._prompt(row.turns[:last], messages[:-1], row.where, tools)
-        full = self._text(messages, row.where, tools, False)
-        prompt = "".join(piece.before + piece.target for piece in found) + before
+        conversation = self._conversation(row.turns[: last + 1], row.tools, row.where)
+        answer = conversation.messages[-1]
+        pieces, before = self._prompt(row.turns[:last], conversation.first(last))
+        full = self._text(conversation, False)
+        prompt = "".join(piece.before + piece.target for piece in pieces) + before
         end = len(full) - len(self.template.trailer)
-        whole = full.endswith(messages[-1].get("end") or self.template.closing, 0, end)
-        if messages[-1].get("tool_calls"):
+        whole = full.endswith(answer.get("end") or self.template.closing, 0, end)
+        if answer.get("tool_calls"):
             end = self._call_end(full)
             whole = end > len(prompt)
-        target = full[len(prompt) : end]
-        self._check_fields(full, messages, row.where, tools)
-        if not (full.startswith(prompt) and whole and _holds(full, messages[-1]["content"])):
+        self._check_answer(full, conversation)
+        if not (full.startswith(prompt) and whole and _holds(full, answer["content"])):
             raise UserError(
                 f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
                 where=row.where,
                 hint="often the thinking; give a template of your own with --chat-template FILE",
             )
-        return [*found, Piece(before, target, True)]
+        return [*pieces, Piece(before, full[len(prompt) : end], True)]
 
-    def _turn_end(
-        self, text: str, before: str, messages: list[Message], where: str, tools: list[Any] | None
-    ) -> int | None:
-        """Where the last of the messages, behind `before`, ends in `text`; None where that is not what it says."""
+    def _turn_end(self, text: str, before: str, conversation: _Conversation) -> int | None:
+        """Where the last message, behind `before`, ends in `text`; None where that is not what it says."""
         if not text.startswith(before):
             return None
-        message = messages[-1]
+        message = conversation.messages[-1]
         if message.get("tool_calls"):
-            alone = self._text(messages, where, tools, False)
+            alone = self._text(conversation, False)
             end = self._call_end(alone)
             if end > len(before) and text.startswith(alone[:end]):
                 return end
@@ -519,8 +525,8 @@ class Writer:
         if closing is None:
             return None
         written = text[len(before) : closing.start()]
-        said = (message["content"], message.get("reasoning_content") or "")
-        whole = all(_holds(written, part) for part in said) and _calls(written, message)
+        parts = (message["content"], message.get("reasoning_content") or "")
+        whole = all(_holds(written, part) for part in parts) and _calls(written, message)
         return closing.end() if whole else None
 
     def _call_end(self, text: str) -> int:
@@ -529,47 +535,48 @@ class Writer:
         ends = [found.end() for found in re.finditer(f"(?<!{START})(?:{tokens})", text)]
         return ends[-1] if ends and not text[ends[-1] :].strip() else 0
 
-    def _check_context(self, text: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
+    def _check_context(self, text: str, conversation: _Conversation) -> None:
         """Raise `UserError` for tools, and turns that are not the assistant's, that leave no trace in a prompt."""
 
-        def same(messages: list[Message], tools: list[Any] | None) -> bool:
+        def same(changed: _Conversation) -> bool:
             try:
-                return self._text(messages, where, tools, True) == text
+                return self._text(changed, True) == text
             except UserError:  # it asks for what was left out
                 return False
 
-        if tools and same(messages, None):
+        tools = conversation.tools
+        if tools and same(replace(conversation, tools=None)):
             named = ", ".join(str(tool.get("function", tool).get("name")) for tool in tools)
-            raise self._dropped(f"tools ({named})", where)
-        for i, message in enumerate(messages):
-            changed = [*messages[:i], {**message, "content": ""}, *messages[i + 1 :]]
+            raise self._dropped(f"tools ({named})", conversation)
+        for i, message in enumerate(conversation.messages):
+            empty = {**message, "content": ""}
             other = message["role"] != "assistant" and not _holds(text, message["content"])
-            if other and same(changed, tools):
-                raise self._dropped(f"turn {i} ({message['role']})", where)
+            if other and same(conversation.with_message(i, empty)):
+                raise self._dropped(f"turn {i} ({message['role']})", conversation)
             if message.get("tool_calls"):
-                changed[i] = {k: v for k, v in message.items() if k != "tool_calls"}
-                if not _calls(text, message) or same(changed, tools):
-                    raise self._dropped(f"tool_calls of turn {i}", where)
+                without = {k: v for k, v in message.items() if k != "tool_calls"}
+                if not _calls(text, message) or same(conversation.with_message(i, without)):
+                    raise self._dropped(f"tool_calls of turn {i}", conversation)
 
-    def _check_fields(self, full: str, messages: list[Message], where: str, tools: list[Any] | None) -> None:
+    def _check_answer(self, full: str, conversation: _Conversation) -> None:
         """Raise `UserError` for fields of the last turn, the answer, that are not in the text."""
-        *before, answer = messages
+        last, answer = len(conversation.messages) - 1, conversation.messages[-1]
         thinking = answer.get("reasoning_content")
-        for name, there in (
+        for name, written in (
             ("reasoning_content", bool(thinking) and _holds(full, str(thinking))),
             ("tool_calls", _calls(full, answer)),
         ):
             if answer.get(name):
-                left = {k: v for k, v in answer.items() if k not in (name, "thinking")}
-                if not there or self._text([*before, left], where, tools, False) == full:
-                    raise self._dropped(f"{name} of turn {len(before)}", where)
+                without = {k: v for k, v in answer.items() if k not in (name, "thinking")}
+                if not written or self._text(conversation.with_message(last, without), False) == full:
+                    raise self._dropped(f"{name} of turn {last}", conversation)
 
-    def _dropped(self, what: str, where: str) -> UserError:
+    def _dropped(self, what: str, conversation: _Conversation) -> UserError:
         known = self.tokenizer.chat_template
         named = f" (the tokenizer has {', '.join(sorted(known))})" if isinstance(known, dict) else ""
         return UserError(
             f"{self.template.name} does not write the {what}",
-            where=where,
+            where=conversation.where,
             hint=f"give a template that does with --chat-template{named}, or take the field out of the rows",
         )
 
