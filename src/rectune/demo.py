@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rectune.cli.app import main as rectune
 
-RECIPE = files("rectune") / "recipes" / "demo.toml"
+RECIPE = files("rectune") / "assets" / "demo.toml"
 SLOW = {"max-steps": "14", "limit": "32", "eval-split-size": "0.04"}
 """Without bfloat16 products in hardware training is five times slower: 224 of the 1,400 rows to learn from and 56 to
 watch, 32 problems of each benchmark."""

@@ -61,11 +61,10 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def run(asked: dict[str, Any], tmp_path: Path) -> Run:
-    """An offline run: `run("name", resume=False, **settings)`; dots in names are written as two underscores."""
+    """An offline run: `run("name", resume=False, **settings)`."""
 
     def start(name: str = "run", *, resume: bool = False, **settings: Any) -> RFTResult:
-        named = {key.replace("__", "."): value for key, value in settings.items()}
-        config = load_config(None, {**asked, "output_dir": tmp_path / name, **named}, RFTConfig)
+        config = load_config(None, {**asked, "output_dir": tmp_path / name, **settings}, RFTConfig)
         return train_rft(config, resume=resume)
 
     return start

@@ -11,6 +11,7 @@ from pathlib import Path
 from rectune.columns import COLUMNS
 from rectune.config import read_toml
 from rectune.models.folder import model_sources
+from rectune.recipes import recipe_files
 
 Table = Iterator[dict[str, str]]
 
@@ -57,16 +58,16 @@ def tasks() -> Table:
 
 
 def recipes() -> Table:
-    """The recipes that come with the package; the first comment line says what each is for."""
-    folder = Path(str(files("rectune").joinpath("recipes")))
-    for recipe in sorted(folder.rglob("[!_]*.toml")):  # those with _ are parts of others
+    """The recipe of the demo and, in a checkout, those of the paper; the first comment line says what each is for."""
+    demo = Path(str(files("rectune").joinpath("assets", "demo.toml")))
+    for recipe in (demo, *recipe_files().values()):
         settings = read_toml(recipe)
         models = settings.get("model", "")
         first = recipe.read_text("utf-8").partition("\n")[0]
         yield {
             "recipe": str(recipe),
             "model": models if isinstance(models, str) else ", ".join(models),
-            "objective": str(settings.get("objective", "")),
+            "objective": settings.get("objective", ""),
             "about": first.removeprefix("#").strip() if first.startswith("#") else "",
         }
 

@@ -333,17 +333,17 @@ def reproduce_(
         dry_run: Print runs, steps, tokens and expected cost, and stop.
         json: Print all of it as JSON.
     """
-    from rectune.reproduction.runner import reproduce
-    from rectune.reproduction.tables import plan_parts, result_parts
+    from rectune.experiments.reproduce import ReproduceConfig, plan, prepare, reproduce
 
-    result = reproduce(
-        name, out=output_dir, scale=scale, seeds=seeds, arms=names(arms), budget=budget, benchmark_dir=include_path,
-        engine=backend, gpus=gpus, dry_run=dry_run,
+    config = ReproduceConfig(
+        name, output_dir, scale=scale, seeds=seeds, arms=names(arms), budget=budget, include_path=include_path,
+        backend=backend, gpus=gpus,
     )  # fmt: skip
+    result = plan(config) if dry_run else reproduce(config)
     if json:
         print_lines(to_text(result))
         return
-    print_parts(plan_parts(result) if dry_run else result_parts(result))
+    print_parts(prepare(config).code("paper.estimate" if dry_run else "paper.result").parts(result))
     if not dry_run:
         print_lines(f"\nPage: {result['page']}")
 

@@ -1,42 +1,35 @@
-"""Figure 2: the probability of the training targets under every model of a recipe, and which tokens DFT gives up.
-
-The bins are those of the paper, `PROBABILITY_BINS`; what is measured is in `training/metrics.py`.
-"""
+"""Figure 2: the probability of the training targets under every model of a grid, and which tokens DFT gives up."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from rectune.config import TrainConfig
-from rectune.reproduction.job import BASE, Job, trained_folder
+from rectune.experiments.grid import BASE, Grid
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import load_record, write_json
 
 ROWS = 2000
-"""Most rows that are measured."""
+"""Maximum number of rows that are measured."""
 LOWEST = 20
 """Tokens of the lowest bins that are listed."""
 
 
-def measure_targets(job: Job) -> dict[str, Any]:
+def measure_targets(grid: Grid) -> dict[str, Any]:
     """Measure the models of the first seed that are not in OUT/histograms.json yet; label to counts and tokens."""
-    path = job.out / "histograms.json"
+    path, seed = grid.out / "histograms.json", grid.seeds[0]
     found: dict[str, Any] = load_record(path, "models")["models"] if path.is_file() else {}
-    arm = next(arm for arm in job.arms if arm.method == "train")
-    config = job.config(arm, job.seeds[0], job.out)
-    assert isinstance(config, TrainConfig)
-    models = {BASE: job.model}
-    models |= {a.label: str(trained_folder(a, job.folder(a, job.seeds[0])) / "model") for a in job.arms}
+    rows = next(grid.run(arm, seed).training for arm in grid.arms if arm.method == "train")
+    models = {BASE: grid.model} | {arm.label: str(grid.run(arm, seed).trained / "model") for arm in grid.arms}
     for label, model in models.items():
         if label not in found:
-            found[label] = target_probabilities(model, config)
+            found[label] = target_probabilities(model, rows)
             write_json(path, {"format": 1, "models": found}, indent=2)
     return found
 
 
-def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, Any]:
+def target_probabilities(model: str, config: TrainConfig) -> dict[str, Any]:
     """Probabilities of the targets of a run's training rows under a model.
 
     Returns:
@@ -52,23 +45,23 @@ def target_probabilities(model: str | Path, config: TrainConfig) -> dict[str, An
     from rectune.training.metrics import histogram
 
     device = default_device()
-    weights, tokenizer = load_model(str(model), dtype=torch.float32, device=device)
+    weights, tokenizer = load_model(model, dtype=torch.float32, device=device)
     limit = min(ROWS, config.max_train_samples or ROWS)
-    own = config.model_copy(update={"max_train_samples": limit, "eval_split_size": 0.0, "eval_data": None})
-    data = load_data(own, tokenizer, weights)
+    config = config.model_copy(update={"max_train_samples": limit, "eval_split_size": 0.0, "eval_data": None})
+    data = load_data(config, tokenizer, weights)
     scorer = Scorer(weights, memory_budget=config.logits_memory_mb << 20)
     parts, lowest = [], Counter[str]()
     with torch.no_grad():
-        for rows in pack(data.train.lengths(), capacity(own)):
+        for rows in pack(data.train.lengths(), capacity(config)):
             batch = data.train.batch(rows, device)
             p = scorer.columns(batch, ["logp"])["logp"].exp().cpu()
             parts.append(p)
             targets = batch.labels[batch.labels >= 0].cpu()  # in the order of the columns
             lowest.update(str(tokenizer.decode([int(t)])) for t in targets[p < 0.01])
-    every = torch.cat(parts)
+    p_N = torch.cat(parts)
     return {
-        "tokens": len(every),
-        "histogram": histogram(every),
-        "mean_p": float(every.double().mean()),
+        "tokens": len(p_N),
+        "histogram": histogram(p_N),
+        "mean_p": float(p_N.double().mean()),
         "lowest": lowest.most_common(LOWEST),
     }

@@ -1,0 +1,1 @@
+"""Recipes and their code, which `rectune.recipes` loads by path; the wheel leaves them out."""

@@ -1,0 +1,1 @@
+"""The mini scale: a task and a model small enough for two cores."""

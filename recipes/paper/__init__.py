@@ -1,0 +1,1 @@
+"""The tables and figures of arXiv:2508.05629."""
