@@ -49,7 +49,11 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
     model, tokenizer = load_model(config.model, dtype=torch.float32, device=DEVICE)
     data = load_data(config, tokenizer)
     masters = Masters(model, DTYPE)
-    optimizer, scorer, accelerator = make_optimizer(masters, config), Scorer(model), Accelerator()
+    optimizer, scorer, accelerator = (
+        make_optimizer(masters.masters.values(), config),
+        Scorer(model),
+        Accelerator(),
+    )
     model.train()
     targets = data.units(data.plan.rows(0))
 
@@ -67,7 +71,7 @@ def rectune_step(config: TrainConfig) -> tuple[Callable[[], None], Runs, int]:
         norm = masters.finish_step(accelerator).item()
         masters.scale_gradients(min(1.0, config.max_grad_norm / norm))
         optimizer.step()
-        masters.publish()
+        masters.sync_working_weights()
         monitor.figures()
 
     batches = [data.train.batch(rows, DEVICE) for rows in data.micro_batches(0)]

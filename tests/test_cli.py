@@ -26,6 +26,9 @@ class Result:
 
     nll: float = float("nan")
 
+    def to_dict(self) -> dict[str, float]:
+        return {"nll": self.nll}
+
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, dict[str, bool]]]:

@@ -21,7 +21,7 @@ SLOW = 0.7
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a short run; its model loads slowly."""
     monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
-    for room in ("training.trainer", "diagnosis.diagnose", "rl.loop"):
+    for room in ("training.trainer", "diagnosis.diagnose", "rl.rl_trainer"):
         module = __import__(f"rectune.{room}", fromlist=["load_model"])
         real = module.load_model
         monkeypatch.setattr(

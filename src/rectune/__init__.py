@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rectune.objectives import sft as sft
     from rectune.records import Sample as Sample
     from rectune.reporting.report import report as report
-    from rectune.rl.loop import train_rl as train_rl
+    from rectune.rl.rl_trainer import train_rl as train_rl
     from rectune.sampling.sample import sample as sample
     from rectune.training.trainer import train as train
 
@@ -65,7 +65,7 @@ _HOME = {
     "report": "rectune.reporting.report",
     "RFTConfig": "rectune.config.verbs",
     "RLConfig": "rectune.config.verbs",
-    "train_rl": "rectune.rl.loop",
+    "train_rl": "rectune.rl.rl_trainer",
     "dft_loss": "rectune.integrations",
     "objective_loss": "rectune.integrations",
     "grader_reward": "rectune.integrations",

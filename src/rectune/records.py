@@ -691,6 +691,82 @@ class Diagnosis(FileRecord):
     """Of the whole command."""
 
 
+Figures = dict[str, float | int | str | list[int] | None]
+"""Named figures of an evaluation; None where there was nothing to measure."""
+
+
+class MetricsLine(Record):
+    """One line of metrics.jsonl; the further figures of each kind are kept as other fields.
+
+    `train`: a step. `holdout`: an evaluation on held-out rows, see `training.metrics.Monitor`. `drift`: see
+    `training.drift.Probe`. `validation`: an evaluation on held-out problems, see `rl.rollout`.
+    """
+
+    step: int
+    kind: Literal["train", "holdout", "drift", "validation"]
+    seconds: float = 0.0
+    tokens: int = 0
+    """Of the step, prompts included."""
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    """Before clipping; None where it was not finite and the step was skipped."""
+    peak_memory_mib: float = 0.0
+    reward: float | None = None
+    warnings: list[str] = []
+    """Names of the drift figures that are past their threshold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, without the fields that a line of this kind does not have."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RunSummary(FileRecord):
+    """summary.json of a finished run."""
+
+    WHAT: ClassVar[str] = "the summary of a run"
+    HINT: ClassVar[str] = "remove it, and the run resumes from its last checkpoint"
+
+    out: str
+    """The run folder."""
+    steps: int
+    """Optimizer steps, or rollouts."""
+    tokens_per_second: float
+    """Tokens of the rows, prompts included, or sampled tokens, per second of steps."""
+    peak_memory_mib: float
+    """Of the process, or of the GPU where there is one."""
+    seconds: float
+    """From the command's start to its end; of a resumed run, with those up to its checkpoint."""
+    step_seconds: float | None = None
+    """Of the steps alone; None in summaries of older versions, whose `seconds` they are."""
+
+
+class TrainSummary(RunSummary):
+    """summary.json of a finished training run.
+
+    Attributes:
+        before, after: Figures on the held-out rows (see `Monitor.figures`) of the model as it was and of the one saved;
+            empty without held-out rows.
+        skipped: Steps without a finite loss or gradient, which changed nothing.
+    """
+
+    before: Figures
+    after: Figures
+    skipped: int = 0
+
+
+class RLSummary(RunSummary):
+    """summary.json of a finished run of reinforcement learning.
+
+    Attributes:
+        validation: `before` and `after`: figures on the held-out problems (`reward`, `correct`, `length`, ...) of the
+            model as it was and of the one saved; empty without held-out problems.
+        reward: Mean reward of the `first` and of the `last` tenth of the steps, each of rollouts of the policy then.
+    """
+
+    validation: dict[str, Figures]
+    reward: dict[str, float | None]
+
+
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 AnyFile = TypeVar("AnyFile", bound=FileRecord)
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
-from rectune.training.trainer import TrainResult, train
+from rectune.records import TrainSummary
+from rectune.training.trainer import train
 from training_runs import make_toy
 
-Train = Callable[..., TrainResult]
+Train = Callable[..., TrainSummary]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,7 +43,7 @@ def run(toy: dict[str, Any], tmp_path: Path) -> Train:
 
     def start(
         name: str = "run", *, resume: bool = False, until: int | None = None, **settings: Any
-    ) -> TrainResult:
+    ) -> TrainSummary:
         named = {key.replace("__", "."): value for key, value in settings.items()}
         config = load_config(None, {**toy, "output_dir": tmp_path / name, **named})
         return train(config, resume=resume, until=until)

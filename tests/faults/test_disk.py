@@ -27,6 +27,7 @@ from rectune.sampling.sample import sample
 from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training import checkpoint as checkpoints
 from rectune.training import trainer as loop
+from rectune.training.metrics_log import MetricsLog
 from training_runs import metrics, same_runs
 
 
@@ -57,17 +58,17 @@ def full_at(call: int, function: Callable[..., Any], size: Callable[[], int]) ->
 
 
 LATER = [
-    ("save_checkpoint", 2, 20),
-    ("save_model", 1, 1000),
-    ("save_model", 1, 60_000),
-    ("write_result", 1, 10),
+    (checkpoints, "save_checkpoint", 2, 20),
+    (loop, "save_model", 1, 1000),
+    (loop, "save_model", 1, 60_000),
+    (loop, "write_record", 1, 10),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "bytes_left"),
+    ("owner", "name", "call", "bytes_left"),
     [
-        *[("save_checkpoint", 2, 60_000), ("_log", 6, 100)],
+        *[(checkpoints, "save_checkpoint", 2, 60_000), (MetricsLog, "add", 6, 100)],
         *[pytest.param(*one, marks=pytest.mark.faults) for one in LATER],
     ],
 )
@@ -76,6 +77,7 @@ def test_a_full_disk(
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
     name: str,
     call: int,
     bytes_left: int,
@@ -83,10 +85,10 @@ def test_a_full_disk(
     out = tmp_path / "run"
 
     def size() -> int:
-        return bytes_left + ((out / "metrics.jsonl").stat().st_size if name == "_log" else 0)
+        return bytes_left + ((out / "metrics.jsonl").stat().st_size if name == "add" else 0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, name, full_at(call, getattr(loop, name), size))
+        patch.setattr(owner, name, full_at(call, getattr(owner, name), size))
         with pytest.raises(
             UserError, match=r"cannot be written \(File too large\); free some space, then"
         ) as caught:

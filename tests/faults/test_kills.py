@@ -111,7 +111,7 @@ def test_train(warm: Warm, tmp_path: Path, tmp_path_factory: pytest.TempPathFact
 
     def same(one: Path, other: Path) -> None:
         same_runs(one, other)
-        assert (one / "probe.json").read_text() == (other / "probe.json").read_text()
+        assert (one / "token_logprobs.json").read_text() == (other / "token_logprobs.json").read_text()
 
     torture(
         warm, tmp_path, "train", lambda out: ["train", *flags({**toy, "output_dir": out})], ["--resume"], same

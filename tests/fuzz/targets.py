@@ -162,8 +162,8 @@ def recipe(draw: Draw) -> None:
             plan.rows(0)
 
 
-SMALL = ("config.json", "environment.json", "summary.json", "metrics.jsonl", "probe.json", "evaluation/evaluation.json",
-         "evaluation/graded.jsonl")  # fmt: skip
+SMALL = ("config.json", "environment.json", "summary.json", "metrics.jsonl", "token_logprobs.json",
+         "evaluation/evaluation.json", "evaluation/graded.jsonl")  # fmt: skip
 FILES = ("comparison.json", "diagnosis.json", "trainerx/trainer_state.json",
          *(f"runs/dft/seed-0/{name}" for name in SMALL))  # fmt: skip
 

@@ -136,7 +136,7 @@ def test_a_report_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) -> None:
     for name in ("environment.json", "config.json", "metrics.jsonl"):
         (run / name).unlink()
         (run / name).symlink_to(secret)
-    for path in (run / "probe.json", run / "summary.json", run / "evaluation/graded.jsonl"):
+    for path in (run / "token_logprobs.json", run / "summary.json", run / "evaluation/graded.jsonl"):
         path.unlink()
         os.mkfifo(path)
     found = report([folder])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from online_runs import REWARDS, config_of
-from rectune.rl.loop import train_rl
-from rectune.rl.rl_summary import OnlineResult
+from rectune.records import RLSummary
+from rectune.rl.rl_trainer import train_rl
 from toys import byte_tokenizer, tiny_model
 
 
@@ -38,14 +38,14 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-Run = Callable[..., OnlineResult]
+Run = Callable[..., RLSummary]
 
 
 @pytest.fixture
 def run(toy: dict[str, Any], tmp_path: Path) -> Run:
     """Train the toy: `run("name", resume=False, **settings)`; `reward` may be a function of the toy's file."""
 
-    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> OnlineResult:
+    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> RLSummary:
         return train_rl(config_of(toy, tmp_path / name, **settings), resume=resume)
 
     return start

@@ -113,6 +113,6 @@ def test_the_clipped_value_loss() -> None:
 
 def test_token_weights_make_means() -> None:
     lengths = [1, 3]
-    assert close(token_weights(lengths, "token", 8), [0.25, 0.25])
-    assert close(token_weights(lengths, "sequence", 8), [0.5, 1 / 6])
-    assert close(token_weights(lengths, "constant", 8), [1 / 16, 1 / 16])
+    assert close(token_weights(lengths, "dapo", 8), [0.25, 0.25])
+    assert close(token_weights(lengths, "grpo", 8), [0.5, 1 / 6])
+    assert close(token_weights(lengths, "dr_grpo", 8), [1 / 16, 1 / 16])

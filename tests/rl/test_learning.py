@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.0,
 }
 PPO: dict[str, Any] = {
-    "algorithm": "ppo", "epochs": 2, "value_learning_rate": 0.02, "lam": 0.9,
+    "algorithm": "ppo", "num_iterations": 2, "value_learning_rate": 0.02, "lam": 0.9,
 }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from rectune.data.chat_template import choose_template
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.models.load import load_model
-from rectune.rl.prompt_batches import ask
-from rectune.rl.rl_summary import plan
+from rectune.rl.prompt_batches import load_prompts
+from rectune.rl.rl_trainer import dry_run as plan
 from toys import byte_tokenizer, tiny_model
 from training_runs import metrics, weights
 
@@ -27,7 +27,7 @@ def test_what_problems_bring_along_is_said(caplog: pytest.LogCaptureFixture) -> 
     tokenizer = byte_tokenizer()
     problems = [Problem("a", (Turn("user", "2?"),), "2"), Problem("b", (Turn("user", "<|im_end|> 3?"),), "3")]
     with caplog.at_level(logging.WARNING, "rectune"):
-        ask(problems, tokenizer, choose_template("auto", tokenizer))
+        load_prompts(problems, tokenizer, choose_template("auto", tokenizer))
     assert "1 of 2 problems have special tokens in their texts ('<|im_end|>'), the first b" in caplog.text
 
 
@@ -74,5 +74,5 @@ def test_training_goes_on_from_an_adapter(run: Any, tmp_path: Path) -> None:
     load_model(tmp_path / "again" / "adapter")
     with pytest.raises(UserError, match=r"lora_r: is 8, but the adapter .* has 4"):
         run("other", model=str(adapter), lora_r=8)
-    with pytest.raises(UserError, match="engine: the server reloads whole models, not adapters"):
+    with pytest.raises(UserError, match="backend: the server reloads whole models, not adapters"):
         run("served", model=str(adapter), backend="openai", base_url="http://127.0.0.1:1/v1")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rectune.objective_spec import apply_objective, effective_weight, grpo, k3
+from rectune.objective_spec import apply_objective, effective_weight
+from rectune.objectives import grpo, k3
 
 
 def test_grpo_by_hand() -> None:

@@ -130,7 +130,7 @@ def test_a_server_that_fails_says_why(run: Any, server: Server) -> None:
 
 
 def test_no_server(run: Any) -> None:
-    with pytest.raises(UserError, match="needs server_url"):
+    with pytest.raises(UserError, match="needs base_url"):
         run(backend="openai")
     with pytest.raises(UserError, match="is the server running there"):
         run(backend="openai", base_url="http://127.0.0.1:9/v1")

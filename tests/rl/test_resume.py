@@ -16,7 +16,7 @@ import torch
 from online_runs import config_of
 from rectune.config import dump_config
 from rectune.errors import UserError
-from rectune.rl import loop
+from rectune.rl import rl_trainer as loop
 from rectune.runtime.signals import Stopped
 from rectune.training import checkpoint as checkpoints
 from training_runs import Died, dies_at, metrics, weights
@@ -24,13 +24,13 @@ from training_runs import Died, dies_at, metrics, weights
 TIMINGS = {
     "seconds", "seconds_sampling", "seconds_grading", "seconds_training", "tokens_per_second", "peak_memory_mib",
 }  # fmt: skip
-PPO = {"algorithm": "ppo", "epochs": 2, "minibatches": 2, "beta": 0.05, "entropy_bonus": 0.01}
+PPO = {"algorithm": "ppo", "num_iterations": 2, "num_mini_batches": 2, "beta": 0.05, "entropy_coef": 0.01}
 KINDS: dict[str, dict[str, Any]] = {
     "grpo, several updates and a reference": {
-        "epochs": 2,
-        "minibatches": 2,
+        "num_iterations": 2,
+        "num_mini_batches": 2,
         "beta": 0.05,
-        "aggregation": "sequence",
+        "loss_type": "grpo",
     },
     "ppo in bf16": {**PPO, "dtype": "bfloat16"},
     "lora": {"lora_r": 2, "lora_dropout": 0.3, "merge_adapter": True, "beta": 0.05},
@@ -59,7 +59,7 @@ def test_death_between_and_inside_steps(
 ) -> None:
     settings = {"save_steps": 2, "save_rollout_steps": 1, **KINDS[kind]}
     run("whole", **settings)
-    for function, call in (("credit", 2), ("keep_rollout", 4)):
+    for function, call in (("compute_advantages", 2), ("save_rollout", 4)):
         with monkeypatch.context() as patch:
             patch.setattr(loop, function, dies_at(call, getattr(loop, function)))
             with pytest.raises(Died):
@@ -73,10 +73,11 @@ def test_death_between_and_inside_steps(
 
 DRIVER = """
 import os, sys
-from rectune.rl import loop
+from rectune.rl import rl_trainer as loop
 from rectune.config import RLConfig
 where, step = sys.argv[1], int(sys.argv[2])
-update, save = loop.update, loop.save_checkpoint
+from rectune.training import checkpoint as checkpoints
+update, save = loop.update, checkpoints.save_checkpoint
 def wait(name, now):
     if (name, now) == (where, step):
         print("there", flush=True)
@@ -86,7 +87,6 @@ def waiting_update(*args):
     wait("update", args[6])
     return made
 def waiting_save(folder, now, masters, optimizer, extra, state, keep):
-    from rectune.training import checkpoint as checkpoints
     sync = checkpoints.fsync
     def slow(path):
         if path.name == "moments.safetensors":
@@ -94,7 +94,7 @@ def waiting_save(folder, now, masters, optimizer, extra, state, keep):
         sync(path)
     checkpoints.fsync = slow
     save(folder, now, masters, optimizer, extra, state, keep)
-loop.update, loop.save_checkpoint = waiting_update, waiting_save
+loop.update, checkpoints.save_checkpoint = waiting_update, waiting_save
 loop.train_rl(RLConfig.model_validate_json(sys.argv[3]), resume=True)
 """
 
@@ -123,15 +123,15 @@ def test_kill_9(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_signal_stops_behind_a_step(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("whole", save_steps=0)
-    original = loop.credit
+    original = loop.compute_advantages
 
     def signalled(*args: Any) -> None:
         original(*args)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "credit", signalled)
-        with pytest.raises(Stopped, match="stopped at step 1 of 5; go on with --resume"):
+        patch.setattr(loop, "compute_advantages", signalled)
+        with pytest.raises(Stopped, match="stopped at step 1 of 5; resume it with --resume"):
             run("stopped", save_steps=0)
     run("stopped", resume=True, save_steps=0)
     same_runs(tmp_path / "whole", tmp_path / "stopped")

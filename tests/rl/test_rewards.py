@@ -12,7 +12,8 @@ import pytest
 from rectune.cli.app import main
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
-from rectune.rl import loop, reward
+from rectune.rl import reward
+from rectune.rl import rl_trainer as loop
 from rectune.rl.reward import Rewards
 from training_runs import metrics
 
@@ -113,7 +114,7 @@ def test_a_verifier_that_always_fails(run: Any, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"no answer could be judged.*in 10 steps in a row"):
         run(reward="grader", max_steps=12)
     lines = metrics(tmp_path / "run", "train")
-    assert len(lines) == loop._GIVE_UP_AFTER == 10
+    assert len(lines) == loop._MAX_IDLE_STEPS == 10
     assert all(line["unjudged"] == line["answers"] == 8 and line["reward"] is None for line in lines)
     run(reward="grader", max_steps=3, num_samples=2, name="short")
 

@@ -15,7 +15,7 @@ from rectune.models.scorer import Scorer
 from rectune.rl import update
 from training_runs import metrics, weights
 
-PPO = {"algorithm": "ppo", "epochs": 2, "minibatches": 2, "beta": 0.05, "max_new_tokens": 8}
+PPO = {"algorithm": "ppo", "num_iterations": 2, "num_mini_batches": 2, "beta": 0.05, "max_new_tokens": 8}
 
 
 def little(monkeypatch: pytest.MonkeyPatch, tokens: int, *, training: bool) -> None:
@@ -31,7 +31,7 @@ def little(monkeypatch: pytest.MonkeyPatch, tokens: int, *, training: bool) -> N
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("settings", [{"epochs": 2, "reward": "length"}, PPO])
+@pytest.mark.parametrize("settings", [{"num_iterations": 2, "reward": "length"}, PPO])
 def test_out_of_memory_halves_the_micro_batch(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     settings: dict[str, Any], training: bool,
@@ -59,7 +59,7 @@ def test_memory_and_bits(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("rectune.rl.loop.update", dying)
+        patch.setattr("rectune.rl.rl_trainer.update", dying)
         with pytest.raises(KeyboardInterrupt):
             run("died", save_steps=2)
     run("died", resume=True, save_steps=2)

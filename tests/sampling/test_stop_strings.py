@@ -139,7 +139,7 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
     import rectune.evaluation.evaluate
     import rectune.experiments.compare
     import rectune.experiments.rft
-    import rectune.rl.rl_summary
+    import rectune.rl.rl_trainer
     import rectune.sampling.sample
     from rectune.cli.app import main
 
@@ -155,7 +155,7 @@ def test_every_verb_that_samples_takes_stop_texts(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rectune.sampling.sample, "sample", asked)
     monkeypatch.setattr(rectune.evaluation.evaluate, "evaluate", asked)
     for module, name in (
-        (rectune.experiments.compare, "compare"), (rectune.experiments.rft, "plan"), (rectune.rl.rl_summary, "plan"),
+        (rectune.experiments.compare, "compare"), (rectune.experiments.rft, "plan"), (rectune.rl.rl_trainer, "dry_run"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, asked)
     given = ["--stop", r"\nUser:", "--stop", "a, b"]

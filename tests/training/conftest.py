@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rectune.config import load_config
+from rectune.records import TrainSummary
 from rectune.training import drift
-from rectune.training.trainer import TrainResult, train
+from rectune.training.trainer import train
 from training_runs import make_toy
 
 Toy = dict[str, Any]
@@ -30,14 +31,14 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
-Train = Callable[..., TrainResult]
+Train = Callable[..., TrainSummary]
 
 
 @pytest.fixture
 def run(toy: Toy, tmp_path: Path) -> Train:
     """Train the toy: `run("name", resume=False, **settings)`; dots in names are written as two underscores."""
 
-    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> TrainResult:
+    def start(name: str = "run", *, resume: bool = False, **settings: Any) -> TrainSummary:
         named = {key.replace("__", "."): value for key, value in settings.items()}
         return train(load_config(None, {**toy, "output_dir": tmp_path / name, **named}), resume=resume)
 

@@ -164,7 +164,7 @@ def test_torchrun_starts_again_and_the_run_goes_on(toy: dict[str, Any], tmp_path
     os.kill(children(process.pid)[1], signal.SIGKILL)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert "going on from" in said
+    assert "resuming from" in said
     loop.train(load_config(None, {**settings, "output_dir": whole}))
     assert difference(update(settings, out), update(settings, whole)) < 1e-2
 
@@ -208,7 +208,9 @@ def test_where_weights_are_sharded_memory_that_ran_out_is_remembered(
     loop.train(load_config(None, {**settings, "output_dir": whole}))
     assert "out of memory at" in said and "start again with --resume" in said
     assert "more did not fit into memory" in last
-    assert json.loads((tmp_path / "little" / "memory-1.json").read_text())["micro_batch_tokens"] <= 48
+    assert (
+        json.loads((tmp_path / "little" / "micro_batch_limit-1.json").read_text())["micro_batch_tokens"] <= 48
+    )
     assert [line["step"] for line in metrics(tmp_path / "little", "train")] == [1, 2, 3, 4, 5, 6]
     assert difference(update(settings, tmp_path / "little"), update(settings, whole)) < 1e-2
 

@@ -17,10 +17,10 @@ from rectune.config import LoraConfig, TrainConfig, load_config
 from rectune.data.tokenization import Encoded
 from rectune.models.lora import add_lora
 from rectune.models.scorer import Scorer
+from rectune.records import MetricsLine
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.types import SamplingParams
 from rectune.training import drift
-from rectune.training import trainer as loop
 from rectune.training.dataloader import TrainingData, load_data
 from rectune.training.drift import (
     ANSWERS,
@@ -33,6 +33,7 @@ from rectune.training.drift import (
     sentence,
     warnings,
 )
+from rectune.training.metrics_log import MetricsLog
 from toys import tiny_model
 from training_runs import Died, metrics, weights
 
@@ -143,7 +144,7 @@ def test_watching_changes_nothing(run: Any, kind: str) -> None:
         line["nll"] for line in metrics(watched, "train")
     ]
     assert (len(metrics(without, "drift")), len(metrics(watched, "drift"))) == (0, 4)
-    assert [(p / "probe.json").exists() for p in (without, watched)] == [False, True]
+    assert [(p / "token_logprobs.json").exists() for p in (without, watched)] == [False, True]
 
 
 @pytest.mark.parametrize("arch", ["gemma2", "gemma3", "qwen3"])
@@ -188,7 +189,7 @@ def test_what_became_of_each_target(run: Any, toy: Any, choose: str) -> None:
             lr_scheduler_type="constant",
         ).out
     )
-    content = json.loads((out / "probe.json").read_text())
+    content = json.loads((out / "token_logprobs.json").read_text())
     assert content["format"] == 1
     data = read_data(settings(toy))
     assert [row["where"] for row in content["rows"]] == [
@@ -216,17 +217,17 @@ def test_a_run_that_goes_on_warns_no_second_time(
     said = [r.message for r in caplog.records if "drift at step" in r.message]
     assert any(" kl is " in line for line in said)
     assert len({line.split(": ")[1].split()[0] for line in said}) == len(said)
-    log = loop._log
+    log = MetricsLog.add
 
-    def dying(accelerator: Any, path: Any, figures: dict[str, Any]) -> None:
-        if figures["step"] == 5:
+    def dying(self: MetricsLog, line: MetricsLine) -> None:
+        if line.step == 5:
             raise Died
-        log(accelerator, path, figures)
+        log(self, line)
 
     caplog.clear()
     with caplog.at_level("WARNING", "rectune"):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_log", dying)
+            patch.setattr(MetricsLog, "add", dying)
             with pytest.raises(Died):
                 run("died", **wild)
         run("died", resume=True, **wild)
@@ -235,7 +236,9 @@ def test_a_run_that_goes_on_warns_no_second_time(
         [{**line, "seconds": 0} for line in metrics(tmp_path / n, "drift")] for n in ("whole", "died")
     )
     assert one == other
-    assert (tmp_path / "whole" / "probe.json").read_text() == (tmp_path / "died" / "probe.json").read_text()
+    assert (tmp_path / "whole" / "token_logprobs.json").read_text() == (
+        tmp_path / "died" / "token_logprobs.json"
+    ).read_text()
 
 
 def test_nothing_to_watch_is_said_once(run: Any, caplog: pytest.LogCaptureFixture) -> None:

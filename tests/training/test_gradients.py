@@ -169,7 +169,7 @@ def test_bf16_masters_are_adamw_in_float32(toy: Any, parts: int) -> None:
 
         parameter.register_post_accumulate_grad_hook(add)
     masters = Masters(model, torch.bfloat16)
-    ours = make_optimizer(masters, config)
+    ours = make_optimizer(masters.masters.values(), config)
     plain = torch.optim.AdamW(
         [
             {"params": [p for p in reference.values() if p.dim() > 1], "weight_decay": 0.1},
@@ -190,7 +190,7 @@ def test_bf16_masters_are_adamw_in_float32(toy: Any, parts: int) -> None:
             assert torch.equal(masters.masters[name].grad, sums[name])
             parameter.grad = sums[name].clone()
         ours.step()
-        masters.publish()
+        masters.sync_working_weights()
         plain.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(masters.masters[name], reference[name].detach(), rtol=1e-5, atol=1e-7)

@@ -19,6 +19,7 @@ from rectune.errors import UserError
 from rectune.training import accumulation as gradients
 from rectune.training import checkpoint as checkpoints
 from rectune.training import trainer as loop
+from rectune.training.metrics_log import MetricsLog
 from training_runs import Died, dies_at, metrics, same_runs
 
 
@@ -31,15 +32,15 @@ def whole(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 MOMENTS = [
-    *[(loop, "_log", line) for line in (1, 2, 4, 6, 8)],
-    (loop, "save_checkpoint", 1),
+    *[(MetricsLog, "add", line) for line in (1, 2, 4, 6, 8)],
+    (checkpoints, "save_checkpoint", 1),
     *[(checkpoints, "save_file", file) for file in (1, 2, 3, 4)],
     *[(checkpoints, "fsync", file) for file in (2, 3, 7, 8)],
     (checkpoints, "list_checkpoints", 2),  # the new one is renamed, the old one not yet removed
     (checkpoints, "_remove", 1),
     (loop, "save_model", 1),
-    (loop, "summarise", 1),
-    (loop, "write_result", 1),
+    (loop, "totals", 1),
+    (loop, "write_record", 1),
 ]
 KINDS: dict[str, dict[str, Any]] = {
     "dft": {},
@@ -87,9 +88,9 @@ def test_death_of_any_kind_of_run(
 ) -> None:
     settings = {"save_steps": 2, **KINDS[kind]}
     run("whole", **settings)
-    where, call = ("write_result", 1) if line == "last" else ("_log", line)
+    owner, where, call = (loop, "write_record", 1) if line == "last" else (MetricsLog, "add", line)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, where, dies_at(call, getattr(loop, where)))
+        patch.setattr(owner, where, dies_at(call, getattr(owner, where)))
         with pytest.raises(Died):
             run("died", **settings)
     with (tmp_path / "died" / "metrics.jsonl").open("a") as file:
@@ -116,9 +117,13 @@ def test_death_after_the_best_evaluation(
         "merge_adapter": True,
     }
     run("whole", **settings)
-    for where in ("_log", "_save", "write_result"):
+    for owner, where, call in (
+        (MetricsLog, "add", 10),
+        (loop.Trainer, "_save", 1),
+        (loop, "write_record", 1),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, where, dies_at(10 if where == "_log" else 1, getattr(loop, where)))
+            patch.setattr(owner, where, dies_at(call, getattr(owner, where)))
             with pytest.raises(Died):
                 run("died", resume=True, **settings)
     run("died", resume=True, **settings)
@@ -138,7 +143,7 @@ def test_two_deaths_and_a_skipped_step(run: Any, tmp_path: Path, monkeypatch: py
     assert metrics(tmp_path / "whole", "train")[1]["grad_norm"] is None
     for line in (4, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_log", dies_at(line, loop._log))
+            patch.setattr(MetricsLog, "add", dies_at(line, MetricsLog.add))
             with pytest.raises(Died):
                 run("died", resume=True, save_steps=1)
     run("died", resume=True, save_steps=1)

@@ -56,7 +56,7 @@ def test_without_a_folder_it_is_the_runs(run: Any) -> None:
 
 def test_going_on_takes_back_what_comes_again(run: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rectune.training.trainer.summarise", lambda *_: 1 / 0)
+        patch.setattr("rectune.training.trainer.totals", lambda *_: 1 / 0)
         with pytest.raises(
             ZeroDivisionError
         ):  # killed behind the last step; the last checkpoint is of step 4
@@ -72,7 +72,7 @@ def test_one_that_is_not_installed_is_an_error_at_once(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "rectune.training.trackers.find_spec", lambda n, *rest: None if n == name else real(n, *rest)
+        "rectune.training.metrics_log.find_spec", lambda n, *rest: None if n == name else real(n, *rest)
     )
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: 1 / 0)
     line = f"report_to: {name} is not installed; pip install {name}"

@@ -43,7 +43,7 @@ def train_(config: TrainConfig, *, resume: Switch = False, dry_run: Switch = Fal
 
     result = train(config, resume=resume, began=began)
     if os.environ.get("RANK", "0") == "0":  # one of several processes prints
-        print_lines(to_text(asdict(result)))
+        print_lines(to_text(result.to_dict()))
 
 
 @takes(RLConfig, "problems")
@@ -56,18 +56,17 @@ def rl_(config: RLConfig, *, resume: Switch = False, dry_run: Switch = False, js
     """
     began = time.perf_counter()
     if dry_run:
-        from rectune.rl.rl_summary import plan
+        from rectune.rl.rl_trainer import dry_run as plan
 
         print_lines(to_text(plan(config)))
         return
-    from rectune.rl.loop import train_rl
-    from rectune.rl.rl_summary import table
+    from rectune.rl.rl_trainer import summary_table, train_rl
 
     result = train_rl(config, resume=resume, began=began)
     if json:
-        print_lines(to_text(asdict(result)))
+        print_lines(to_text(result.to_dict()))
         return
-    print_table(table(result))
+    print_table(summary_table(result))
     folders = (config.output_dir / name for name in ("adapter", "model"))
     print_lines(f"Model: {next(folder for folder in folders if folder.is_dir())}")
 
@@ -117,7 +116,7 @@ def rft_(config: RFTConfig, *, resume: Switch = False, dry_run: Switch = False, 
         return
     result = train_rft(config, resume=resume)
     if json:
-        print_lines(to_text(asdict(result)))
+        print_lines(to_text({**asdict(result), "train": result.train.to_dict()}))
         return
     print_table([table(result)])
     print_lines(f"Run: {result.train.out}")

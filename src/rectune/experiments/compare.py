@@ -30,9 +30,8 @@ from rectune.runtime.io import check_writable, load_record, to_json, translate_d
 from rectune.runtime.locks import lock
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.stop_strings import check_stops
-from rectune.training.dataloader import read_texts
+from rectune.training.dataloader import check_named, read_texts, with_models_own
 from rectune.training.dry_run import plans
-from rectune.training.inputs import check_named, with_models_own
 from rectune.training.run_dir import FREE, filled, other_settings
 
 log = logging.getLogger("rectune")

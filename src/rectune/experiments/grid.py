@@ -109,7 +109,7 @@ class Run:
                 _share_samples(self.config)
                 train_rft(self.config, resume=True)
             elif isinstance(self.config, RLConfig):
-                from rectune.rl.loop import train_rl
+                from rectune.rl.rl_trainer import train_rl
 
                 train_rl(self.config, resume=True)
             else:

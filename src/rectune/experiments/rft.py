@@ -32,16 +32,16 @@ from rectune.grading.files import Summary, grade
 from rectune.grading.pool import check_item
 from rectune.grading.selection import UNJUDGED, select
 from rectune.objective_spec import make_phases
-from rectune.records import RFTProgress, RFTStage, read_record, write_record
+from rectune.records import RFTProgress, RFTStage, TrainSummary, read_record, write_record
 from rectune.runtime.io import check_writable, replace_file, translate_disk_errors
 from rectune.runtime.locks import lock
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.sample import frozen_template, sample
 from rectune.sampling.types import EngineSpec, SamplingParams
-from rectune.training.inputs import check_named
+from rectune.training.dataloader import check_named
 from rectune.training.run_dir import other_settings
-from rectune.training.trainer import TrainResult, train
+from rectune.training.trainer import train
 
 log = logging.getLogger("rectune")
 
@@ -70,7 +70,7 @@ class RFTResult:
     out: str
     method: str
     counts: dict[str, Any]
-    train: TrainResult
+    train: TrainSummary
 
 
 def train_rft(config: RFTConfig, *, resume: bool = False) -> RFTResult:

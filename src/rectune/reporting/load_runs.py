@@ -319,12 +319,16 @@ def odd_steps(lines: Sequence[tuple[float, JsonObject]], names: Sequence[str], l
         yield f"the {loss} is exactly 0.0 at {which}: nothing was learnt there, or the figure is broken"
 
 
+_LOGPROBS = ("token_logprobs.json", "probe.json")
+"""Of the watched rows, before and after; the second name is that of version 0.1."""
+
+
 def _is_run(place: Path, names: set[str]) -> bool:
     """Whether these files are a training run's: a model's folder has a config.json, too."""
     if "comparison.json" in names:
         return False
     content = read_object(place / "config.json", NoteList()) if "config.json" in names else {}
-    return bool(names & {"metrics.jsonl", "summary.json", "probe.json"}) or {"objective", "data"} <= set(
+    return bool(names & {"metrics.jsonl", "summary.json", *_LOGPROBS}) or {"objective", "data"} <= set(
         content
     )
 
@@ -354,7 +358,8 @@ def _run(place: Path, notes: NoteList) -> Run:
         notes.add(
             place / "metrics.jsonl", "has no lines that can be read, so there are no curves of this run"
         )
-    rows = read_object(place / "probe.json", notes).get("rows")
+    named = next((name for name in _LOGPROBS if (place / name).exists()), _LOGPROBS[0])
+    rows = read_object(place / named, notes).get("rows")
     run.probe = [row for row in map(_probe_row, rows if isinstance(rows, list) else []) if row]
     return run
 

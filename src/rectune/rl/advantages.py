@@ -84,8 +84,7 @@ def explained_variance(value_N: Tensor, return_N: Tensor) -> float | None:
 def token_weights(lengths: Sequence[int], loss_type: str, max_new_tokens: int) -> Tensor:
     """What a token's loss is multiplied with, for each answer of an update; over its tokens they add up to a mean.
 
-    `token` is TRL's loss type dapo (1 / all tokens), `sequence` its grpo (1 / (answers x own tokens)), `constant` its
-    dr_grpo (1 / (answers x max_new_tokens)).
+    As in TRL: `dapo` is 1 / all tokens, `grpo` 1 / (answers x own tokens), `dr_grpo` 1 / (answers x max_new_tokens).
     """
     own = torch.tensor(lengths, dtype=torch.float32)
     if loss_type == "dapo":

@@ -1,4 +1,4 @@
-"""The problems of an online run, and their prompts as token ids: what a policy is asked.
+"""The problems of an online run, and their prompts as token ids: what a policy is prompts.
 
 What it answers is in `rollout.py`, what the answers earn in `reward.py`.
 """
@@ -38,7 +38,7 @@ def read_inputs(config: RLConfig) -> tuple[list[Problem], list[Problem]]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptSet:
     """Problems with their prompts.
 
     Attributes:
@@ -63,11 +63,11 @@ class Asked:
 
 
 def check_room(
-    asked: Asked, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+    prompts: PromptSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
 ) -> None:
     """Raise `UserError` for a problem with a token or, with its answer, positions that the model does not have."""
     places, known = positions(model), embeddings(model)
-    for problem, ids in zip(asked.problems, asked.prompts, strict=True):
+    for problem, ids in zip(prompts.problems, prompts.prompts, strict=True):
         where = problem.where or f"problem '{problem.problem_id}'"
         if max(ids) >= known:
             raise no_embedding(max(ids), known, tokenizer, where)
@@ -78,7 +78,9 @@ def check_room(
             )
 
 
-def ask(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template) -> Asked:
+def load_prompts(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> PromptSet:
     """The problems' prompts, those that `rectune sample` and `rectune eval` make."""
     say_findings(problems, tokenizer, template)
     prompts = []
@@ -89,4 +91,4 @@ def ask(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, templat
                 f"problem '{problem.problem_id}' has an empty prompt", where=problem.where or None
             )
         prompts.append(ids)
-    return Asked(list(problems), prompts)
+    return PromptSet(list(problems), prompts)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from rectune.rl.advantages import (
     whitened,
 )
 from rectune.rl.policy import Policy, TokenLimit
-from rectune.rl.prompt_batches import Asked
+from rectune.rl.prompt_batches import PromptSet
 from rectune.rl.reward import Earned, Rewards
+from rectune.runtime.io import write_jsonl
 from rectune.sampling.sample import all_stops
 from rectune.sampling.types import Completion, Engine, Request, SamplingParams
 
@@ -41,7 +43,7 @@ class Rollout:
     """Answers in the order of problems, `n` to each; what is known of each token is a tensor per answer.
 
     Attributes:
-        problems: Index in `Asked` of each answer's problem.
+        problems: Index in `PromptSet` of each answer's problem.
         rows: Prompt and answer as token ids; the answer is what is trained on.
         used: Which answers take part in the loss: those that could be judged.
         columns: Of each answer `advantage`, and where they are needed `old_logp`, `ref_logp`, `old_value`, `returns`.
@@ -80,24 +82,24 @@ class Rollout:
         return torch.cat([self.columns[row][name] for row in rows]).to(device)
 
 
-def roll_out(
-    engine: Engine, rewards: Rewards, asked: Asked, places: Sequence[int], config: RLConfig, step: int
+def generate_rollouts(
+    engine: Engine, rewards: Rewards, prompts: PromptSet, places: Sequence[int], config: RLConfig, step: int
 ) -> Rollout:
     """Draw `config.num_samples` answers to each of the problems at `places` and judge them."""
-    return _draw(engine, rewards, asked, places, config.num_samples, config, config.seed * _SEEDS + step)
+    return _sample(engine, rewards, prompts, places, config.num_samples, config, config.seed * _SEEDS + step)
 
 
-def measure(engine: Engine, rewards: Rewards, asked: Asked, config: RLConfig) -> dict[str, Any]:
+def evaluate_policy(engine: Engine, rewards: Rewards, prompts: PromptSet, config: RLConfig) -> dict[str, Any]:
     """Figures of answers to hold-out problems; the same draws at every step."""
-    return said_of(
-        _draw(engine, rewards, asked, range(len(asked)), config.eval_num_samples, config, config.seed)
+    return rollout_figures(
+        _sample(engine, rewards, prompts, range(len(prompts)), config.eval_num_samples, config, config.seed)
     )
 
 
-def _draw(
+def _sample(
     engine: Engine,
     rewards: Rewards,
-    asked: Asked,
+    prompts: PromptSet,
     places: Sequence[int],
     n: int,
     config: RLConfig,
@@ -108,10 +110,10 @@ def _draw(
     requests, problems = [], []
     for place in places:
         name, first = (
-            asked.problems[place].problem_id,
+            prompts.problems[place].problem_id,
             n * seen[place],
         )  # a problem twice in a step draws anew
-        requests += [Request(name, first + i, asked.prompts[place]) for i in range(n)]
+        requests += [Request(name, first + i, prompts.prompts[place]) for i in range(n)]
         problems += [place] * n
         seen[place] += 1
     stop = all_stops(engine, config.stop)
@@ -119,7 +121,7 @@ def _draw(
     found = {(c.request.problem_id, c.request.sample_index): c for c in engine.complete(requests, settings)}
     answers = [found[r.problem_id, r.sample_index] for r in requests]
     sampled = time.perf_counter()
-    earned = rewards.judge([(asked.problems[p], a.text) for p, a in zip(problems, answers, strict=True)])
+    earned = rewards.judge([(prompts.problems[p], a.text) for p, a in zip(problems, answers, strict=True)])
     seconds = {"sampling": sampled - began, "grading": time.perf_counter() - sampled}
     return Rollout(answers, problems, [encoded(answer) for answer in answers], earned, n, seconds)
 
@@ -131,7 +133,7 @@ def encoded(answer: Completion) -> Encoded:
     return Encoded(prompt + tokens, [IGNORED] * len(prompt) + tokens, nowhere)
 
 
-def said_of(rollout: Rollout) -> dict[str, Any]:
+def rollout_figures(rollout: Rollout) -> dict[str, Any]:
     """Reward, length and the like over all answers; `correct` is None under a user's function.
 
     `sample_nll` is that of the drawn tokens by the model that drew them, at temperature 1: an estimate of its entropy.
@@ -151,8 +153,32 @@ def said_of(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def credit(
-    rollout: Rollout, policy: Policy, reference: Scorer | None, config: RLConfig, room: TokenLimit
+def save_rollout(rollout: Rollout, prompts: PromptSet, path: Path, step: int) -> None:
+    """A rollout as JSON lines, for people to read."""
+    records: list[dict[str, Any]] = []
+    for i, (answer, earned) in enumerate(zip(rollout.answers, rollout.earned, strict=True)):
+        problem = prompts.problems[rollout.problems[i]]
+        advantage = rollout.columns[i].get("advantage")
+        record = {
+            "format": 1,
+            "step": step + 1,
+            "problem_id": problem.problem_id,
+            "sample_index": answer.request.sample_index,
+            "question": problem.prompt[-1].content,
+            "text": answer.text,
+            "answer": problem.answer,
+            "reward": earned.reward,
+            "verdict": earned.verdict,
+            "advantage": None if advantage is None else float(advantage.mean()),
+            "tokens": len(answer.token_ids),
+            "finish_reason": answer.finish_reason,
+        }
+        records.append(record)
+    write_jsonl(path, records)
+
+
+def compute_advantages(
+    rollout: Rollout, policy: Policy, reference: Scorer | None, config: RLConfig, limit: TokenLimit
 ) -> None:
     """Fill in `columns` (the advantage of each token, and what the loss refers to) and `figures`."""
     began = time.perf_counter()
@@ -164,7 +190,7 @@ def credit(
     if ppo or reference is not None or not once:
         used = rollout.used
         rows = [rollout.rows[i] for i in used]
-        scored = room.fit(
+        scored = limit.fit(
             lambda capacity: policy.score(rows, capacity, reference=reference), [len(row) for row in rows]
         )
         for i, columns in zip(used, scored, strict=True):
@@ -173,11 +199,11 @@ def credit(
                 rollout.columns[i]["ref_logp"] = columns["ref_logp"]
             if ppo:
                 rollout.columns[i]["old_value"] = columns["value"]
-    rollout.figures = said_of(rollout)
+    rollout.figures = rollout_figures(rollout)
     rollout.figures["degenerate"] = degenerate_groups(rollout.rewards_Gn)
     rollout.figures["groups"] = len(rollout.rewards_Gn)
     if ppo:
-        _credit_ppo(rollout, config)
+        _compute_gae(rollout, config)
     else:
         of_answers = group_advantages(rollout.rewards_Gn, config.scale_rewards).flatten().float()
         for columns, advantage, length in zip(rollout.columns, of_answers, rollout.lengths, strict=True):
@@ -185,7 +211,7 @@ def credit(
     rollout.seconds["credit"] = time.perf_counter() - began
 
 
-def _credit_ppo(rollout: Rollout, config: RLConfig) -> None:
+def _compute_gae(rollout: Rollout, config: RLConfig) -> None:
     """GAE with the reward at the last token, and against the reference a penalty at each."""
     used, cpu = rollout.used, torch.device("cpu")
     if not used:

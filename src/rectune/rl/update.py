@@ -42,7 +42,7 @@ def update(
     rollout: Rollout,
     config: RLConfig,
     step: int,
-    room: TokenLimit,
+    limit: TokenLimit,
 ) -> dict[str, Any]:
     """All updates of a step; the optimizer's learning rates are already set.
 
@@ -60,12 +60,12 @@ def update(
     updates = skipped = 0
     for rows in minibatches(rollout.used, config, step):
         minibatch = _Minibatch(policy, masters, rollout, rows, config)
-        for name, value in minibatch.backward(room).items():
+        for name, value in minibatch.backward(limit).items():
             totals[name] += value
         norm = masters.finish_step(accelerator).item()
         if not math.isfinite(norm):
             skipped += 1
-            which = named(minibatch.blame()) or "all answers together"
+            which = named(minibatch.find_nonfinite_rows()) or "all answers together"
             say = "step %d: the loss or gradient of an update is not finite, over %s; the weights stay as they are"
             log.warning(say, step + 1, which)
             continue
@@ -73,7 +73,7 @@ def update(
         if config.max_grad_norm and norm > config.max_grad_norm:
             masters.scale_gradients(config.max_grad_norm / norm)
         optimizer.step()
-        masters.publish()
+        masters.sync_working_weights()
         updates += 1
     tokens = totals.pop("tokens", 0.0)
     objective = totals.pop("objective", 0.0)
@@ -123,11 +123,11 @@ class _Minibatch:
         self.rows = trained(rollout, rows, config)
         self.lengths = [len(rollout.rows[i]) for i in self.rows]
 
-    def backward(self, room: TokenLimit) -> dict[str, float]:
+    def backward(self, limit: TokenLimit) -> dict[str, float]:
         """Leaves the gradient in the masters; sums over the tokens that were run."""
-        return repeatably(self.policy.device, lambda: room.fit(self._attempt, self.lengths))
+        return repeatably(self.policy.device, lambda: limit.fit(self._attempt, self.lengths))
 
-    def blame(self) -> list[str]:
+    def find_nonfinite_rows(self) -> list[str]:
         """The answers that, alone, have a loss or gradient that is not finite; leaves a useless gradient behind."""
         return [self._name(row) for row in self.rows if not self._is_finite(row)]
 

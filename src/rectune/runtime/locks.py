@@ -32,7 +32,7 @@ def lock(folder: Path, doing: str) -> Iterator[None]:
     Raises:
         UserError: Another process has locked it, or it cannot be written.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = [place for place in (folder / ".lock", folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not flock: a process forked by one that was killed would keep that one's lock.
@@ -62,11 +62,11 @@ def lock(folder: Path, doing: str) -> Iterator[None]:
 
 
 def _remove_empty(made: Sequence[Path]) -> None:
-    """Remove the folders that were made, the innermost first, if there is nothing in them but the lock."""
+    """Remove the lock and the folders that were made, the innermost first, if there is nothing else in them."""
     with suppress(OSError):
-        if made and [path.name for path in made[0].iterdir()] == [".lock"]:
-            (made[0] / ".lock").unlink()
-            for place in made:
+        if made and [path.name for path in made[0].parent.iterdir()] == [".lock"]:
+            made[0].unlink()
+            for place in made[1:]:
                 place.rmdir()
 
 

@@ -80,7 +80,7 @@ class Gradients:
             lambda: repeatably(self.accelerator.device, lambda: self._once(step, phase)), self._halve
         )
 
-    def blame(self, step: int, phase: Phase) -> list[str]:
+    def find_nonfinite_rows(self, step: int, phase: Phase) -> list[str]:
         """Which rows of `step`, in any process, have alone a loss or gradient that is not finite: `file:line`.
 
         Leaves a gradient behind that is of no use. All processes have to call it: where weights are sharded every pass

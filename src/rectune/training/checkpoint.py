@@ -3,7 +3,6 @@
 A checkpoint holds float32 masters and AdamW's moments as safetensors (no pickle) and `state.json`, which has the
 checksums of the others and its own. Nothing else is needed: row order, dropout and schedule are functions of seed and
 step. A damaged checkpoint is passed over, by name, and the one before it is used.
-The lines of `metrics.jsonl` that a killed run wrote after its last checkpoint are taken back when it goes on.
 """
 
 from __future__ import annotations
@@ -12,24 +11,78 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rectune.errors import UserError
-from rectune.runtime.io import check_format, fsync, load_json, to_json, write_text
-from rectune.training.fsdp import like
+from rectune.runtime.io import check_format, fsync, load_json, to_json
+from rectune.training.fsdp import gathered_state, is_sharded, like
 
 log = logging.getLogger("rectune")
 
 FORMAT = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Checkpointer:
+    """Saves and restores what a run resumes from: weights, moments and a small state.
+
+    Args:
+        folder: Of the checkpoints.
+        masters: float32 weights by name.
+        optimizer: AdamW over them.
+        extra: Further sets of tensors, by the name of their file.
+        keep: How many checkpoints stay.
+        began: `time.perf_counter()` as the run began.
+        accelerator: Of the run; its first process writes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        masters: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+        keep: int,
+        began: float,
+        accelerator: Accelerator,
+    ) -> None:
+        self.folder, self.masters, self.optimizer, self.extra = folder, masters, optimizer, extra or {}
+        self.keep, self.began, self.accelerator = keep, began, accelerator
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took up to now; of a resumed run, with the time up to its checkpoint."""
+        return time.perf_counter() - self.began
+
+    def load(self) -> dict[str, Any] | None:
+        """The state of the newest undamaged checkpoint, whose tensors are then in place; None without any."""
+        newest = last_good_checkpoint(self.folder)
+        if newest is None:
+            return None
+        state = load_checkpoint(newest, self.masters, self.optimizer, self.extra)
+        self.began -= state.get("seconds", 0.0)
+        log.info("resuming from %s", newest)
+        return state
+
+    def save(self, step: int, **state: Any) -> None:
+        """Write the checkpoint of `step`. All processes have to call this."""
+        main = self.accelerator.is_main_process
+        tensors: tuple[Any, Any, Any] = self.masters, self.optimizer, self.extra
+        if is_sharded(self.accelerator):
+            tensors = gathered_state(*tensors, keep=main)
+        if main:
+            save_checkpoint(self.folder, step, *tensors, {**state, "seconds": self.seconds}, self.keep)
 
 
 def save_checkpoint(
@@ -206,17 +259,3 @@ def _remove(checkpoint: Path) -> None:
     aside = checkpoint.with_name(f".{checkpoint.name}.old")
     checkpoint.rename(aside)
     shutil.rmtree(aside)
-
-
-def take_back_metrics(path: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` that come after `step`, and those that were torn."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            log.warning("%s: a line was cut off; it is left out", path)
-    write_text(path, "".join(kept))

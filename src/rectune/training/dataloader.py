@@ -11,24 +11,36 @@ import logging
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rectune.config import SplitConfig, TrainConfig
-from rectune.data.chat_template import Template
+from rectune.config import SplitConfig, TrainConfig, TrainerConfig
+from rectune.data.chat_template import Template, check_template
 from rectune.data.converters import PAIR
 from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.load import PACKAGED, local_path, read_rows
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.sampler import StepPlan, draw, plan_steps, questions, split_holdout
+from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.limits import encode_for, longest_row
+from rectune.models.load import check_model
+from rectune.models.lora import with_own_lora
+from rectune.runtime.io import check_writable
+from rectune.training.metrics_log import check_trackers
 from rectune.training.run_dir import run_template
 
 log = logging.getLogger("rectune")
+
+Trained = TypeVar("Trained", bound=TrainerConfig)
+
+LOGPROBS = ".safetensors"
+"""How the name of a file of reference log-probabilities ends, which may be given in place of a model."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,40 @@ def read_texts(config: TrainConfig, *, paired: bool) -> Texts:
         return [read_rows(source, options=config.model_copy(update={"data_format": f})) for f in formats]
 
     return Texts(read(config.data), None if holdout is None else read(holdout))
+
+
+def with_models_own(config: Trained) -> Trained:
+    """The settings with what comes from the model where it is not given: LoRA of an adapter, the prompt of a run.
+
+    Raises:
+        UserError: A setting of LoRA that is not the adapter's, or a model that is not there.
+    """
+    return as_trained(config.model, with_own_lora(config))
+
+
+def read_inputs(config: TrainConfig, *, paired: bool) -> Texts:
+    """The rows of a config as text, after all other paths in it were checked: before weights are loaded.
+
+    Raises:
+        UserError: A path that leads nowhere, or rows that cannot be used.
+    """
+    check_named(config)
+    return read_texts(config, paired=paired)
+
+
+def check_named(config: TrainerConfig) -> None:
+    """Raise `UserError` for a model, reference, template or tracker that is not there."""
+    check_trackers(config.report_to)
+    if config.report_to and config.logging_dir is not None:
+        check_writable(config.logging_dir)
+    check_model(config.model)
+    check_template(config.chat_template)
+    if config.reference_model is None:
+        return
+    if not config.reference_model.endswith(LOGPROBS):
+        check_model(config.reference_model)
+    elif not Path(config.reference_model).expanduser().is_file():
+        raise UserError(f"no such file: {config.reference_model}", where="reference_model")
 
 
 def load_data(

@@ -8,10 +8,9 @@ prompts. It only looks: weights, random state and modes are left as they were. W
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -30,6 +29,7 @@ from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Head, Scorer
 from rectune.objective_spec import Phase, make_phases
+from rectune.records import MetricsLine
 from rectune.runtime.io import write_json
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.types import Completion, Request, SamplingParams, repetition
@@ -231,16 +231,14 @@ class Probe:
             f", and on {len(self.requests)} answers of at most {self.limit} tokens" if self.engine else "",
         )  # fmt: skip
 
-    def recall(self, metrics: Path) -> None:
-        """Take up what `metrics.jsonl` has, where a run goes on: its start, and which warnings were given."""
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    def recall(self, lines: Sequence[MetricsLine]) -> None:
+        """Take up the drift lines of a run that is resumed: its start, and which warnings were given."""
         for line in lines:
-            if line["kind"] == "drift":
-                self.start = self.start or line
-                self.said |= set(line["warnings"])
+            self.start = self.start or line.to_dict()
+            self.said |= set(line.warnings)
 
     @torch.no_grad()
-    def measure(self, step: int) -> dict[str, Any]:
+    def measure(self, step: int) -> MetricsLine:
         """The drift line of `metrics.jsonl`; says warnings in the log that were not said before.
 
         Figures: `kl` in nats per target, `entropy` in nats, `eos_p` mean probability of turn-ending and special
@@ -271,10 +269,10 @@ class Probe:
                 log.warning("drift at step %d: %s", step, sentence(name, figures, self.start, self.config))
         self.said |= set(crossed)
         seconds = round(time.perf_counter() - began, 3)
-        return {"step": step, "kind": "drift", **figures, "warnings": crossed, "seconds": seconds}
+        return MetricsLine(step=step, kind="drift", **figures, warnings=crossed, seconds=seconds)
 
     def write(self, path: Path) -> None:
-        """Write `probe.json`: log-probs of the rows' targets before training and when last measured."""
+        """Write `token_logprobs.json`: log-probs of the rows' targets before training and when last measured."""
         content: list[Any] = [None] * len(self.where)
         done = 0
         for packed, batch in zip(self.packed, self.batches, strict=True):

@@ -13,8 +13,7 @@ from rectune.models.lora import add_lora, starts_from_adapter
 from rectune.objective_spec import Phase, make_phases
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import check_writable
-from rectune.training.dataloader import TrainingData, capacity, load_data
-from rectune.training.inputs import read_inputs, with_models_own
+from rectune.training.dataloader import TrainingData, capacity, load_data, read_inputs, with_models_own
 from rectune.training.run_dir import settled
 
 
@@ -35,11 +34,11 @@ def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     configs = [with_models_own(config) for config in configs]
     config = configs[0]
     check_writable(config.output_dir)
-    texts = read_inputs(config)
+    paired = "pair" in phases[0].columns
+    texts = read_inputs(config, paired=paired)
     device = default_device()
     dtype, why = choose_dtype(config.dtype, device)
     model, tokenizer = load_model(config.model, dtype=dtype)
-    paired = "pair" in phases[0].columns
     all_data = [load_data(one, tokenizer, model, paired=paired, texts=texts) for one in configs]
     if config.lora_r:
         model = add_lora(model, config, config.seed)  # type: ignore[assignment]

@@ -8,7 +8,7 @@ bfloat16. In float32 training working weights and masters are the same tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
@@ -91,16 +91,17 @@ class Masters:
         torch._foreach_mul_([m.grad for m in self.masters.values() if m.grad is not None], factor)
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_working_weights(self) -> None:
         """Round the masters into the working weights."""
         if self.mixed:
             torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))
 
 
-def make_optimizer(masters: Masters, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW on the masters; decay on matrices only, since decaying norms and biases shrinks what should not shrink."""
-    matrices = [m for m in masters.masters.values() if m.dim() >= 2]
-    others = [m for m in masters.masters.values() if m.dim() < 2]
+def make_optimizer(weights: Iterable[Tensor], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; decay on matrices only, since decaying norms and biases shrinks what should not shrink."""
+    weights = list(weights)
+    matrices = [weight for weight in weights if weight.dim() >= 2]
+    others = [weight for weight in weights if weight.dim() < 2]
     groups = [
         {"params": parameters, "weight_decay": decay}
         for parameters, decay in ((matrices, config.weight_decay), (others, 0.0))

@@ -36,10 +36,9 @@ from rectune.models.lora import starts_from_adapter
 from rectune.models.scorer import Scorer
 from rectune.runtime.io import replace_file, translate_disk_errors
 from rectune.runtime.progress import reporter
-from rectune.training.dataloader import Split, TrainingData
+from rectune.training.dataloader import LOGPROBS, Split, TrainingData
 
 FORMAT = "1"
-SUFFIX = ".safetensors"
 _BELONGS = {"rows": "other rows", "fingerprint": "another model", "vocabulary": "another tokenizer"}
 
 
@@ -57,7 +56,7 @@ def place(source: str, belongs: Mapping[str, str]) -> Path:
     """
     key = hashlib.blake2b(json.dumps(dict(belongs), sort_keys=True).encode(), digest_size=6).hexdigest()
     path = Path(source).expanduser()
-    name = f"{path.name}.ref_logp-{key}{SUFFIX}"
+    name = f"{path.name}.ref_logp-{key}{LOGPROBS}"
     if source not in PACKAGED and path.exists():
         beside = path.absolute().with_name(name)
         if beside.exists() or os.access(beside.parent, os.W_OK):
@@ -159,7 +158,7 @@ def reference_logprobs(
     rows = _Rows(data)
     words = vocabulary(tokenizer)
     given = config.reference_model or ""
-    if given.endswith(SUFFIX):
+    if given.endswith(LOGPROBS):
         path = Path(given).expanduser()
         values, header = read(path, {"rows": rows.name, "vocabulary": words})
         log.info("ref_logp: from %s, of %s (%s)", path, header["reference"], header["fingerprint"])
@@ -195,7 +194,7 @@ def frozen_reference(config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedT
     """
     if config.reference_model is None:
         return scorer.without_adapter() if _is_base(config) else scorer.frozen()
-    if config.reference_model.endswith(SUFFIX):
+    if config.reference_model.endswith(LOGPROBS):
         raise UserError("the objective needs the model itself, not its log-probs", where="reference_model")
     return load_reference(config, scorer, tokenizer)[0]
 

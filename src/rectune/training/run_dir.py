@@ -8,8 +8,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rectune.config import Settings, TrainConfig, dump_config
+from rectune.config import CheckpointConfig, Settings, TrainConfig, dump_config
 from rectune.config.names import with_new_names
 from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
@@ -36,79 +36,7 @@ from rectune.runtime.io import (
     write_json,
     write_text,
 )
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run says in `summary.json`.
-
-    Attributes:
-        out: The run folder.
-        steps: Optimizer steps.
-        before, after: Figures on the hold-out rows (see `Monitor.figures`) of the model as it was and of the one
-            saved; empty without hold-out rows.
-        tokens_per_second: Tokens of the rows, prompts included, per second of training steps.
-        peak_memory_mib: Of the process, or of the GPU where there is one.
-        seconds: That passed from the command's start to its end: loading, steps, evaluations and saving. Of a run that
-            went on from a checkpoint, those up to that checkpoint are in it.
-        skipped: Steps without a finite loss or gradient, which changed nothing.
-        step_seconds: Of training steps alone; None in summaries of older versions, whose `seconds` they are.
-    """
-
-    out: str
-    steps: int
-    before: dict[str, Any]
-    after: dict[str, Any]
-    tokens_per_second: float
-    peak_memory_mib: float
-    seconds: float
-    step_seconds: float | None = None
-    skipped: int = 0
-
-
-def summarise(
-    out: Path, steps: int, before: dict[str, Any], after: dict[str, Any], seconds: float
-) -> TrainResult:
-    """The result of the run in `out`, from its metrics and the seconds that it took."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    taken = [line for line in lines if line["kind"] == "train"]
-    step_seconds = sum(line["seconds"] for line in taken)
-    tokens = sum(line["tokens"] for line in taken)
-    return TrainResult(
-        out=str(out),
-        steps=steps,
-        before=before,
-        after=after,
-        tokens_per_second=tokens / step_seconds if step_seconds else 0.0,
-        peak_memory_mib=max((line["peak_memory_mib"] for line in taken), default=0.0),
-        seconds=round(seconds, 3),
-        step_seconds=step_seconds,
-        skipped=sum(line["grad_norm"] is None for line in taken),
-    )
-
-
-def write_result(result: TrainResult) -> None:
-    write_json(Path(result.out) / "summary.json", {"format": FORMAT, **asdict(result)}, indent=2)
-
-
-def read_result(out: Path) -> TrainResult | None:
-    """The result of a finished run; None where it has not finished.
-
-    Raises:
-        UserError: `summary.json` is damaged, or of another version.
-    """
-    path = out / "summary.json"
-    if not path.is_file():
-        return None
-    try:
-        content = load_json(path)
-        check_format(content, path)
-        older = {"step_seconds": None, "skipped": 0, **content}
-        return TrainResult(**{name: older[name] for name in TrainResult.__dataclass_fields__})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        hint = "remove it, and the run goes on from its last checkpoint"
-        raise UserError("is not the summary of a run", where=path, hint=hint) from None
-
+from rectune.runtime.locks import lock
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
 TRACKING = {"report_to", "project", "run_name", "logging_dir"}
@@ -117,7 +45,24 @@ SOURCES = "objective"
 FREE = TRACKING | {"save_steps", "save_total_limit", "drift_rows", "max_nonfinite_steps"}
 
 
-def check_run(config: TrainConfig, *, resume: bool) -> None:
+@contextmanager
+def enter_run(config: CheckpointConfig, *, resume: bool, main: bool = True) -> Iterator[None]:
+    """Keep the run folder for this process, and check that the run may start or resume there.
+
+    Args:
+        main: Whether this is the first of several processes, which alone takes the lock.
+
+    Raises:
+        UserError: As `check_run`; another process uses the folder, or the disk is full.
+    """
+    out = config.output_dir
+    held = lock(out, "training") if main else nullcontext()
+    with held, translate_disk_errors(out, "run it again with --resume"):
+        check_run(config, resume=resume)
+        yield
+
+
+def check_run(config: CheckpointConfig, *, resume: bool) -> None:
     """Check that this run may start or go on in its folder, which is not made yet.
 
     Raises:
@@ -146,7 +91,7 @@ def run_template(out: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Te
     return choose_template(str(kept), tokenizer)
 
 
-def open_run(config: TrainConfig, template: Template, steps: int, **decided: int) -> None:
+def open_run(config: CheckpointConfig, template: Template, steps: int, **decided: int) -> None:
     """Write the template, `config.json` and `environment.json`: from now on the folder holds this run.
 
     `decided` are further figures that the settings left open, such as the length at which rows are cut.
@@ -180,7 +125,7 @@ def settled(config: Settings) -> dict[str, Any]:
     return found
 
 
-def _check_sources(config: TrainConfig) -> None:
+def _check_sources(config: CheckpointConfig) -> None:
     """Raise `UserError` where the file of an objective of the user's own is not what the run began with."""
     for phase in parse_objective(config.objective) if isinstance(config, TrainConfig) else ():
         if (file := phase.source) is None or not (kept := config.output_dir / SOURCES / file.name).is_file():
@@ -192,7 +137,7 @@ def _check_sources(config: TrainConfig) -> None:
 
 def keep_limit(out: Path, process: int, tokens: int) -> None:
     """Remember for when the run goes on that more tokens at once did not fit into this process's memory."""
-    path = out / f"memory-{process}.json"  # one each, since it may run out in several at once
+    path = out / f"micro_batch_limit-{process}.json"  # one each, since memory may run out in several at once
     with translate_disk_errors(out):
         write_json(path, {"format": FORMAT, "micro_batch_tokens": tokens})
 
@@ -204,7 +149,10 @@ def kept_limit(out: Path) -> int | None:
         UserError: One is damaged.
     """
     limits = []
-    for path in out.glob("memory-*.json"):
+    for path in (
+        *out.glob("micro_batch_limit-*.json"),
+        *out.glob("memory-*.json"),
+    ):  # the latter of version 0.1
         limit = load_record(path, "micro_batch_tokens")["micro_batch_tokens"]
         if not isinstance(limit, int) or limit < 1:
             raise UserError("is damaged", where=path, hint="remove it: what fits is then found out anew")
@@ -212,7 +160,7 @@ def kept_limit(out: Path) -> int | None:
     return min(limits, default=None)
 
 
-def _check_same(config: TrainConfig, path: Path) -> None:
+def _check_same(config: CheckpointConfig, path: Path) -> None:
     try:
         before: dict[str, Any] = load_json(path)
     except ValueError:
