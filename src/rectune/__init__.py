@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from rectune.reporting.report import report as report
     from rectune.rl.rl_trainer import train_rl as train_rl
     from rectune.sampling.sample import sample as sample
+    from rectune.sampling.types import EngineSpec as EngineSpec
+    from rectune.sampling.types import SamplingParams as SamplingParams
     from rectune.training.trainer import train as train
 
 __version__ = "0.2.0"
@@ -58,6 +60,8 @@ _HOME = {
     "check": "rectune.diagnosis.check",
     "diagnose": "rectune.diagnosis.diagnose",
     "sample": "rectune.sampling.sample",
+    "SamplingParams": "rectune.sampling.types",
+    "EngineSpec": "rectune.sampling.types",
     "grade": "rectune.grading.files",
     "select": "rectune.grading.selection",
     "evaluate": "rectune.evaluation.evaluate",

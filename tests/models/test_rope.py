@@ -139,7 +139,9 @@ def test_an_unknown_kind_that_looks_at_the_longest_row_is_refused_by_name() -> N
         return tuple(scale * part for part in forward(x, position_ids))
 
     rotary.forward = by_the_longest
-    with pytest.raises(UserError, match="LlamaForCausalLM computes a row otherwise beside a longer one"):
+    with pytest.raises(
+        UserError, match="LlamaForCausalLM computes a row differently in a pack with a longer one"
+    ):
         Scorer(model)
 
 

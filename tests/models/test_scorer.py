@@ -353,10 +353,10 @@ def doctored(change: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("rows leak", "LlamaForCausalLM lets rows of a pack see each other"),
-        ("rows leak a little", "LlamaForCausalLM lets rows of a pack see each other"),
-        ("logits scaled", "the head of LlamaForCausalLM does something that rectune does not know"),
-        ("head not linear", "the head of LlamaForCausalLM is no linear layer but Sequential"),
+        ("rows leak", "LlamaForCausalLM lets the rows of a pack attend to each other"),
+        ("rows leak a little", "LlamaForCausalLM lets the rows of a pack attend to each other"),
+        ("logits scaled", "LlamaForCausalLM: log-probabilities computed from the head's weight differ"),
+        ("head not linear", "the head of LlamaForCausalLM is not a linear layer but Sequential"),
     ],
 )
 def test_doctored_models_are_refused(change: str, message: str) -> None:
@@ -366,7 +366,7 @@ def test_doctored_models_are_refused(change: str, message: str) -> None:
 
 
 def test_a_leak_is_seen_in_bfloat16() -> None:
-    with pytest.raises(UserError, match="see each other"):
+    with pytest.raises(UserError, match="attend to each other"):
         Scorer(doctored("rows leak").bfloat16())
     for arch in ARCHITECTURES:
         Scorer(tiny_model(arch).bfloat16())

@@ -1,9 +1,9 @@
-"""From a packed batch to per-token columns: the only file that knows the inside of transformers' models.
+"""From a packed batch to per-token columns: the only file that depends on the inside of transformers' models.
 
 A causal model is a body (ids to hidden states) and a head (hidden states to logits). The body runs over the
 pack with attention inside rows only; only supervised positions reach the head, through `logprobs/__init__.py`. Before
 its first batch a `Scorer` checks both halves against the model's own forward, so that an architecture whose rows
-would leak into each other, or whose head does something unknown, is refused by name instead of being trained wrongly.
+would leak into each other, or whose head applies an unknown transform, is refused by name, not trained wrongly.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class Head(NamedTuple):
     bias: Tensor | None
     softcap: float | None
     logit_scale: float
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `token_columns`."""
+        return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Scorer:
             except ValueError as error:
                 raise UserError(f"{name} cannot be given another attention: {error}") from None
         if self.causal.base_model is self.causal:
-            raise UserError(f"{name} has no body apart from its head")
+            raise UserError(f"{name} has no base model without the language-model head")
         choose_per_row(self.causal)
         self.head()
         if check:
@@ -114,7 +118,7 @@ class Scorer:
                 hint="leave lm_head out of the targets, or merge the adapter first",
             )
         if not isinstance(layer, nn.Linear):
-            raise UserError(f"the head of {name} is no linear layer but {type(layer).__name__}")
+            raise UserError(f"the head of {name} is not a linear layer but {type(layer).__name__}")
         config = self.causal.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
         if softcap is not None and self.temperature != 1:
@@ -192,25 +196,24 @@ class Scorer:
 
     def _columns(self, batch: Batch, names: Sequence[str], reference: Reference | None) -> dict[str, Tensor]:
         index, targets = supervised_positions(batch.labels)
-        hidden = self.hidden(batch)[index]
-        head = self.head()
-        shared = {"softcap": head.softcap, "logit_scale": head.logit_scale}
+        hidden, head = self.hidden(batch)[index], self.head()
         settings: dict[str, Any] = {
             "implementation": self.implementation,
             "memory_budget": self.memory_budget,
-            **shared,
         }
+        target = index + 1
+        extra = {"row": batch.rows[target], "structural": batch.structural[0, target]}
+        if "hidden" in names:
+            extra["hidden"] = hidden
         ref: dict[str, Any] = {}
-        extra: dict[str, Tensor] = {"hidden": hidden} if "hidden" in names else {}
         if {"kl", "ref_logp"} & set(names):
             if reference is None:
                 raise UserError("columns 'kl' and 'ref_logp' need a reference model")
             with torch.no_grad():
-                ref_hidden, ref_head = reference.states(batch)
-                ref_hidden = ref_hidden[index]
+                states, ref_head = reference.states(batch)
+                ref_hidden = states[index]
                 if "ref_logp" in names:
-                    of_reference = {**settings, "bias": ref_head.bias}
-                    of_reference |= {"softcap": ref_head.softcap, "logit_scale": ref_head.logit_scale}
+                    of_reference = settings | ref_head.settings()
                     extra["ref_logp"] = token_columns(ref_hidden, ref_head.weight, targets, **of_reference)[
                         "logp"
                     ]
@@ -218,10 +221,8 @@ class Scorer:
             if ref_head.bias is not None:
                 ref["ref_bias"] = ref_head.bias
         of_head = [name for name in HEAD_COLUMNS if name in names]
-        columns = token_columns(hidden, head.weight, targets, of_head, bias=head.bias, **ref, **settings)
-        where = index + 1  # the target stands one position on
-        extra |= {"row": batch.rows[where], "structural": batch.structural[0, where]}
-        return {**columns, **extra}
+        columns = token_columns(hidden, head.weight, targets, of_head, **head.settings(), **ref, **settings)
+        return columns | extra
 
     def frozen(self) -> Scorer:
         """A copy of the model as it is now, without gradients: a reference."""
@@ -262,7 +263,7 @@ class Scorer:
         self.model.eval()
         try:
             packs = [self.hidden(_two_rows(row, second))[9:] for row in (first, other)]
-            beside = self.hidden(_two_rows(first, second, reach=self._reach()))[9:]
+            with_longer = self.hidden(_two_rows(first, second, reach=self._reach()))[9:]
             logits = self.causal(second[None], use_cache=False).logits[0, :-1]
         finally:
             self.model.train(training)
@@ -270,18 +271,22 @@ class Scorer:
         # state space, is seen as well.
         coarse = packs[0].dtype == torch.bfloat16
         if not _close(packs[0], packs[1], 0.01 if coarse else 1e-4):
-            raise UserError(f"{name} lets rows of a pack see each other, so it cannot be trained packed")
-        if not _close(packs[0], beside, 0.01 if coarse else 1e-4):
-            what = f"{name} computes a row otherwise beside a longer one, so it cannot be trained packed"
+            raise UserError(
+                f"{name} lets the rows of a pack attend to each other, so it cannot be trained packed"
+            )
+        if not _close(packs[0], with_longer, 0.01 if coarse else 1e-4):
+            what = f"{name} computes a row differently in a pack with a longer one, so it cannot be trained packed"
             raise UserError(what, where="rope_parameters", hint="the model's positions depend on the batch")
         head = self.head()
         ours = token_columns(
-            packs[0][:-1], head.weight, second[1:], bias=head.bias,
-            softcap=head.softcap, logit_scale=head.logit_scale, implementation="dense",
-        )["logp"]  # fmt: skip
+            packs[0][:-1], head.weight, second[1:], implementation="dense", **head.settings()
+        )["logp"]
         theirs = logits.to(ours.dtype).log_softmax(-1).gather(1, second[1:, None]).squeeze(1)
         if not _close(ours, theirs, 0.05 if coarse else 1e-3):
-            raise UserError(f"the head of {name} does something that rectune does not know")
+            raise UserError(
+                f"{name}: log-probabilities computed from the head's weight differ from the model's own",
+                hint="its head applies a transform that is not supported",
+            )
 
     def _reach(self) -> int:
         """A position far out that the model has, beyond what its frequencies are scaled from where that is known."""
