@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rectune.cli.app import app, main
+from rectune.cli import VERBS
+from rectune.cli.app import main
 from rectune.demo import main as demo
 from toys import byte_tokenizer, tiny_model
 
@@ -53,7 +54,7 @@ def test_from_rows_to_selected_answers(
     assert main(["select", str(graded), "--for", "sft", "--output", str(chosen)]) == 0
     assert len(chosen.read_text().splitlines()) == 1
 
-    few = ["-n", "2", "--max-new-tokens", "4", "--output", str(tmp_path / "evaluation")]
+    few = ["-n", "2", "--max-new-tokens", "4", "--output-dir", str(tmp_path / "evaluation")]
     assert main(["eval", "--model", str(run), "--tasks", str(problems), *few]) == 0
     assert "avg@2" in capsys.readouterr().out
 
@@ -75,7 +76,7 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     asked = ["--objectives", "sft", "--tasks-in", str(problems)]
     assert main(["compare", *data, *out("comparison"), *asked, *few]) == 0
     assert "problems (in domain), 2 problems" in capsys.readouterr().out
-    assert main(["report", str(tmp_path / "comparison"), *out("page.html")]) == 0
+    assert main(["report", str(tmp_path / "comparison"), "--output", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").stat().st_size > 10_000
 
     reward = tmp_path / "reward.py"
@@ -91,7 +92,7 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_no_verb_is_left_out() -> None:
     walked = set(re.findall(r'main\(\s*\["(\w+)"', Path(__file__).read_text("utf-8")))
-    assert walked == {name for name in app if not name.startswith("-")}
+    assert walked == set(VERBS)
 
 
 def test_the_demo_ends_in_one_page(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

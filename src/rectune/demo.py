@@ -29,26 +29,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m rectune.demo", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="where the runs go (default: %(default)s)"
+        "--output-dir", type=Path, default=Path("runs/demo"), help="where the runs go (default: %(default)s)"
     )
     parser.add_argument("--model", help="base model instead of the recipe's")
-    parser.add_argument("--steps", help="optimizer steps instead of one pass over 1,400 rows")
+    parser.add_argument("--max-steps", help="optimizer steps instead of one pass over 1,400 rows")
     parser.add_argument("--limit", help="problems of each benchmark instead of all")
-    parser.add_argument("-n", default="4", help="answers to each problem (default: %(default)s)")
+    parser.add_argument(
+        "-n", "--num-samples", default="4", help="answers to each problem (default: %(default)s)"
+    )
     parser.add_argument("--seeds", default="1", help="runs of each objective (default: %(default)s)")
     parser.add_argument("--seconds", default="30", help="of the diagnosis (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if options.model is None and options.steps is None and options.limit is None and is_slow():
+    if options.model is None and options.max_steps is None and options.limit is None and is_slow():
         print(
             "demo: this processor has no bfloat16 products, so the demo is a smaller one of "
-            f"{SLOW['max-steps']} steps and {SLOW['limit']} problems; --steps 88 is the whole of it",
+            f"{SLOW['max-steps']} steps and {SLOW['limit']} problems; --max-steps 88 is the whole of it",
             file=sys.stderr,
         )
         flags = SLOW
     else:
-        given = {"max-steps": options.steps, "limit": options.limit}
+        given = {"max-steps": options.max_steps, "limit": options.limit}
         flags = {name: value for name, value in given.items() if value}
-    recipe, out = [str(RECIPE), *(["--model", options.model] if options.model else [])], str(options.out)
+    recipe, out = (
+        [str(RECIPE), *(["--model", options.model] if options.model else [])],
+        str(options.output_dir),
+    )
     diagnose = ["diagnose", *recipe, "--seconds", options.seconds, "--output-dir", f"{out}/diagnosis"]
     compare = [
         "compare",
@@ -58,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sft,dft",
     ]
     compare += ["--seeds", options.seeds, "--tasks-in", IN, "--tasks-out", OUT]
-    compare += ["-n", options.n, "--max-new-tokens", "32", "--output-dir", out]
+    compare += ["-n", options.num_samples, "--max-new-tokens", "32", "--output-dir", out]
     return step(diagnose) or step(compare)
 
 
