@@ -172,7 +172,7 @@ def tune(out: Path) -> None:
 
 def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Diagnose, then train and compare; what was said and what came."""
-    from rectune.config import CompareConfig, load_config
+    from rectune.config import CompareConfig, DiagnoseConfig, load_config
     from rectune.diagnosis.diagnose import diagnose
     from rectune.experiments.compare import compare
 
@@ -184,9 +184,13 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
         "limit": pair["limit"], "match_entropy": False,
     }  # fmt: skip
     config = load_config(None, {**SHARED, **settings, **compared, "output_dir": folder}, CompareConfig)
-    said = diagnose(
-        config.model, config.data, out=folder / "diagnosis", rows=200, options=config, gradients=False
-    )
+    settings = {
+        name: getattr(config, name)
+        for name in DiagnoseConfig.model_fields
+        if name in CompareConfig.model_fields
+    }
+    own = {"output_dir": folder / "diagnosis", "rows": 200, "objectives": (), "gradients": False}
+    said = diagnose(DiagnoseConfig.model_validate(settings | own))
     came = compare(config)
     return outcome(name, said, came.to_dict())
 

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rectune.config.verbs import CompareConfig as CompareConfig
+    from rectune.config.verbs import DiagnoseConfig as DiagnoseConfig
+    from rectune.config.verbs import EvalConfig as EvalConfig
     from rectune.config.verbs import RFTConfig as RFTConfig
     from rectune.config.verbs import RLConfig as RLConfig
     from rectune.config.verbs import TrainConfig as TrainConfig
@@ -67,6 +70,9 @@ _HOME = {
     "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",
+    "DiagnoseConfig": "rectune.config.verbs",
+    "EvalConfig": "rectune.config.verbs",
+    "CompareConfig": "rectune.config.verbs",
     "RFTConfig": "rectune.config.verbs",
     "RLConfig": "rectune.config.verbs",
     "train_rl": "rectune.rl.rl_trainer",

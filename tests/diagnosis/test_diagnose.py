@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rectune import OBJECTIVES
 from rectune.cli.app import main
-from rectune.config import DataConfig
+from rectune.config import DiagnoseConfig
 from rectune.data.encoded_dataset import RowCounts
 from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded, token_texts
@@ -56,11 +56,18 @@ def rows_file(path: Path, count: int = 30) -> str:
     return str(path)
 
 
+def diagnosed(
+    model: str, data: str, *, out: Path, problems: dict[str, str] | None = None, **settings: Any
+) -> Diagnosis:
+    config = DiagnoseConfig(model=model, data=data, output_dir=out, **settings)
+    return diagnose(config, problems=problems)
+
+
 @pytest.fixture(scope="module")
 def diagnosis(model: str, tmp_path_factory: pytest.TempPathFactory) -> Diagnosis:
     folder = tmp_path_factory.mktemp("diagnosis")
     data = rows_file(folder / "rows.jsonl")
-    return diagnose(model, data, out=folder / "out", rows=30, precision="float32")
+    return diagnosed(model, data, out=folder / "out", rows=30, dtype="float32")
 
 
 def test_figures_are_those_of_plain_transformers(model: str, diagnosis: Diagnosis) -> None:
@@ -111,8 +118,8 @@ def half(logp: torch.Tensor) -> torch.Tensor:
 
 def test_gradient_ratio_is_that_of_training(model: str, tmp_path: Path) -> None:
     """`mixture` with share 0 is SFT, with share 1 and an unprotected end DFT: the ratio follows the weights."""
-    found = diagnose(
-        model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "o", rows=5, precision="float32",
+    found = diagnosed(
+        model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "o", rows=5, dtype="float32",
         objectives=["mixture:share=0", half],
     )  # fmt: skip
     by_label = {one.label: one for one in found.objectives}
@@ -122,7 +129,7 @@ def test_gradient_ratio_is_that_of_training(model: str, tmp_path: Path) -> None:
 
 
 def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
-    weak = diagnose(model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "weak", rows=30, gradients=False)
+    weak = diagnosed(model, rows_file(tmp_path / "r.jsonl"), out=tmp_path / "weak", rows=30, gradients=False)
     assert weak.verdict.position == "weak" and weak.verdict.name == "sft"
     assert "--objective sft" in weak.verdict.next[0]
     from rectune.config import load_config
@@ -131,7 +138,7 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     settings = {"model": model, "data": str(tmp_path / "r.jsonl"), "output_dir": tmp_path / "run", "eval_split_size": 0,
                 "max_steps": 150, "learning_rate": 1e-2, "objective": "sft", "dtype": "float32"}  # fmt: skip
     train(load_config(None, settings))
-    strong = diagnose(str(tmp_path / "run"), str(tmp_path / "r.jsonl"), out=tmp_path / "strong", rows=30)
+    strong = diagnosed(str(tmp_path / "run"), str(tmp_path / "r.jsonl"), out=tmp_path / "strong", rows=30)
     assert strong.verdict.position == "strong"
     assert strong.overall.mean_p > 0.75 and strong.model.endswith("/model")
 
@@ -254,9 +261,7 @@ RISKY = {
 def test_risks_are_found(model: str, tmp_path: Path, name: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in RISKY[name]))
-    found = diagnose(
-        model, str(path), out=tmp_path / "out", rows=30, options=DataConfig(max_length=128), gradients=False
-    )
+    found = diagnosed(model, str(path), out=tmp_path / "out", rows=30, max_length=128, gradients=False)
     risk = next(one for one in found.risks if one.name == name)
     assert risk.evidence and risk.remedy and risk.severity in ("high", "medium", "low")
     if name in ("duplicates", "markers", "facts"):
@@ -272,7 +277,7 @@ def test_clean_rows_have_no_such_risks(diagnosis: Diagnosis) -> None:
 def test_problems_that_occur_in_the_rows(model: str, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "rows.jsonl")
     problems = {"here": "13 and 6?", "not": "what is the meaning of all this?"}
-    found = diagnose(model, data, out=tmp_path / "out", rows=3, problems=problems, gradients=False)
+    found = diagnosed(model, data, out=tmp_path / "out", rows=3, problems=problems, gradients=False)
     risk = next(one for one in found.risks if one.name == "overlap")
     assert [row.note for row in risk.rows] == ["problem here"]
     assert risk.rows[0].where == f"{data}:14"
@@ -325,8 +330,10 @@ def test_an_unexpected_start_is_said_once() -> None:
 
 def test_the_next_commands_read_the_same_rows(model: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"q": "a?", "a": "b"}\n' * 3)
-    options = DataConfig(columns={"prompt": "q", "completion": "a"}, system_prompt="Be brief.", max_length=64)
-    found = diagnose(model, str(tmp_path / "r.jsonl"), out=tmp_path / "o", options=options, gradients=False)
+    found = diagnosed(
+        model, str(tmp_path / "r.jsonl"), out=tmp_path / "o", gradients=False, max_length=64,
+        columns={"prompt": "q", "completion": "a"}, system_prompt="Be brief.",
+    )  # fmt: skip
     for command in found.verdict.next:
         assert "--max-length 64" in command
         assert "--columns prompt=q,completion=a" in command and "--system-prompt 'Be brief.'" in command
@@ -335,9 +342,9 @@ def test_the_next_commands_read_the_same_rows(model: str, tmp_path: Path) -> Non
 
 def test_the_time_is_kept_and_the_sample_is_random(model: str, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "rows.jsonl", 4000)
-    found = diagnose(model, data, out=tmp_path / "out", seconds=1e-3, gradients=False)
+    found = diagnosed(model, data, out=tmp_path / "out", seconds=1e-3, gradients=False)
     assert 1 <= found.measured_rows < 4000 and found.rows == 4000
-    again = diagnose(model, data, out=tmp_path / "out", rows=7, gradients=False, seed=1)
+    again = diagnosed(model, data, out=tmp_path / "out", rows=7, gradients=False, seed=1)
     assert again.measured_rows == 7
 
 
@@ -378,7 +385,7 @@ def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--objectives", "power:beta=1"], "alpha"),
         (["--objectives", "sft@0.3+dft@0.7"], "one by one: sft, dft"),
         (["--goal", "win"], "generalise"),
-        (["--rows", "0"], "nothing to measure"),
+        (["--rows", "0"], "--rows: must be at least 1 (got 0)"),
         (["--check-overlap", "gsm9k"], "gsm8k"),
         (["--data", "nowhere.jsonl"], "no such file"),
         (["--output-dir", "/dev/null/x"], "cannot be written"),
@@ -399,12 +406,12 @@ def test_a_model_without_chat_template(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "m")
     byte_tokenizer(chat_template=None).save_pretrained(tmp_path / "m")
     data = rows_file(tmp_path / "rows.jsonl")
-    found = diagnose(
+    found = diagnosed(
         str(tmp_path / "m"),
         data,
         out=tmp_path / "o",
         rows=3,
         gradients=False,
-        options=DataConfig(chat_template="none"),
+        chat_template="none",
     )
     assert found.measured_rows == 3

@@ -11,7 +11,7 @@ import pytest
 import transformers
 from transformers import AddedToken
 
-from rectune.config import TrainConfig, load_config
+from rectune.config import DiagnoseConfig, TrainConfig, load_config
 from rectune.data.load import read_problems
 from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded
@@ -69,7 +69,7 @@ def test_a_token_without_an_embedding_is_named_with_its_row(tmp_path: Path, larg
     with pytest.raises(UserError, match=message):
         plan(config(tmp_path, larger, lines))
     with pytest.raises(UserError, match=message):
-        diagnose(larger, str(lines), out=tmp_path / "diagnosis")
+        diagnose(DiagnoseConfig(model=larger, data=str(lines), output_dir=tmp_path / "diagnosis"))
 
 
 def test_tokens_that_no_row_has_are_a_warning(
@@ -162,7 +162,9 @@ def test_rows_beyond_the_models_positions_are_cut_and_counted(
     assert decided["max_length"] == 64
     caplog.clear()
     with caplog.at_level(logging.WARNING, "rectune"):
-        diagnose(model, str(data), out=tmp_path / "diagnosis", gradients=False)
+        diagnose(
+            DiagnoseConfig(model=model, data=str(data), output_dir=tmp_path / "diagnosis", gradients=False)
+        )
     assert "3 rows are cut at the model's 64 positions" in caplog.text
     caplog.clear()
     short = write(tmp_path / "short.jsonl", rows[:1])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rectune.config import load_config
+from rectune.config import DiagnoseConfig, load_config
 from rectune.diagnosis.diagnose import diagnose
 from rectune.errors import UserError
 from rectune.models.load import load_model
@@ -112,8 +112,8 @@ def test_a_dry_run_and_other_kinds_of_adapters(run: Any, adapter: str, toy: Any,
 
 def test_an_adapter_is_diagnosed(adapter: str, toy: Any, tmp_path: Path) -> None:
     """Loading leaves it frozen, but its gradients are asked for: those of what would be trained."""
-    found = diagnose(adapter, toy["data"], out=tmp_path / "diagnosis")
-    ratios = [one["gradient_norm_ratio"] for one in found["objectives"]]
+    found = diagnose(DiagnoseConfig(model=adapter, data=toy["data"], output_dir=tmp_path / "diagnosis"))
+    ratios = [one.gradient_norm_ratio for one in found.objectives]
     assert len(ratios) > 3 and all(ratio is not None and ratio > 0 for ratio in ratios)
 
 

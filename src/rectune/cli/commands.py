@@ -136,13 +136,8 @@ def diagnose_(config: DiagnoseConfig, *, json: Switch = False) -> None:
     from rectune.diagnosis.page import summary
     from rectune.evaluation.prompts import questions
 
-    benchmarks = list(config.check_overlap)
-    result = diagnose(
-        config.model, config.data, out=config.output_dir, goal=config.goal, rows=config.rows, seconds=config.seconds,
-        objectives=config.objectives, options=config, gradients=config.gradients,
-        problems=questions(benchmarks, config.include_path) if benchmarks else None, precision=config.dtype,
-        memory_budget=config.logits_memory_mb, seed=config.seed, began=began,
-    )  # fmt: skip
+    asked = list(config.check_overlap)
+    result = diagnose(config, problems=questions(asked, config.include_path) if asked else None, began=began)
     if json:
         print_lines(to_text(result.to_dict()))
         return

@@ -13,6 +13,7 @@ from rectune.config.groups import MemoryConfig as MemoryConfig
 from rectune.config.groups import ModelConfig as ModelConfig
 from rectune.config.groups import NucleusConfig as NucleusConfig
 from rectune.config.groups import ObjectiveConfig as ObjectiveConfig
+from rectune.config.groups import ObjectiveNames as ObjectiveNames
 from rectune.config.groups import OptimConfig as OptimConfig
 from rectune.config.groups import PromptConfig as PromptConfig
 from rectune.config.groups import RowConfig as RowConfig

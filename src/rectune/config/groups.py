@@ -58,6 +58,12 @@ PathOrName = Annotated[str, BeforeValidator(_as_text)]
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 """Names, which the command line takes separated by commas."""
 
+ObjectiveText = Annotated[str, BeforeValidator(_as_objective)]
+"""An objective as text, for which Python may give a function."""
+
+ObjectiveNames = Annotated[tuple[ObjectiveText, ...], BeforeValidator(split_names)]
+"""The same, several."""
+
 StopTexts = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
@@ -136,7 +142,7 @@ class SplitConfig(Settings):
 class ObjectiveConfig(Settings):
     """Objective"""
 
-    objective: Annotated[str, BeforeValidator(_as_objective)] = "dft"
+    objective: ObjectiveText = "dft"
     """Loss: a name of `rectune list objectives` (dft, power:alpha=0.5), phases by share of the steps (sft@0.3+dft@0.7),
     or a function of your own (FILE.py:FUNCTION:beta=0.5)."""
     min_eos_weight: float | None = Field(None, ge=0)

@@ -19,6 +19,7 @@ from rectune.config.groups import (
     Names,
     NucleusConfig,
     ObjectiveConfig,
+    ObjectiveNames,
     OptimConfig,
     PathOrName,
     PromptConfig,
@@ -213,7 +214,7 @@ class EvalConfig(AnswerConfig, TaskConfig):
 class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     """Comparison"""
 
-    objectives: Names = ("sft", "dft")
+    objectives: ObjectiveNames = ("sft", "dft")
     """Objectives separated by commas, each as --objective of `rectune train` takes it; a pair is judged as later minus
     earlier."""
     seeds: int = Field(1, gt=0)
@@ -265,7 +266,7 @@ class DiagnoseConfig(ModelConfig, DataConfig):
     """Number of rows to measure; unset: as many as fit into `seconds`."""
     seconds: float = Field(90.0, gt=0)
     """Time for the pass over rows."""
-    objectives: Names = ()
+    objectives: ObjectiveNames = ()
     """Objectives to show, separated by commas, such as sft,dft,power:alpha=0.3; unset: the usual ones."""
     check_overlap: Names = ()
     """Benchmarks whose problems to look for in the rows, separated by commas."""

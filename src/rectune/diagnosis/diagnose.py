@@ -14,13 +14,12 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 
-from rectune.config import DataConfig
+from rectune.config import DataConfig, DiagnoseConfig
 from rectune.data.chat_template import check_template, choose_template
 from rectune.data.contamination import find_overlap
 from rectune.data.encoded_dataset import EncodedRows
@@ -41,14 +40,12 @@ from rectune.diagnosis.measure import (
     overall_figures,
 )
 from rectune.diagnosis.page import render_page
-from rectune.diagnosis.recommendation import check_goal, recommend
+from rectune.diagnosis.recommendation import recommend
 from rectune.diagnosis.risks import RiskInputs, find_risks
-from rectune.errors import UserError
 from rectune.models.limits import encode_for
 from rectune.models.load import check_model, choose_dtype, fingerprint, load_model
 from rectune.models.lora import unfreeze
 from rectune.models.scorer import Scorer
-from rectune.objectives import Objective
 from rectune.pages.render import write_page
 from rectune.records import Diagnosis, Risk
 from rectune.runtime.distributed import default_device
@@ -64,85 +61,57 @@ _CAPACITY = 4096  # tokens of a packed batch
 
 
 def diagnose(
-    model: str,
-    data: str,
-    *,
-    out: Path,
-    goal: str | None = None,
-    rows: int | None = None,
-    seconds: float = 90.0,
-    objectives: Sequence[str | Objective] = (),
-    options: DataConfig | None = None,
-    problems: Mapping[str, str] | None = None,
-    gradients: bool = True,
-    precision: str = "auto",
-    memory_budget: int = 256,
-    seed: int = 0,
-    began: float | None = None,
+    config: DiagnoseConfig, *, problems: Mapping[str, str] | None = None, began: float | None = None
 ) -> Diagnosis:
-    """Say which objective fits `data` under `model`, and why; the content of OUT/diagnosis.json.
+    """Say which objective fits the data under the model, and why; the content of OUT/diagnosis.json.
 
     Args:
-        model: Hub id, folder, packaged name, or the folder of a training run.
-        data: Rows, as `data` of a training run.
-        out: Folder of the diagnosis.
-        goal: "generalise" from the data, "fit" its distribution, or None: the verdict then names both.
-        rows: Measure so many, sampled with the seed, however long it takes; None: as many as fit `seconds`.
-        seconds: Time for the pass over rows, where `rows` is None; the rest takes about half a minute.
-        objectives: Names with settings (`power:alpha=0.5`) or functions of your own; () shows the usual ones.
-        options: How the rows are read, written and cut.
+        config: All settings; `objectives` may be functions of your own.
         problems: Problem id to question, to look for in the rows.
-        gradients: Measure gradient norms too: a backward pass for each objective over 512 tokens.
-        precision: "auto", "bfloat16" or "float32".
-        memory_budget: MiB for the logits of the head.
-        seed: Of the sample of rows.
-        began: `time.perf_counter()` as the command began, for `seconds`; None: now.
+        began: `time.perf_counter()` as the command began, for the duration; None: now.
 
     Raises:
         UserError: Data, model or settings that cannot be used, or a folder that cannot be written.
     """
     began = time.perf_counter() if began is None else began
-    check_goal(goal)
-    chosen = parse(objectives or DEFAULT)
-    if (rows is not None and rows < 1) or seconds <= 0:
-        raise UserError("nothing to measure", where="rows and seconds", hint="1 or more, and above 0")
-    options = as_trained(model, options or DataConfig())
-    model = str(run.model) if (run := run_prompt(model)) else model
-    out = Path(out)
+    chosen = parse(config.objectives or DEFAULT)
+    config = as_trained(config.model, config)
+    model = str(run.model) if (run := run_prompt(config.model)) else config.model
+    out = config.output_dir
     check_writable(out)
     check_model(model)
-    check_template(options.chat_template)
+    check_template(config.chat_template)
 
-    dataset = read_rows(data, options=options)
+    dataset = read_rows(config.data, options=config)
     device = default_device()
-    dtype, why = choose_dtype(precision, device)
+    dtype, why = choose_dtype(config.dtype, device)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-    template = choose_template(options.chat_template, tokenizer)
+    template = choose_template(config.chat_template, tokenizer)
     encoded = encode_for(
         loaded,
         dataset,
         tokenizer,
         template,
-        max_length=options.max_length,
-        skip_bad_rows=options.skip_bad_rows,
+        max_length=config.max_length,
+        skip_bad_rows=config.skip_bad_rows,
     )
     log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), why)
     loaded.eval()
-    scorer = Scorer(unfreeze(loaded), memory_budget=memory_budget << 20)
+    scorer = Scorer(unfreeze(loaded), memory_budget=config.logits_memory_mb << 20)
 
-    total = len(encoded) if rows is None else min(rows, len(encoded))
-    limit = f", or as many as fit {seconds:.0f} s" if rows is None else ""
+    total = min(config.rows or len(encoded), len(encoded))
+    limit = "" if config.rows else f", or as many as fit {config.seconds:.0f} s"
     log.info("measuring: %s rows%s", f"{total:,}", limit)
     with progress(total, label="measuring") as report:
         measured = measure(
-            scorer, encoded, tokenizer, rows=rows, seconds=seconds, seed=seed,
-            capacity=max(_CAPACITY, options.max_length), report=lambda done, expected: report(done, total=expected),
+            scorer, encoded, tokenizer, rows=config.rows, seconds=config.seconds, seed=config.seed,
+            capacity=max(_CAPACITY, config.max_length), report=lambda done, expected: report(done, total=expected),
         )  # fmt: skip
 
     weights = effective_weights(chosen, measured)
     chosen = [phase for phase in chosen if phase.label in weights]
     norms: dict[str, float] = {}
-    if gradients:
+    if config.gradients:
         batch = _gradient_batch(encoded, measured, device)
         log.info("gradient norms: %d objectives on %d tokens", len(chosen), sum(batch.row_lengths))
         norms = gradient_norms(scorer, batch, chosen)
@@ -154,7 +123,7 @@ def diagnose(
             counts=encoded.counts,
             where=[where for where, _ in origins],
             tokens=lambda ids: token_texts(ids, tokenizer),
-            max_length=options.max_length,
+            max_length=config.max_length,
             overlap=_overlap(dataset, problems or {}),
             duplicates=_duplicates(dataset) if encoded.counts.duplicates else (),
             findings=token_findings(dataset, tokenizer, template),
@@ -165,9 +134,9 @@ def diagnose(
         rectune=version("rectune"),
         model=model,
         fingerprint=fingerprint(loaded),
-        data=data,
+        data=config.data,
         template=template.name,
-        goal=goal,
+        goal=config.goal,
         rows=len(encoded),
         measured_rows=len(measured.rows),
         measured_targets=len(measured.logp_N),
@@ -179,7 +148,7 @@ def diagnose(
         by_position=by_position(measured),
         by_source=by_source(measured, [source for _, source in origins]),
         objectives=[describe(phase, weights[phase.label], measured, norms) for phase in chosen],
-        verdict=recommend(overall, risks, goal, model, data, _flags(options)),
+        verdict=recommend(overall, risks, config.goal, model, config.data, _flags(config)),
         risks=risks,
         examples=[
             example_row(scorer, encoded, measured, row, origins[row], weights, tokenizer)
@@ -231,9 +200,9 @@ def _rows_of(risks: Iterable[Risk], origins: Sequence[tuple[str, str]]) -> list[
     return [places[row.where] for risk in risks for row in risk.rows[:2] if row.where in places]
 
 
-def _flags(options: DataConfig) -> str:
+def _flags(config: DataConfig) -> str:
     """The settings of rows that differ from the default, as flags of `rectune train`."""
-    changed = options.model_dump(exclude_defaults=True, include=set(DataConfig.model_fields))
+    changed = config.model_dump(exclude_defaults=True, include=set(DataConfig.model_fields))
     flags = ""
     for name, value in changed.items():
         text = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

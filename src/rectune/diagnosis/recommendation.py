@@ -12,22 +12,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rectune.diagnosis.risks import ERRORS_NEAR, FEW_TARGETS, INTERMEDIATE, NEAR, STRONG, WEAK, Threshold
-from rectune.errors import unknown_name
 from rectune.objective_spec import parse_objective, slug_of
 from rectune.records import OverallFigures, Reason, Recommendation, Risk
 
 Position = Literal["strong", "intermediate", "weak"]
 
-GOALS = ("generalise", "fit")
 RACE = ("sft", "dft", "power:alpha=0.5", "floor", "asft", "sft@0.3+dft@0.7")
 """What is worth a race where the answer is open."""
 _AGAINST = ("facts", "deterministic")  # risks that speak against giving up improbable tokens
-
-
-def check_goal(goal: str | None) -> None:
-    """Raises `UserError` for an unknown goal."""
-    if goal is not None and goal not in GOALS:
-        raise unknown_name("goal", goal, GOALS, where="--goal")
 
 
 def position(mean_p: float) -> Position:
