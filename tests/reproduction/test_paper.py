@@ -53,7 +53,7 @@ def test_spread_of_the_papers_own_runs() -> None:
 
 
 def arm(mean: float, half: float = 0.01) -> ArmResult:
-    return ArmResult(mean=mean, low=mean - half, high=mean + half)
+    return ArmResult(mean=mean, low=mean - half, high=mean + half, seeds=1, by_seed={}, pass_at={})
 
 
 def verdict(**tasks: dict[str, Any]) -> Verdict:
@@ -86,7 +86,18 @@ def test_beside_at_mini_scale_tells_directions_and_noise() -> None:
     def pair(a: str, b: str, difference: float, shown: bool) -> PairResult:
         low, high = difference - 0.02, difference + 0.02
         return PairResult(
-            a=a, b=b, difference=difference, low=low, high=high, shown=shown, p_value=0.5, problems=9, seeds=1
+            a=a,
+            b=b,
+            difference=difference,
+            low=low,
+            high=high,
+            shown=shown,
+            p_value=0.5,
+            problems=9,
+            seeds=1,
+            p_holm=0.5,
+            verdict="",
+            sentence="",
         )
 
     view = {
