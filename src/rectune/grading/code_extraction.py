@@ -154,7 +154,7 @@ def _chosen(blocks: list[Block], wanted: list[str]) -> list[int]:
 
 def _missing(blocks: list[Block], chosen: list[int]) -> list[int]:
     """Blocks that define a name which the chosen ones use and do not have, the nearest one before them first."""
-    names = [names_of(block.code) or Names() for block in blocks]
+    names = [names_of(block.code) or ProgramNames() for block in blocks]
     have = {name for i in chosen for name in names[i].bound}
     need = {name for i in chosen for name in names[i].free} - have - set(dir(builtins))
     others = [i for i in range(len(blocks)) if i not in chosen and need & names[i].bound]
@@ -247,7 +247,7 @@ def _helpers(program: str, wanted: list[str]) -> str:
 
 
 def wanted_names(entry_point: str, tests: str) -> list[str]:
-    """Names that the program is to define: the function under test, or what the tests use and import."""
+    """ProgramNames that the program is to define: the function under test, or what the tests use and import."""
     if entry_point:
         return [entry_point.split(".")[-1].rstrip("()")]
     names, tree = names_of(tests), _quietly(lambda: ast.parse(tests))
@@ -288,18 +288,20 @@ def _quietly(parse: Callable[[], T]) -> T | None:
             return None
 
 
-class Names(NamedTuple):
-    """Names that a program defines, and those that it uses without defining them."""
+class ProgramNames(NamedTuple):
+    """ProgramNames that a program defines, and those that it uses without defining them."""
 
     bound: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=256)
-def names_of(code: str) -> Names | None:
+def names_of(code: str) -> ProgramNames | None:
     """The names of a program; None for what is no program."""
     table = _quietly(lambda: symtable.symtable(code, "program.py", "exec"))
-    return None if table is None else Names(frozenset(bound_names(table)), frozenset(free_names(table)))
+    return (
+        None if table is None else ProgramNames(frozenset(bound_names(table)), frozenset(free_names(table)))
+    )
 
 
 def _syntax_error(code: str) -> int | None:

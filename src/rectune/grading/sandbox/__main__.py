@@ -8,7 +8,7 @@ protection: where they fail there, too, the verdict is `wrong`; where they pass,
 carried between processes, and the verdict is `error`. Programs that read standard input run once for each input, in
 processes that were forked before the expected outputs are read.
 
-Reads a `Job` as JSON from standard input; writes `[verdict, reason, protected]` to standard output.
+Reads a `SandboxJob` as JSON from standard input; writes `[verdict, reason, protected]` to standard output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LIBC = ctypes.CDLL(None)
 _CHILDREN: list[int] = []
 
 
-class Job(NamedTuple):
+class SandboxJob(NamedTuple):
     """What is to be judged.
 
     Attributes:
@@ -70,7 +70,7 @@ def main() -> None:
     gc.freeze()  # its pages are shared with all that is forked
     _LIBC.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE off: no process of the same user can look into this one
     requests, replies = _start(_candidate)
-    job = Job(**json.load(sys.stdin))
+    job = SandboxJob(**json.load(sys.stdin))
     signal.alarm(job.cpu_seconds + 1)  # the kernel ends this process, and so the others, if nobody does
     send(requests, [job.cpu_seconds, job.memory, bool(job.cases)])
     verdict, reason, protected = "error", "the candidate did not start", True
@@ -93,7 +93,7 @@ def main() -> None:
     os._exit(0)  # at once: nothing here needs to be taken down
 
 
-def _judge(job: Job, requests: BinaryIO, replies: BinaryIO) -> tuple[str, str]:
+def _judge(job: SandboxJob, requests: BinaryIO, replies: BinaryIO) -> tuple[str, str]:
     kind, text, used = _report_of(
         lambda report: _run_apart(job, requests, replies, report), job, requests, replies
     )
@@ -109,7 +109,7 @@ def _judge(job: Job, requests: BinaryIO, replies: BinaryIO) -> tuple[str, str]:
     return ("error", f"{missing} is not installed here") if missing in USUAL else ("wrong", "")
 
 
-def _report_of(run: Callable[[Report], None], job: Job, *pipes: BinaryIO) -> list[Any]:
+def _report_of(run: Callable[[Report], None], job: SandboxJob, *pipes: BinaryIO) -> list[Any]:
     """What a confined process, which keeps `pipes`, reports; one that ends without a word has failed."""
     secret = os.urandom(8).hex()
 
@@ -145,7 +145,7 @@ def _is_over_time(pid: int, *, tries: int = 1) -> bool:
     return False
 
 
-def _run_apart(job: Job, requests: BinaryIO, replies: BinaryIO, report: Report) -> None:
+def _run_apart(job: SandboxJob, requests: BinaryIO, replies: BinaryIO, report: Report) -> None:
     """The tests here, the program in the candidate's process."""
 
     def standard_input(action: str, function: str, arguments: list[Any]) -> Any:
@@ -194,7 +194,7 @@ def _run_apart(job: Job, requests: BinaryIO, replies: BinaryIO, report: Report) 
     report("correct") if tests.held else report("error", "the tests reach no assertion")
 
 
-def _run_together(job: Job, used: bool, report: Report) -> None:
+def _run_together(job: SandboxJob, used: bool, report: Report) -> None:
     """Program and tests in this process. What it says is believed only where it is not `passed`."""
     solution = candidate.new_module("solution")
     called: list[bool] = []
@@ -234,7 +234,7 @@ class _Lazy(types.ModuleType):
             raise AttributeError(f"the program has no '{name}'", name=name, obj=self) from None
 
 
-def _judge_outputs(job: Job, requests: BinaryIO, replies: BinaryIO) -> str:
+def _judge_outputs(job: SandboxJob, requests: BinaryIO, replies: BinaryIO) -> str:
     """The verdict on a program that reads standard input; the first case that fails decides."""
     for given, expected in job.cases:
         send(requests, [job.program, given])

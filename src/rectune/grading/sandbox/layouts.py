@@ -19,6 +19,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+Namespace = dict[str, Any]
+"""Names and their values, of a module or of the arguments of a call."""
 OWN_NAMES = ("solution", "candidate", "main", "your_module", "submission", "answer", "module", "my_module",
              "program")  # fmt: skip
 """Modules that tests import the program from, where no module of that name can be found."""
@@ -100,7 +102,7 @@ class Tests:
             for used in (*getattr(node, "args", ()), *vars(node).values())
         }
         self._suites_ran = False
-        self._names: dict[str, Any] = {}
+        self._names: Namespace = {}
 
     def run(self, module: types.ModuleType) -> None:
         """Run them in the namespace of `module`; raises what a test raises, or Fault where none can be run."""
@@ -178,7 +180,7 @@ class Tests:
         self.failed += not holds
         return result[0] if result else holds
 
-    def _bind(self, names: dict[str, Any]) -> None:
+    def _bind(self, names: Namespace) -> None:
         """Names that the tests use without defining them are the program's."""
         wanted = [name for name in self.wanted if not hasattr(builtins, name)]
         if self.entry_point.isidentifier():
@@ -264,7 +266,7 @@ class Tests:
             pytest.main = lambda *_, **__: 0
             pytest.fixture = _fixture
 
-    def _collect(self, defined: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    def _collect(self, defined: Namespace) -> Iterator[Callable[[], Any]]:
         """The tests that nothing has called yet."""
         cases = []
         for name, value in defined.items():
@@ -308,18 +310,18 @@ class Tests:
         marks = [*getattr(function, "pytestmark", []), *(getattr(marked, "pytestmark", []) if bound else [])]
         if any(mark.name in ("skip", "skipif", "xfail") for mark in marks):
             return
-        sets: list[list[dict[str, Any]]] = [_parameters(mark) for mark in marks if mark.name == "parametrize"]
+        sets: list[list[Namespace]] = [_parameters(mark) for mark in marks if mark.name == "parametrize"]
         for chosen in itertools.product(*sets):
             given = {name: value for arguments in chosen for name, value in arguments.items()}
 
-            def call(*instance: Any, given: dict[str, Any] = given) -> Any:
+            def call(*instance: Any, given: Namespace = given) -> Any:
                 if function.__code__.co_argcount == len(given) + bound:
                     return function(*instance, **given)
                 return function(*instance, **given, **self._fixtures(function, given, skip=bound))
 
             yield call
 
-    def _fixtures(self, function: Any, given: dict[str, Any], skip: bool = False) -> dict[str, Any]:
+    def _fixtures(self, function: Any, given: Namespace, skip: bool = False) -> Namespace:
         """Arguments that pytest would find by their names, and the function under test."""
         names = _required(function)[skip:]
         found = {}
@@ -336,9 +338,8 @@ class Tests:
                 name in (*_STANDS_FOR_PROGRAM, self.entry_point) or "test" not in function.__name__
             ):
                 if not self.entry_point:
-                    raise Fault(
-                        f"{function.__name__}({name}) needs to know the function: give extra.entry_point"
-                    )
+                    what = f"{function.__name__}({name}) needs to know the function"
+                    raise Fault(f"{what}: give extra.entry_point")
                 found[name] = self._find(self.entry_point)
             else:
                 raise Fault(f"{function.__name__} needs a pytest fixture '{name}'")
@@ -503,7 +504,7 @@ def free_names(table: symtable.SymbolTable) -> list[str]:
     return sorted(name for name in free if not (name.startswith("__") and name.endswith("__")))
 
 
-def _parameters(mark: Any) -> list[dict[str, Any]]:
+def _parameters(mark: Any) -> list[Namespace]:
     """The sets of arguments of one `pytest.mark.parametrize`."""
     names, values = (*mark.args, mark.kwargs.get("argvalues", mark.kwargs.get("argnames")))[:2]
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)

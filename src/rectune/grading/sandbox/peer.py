@@ -22,7 +22,7 @@ import sys
 import types
 from _thread import RLock
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -372,7 +372,7 @@ class Peer:
             kind, encoded, after = "raised", self._refer(type(error)()), []
         send(self._outward, [kind, encoded, self._printed(), after])
 
-    def _act(self, action: str, target: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    def _act(self, action: str, target: Any, arguments: list[Any], keywords: Mapping[str, Any]) -> Any:
         if action in ("get", "input"):
             return self._give(action, target, arguments)
         subject = self._own[target]
