@@ -69,9 +69,7 @@ def _verdict(value: object, info: ValidationInfo) -> bool | None:
         return False
     if is_number(value):
         what = f"field {place.name(info)} is {word}: neither a good answer (1) nor a bad one (0)"
-        raise UserError(
-            what, where=place.where, hint="mend it, or leave the field unread with --ignore-fields"
-        )
+        raise place.error(what, "mend it, or leave the field unread with --ignore-fields")
     if truth(value) is None and holds(value):
         _unread(info)
     return truth(value)
@@ -160,9 +158,7 @@ class Single(Demonstration, Question):
         if isinstance(completion, str):
             return (*before, answer_turn(completion, self.reasoning_content))
         if self.reasoning_content:
-            raise UserError(
-                "has thinking beside a completion that is messages", where=place.where, hint="put it there"
-            )
+            raise place.error("has thinking beside a completion that is messages", "put it there")
         return (*before, *completion)
 
 
@@ -331,12 +327,11 @@ class OpenR1(Single):
             if (marks := self._marks(name, place)) is not None
         ]
         if not self.generations:
-            raise UserError("field 'generations' is empty", where=place.where)
+            raise place.error("field 'generations' is empty")
         for i, generation in enumerate(self.generations):
             if (complete is None or complete[i]) and (not correct or self._accepted(i, correct)):
                 if not isinstance(generation, str):
-                    what = f"field 'generations[{i}]' is {json_type(generation)}, not text"
-                    raise UserError(what, where=place.where)
+                    raise place.error(f"field 'generations[{i}]' is {json_type(generation)}, not text")
                 return self.pair(self.problem, generation, place)
         place.said.add("rows without a generation marked correct; left out")
         return ()
@@ -348,8 +343,7 @@ class OpenR1(Single):
     def _marks(self, name: str, place: Place) -> list[Any] | None:
         marks = getattr(self, name)
         if marks is not None and (not isinstance(marks, list) or len(marks) != len(self.generations)):
-            what = f"field '{name}' is not a list of {len(self.generations)} marks"
-            raise UserError(what, where=place.where)
+            raise place.error(f"field '{name}' is not a list of {len(self.generations)} marks")
         return marks if holds(marks) else None  # nulls alone: nobody has judged
 
 
@@ -400,9 +394,7 @@ class Preference(Question):
         """
         sides = [_turns(side) for side in (self.chosen, self.rejected)]
         if sides[0] == sides[1]:
-            raise UserError(
-                "chosen and rejected are the same answer", where=place.where, hint="remove the pair"
-            )
+            raise place.error("chosen and rejected are the same answer", "remove the pair")
         common = 0
         if any(turn.role == "user" for side in sides for turn in side):
             pairs = zip(*map(unsupervised, sides), strict=False)
@@ -411,12 +403,12 @@ class Preference(Question):
         for name, side in (("chosen", sides[0][common:]), ("rejected", sides[1][common:])):
             if side[0].role != "assistant":
                 what = f"'{name}' does not begin with an answer behind what both have in common"
-                raise UserError(what, where=place.where)
+                raise place.error(what)
             if not any(turn.content.strip() or turn.fields for turn in side):
-                raise UserError(f"field '{name}' is empty", where=place.where)
+                raise place.error(f"field '{name}' is empty")
         prompt = self._joined(unsupervised(sides[0][:common]), place)
         if not prompt or prompt[-1].role == "assistant":
-            raise UserError("field 'prompt' does not end with a turn to answer", where=place.where)
+            raise place.error("field 'prompt' does not end with a turn to answer")
         return prompt, sides[0][common:], sides[1][common:]
 
     def _joined(self, start: Turns, place: Place) -> Turns:
@@ -431,7 +423,7 @@ class Preference(Question):
         if own is None:
             if not start:
                 hint = "give it, or whole conversations as chosen and rejected"
-                raise UserError("field 'prompt' is missing", where=place.where, hint=hint)
+                raise place.error("field 'prompt' is missing", hint)
             return self.prompt_turns(start, place.where)
         if isinstance(own, str) and _HH.match(own):
             given = unsupervised(turn for turn in _turns(own) if turn.content)
@@ -447,7 +439,7 @@ class Preference(Question):
         if all(turn in known for turn in said):
             return start
         what = "field 'prompt' is not what chosen and rejected begin with"
-        raise UserError(what, where=place.where, hint="remove it, or remove the question from the answers")
+        raise place.error(what, "remove it, or remove the question from the answers")
 
 
 def _turns(side: str | Turns) -> Turns:
@@ -625,7 +617,7 @@ def _one(value: object, info: ValidationInfo) -> str:
     lines = str(value).rsplit("\n", 1)
     answer = (lines[-1][4:] if lines[-1].startswith("####") else str(value)).strip()
     if not answer:
-        raise UserError(f"field {place.name(info)} is empty", where=place.where)
+        raise place.error(f"field {place.name(info)} is empty")
     return answer
 
 
@@ -707,12 +699,12 @@ class ProblemRecord(Question):
                 self.choices, {"answer": self.answer, "answerKey": self.answerKey}, place.where
             )
             if index is None:
-                raise UserError("does not say which choice is right", where=place.where)
+                raise place.error("does not say which choice is right")
             gold = list(dict.fromkeys((self.choices.letter(index), self.choices.texts[index])))
         if gold is None:
             hint = f"has: {', '.join(record)}"
             what = "field 'answer' is missing" + (", and 'solution' has no box" if self.solution else "")
-            raise UserError(what, where=place.where, hint=hint)
+            raise place.error(what, hint)
         return Problem(
             self.problem_id or number, turns, gold, self.grader, place.where, self._for_grader(place)
         )
@@ -720,18 +712,17 @@ class ProblemRecord(Question):
     def _asked(self, place: Place) -> Turns:
         own = self.prompt if self.messages is None or isinstance(self.prompt, tuple) else self.messages
         if own is None:
-            hint = "expected one of prompt, question, problem or messages"
-            raise UserError("has no question", where=place.where, hint=hint)
+            raise place.error("has no question", "expected one of prompt, question, problem or messages")
         if self.choices is not None:
             if not isinstance(own, str):
                 what = "field 'choices' cannot be put below a question that is messages"
-                raise UserError(what, where=place.where, hint="make them part of the messages")
+                raise place.error(what, "make them part of the messages")
             own = self.choices.ask(own)
         turns = self.prompt_turns(own, place.where)
         while turns and turns[-1].role == "assistant":  # the answer is for the model to write
             turns = turns[:-1]
         if not turns:
-            raise UserError("field 'messages' asks nothing", where=place.where)
+            raise place.error("field 'messages' asks nothing")
         return turns
 
     def _for_grader(self, place: Place) -> dict[str, Any] | None:
@@ -739,7 +730,5 @@ class ProblemRecord(Question):
         for name in FOR_THE_GRADER:
             value = getattr(self, name)
             if value is not None and extra.setdefault(name, value) != value:
-                raise UserError(
-                    f"fields '{name}' and 'extra.{name}' differ", where=place.where, hint="keep one"
-                )
+                raise place.error(f"fields '{name}' and 'extra.{name}' differ", "keep one")
         return extra or None

@@ -90,9 +90,13 @@ class Place:
         """Add a field to one of the sets, elements of a list as one."""
         names.add(_unnumbered(self.path) + name if self.path else name)
 
+    def error(self, what: str, hint: str | None = None) -> UserError:
+        """The error for something that is wrong with the record."""
+        return UserError(what, where=self.where, hint=hint)
+
     def wrong(self, info: ValidationInfo, value: object, expected: str) -> UserError:
         """The error for a value of another type."""
-        return UserError(f"field {self.name(info)} is {json_type(value)}, not {expected}", where=self.where)
+        return self.error(f"field {self.name(info)} is {json_type(value)}, not {expected}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Schema(BaseModel):
             if (value := record[name]) is not None:
                 if key in given and given[key] != value:
                     pair = f"fields '{place.path}{names[key]}' and '{place.path}{name}'"
-                    raise UserError(f"{pair} differ and mean the same", where=place.where, hint="keep one")
+                    raise place.error(f"{pair} differ and mean the same", "keep one")
                 given[key], names[key] = value, name
                 place.mark(place.read, name)
         place.names = names
@@ -197,7 +201,7 @@ class Schema(BaseModel):
             key = str(error.errors(include_url=False)[0]["loc"][0])
             if key in given:
                 what = f"field '{place.path}{names[key]}' is {json_type(given[key])}, not text"
-                raise UserError(what, where=place.where) from None
+                raise place.error(what) from None
             missing = next((name for name, field in mapped.items() if field == key), None)
             raise _missing(missing or names_of(key, cls.model_fields[key])[0], record, place) from None
 
@@ -254,11 +258,11 @@ def _refuse(name: str, value: object, place: Place, refused: Mapping[str, Refusa
     refusal = refused.get(name)
     if refusal is not None and refusal.when(value):
         place.mark(place.refused, name)
-        raise UserError(f"field '{place.path}{name}' is not supported", where=place.where, hint=refusal.hint)
+        raise place.error(f"field '{place.path}{name}' is not supported", refusal.hint)
 
 
 def _missing(name: str, record: Record, place: Place) -> UserError:
     if name in record:
-        return UserError(f"field '{place.path}{name}' is null", where=place.where)
+        return place.error(f"field '{place.path}{name}' is null")
     has = ", ".join(map(str, record))
-    return UserError(f"field '{place.path}{name}' is missing", where=place.where, hint=f"has: {has}")
+    return place.error(f"field '{place.path}{name}' is missing", f"has: {has}")

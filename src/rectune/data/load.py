@@ -524,8 +524,7 @@ def problems_of(path: Path | str, notes: Notes) -> Iterator[Problem | UserError]
             problem = ProblemRecord.read(record, place).problem(str(number), record, place)
             if problem.problem_id in seen:
                 first = seen[problem.problem_id]
-                what = f"repeats the problem_id '{problem.problem_id}' of {first}"
-                raise UserError(what, where=place.where)
+                raise place.error(f"repeats the problem_id '{problem.problem_id}' of {first}")
         except UserError as error:
             notes.refused.update(place.refused)
             yield error

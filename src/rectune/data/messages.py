@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
@@ -50,27 +50,76 @@ _PLAIN = {name: name for name in ("system", "developer", "user", "assistant", "t
 """The names that are offered where one is misspelt."""
 
 
-def _each(*refusals: tuple[str, Refusal]) -> dict[str, Refusal]:
-    """By name; several names in one text are refused alike."""
-    return {name: refusal for names, refusal in refusals for name in names.split()}
+def _each(names: str, hint: str, when: Callable[[object], bool] = lambda value: True) -> dict[str, Refusal]:
+    """Several names that are refused alike."""
+    return dict.fromkeys(names.split(), Refusal(hint, when))
 
 
+def _is_verdict(value: object) -> bool:
+    return truth(value) is not None
+
+
+_LEAVE = "or leave it unread with --ignore-fields"
 MEDIA = _each(
-    (
-        "image images video videos audio audios image_url image_path",
-        Refusal("only text is trained on and sampled; remove these rows"),
-    )
+    "image images video videos audio audios image_url image_path",
+    "only text is trained on and sampled; remove these rows",
 )
-IN_MESSAGE: Mapping[str, Refusal] = MEDIA | _each(
-    (
+IN_MESSAGE: Mapping[str, Refusal] = {
+    **MEDIA,
+    **_each(
         "mask masked train_detail training_detail",
-        Refusal('say "train": true or false on each assistant message instead'),
+        'say "train": true or false on each assistant message instead',
     ),
-    ("tools functions", Refusal("give them as the row's field 'tools'")),
-    ("refusal", Refusal("put its words into 'content'")),
-    ("label", Refusal("give it as the row's field 'label'", lambda value: truth(value) is not None)),
-)
+    **_each("tools functions", "give them as the row's field 'tools'"),
+    **_each("refusal", "put its words into 'content'"),
+    **_each("label", "give it as the row's field 'label'", _is_verdict),
+}
 """Fields of a message that change its meaning and are read nowhere."""
+
+PARTS_OF_QUESTION = {
+    **_each(
+        "contexts passages paragraph paragraphs story document",
+        f"rename the field to 'context' where the question is about it, {_LEAVE}",
+    ),
+    **_each(
+        "A option_a option_A optionA option_1 option1 opa choice_a choice_A choice_1 choice1 distractor1 distractors",
+        f"give all choices in one field 'choices', {_LEAVE}",
+    ),
+}
+"""Fields without which a question would be another one, by names that are not read."""
+
+IN_RECORD: Mapping[str, Refusal] = {
+    **MEDIA,
+    **PARTS_OF_QUESTION,
+    **_each(
+        "weight loss_weight sample_weight train training mask loss_mask",
+        f"rows have no weights; remove or repeat rows, {_LEAVE}",
+        lambda value: truth(value) is not True,
+    ),
+    **_each(
+        "score rating reward", f"keep the rows with a good score and remove the field, {_LEAVE}", is_number
+    ),
+    **_each("tools functions", "remove it: nothing here could call a tool"),
+    **_each("function_call tool_calls", "give it on an assistant message of 'messages'"),
+    **_each("reasoning_content thinking reasoning", f"give it on the assistant's message, {_LEAVE}"),
+    **_each(
+        "thinking_trajectory thinking_trajectories chain_of_thought think think_content",
+        f"rename the field to 'reasoning_content', {_LEAVE}",
+    ),
+    **_each(
+        "system system_prompt system_message system_instruction", f"give it as the first message, {_LEAVE}"
+    ),
+    **_each("history", f"give it as messages, {_LEAVE}"),
+    **_each("documents", f"put their texts into the question, {_LEAVE}"),
+    **_each(
+        "chat_template_kwargs enable_thinking",
+        f"rows have no settings for the template; write them into one of your own, {_LEAVE}",
+    ),
+    **_each("context passage", f"put its text into the question, {_LEAVE}"),
+    **_each("choices options", f"put them into the question, {_LEAVE}"),
+    **_each("label", f"remove the rows of bad answers, then the field, {_LEAVE}", _is_verdict),
+}
+"""Fields of a whole record that change its meaning, for schemas that do not read them."""
 
 _TEXTS = ("text", "input_text", "output_text")
 _PARTS = {
@@ -79,56 +128,6 @@ _PARTS = {
     "tool_result": "give it as a message of role tool",
 }
 """What to do about parts of a content that are neither text nor media."""
-
-_LEAVE = "or leave it unread with --ignore-fields"
-PARTS_OF_QUESTION = _each(
-    (
-        "contexts passages paragraph paragraphs story document",
-        Refusal(f"rename the field to 'context' where the question is about it, {_LEAVE}"),
-    ),
-    (
-        "A option_a option_A optionA option_1 option1 opa choice_a choice_A choice_1 choice1 distractor1 distractors",
-        Refusal(f"give all choices in one field 'choices', {_LEAVE}"),
-    ),
-)
-"""Fields without which a question would be another one, by names that are not read."""
-
-IN_RECORD: Mapping[str, Refusal] = (MEDIA | PARTS_OF_QUESTION) | _each(
-    (
-        "weight loss_weight sample_weight train training mask loss_mask",
-        Refusal(
-            f"rows have no weights; remove or repeat rows, {_LEAVE}", lambda value: truth(value) is not True
-        ),
-    ),
-    (
-        "score rating reward",
-        Refusal(f"keep the rows with a good score and remove the field, {_LEAVE}", is_number),
-    ),
-    ("tools functions", Refusal("remove it: nothing here could call a tool")),
-    ("function_call tool_calls", Refusal("give it on an assistant message of 'messages'")),
-    ("reasoning_content thinking reasoning", Refusal(f"give it on the assistant's message, {_LEAVE}")),
-    (
-        "thinking_trajectory thinking_trajectories chain_of_thought think think_content",
-        Refusal(f"rename the field to 'reasoning_content', {_LEAVE}"),
-    ),
-    (
-        "system system_prompt system_message system_instruction",
-        Refusal(f"give it as the first message, {_LEAVE}"),
-    ),
-    ("history", Refusal(f"give it as messages, {_LEAVE}")),
-    ("documents", Refusal(f"put their texts into the question, {_LEAVE}")),
-    (
-        "chat_template_kwargs enable_thinking",
-        Refusal(f"rows have no settings for the template; write them into one of your own, {_LEAVE}"),
-    ),
-    ("context passage", Refusal(f"put its text into the question, {_LEAVE}")),
-    ("choices options", Refusal(f"put them into the question, {_LEAVE}")),
-    (
-        "label",
-        Refusal(f"remove the rows of bad answers, then the field, {_LEAVE}", lambda v: truth(v) is not None),
-    ),
-)
-"""Fields of a whole record that change its meaning, for schemas that do not read them."""
 
 
 def _content(value: object, info: ValidationInfo) -> str:
@@ -140,9 +139,7 @@ def _content(value: object, info: ValidationInfo) -> str:
         kind = part.get("type", "text") if isinstance(part, Mapping) else f"a bare {json_type(part)}"
         if kind not in _TEXTS or not isinstance(part.get("text"), str):
             hint = _PARTS.get(str(kind), MEDIA["image"].hint)
-            raise UserError(
-                f"'{place.name(info)[1:-1]}[{i}]' is no text but {kind}", where=place.where, hint=hint
-            )
+            raise place.error(f"'{place.name(info)[1:-1]}[{i}]' is no text but {kind}", hint)
         words.append(part["text"])
     return "".join(words)
 
@@ -151,7 +148,7 @@ def _trained(value: object, info: ValidationInfo) -> bool:
     place, trained = place_of(info), truth(value)
     if trained is None:
         what = f"field {place.name(info)} is {json.dumps(value, default=str)}: a turn is trained on or not"
-        raise UserError(what, where=place.where, hint="true, false, 1 or 0")
+        raise place.error(what, "true, false, 1 or 0")
     return trained
 
 
@@ -198,7 +195,7 @@ def read_message(item: object, place: Place) -> Turn:
     """One message as a turn; see `read_messages`."""
     here = place.path[:-1]
     if not isinstance(item, Mapping):
-        raise UserError(f"field '{here}' is {json_type(item)}, not an object", where=place.where)
+        raise place.error(f"field '{here}' is {json_type(item)}, not an object")
     message = Message.read(item, place)
     if message.role not in ROLES:
         kind = "role" if item.get("role") is not None else "speaker"
@@ -207,14 +204,14 @@ def read_message(item: object, place: Place) -> Turn:
     if content is None and not calls:
         name = "value" if "from" in item and "content" not in item else "content"
         kind = "null" if name in item else "missing"
-        raise UserError(f"field '{here}.{name}' is {kind}, not text", where=place.where)
+        raise place.error(f"field '{here}.{name}' is {kind}, not text")
     if message.role in CALLS:
         content = ""
     if role != "assistant" and message.train:
         what = f"'{here}' is to be trained on, but is no assistant's message"
-        raise UserError(what, where=place.where, hint="only assistant messages are trained on")
+        raise place.error(what, "only assistant messages are trained on")
     if role != "assistant" and calls:
-        raise UserError(f"'{here}' has tool calls, but is no assistant's message", where=place.where)
+        raise place.error(f"'{here}' has tool calls, but is no assistant's message")
     thinking = message.reasoning_content
     fields = {
         "reasoning_content": "" if _thought(thinking, content or "") else thinking,
@@ -265,7 +262,7 @@ def _tools(value: object, info: ValidationInfo) -> list[Any]:
             with suppress(ValueError, RecursionError):
                 tool = json.loads(tool)
         if not isinstance(tool, Mapping) or not tool:
-            raise UserError(f"field {place.name(info)} holds a tool that is no object", where=place.where)
+            raise place.error(f"field {place.name(info)} holds a tool that is no object")
         bare = "name" in tool and not tool.keys() & {"type", "function"}
         tools.append({"type": "function", "function": tool} if bare else tool)
     return tools
@@ -278,7 +275,7 @@ def _conversation(value: object, info: ValidationInfo) -> Turns:
         value = [dict(zip(value, item, strict=True)) for item in zip(*columns, strict=True)]  # type: ignore[call-overload]
     place, items = place_of(info), json_list(value, info)
     if not items:
-        raise UserError(f"field {place.name(info)} is empty", where=place.where)
+        raise place.error(f"field {place.name(info)} is empty")
     return read_messages(_spoken(items), place.name(info)[1:-1], place)
 
 
@@ -301,8 +298,7 @@ def _history(value: object, info: ValidationInfo) -> Turns:
         elif isinstance(item, list) and len(item) == 2 and all(isinstance(words, str) for words in item):
             turns += [Turn("user", item[0]), Turn("assistant", item[1])]
         else:
-            what = f"field 'history[{i}]' is neither a pair of texts nor a message"
-            raise UserError(what, where=place.where)
+            raise place.error(f"field 'history[{i}]' is neither a pair of texts nor a message")
     return unsupervised(turns)
 
 
@@ -395,7 +391,7 @@ def _calls(message: Message, place: Place) -> list[Any]:
     """The message's tool calls in OpenAI's form, each with its arguments as an object."""
     here = place.path[:-1]
     if message.tool_calls and message.function_call:
-        raise UserError(f"'{here}' has both tool_calls and function_call", where=place.where, hint="keep one")
+        raise place.error(f"'{here}' has both tool_calls and function_call", "keep one")
     found: Any = message.tool_calls or message.function_call
     if message.role in CALLS:
         try:
@@ -459,12 +455,11 @@ def _options(value: object, info: ValidationInfo) -> Options:
             texts = [item.get("text", item.get("value")) for item in texts]
     labels = labels or list(string.ascii_uppercase[: len(texts)])
     if not 2 <= len(texts) <= 26 or len(labels) != len(texts):
-        raise UserError(f"field {place.name(info)} does not hold 2 to 26 choices", where=place.where)
+        raise place.error(f"field {place.name(info)} does not hold 2 to 26 choices")
     for choice in texts:
         if isinstance(choice, bool) or not isinstance(choice, str | int | float):
-            raise UserError(
-                f"field {place.name(info)} holds a choice that is {json_type(choice)}, not text",
-                where=place.where,
+            raise place.error(
+                f"field {place.name(info)} holds a choice that is {json_type(choice)}, not text"
             )
     return Options(tuple(map(str, labels)), tuple(map(_unlettered, map(str, texts), string.ascii_uppercase)))
 
