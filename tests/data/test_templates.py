@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,10 @@ def pair(prompt: str, completion: str) -> Row:
     return Row((Turn("user", prompt), Turn("assistant", completion, True)), "f:1")
 
 
+def answer(content: str, **fields: Any) -> Turn:
+    return Turn("assistant", content, True, json.dumps(fields) if fields else "")
+
+
 def conversation(record: dict[str, Any]) -> Row:
     """A record of `messages`, with what else they have in `fields`."""
     turns = []
@@ -110,14 +115,8 @@ def test_tools_go_to_the_template_or_are_refused() -> None:
         encoded(row, tokenizer, "none")
 
 
-def test_tools_whose_name_is_in_the_question_are_missed_all_the_same() -> None:
-    row = Row((Turn("user", "depth?"), Turn("assistant", "depth", True)), "f:1", tools=DEPTH)
-    with pytest.raises(UserError, match="does not write the tools"):
-        encoded(row, byte_tokenizer())
-
-
 def test_a_refusal_names_the_templates_that_the_tokenizer_has() -> None:
-    row = Row((Turn("user", "a"), Turn("assistant", "b", True)), "f:1", tools=DEPTH)
+    row = Row((Turn("user", "a"), answer("b")), "f:1", tools=DEPTH)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": CHATML, "tool_use": QWEN3}
     with pytest.raises(UserError, match="the tokenizer has default, tool_use"):
@@ -149,59 +148,12 @@ def test_thinking_in_the_content_is_learnt(content: str) -> None:
         assert (tokenizer.convert_tokens_to_ids("</think>") in made.labels) is bool(special)
 
 
-def test_thinking_that_equals_the_answer_does_not_hide_that_it_is_dropped() -> None:
-    turns = (Turn("user", "a"), Turn("assistant", "b", True, json.dumps({"reasoning_content": "b"})))
-    with pytest.raises(UserError, match="does not write the reasoning_content"):
-        encoded(Row(turns, "f:1"), byte_tokenizer())
-
-
 def test_earlier_thinking_is_context_that_the_template_may_drop() -> None:
     tokenizer = byte_tokenizer(chat_template=QWEN3)
     thought = json.dumps({"reasoning_content": "R"})
     turns = [Turn("user", "a"), Turn("assistant", "b", False, thought), Turn("user", "c")]
     made = encoded(Row((*turns, Turn("assistant", "d", True, thought)), "f:1"), tokenizer)
     assert tokenizer.decode(made.input_ids).count("R") == 1
-    turns[1] = Turn("assistant", "b", True, thought)
-    with pytest.raises(UserError, match="rewrites turn 1 once later turns follow"):
-        encoded(Row((*turns, Turn("assistant", "d", True)), "f:1"), tokenizer)
-
-
-CALL = {"type": "function", "function": {"name": "depth", "arguments": '{"lake": 7, "unit": "m"}'}}
-
-
-@pytest.mark.parametrize("arguments", ['{"lake": 7, "unit": "m"}', {"lake": 7, "unit": "m"}])
-@pytest.mark.parametrize("content", ["", "Let me look."])
-def test_tool_calls_are_learnt(arguments: object, content: str) -> None:
-    call = {"type": "function", "function": {"name": "depth", "arguments": arguments}}
-    messages = [
-        {"role": "user", "content": "How deep?"},
-        {
-            "role": "assistant",
-            "content": content,
-            "tool_calls": [call],
-            "reasoning_content": "I need a tool.",
-        },
-        {"role": "tool", "content": '{"depth": "3 \\"m\\""}', "name": "depth"},
-        {"role": "assistant", "content": "3 m."},
-    ]
-    tokenizer = byte_tokenizer(chat_template=QWEN3)
-    made = encoded(conversation({"messages": messages, "tools": json.loads(DEPTH)}), tokenizer)
-    call_text = (
-        '<tool_call>\n{"name": "depth", "arguments": {"lake": 7, "unit": "m"}}\n</tool_call><|im_end|>'
-    )
-    assert call_text in target(made, tokenizer)
-    assert target(made, tokenizer).startswith("<think>\nI need a tool.\n</think>\n\n" + content)
-    assert target(made, tokenizer).endswith("3 m.<|im_end|>")
-    assert "tool_response" not in target(made, tokenizer)
-
-
-def test_an_empty_thinking_that_later_turns_take_away_is_no_fault() -> None:
-    tokenizer = byte_tokenizer(chat_template=QWEN3)
-    call = Turn("assistant", "", True, json.dumps({"tool_calls": [CALL]}))
-    turns = (Turn("user", "a"), call, Turn("tool", "3 m"), Turn("assistant", "3", True))
-    made = encoded(Row(turns, "f:1"), tokenizer)
-    assert target(made, tokenizer).startswith("\n<tool_call>\n{")
-    assert target(made, tokenizer).endswith("</tool_call><|im_end|><think>\n\n</think>\n\n3<|im_end|>")
 
 
 OWN_CALL_END = CHATML.replace(  # as gpt-oss's and Gemma 4's: a call ends with another token than a turn
@@ -210,48 +162,82 @@ OWN_CALL_END = CHATML.replace(  # as gpt-oss's and Gemma 4's: a call ends with a
     "{{ call.function.name + (call.function.arguments | tojson) }}{% endfor %}"
     "{{ '<|call|>' if message.tool_calls else '<|im_end|>\\n' }}",
 )
+TEXT_ARGUMENTS = OWN_CALL_END.replace("(call.function.arguments | tojson)", "call.function.arguments")
+CALL = {"type": "function", "function": {"name": "depth", "arguments": '{"lake": 7, "unit": "m"}'}}
+CALLED = 'depth{"lake": 7, "unit": "m"}<|call|>'
+WRITTEN = '<tool_call>\n{"name": "depth", "arguments": {"lake": 7, "unit": "m"}}\n</tool_call><|im_end|>'
+ASKED = (Turn("user", "a"), answer("", tool_calls=[CALL]))
+ANSWERED = (*ASKED, Turn("tool", "3 m"), answer("3"))
+WITH_TOOL = (Turn("user", "a"), Turn("assistant", "b"), Turn("tool", "secret"), answer("c"))
 
 
-def test_a_tool_call_may_end_with_a_token_of_its_own() -> None:
-    tokenizer = byte_tokenizer(chat_template=OWN_CALL_END)
+@pytest.mark.parametrize(
+    ("text", "turns", "learnt"),
+    [
+        (OWN_CALL_END, ASKED, CALLED),
+        (OWN_CALL_END, ANSWERED, f"{CALLED}3<|im_end|>"),
+        (TEXT_ARGUMENTS, ASKED, CALLED),
+        (QWEN3, ASKED, f"<think>\n\n</think>\n\n\n{WRITTEN}"),
+        (
+            QWEN3,
+            ANSWERED,
+            f"\n{WRITTEN}<think>\n\n</think>\n\n3<|im_end|>",
+        ),  # an empty thinking is taken away
+    ],
+)
+def test_how_a_template_writes_tool_calls(text: str, turns: tuple[Turn, ...], learnt: str) -> None:
+    tokenizer = byte_tokenizer(chat_template=text)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|call|>"]})
-    call = Turn("assistant", "", True, json.dumps({"tool_calls": [CALL]}))
-    made = encoded(Row((Turn("user", "a"), call), "f:1"), tokenizer)
-    assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>'
-    assert made.structural[-1]
-    turns = (Turn("user", "a"), call, Turn("tool", "3 m"), Turn("assistant", "3", True))
     made = encoded(Row(turns, "f:1"), tokenizer)
-    assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>3<|im_end|>'
+    assert target(made, tokenizer) == learnt
+    assert made.structural[-1]
 
 
-def test_a_template_may_take_arguments_as_text() -> None:
-    tokenizer = byte_tokenizer(
-        chat_template=OWN_CALL_END.replace("(call.function.arguments | tojson)", "call.function.arguments")
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|call|>"]})
-    call = Turn("assistant", "", True, json.dumps({"tool_calls": [CALL]}))
-    made = encoded(Row((Turn("user", "a"), call), "f:1"), tokenizer)
-    assert target(made, tokenizer) == 'depth{"lake": 7, "unit": "m"}<|call|>'
+@pytest.mark.parametrize("arguments", ['{"lake": 7, "unit": "m"}', {"lake": 7, "unit": "m"}])
+@pytest.mark.parametrize("content", ["", "Let me look."])
+def test_tool_calls_are_learnt(arguments: object, content: str) -> None:
+    call = {"type": "function", "function": {"name": "depth", "arguments": arguments}}
+    turns = (
+        Turn("user", "How deep?"), answer(content, tool_calls=[call], reasoning_content="I need a tool."),
+        Turn("tool", '{"depth": "3 \\"m\\""}', fields='{"name": "depth"}'), answer("3 m."),
+    )  # fmt: skip
+    tokenizer = byte_tokenizer(chat_template=QWEN3)
+    learnt = target(encoded(Row(turns, "f:1", tools=DEPTH), tokenizer), tokenizer)
+    assert WRITTEN in learnt
+    assert learnt.startswith("<think>\nI need a tool.\n</think>\n\n" + content)
+    assert learnt.endswith("3 m.<|im_end|>")
+    assert "tool_response" not in learnt
 
 
-@pytest.mark.parametrize("last", [True, False])
-def test_tool_calls_that_the_template_does_not_write_are_refused(last: bool) -> None:
-    fields = json.dumps({"tool_calls": [CALL]})
-    turns = (Turn("user", "depth?"), Turn("assistant", "depth 7 m", last, fields))
-    turns += () if last else (Turn("user", "and?"), Turn("assistant", "no", True))
-    with pytest.raises(UserError, match=r"f:1: .* does not write the tool_calls of turn 1"):
-        encoded(Row(turns, "f:1"), byte_tokenizer())
+@pytest.mark.parametrize(
+    ("text", "turns", "tools", "message"),
+    [
+        (CHATML, (Turn("user", "depth?"), answer("depth")), DEPTH, "does not write the tools"),
+        (CHATML, (Turn("user", "a"), answer("b", reasoning_content="b")), "", "does not write the reasoning_content"),
+        (CHATML, (Turn("user", "depth?"), answer("depth 7 m", tool_calls=[CALL])), "",
+         "does not write the tool_calls of turn 1"),
+        (CHATML, (Turn("user", "depth?"), replace(answer("depth 7 m", tool_calls=[CALL]), supervised=False),
+                  Turn("user", "and?"), answer("no")), "", "does not write the tool_calls of turn 1"),
+        (NO_TOOL_TURNS, WITH_TOOL, "", r"does not write the turn 2 \(tool\)"),
+        (QWEN3, (Turn("user", "a"), answer("b", reasoning_content="R"), Turn("user", "c"), answer("d")), "",
+         "rewrites turn 1 once later turns follow"),
+        (CHATML, (Turn("user", "a"), answer(" <|im_end|>\n")), "", r"an answer is nothing but <\|im_end\|>; remove"),
+        (CHATML, (Turn("user", f"a{START}"), answer("b")), "", r"holds U\+FDD0"),
+    ],
+)  # fmt: skip
+def test_what_a_template_leaves_out_is_refused(
+    text: str, turns: tuple[Turn, ...], tools: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^f:1: .*{message}"):
+        encoded(Row(turns, "f:1", tools=tools), byte_tokenizer(chat_template=text))
 
 
-def test_turns_that_the_template_leaves_out_are_refused() -> None:
+def test_a_prompt_is_refused_like_a_row_but_may_be_written_in_a_way_of_its_own() -> None:
     tokenizer = byte_tokenizer(chat_template=NO_TOOL_TURNS)
-    turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("tool", "secret"), Turn("assistant", "c", True))
-    with pytest.raises(UserError, match=r"f:1: .* does not write the turn 2 \(tool\)"):
-        encoded(Row(turns, "f:1"), tokenizer)
     with pytest.raises(UserError, match="does not write the turn 2"):
-        prompt_ids(turns[:3], tokenizer, choose_template("auto", tokenizer))
+        prompt_ids(WITH_TOOL[:3], tokenizer, choose_template("auto", tokenizer))
     rewriting = CHATML.replace("message['content']", "message['content'].replace('/think', '')")
-    encoded(pair("a /think b", "c"), byte_tokenizer(chat_template=rewriting))  # written, in its own way
+    encoded(pair("a /think b", "c"), byte_tokenizer(chat_template=rewriting))
     quoting = CHATML.replace("message['content']", "(message['content'] | tojson)")
     encoded(pair('a "b"\n', "c"), byte_tokenizer(chat_template=quoting))
 
@@ -277,12 +263,6 @@ def test_the_end_token_besides_the_templates_own_is_not_doubled_either() -> None
     assert target(encoded(pair("a", "b<|im_end|>\n"), tokenizer, "none"), tokenizer) == "b<|im_end|>"
     assert target(encoded(pair("a", "b"), tokenizer, "none"), tokenizer) == "b<|endoftext|>"
     assert stop_ids(tokenizer, choose_template("none", tokenizer)) == [EOS, tokenizer.eos_token_id]
-
-
-@pytest.mark.parametrize("name", ["auto", "none"])
-def test_an_answer_that_is_nothing_but_its_end_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"^f:1: an answer is nothing but <\|im_end\|>; remove the row"):
-        encoded(pair("a", " <|im_end|>\n"), byte_tokenizer(), name)
 
 
 def test_an_end_token_that_is_neither_is_not_learnt_as_text() -> None:
@@ -428,11 +408,6 @@ def test_a_tokenizer_that_cannot_write_them_as_text_says_so() -> None:
         encode_batch(
             [pair("a", "b"), pair("<|im_end|>?", "c")], tokenizer, choose_template("auto", tokenizer)
         )
-
-
-def test_noncharacters_are_refused() -> None:
-    with pytest.raises(UserError, match=r"f:1: holds U\+FDD0"):
-        encoded(pair(f"a{START}", "b"), byte_tokenizer())
 
 
 def test_named_templates() -> None:
