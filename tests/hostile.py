@@ -82,13 +82,17 @@ def _run(folder: Path, arm: str, text: str, name: str) -> None:
     _evaluation(folder / "evaluation", str(folder / "model"), text, name)
 
 
+NUMBERS = {"problems": 4, "samples": 8, "avg": {"mean": 0.5, "low": 0.1, "high": 0.9}, "pass_at": {}, "verdicts": {},
+           "prompt": "{question}"}  # fmt: skip
+
+
 def _evaluation(folder: Path, model: str, text: str, name: str) -> None:
     ids = [f"b{name}/{i} {text}" for i in range(4)]
     protocol = {"n": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "seed": 0, "template": text}
     run = str(Path(model).parent) if "/" in model else None
     write(folder / "evaluation.json", {
         "model": model, "fingerprint": text, "training_run": run, "protocol": protocol, "versions": {text: text},
-        "warnings": [text], "overlap": None, "benchmarks": {f"b{name}": {"problem_ids": ids}},
+        "warnings": [text], "overlap": None, "benchmarks": {f"b{name}": {**NUMBERS, "problem_ids": ids}},
     })  # fmt: skip
     lines = [
         {"problem_id": one, "sample_index": k, "prompt": text, "text": text, "answer": [text, text],

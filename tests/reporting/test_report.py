@@ -15,7 +15,7 @@ from diagnosed import diagnosis
 from evaluations import ONE, write_evaluation
 from rectune.cli.app import main
 from rectune.errors import UserError
-from rectune.records import Evaluation
+from rectune.records import Evaluation, read_record
 from rectune.reporting.grouping import group
 from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, NoteList, Run
 from rectune.reporting.page_model import Report
@@ -268,15 +268,9 @@ def test_a_base_model_that_was_trained_itself_is_the_base(tmp_path: Path) -> Non
     config: dict[str, object] = {"model": str(tuned / "model"), "objective": "dft", "seed": 0}
 
     def evaluation(folder: Path, model: Path, of_run: Path) -> EvaluationFolder:
-        benchmarks = {"b": {"problem_ids": ["b/0"]}}
-        protocol = {"temperature": 1.0, "n": 1}
-        content = {
-            "benchmarks": benchmarks,
-            "protocol": protocol,
-            "model": str(model),
-            "training_run": str(of_run),
-        }
-        return EvaluationFolder(folder, Evaluation.model_validate(content))
+        write_evaluation(folder, {"b": [[(ONE, True)]]})
+        edit(folder / "evaluation.json", model=str(model), training_run=str(of_run))
+        return EvaluationFolder(folder, read_record(folder / "evaluation.json", Evaluation))
 
     base, own = tmp_path / "comparison/runs/base/evaluation", run / "evaluation"
     loaded = LoadedFolders(
