@@ -36,15 +36,15 @@ def need_peft() -> None:
 
 
 def starts_from_adapter(config: Any) -> bool:
-    """Whether the run's model is an adapter, which is then trained on; without it the model is another one."""
+    """Whether the run's model is an adapter, which is then trained further."""
     return adapter_folder(config.model) is not None
 
 
 def with_own_lora(config: Run) -> Run:
-    """The settings of a run; where its model is an adapter, with the adapter's own settings of LoRA.
+    """The settings of a run; if its model is an adapter, with the LoRA settings of the adapter.
 
     Raises:
-        UserError: A setting of LoRA was given that is not the adapter's, or it is no LoRA adapter.
+        UserError: A LoRA setting was given that is not the adapter's, or it is not a LoRA adapter.
     """
     folder = adapter_folder(config.model)
     if folder is None:
@@ -59,7 +59,9 @@ def with_own_lora(config: Run) -> Run:
             "lora_target_modules": targets if isinstance(targets, str) else ",".join(sorted(targets or ())),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError("is no LoRA adapter that can be trained on", where=config.model) from None
+        raise UserError(
+            "is not a LoRA adapter, so it cannot be trained further", where=config.model
+        ) from None
     for name, value in own.items():
         given, default = getattr(config, name), LoraConfig.model_fields[name].default
         sorted_names = (
@@ -74,17 +76,17 @@ def with_own_lora(config: Run) -> Run:
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
-    """The model with fresh adapters on it, alone trainable; one that has an adapter keeps it, to be trained on.
+    """The model with new adapters, of which alone the weights are trainable; a model with an adapter keeps that one.
 
-    The random state of the caller is left as it was.
+    The caller's random state is unchanged.
 
     Args:
         model: Changed in place.
-        config: `rank` above 0; `targets` is `all-linear` or names of linear modules separated by commas.
+        config: With `lora_r` above 0.
         seed: Of the adapters' initial weights.
 
     Raises:
-        UserError: peft is missing, a target is no linear module of the model, or is its head.
+        UserError: peft is missing, a target is not a linear module of the model, or is its head.
     """
     need_peft()
     if config.lora_r == 0:
@@ -109,7 +111,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
 
 
 def unfreeze(model: Any) -> Any:
-    """The model, and where it was loaded with an adapter, that alone trainable; loading leaves it frozen."""
+    """The model; if it was loaded with an adapter, which is frozen then, with that alone trainable."""
     if hasattr(model, "peft_config"):
         model.set_adapter(model.active_adapter)
     return model
@@ -121,7 +123,7 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:
-    """Put the adapter saved in `folder` in place of the model's own of the same shape."""
+    """Replace the weights of the model's adapter by those saved in `folder`."""
     import peft
     from safetensors.torch import load_file
 
@@ -129,7 +131,7 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
 
 
 def check_targets(model: PreTrainedModel, targets: str) -> str | list[str]:
-    """What peft calls target_modules. Raises `UserError` for the head and for what is no linear module."""
+    """peft's target_modules. Raises `UserError` for the head and for a name that is not a linear module."""
     if targets == "all-linear":
         return targets
     import torch
@@ -149,8 +151,8 @@ def check_targets(model: PreTrainedModel, targets: str) -> str | list[str]:
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """What of an adapter does not fit its base model.
+class AdapterMisfit:
+    """The tensors of an adapter that do not fit its base model.
 
     Attributes:
         unknown: Tensors that no module of the model has a place for.
@@ -189,14 +191,14 @@ def check_adapter(folder: Path, base: str, config: PreTrainedConfig, *, trust_re
         renamed = getattr(model, "_checkpoint_conversion_mapping", {})  # what peft's from_pretrained hands on
         state = peft.load_peft_weights(str(folder), device="cpu", key_mapping=renamed)
         with quiet():
-            found = _compare(wrapped, state, settings)
+            misfit = _compare(wrapped, state, settings)
     except Exception as error:
         # peft's words for targets that the model lacks, and for settings it does not know
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"does not fit its base model {base}: {line[:300]}", where=folder) from error
-    if found.unknown or found.absent or found.shapes:
+    if misfit.unknown or misfit.absent or misfit.shapes:
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-        raise _error(found, len(state), folder, base, layers, int(getattr(settings, "r", 0)))
+        raise _error(misfit, len(state), folder, base, layers, int(getattr(settings, "r", 0)))
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
@@ -228,7 +230,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
+def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> AdapterMisfit:
     """Load the tensors into a model without weights, as peft would, and see what is left over on either side."""
     import peft
 
@@ -242,16 +244,16 @@ def _compare(wrapped: Any, state: dict[str, Tensor], settings: Any) -> Misfit:
     }
     absent = [name for name in expected if name not in state]
     if not shapes and set(expected) == set(state):
-        return Misfit([], [], {}, expected, own)
+        return AdapterMisfit([], [], {}, expected, own)
     try:
         result: Any = peft.set_peft_model_state_dict(wrapped, state, ignore_mismatched_sizes=True)
     except KeyError:  # a module that was trained whole and is not in the file
-        return Misfit([name for name in state if name not in expected], absent, shapes, expected, own)
+        return AdapterMisfit([name for name in state if name not in expected], absent, shapes, expected, own)
     unknown = [_saved(name) for name in result.unexpected_keys if _saved(name) not in shapes]
     lacking = {names.get(name, name) for name in result.missing_keys}  # names of the file may be converted
     lora = str(getattr(settings.peft_type, "value", settings.peft_type)) == "LORA"
     absent = [name for name in absent if name in lacking and name not in shapes] if lora else []
-    return Misfit(unknown, absent, shapes, expected, own)
+    return AdapterMisfit(unknown, absent, shapes, expected, own)
 
 
 def _saved(name: str) -> str:
@@ -259,21 +261,23 @@ def _saved(name: str) -> str:
     return name.replace(".modules_to_save", "").replace(".default", "")
 
 
-def _error(found: Misfit, total: int, folder: Path, base: str, layers: int | None, rank: int) -> UserError:
+def _error(
+    misfit: AdapterMisfit, total: int, folder: Path, base: str, layers: int | None, rank: int
+) -> UserError:
     """One line: a tensor, how many more, and what is the likely reason."""
     of = f"of the base model {base}"
-    if found.unknown:
-        name = _first(found.unknown)
-        what = f"{len(found.unknown)} of its {total} tensors fit nothing {of}: {name}"
-        return UserError(what, where=folder, hint=_reason(name, found, layers))
-    if found.shapes:
-        name, (here, there) = next(iter(found.shapes.items()))
-        what = f"{len(found.shapes)} of its {total} tensors have another shape than those {of}"
+    if misfit.unknown:
+        name = _first(misfit.unknown)
+        what = f"{len(misfit.unknown)} of its {total} tensors fit nothing {of}: {name}"
+        return UserError(what, where=folder, hint=_reason(name, misfit, layers))
+    if misfit.shapes:
+        name, (here, there) = next(iter(misfit.shapes.items()))
+        what = f"{len(misfit.shapes)} of its {total} tensors have another shape than those {of}"
         what += f": {name} is {here}, not {there}"
         return UserError(what, where=folder, hint=_reason_of_shape(name, here, there, rank))
-    what = f"lacks {len(found.absent)} of the {len(found.expected)} tensors {of}: {_first(found.absent)}"
+    what = f"lacks {len(misfit.absent)} of the {len(misfit.expected)} tensors {of}: {_first(misfit.absent)}"
     hint = "it belongs to a base with fewer modules, or was not saved whole"
-    if any("lora_" not in name for name in found.absent):
+    if any("lora_" not in name for name in misfit.absent):
         hint = "modules_to_save are not in the file"
     return UserError(what, where=folder, hint=hint)
 
@@ -282,17 +286,17 @@ def _first(names: list[str]) -> str:
     return min(names, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
 
 
-def _reason(name: str, found: Misfit, layers: int | None) -> str:
+def _reason(name: str, misfit: AdapterMisfit, layers: int | None) -> str:
     """Why a tensor fits nothing, from the longest ending that it has in common with an expected name."""
     parts = name.split(".")
     for start in range(1, len(parts)):
         ending = "." + ".".join(parts[start:])
-        match = next((other for other in found.expected if other.endswith(ending)), None)
+        match = next((other for other in misfit.expected if other.endswith(ending)), None)
         if match is None:
             continue
         before, there = parts[:start], match.removesuffix(ending).split(".")
         if parts[start - 1].isdigit() and layers is not None and int(parts[start - 1]) >= layers:
-            most = 1 + max(int(p) for n in found.unknown for p in n.split(".") if p.isdigit())
+            most = 1 + max(int(p) for n in misfit.unknown for p in n.split(".") if p.isdigit())
             return f"the adapter is for {most} layers, the base has {layers}: another size of the model?"
         if start < len(parts) - 2 and not parts[start - 1].isdigit():
             begin = f"its names begin with '{'.'.join(before)}.' where '{'.'.join(there)}.' is expected"
@@ -301,7 +305,7 @@ def _reason(name: str, found: Misfit, layers: int | None) -> str:
     if not any(part.startswith(("lora_", "modules_to_save")) for part in parts):
         return "the file also holds other weights than the adapter's"
     module = name.partition(".lora_")[0]
-    if any(other.startswith(f"{module}.") for other in found.modules):
+    if any(other.startswith(f"{module}.") for other in misfit.modules):
         return f"adapter_config.json does not have {module.rpartition('.')[2]} of this layer among its target_modules"
     return "the base has no such module: is it another architecture?"
 

@@ -1,8 +1,8 @@
-"""Stop texts: an answer ends where the first of them begins, as with vLLM's `stop`; text and tokens are cut there.
+"""Stop texts: a completion ends where the first of them begins, as with vLLM's `stop`; text and tokens are cut there.
 
 A stop text may begin or end inside a token. The tokens that are kept are the fewest whose text holds the kept text, so
 that only the last of them can reach into the stop text. A stop text that is a special token stops by its id, since
-special tokens are no part of an answer's text.
+special tokens are not in a completion's text.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 def template_stops(tokenizer: PreTrainedTokenizerBase, template: Template) -> tuple[str, ...]:
     """What the template writes in front of the next user turn, where that is plain text, such as "\\nUser:".
 
-    A model that was never taught to end its turn goes on with it and answers questions of its own.
+    A model that was not trained to end its turn continues with it and answers questions of its own.
     """
     if template.text is None:
         return ()
     turns = (Turn("user", "probe"), Turn("assistant", MARKS[0]), Turn("user", MARKS[1]))
     try:
         text = Writer(template, tokenizer).text(turns, "rows.template")
-    except UserError:  # it takes one question only
+    except UserError:  # the template takes one question only
         return ()
     mark = text.partition(MARKS[0])[2].partition(MARKS[1])[0].partition(template.closing)[2]
     special = (token.content for token in tokenizer.added_tokens_decoder.values())
@@ -60,7 +60,7 @@ def stopped_by(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], stop: S
     """Whether the answer so far has a stop text in it; looks at its last tokens, so it has to be called for each."""
     if not stop:
         return False
-    longest = max(len(text.encode()) for text in stop)  # a token is a byte or more, those of its own aside
+    longest = max(len(text.encode()) for text in stop)  # a token is at least a byte, special ones aside
     tail = str(tokenizer.decode(token_ids[-longest - 4 :], skip_special_tokens=True))
     return _first(tail, stop) is not None and (
         len(token_ids) <= longest + 4
@@ -86,4 +86,4 @@ def cut(completion: Completion, tokenizer: PreTrainedTokenizerBase, stop: Sequen
 
 def _first(text: str, stop: Sequence[str]) -> int | None:
     """Where the first stop text in `text` begins."""
-    return min((at for one in stop if (at := text.find(one)) >= 0), default=None)
+    return min((start for stop_text in stop if (start := text.find(stop_text)) >= 0), default=None)

@@ -1,6 +1,6 @@
-"""The vLLM engine in this process, behind the extra `vllm`. It has not been run here: it needs a GPU.
+"""The vllm backend: vLLM in this process, behind the extra `vllm`. Not tested with vLLM itself, which needs a GPU.
 
-vLLM batches and stores keys and values itself; this hands it token ids with a seed per sample.
+vLLM batches and stores keys and values; it is given token ids with a seed for each sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WAVE = 4096  # requests handed over at once, so that finished ones reach the fil
 
 
 class VLLMEngine:
-    """Draws completions with vLLM.
+    """Samples with vLLM.
 
     Args:
         model: Hub id or folder.
@@ -55,30 +55,30 @@ class VLLMEngine:
         """The name of the model: vLLM does not show its weights."""
         return f"vllm:{self.model_name}"
 
-    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Completion]:
         """Completions in waves of `WAVE` requests."""
         waiting = list(requests)
         for start in range(0, len(waiting), WAVE):
-            yield from self._wave(waiting[start : start + WAVE], settings)
+            yield from self._wave(waiting[start : start + WAVE], params)
 
-    def _wave(self, requests: list[Request], settings: SamplingParams) -> Iterator[Completion]:
-        from vllm import SamplingParams
+    def _wave(self, requests: list[Request], params: SamplingParams) -> Iterator[Completion]:
+        import vllm
 
-        special = special_stops(self.tokenizer, settings.stop)
+        special = special_stops(self.tokenizer, params.stop)
         ends = sorted({*stop_ids(self.tokenizer, self.template), *special})
-        params = [
-            SamplingParams(  # all of them, so that no generation_config decides one
+        sampling_params = [
+            vllm.SamplingParams(  # all, so that none is taken from a generation_config
                 n=1,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
+                temperature=params.temperature,
+                top_p=params.top_p,
                 top_k=-1,
                 min_p=0.0,
                 repetition_penalty=1.0,
                 presence_penalty=0.0,
                 frequency_penalty=0.0,
-                max_tokens=settings.max_new_tokens,
-                seed=sample_key(settings.seed, r.problem_id, r.sample_index) % 2**31,
-                stop=list(settings.stop),
+                max_tokens=params.max_new_tokens,
+                seed=sample_key(params.seed, r.problem_id, r.sample_index) % 2**31,
+                stop=list(params.stop),
                 stop_token_ids=ends,
                 ignore_eos=False,
                 skip_special_tokens=True,
@@ -86,11 +86,12 @@ class VLLMEngine:
             )
             for r in requests
         ]
-        outputs = self.llm.generate([{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params)
+        prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
+        outputs = self.llm.generate(prompts, sampling_params)
         for request, output in zip(requests, outputs, strict=True):
             new = output.outputs[0]
             ids = list(new.token_ids)
             logps = [step[token].logprob for step, token in zip(new.logprobs, ids, strict=True)]
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             reason = "length" if new.finish_reason == "length" else "stop"
-            yield cut(Completion(request, ids, logps, text, reason), self.tokenizer, settings.stop)
+            yield cut(Completion(request, ids, logps, text, reason), self.tokenizer, params.stop)
