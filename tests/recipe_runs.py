@@ -6,8 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rectune.config import ReproduceConfig, load_config
 from rectune.experiments import reproduce as verb
-from rectune.experiments.reproduce import Recipe, ReproduceConfig, load_recipe
+from rectune.experiments.reproduce import Recipe, load_recipe
 from rectune.recipes import find_recipe, load_code, recipe_files
 
 RECIPES: dict[str, Recipe] = {name: load_recipe(path) for name, path in recipe_files().items()}
@@ -40,11 +41,15 @@ def tiny_mini(budget: float = 1.0) -> dict[str, Any]:
     return {name: {**table, **TINY.get(name, {})} for name, table in whole_mini(budget).items()}
 
 
+def config_of(name: str, out: Path, **how: Any) -> ReproduceConfig:
+    return load_config(None, {"recipe": name, "output_dir": out, **how}, ReproduceConfig)
+
+
 def plan(name: str, out: Path, **how: Any) -> list[dict[str, Any]]:
     """The models of a plan, each with its runs."""
-    models: list[dict[str, Any]] = verb.plan(ReproduceConfig(name, out, **how))["models"]
+    models: list[dict[str, Any]] = verb.plan(config_of(name, out, **how))["models"]
     return models
 
 
 def reproduce(name: str, out: Path, **how: Any) -> dict[str, Any]:
-    return verb.reproduce(ReproduceConfig(name, out, **how))
+    return verb.reproduce(config_of(name, out, **how))

@@ -17,7 +17,7 @@ FACTS = "google-research-datasets/nq_open"
 
 def write_files(work: Reproduction) -> None:
     """Write the files that are not there yet."""
-    grid, folder = work.grids[0], work.config.out / "data"
+    grid, folder = work.grids[0], work.config.output_dir / "data"
     if work.recipe.settings["data"] == "natural_questions" and not Path(grid.data).is_file():
         facts = (record for _, record in from_hub(FACTS, split="train"))
         write_jsonl(

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rectune.config import RFTConfig, RLConfig, TrainConfig, flag
+from rectune.config import RFTConfig, RLConfig, TrainConfig, as_flags
 from rectune.data.sampler import plan_steps
 from rectune.experiments.grid import Arm, Grid, Run
 from rectune.experiments.reproduce import Reproduction
@@ -92,19 +92,12 @@ def launch_line(run: Run, gpus: int) -> str:
 
     Data parallel: each process holds the whole model, so `memory_gib` has to fit.
     """
-    config, given = run.training, []
+    config = run.training
     plain = TrainConfig(data=config.data, output_dir=config.output_dir)
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if value != getattr(plain, name) or name in ("data", "output_dir"):
-            given += [flag(name), _typed(value)]
+    kept = ("data", "output_dir")
+    changed = [n for n in type(config).model_fields if n in kept or getattr(config, n) != getattr(plain, n)]
+    given = as_flags(config, changed)
     return f"accelerate launch --num_processes {gpus} -m rectune.cli.app train {shlex.join(given)} --resume"
-
-
-def _typed(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return ",".join(f"{key}={one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
 
 
 def full_estimate(work: Reproduction, grid: Grid, arm: Arm) -> dict[str, Any]:

@@ -25,7 +25,7 @@ BINS = ("<1e-4", "<1e-3", "<0.01", "<0.1", *(f"<{edge / 10:.1f}" for edge in ran
 
 def write_result(work: Reproduction, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Write reproduction.json, and the paper's tables into each comparison.json for the report."""
-    table, out = paper_table(work.path.stem), work.config.out
+    table, out = paper_table(work.path.stem), work.config.output_dir
     models = []
     for grid, comparison in zip(work.grids, comparisons, strict=True):
         model = _model(work, grid, comparison)

@@ -182,9 +182,9 @@ def test_goes_on_after_a_kill(tmp_path: Path, tiny: Path) -> None:
     ("name", "how", "line"),
     [
         ("table2", {"arms": ["KTO"]}, "unknown arm 'KTO'"),
-        ("table2", {"scale": "tiny"}, "unknown scale 'tiny'"),
+        ("table2", {"scale": "tiny"}, "--scale: must be 'full' or 'mini'"),
         ("table2", {"seeds": 0}, "--seeds: must be at least 1"),
-        ("table2", {"budget": 2.0}, r"--budget: must be above 0 and at most 1 \(got 2\)"),
+        ("table2", {"budget": 2.0}, r"--budget: must be at most 1 \(got 2.0\)"),
         ("table4", {}, "unknown recipe of the paper 'table4'"),
         ("nothing.toml", {}, "nothing.toml: no such recipe"),
     ],

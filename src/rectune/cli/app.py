@@ -7,6 +7,8 @@ no traceback), 130 or 143: stopped by Ctrl-C or SIGTERM, 1: a defect of ours.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -43,6 +45,9 @@ def run(command: Callable[[], object]) -> int:
     except (UserError, CycloptsError) as error:
         print("rectune:", visible(" ".join(_line(error).split())), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of `rectune list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:
         print("rectune:", visible(str(error) or "interrupted"), file=sys.stderr)
         return 128 + stopped_by(error)

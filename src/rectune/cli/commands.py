@@ -18,6 +18,7 @@ from rectune.config import (
     CompareConfig,
     DiagnoseConfig,
     EvalConfig,
+    ReproduceConfig,
     RFTConfig,
     RLConfig,
     SampleConfig,
@@ -297,42 +298,16 @@ def report_(
     print_lines(*page.verdict.sentences, output)
 
 
-def reproduce_(
-    name: str,
-    /,
-    *,
-    output_dir: Path,
-    scale: Literal["full", "mini"] = "mini",
-    seeds: int | None = None,
-    arms: str = "",
-    budget: float = 1.0,
-    include_path: Path | None = None,
-    backend: Literal["hf", "vllm"] = "hf",
-    gpus: int = 8,
-    dry_run: Switch = False,
-    json: Switch = False,
-) -> None:
+@takes(ReproduceConfig, "recipe")
+def reproduce_(config: ReproduceConfig, *, dry_run: Switch = False, json: Switch = False) -> None:
     """Reproduce a table or figure of the paper, and compare its figures with ours; run again, it resumes.
 
     Args:
-        name: Recipe, such as table2; see `rectune list recipes`.
-        output_dir: Folder of the runs and the page.
-        scale: mini trains a small model of our own on two cores, full is the paper's models and data.
-        seeds: Runs of each method; by default 3 at mini scale, 1 at full scale.
-        arms: Only these methods, separated by commas, such as SFT,DFT; later calls add others.
-        budget: Share of rows, problems and steps at mini scale, to try it out.
-        include_path: Folder with the benchmarks' files, at full scale.
-        backend: Samples answers at full scale.
-        gpus: For the estimate and the launch lines, at full scale.
         dry_run: Print runs, steps, tokens and expected cost, and stop.
         json: Print all of it as JSON.
     """
-    from rectune.experiments.reproduce import ReproduceConfig, plan, prepare, reproduce
+    from rectune.experiments.reproduce import plan, prepare, reproduce
 
-    config = ReproduceConfig(
-        name, output_dir, scale=scale, seeds=seeds, arms=names(arms), budget=budget, include_path=include_path,
-        backend=backend, gpus=gpus,
-    )  # fmt: skip
     result = plan(config) if dry_run else reproduce(config)
     if json:
         print_lines(to_text(result))

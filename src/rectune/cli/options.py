@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import Group, Parameter, Token
 from pydantic.fields import FieldInfo
 
-from rectune.config import Settings, StopTexts, flag, load_config, settings_by_group
+from rectune.config import Settings, StopTexts, flag, load_config, settings_by_group, typed
 from rectune.errors import UserError
 
 Verb = Callable[..., None]
@@ -38,13 +38,15 @@ def takes(
         recipe: Whose recipes are read; what `kind` does not have of it is left aside. By default `kind`.
     """
 
+    takes_toml = "recipe" not in positional  # else the recipe is of another kind
+
     def decorate(verb: Verb) -> Verb:
-        def command(*by_position: str | None, **given: Any) -> None:
+        def command(*values: str | None, **given: Any) -> None:
             settings = {name: value for name in names if (value := given.pop(name, None)) is not None}
             path = None
             free = iter(positional)
-            for value in filter(None, by_position):
-                if value.endswith(".toml") and path is None:
+            for value in filter(None, values):
+                if takes_toml and value.endswith(".toml") and path is None:
                     path = Path(value)
                     continue
                 name = next(free, None)
@@ -62,22 +64,21 @@ def takes(
             if name not in without
         ]
         names = [parameter.name for parameter in flags]
+        by_position = [_positional(name, f"The same as {flag(name)}.") for name in positional]
+        if takes_toml:
+            text = "TOML file with the settings below; a flag wins over it."
+            by_position.insert(0, _positional("recipe", text))
         of_verb = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]  # without the config
         command.__doc__ = verb.__doc__
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [*map(_positional, ("recipe", *positional)), *of_verb, *flags]
+            [*by_position, *of_verb, *flags]
         )
         return command
 
     return decorate
 
 
-def _positional(name: str) -> inspect.Parameter:
-    text = (
-        "TOML file with the settings below; a flag wins over it."
-        if name == "recipe"
-        else f"The same as {flag(name)}."
-    )
+def _positional(name: str, text: str) -> inspect.Parameter:
     return inspect.Parameter(
         f"{name}_",
         inspect.Parameter.POSITIONAL_ONLY,
@@ -123,4 +124,4 @@ def _show(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if field.is_required() or default is None or isinstance(default, bool) or default in ((), {}):
         return ""
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return typed(default)

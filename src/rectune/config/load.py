@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -88,6 +88,25 @@ def dump_config(config: Settings) -> str:
 def flag(key: str) -> str:
     """The command line's name of a setting: `batch_size` is `--batch-size`."""
     return "--" + key.replace("_", "-")
+
+
+def typed(value: object) -> str:
+    """A setting's value as it is typed on the command line."""
+    if isinstance(value, dict):
+        value = tuple(f"{key}={inner}" for key, inner in value.items())
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def as_flags(config: Settings, names: Iterable[str]) -> list[str]:
+    """Some settings of a config as words of a command line: `--batch-size 8 --balance --no-logprobs`."""
+    words = []
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool):
+            words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+        else:
+            words += [flag(name), typed(value)]
+    return words
 
 
 def settings_by_group(kind: type[Settings]) -> dict[str, list[str]]:

@@ -27,6 +27,7 @@ from rectune.config.groups import (
     SamplingConfig,
     Seed,
     SelectionConfig,
+    Settings,
     SplitConfig,
     StepConfig,
     TaskConfig,
@@ -278,3 +279,26 @@ class DiagnoseConfig(ModelConfig, DataConfig):
     """Random seed of the choice of rows."""
     logits_memory_mb: int = Field(256, gt=0)
     """MiB for the logits of the language-model head, whatever the batch and vocabulary."""
+
+
+class ReproduceConfig(Settings):
+    """Reproduction"""
+
+    recipe: PathOrName
+    """Name, such as table2, see `rectune list recipes`, or the path of a recipe."""
+    output_dir: Path
+    """Folder of the runs and the page; run again, it resumes."""
+    scale: Literal["full", "mini"] = "mini"
+    """mini trains a small model of our own on two cores, full is the paper's models and data."""
+    seeds: int | None = Field(None, gt=0)
+    """Runs of each method; unset: 3 at mini scale, 1 at full scale."""
+    arms: Names = ()
+    """Only these methods, separated by commas, such as SFT,DFT; later calls in the same folder add others."""
+    budget: float = Field(1.0, gt=0, le=1)
+    """Share of rows, problems and steps at mini scale, to try it out."""
+    include_path: Path | None = None
+    """Folder with the benchmarks' files, at full scale."""
+    backend: Literal["hf", "vllm"] = "hf"
+    """Samples answers at full scale."""
+    gpus: int = Field(8, gt=0)
+    """For the estimate and the launch lines, at full scale."""

@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import torch
 
-from rectune.config import DataConfig, DiagnoseConfig
+from rectune.config import DataConfig, DiagnoseConfig, as_flags
 from rectune.data.chat_template import check_template, choose_template
 from rectune.data.contamination import find_overlap
 from rectune.data.encoded_dataset import EncodedRows
@@ -203,8 +203,4 @@ def _rows_of(risks: Iterable[Risk], origins: Sequence[tuple[str, str]]) -> list[
 def _flags(config: DataConfig) -> str:
     """The settings of rows that differ from the default, as flags of `rectune train`."""
     changed = config.model_dump(exclude_defaults=True, include=set(DataConfig.model_fields))
-    flags = ""
-    for name, value in changed.items():
-        text = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        flags += f" --{name.replace('_', '-')} {shlex.quote(text)}"
-    return flags
+    return "".join(f" {shlex.quote(word)}" for word in as_flags(config, changed))

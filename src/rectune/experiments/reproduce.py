@@ -9,14 +9,13 @@ several. The mini scale, estimates and tables of the paper are in the repository
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
-from rectune.config import RFTConfig, RLConfig, Settings, TrainConfig, load_config, read_toml
+from rectune.config import ReproduceConfig, RFTConfig, RLConfig, Settings, TrainConfig, load_config, read_toml
 from rectune.errors import UserError, unknown_name
 from rectune.evaluation.prompts import Wanted, ask
 from rectune.experiments.evaluator import EvalSettings
@@ -91,33 +90,6 @@ def load_recipe(path: Path) -> Recipe:
 
 
 @dataclass(frozen=True)
-class ReproduceConfig:
-    """What is carried out.
-
-    Attributes:
-        recipe: Name, such as table2, or path of a recipe.
-        out: Folder; run again, it resumes.
-        scale: full (the recipe's models and data) or mini (a small model of our own on two cores).
-        seeds: Runs of each arm; None: 3 at mini scale and, as in the paper, 1 at full scale.
-        arms: Labels; empty: all. Later calls in the same folder add others.
-        budget: Share of rows, problems and steps at mini scale, to try it out.
-        include_path: Folder with the benchmarks' files, at full scale.
-        backend: hf or vllm, for answers at full scale.
-        gpus: For the estimate and the launch lines, at full scale.
-    """
-
-    recipe: str
-    out: Path
-    scale: str = "mini"
-    seeds: int | None = None
-    arms: Sequence[str] = ()
-    budget: float = 1.0
-    include_path: Path | None = None
-    backend: Literal["hf", "vllm"] = "hf"
-    gpus: int = 8
-
-
-@dataclass(frozen=True)
 class Reproduction:
     """A recipe that is ready to run: its grids, and the code that belongs to it."""
 
@@ -144,7 +116,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
             that training, sampling and evaluation raise.
     """
     work = prepare(config)
-    with lock(config.out, "at work"):
+    with lock(config.output_dir, "at work"):
         if config.scale == "mini":
             work.code("mini.task").make_base(work.grids[0])
         else:
@@ -156,7 +128,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
         result: dict[str, Any] = work.code("paper.result").write_result(work, comparisons)
         from rectune.reporting.report import report
 
-        report([config.out], out=config.out / "report.html")
+        report([config.output_dir], out=config.output_dir / "report.html")
     return result
 
 
@@ -174,24 +146,20 @@ def prepare(config: ReproduceConfig) -> Reproduction:
     """
     path = find_recipe(config.recipe)
     recipe = load_recipe(path)
-    if config.scale not in ("full", "mini"):
-        raise unknown_name("scale", config.scale, ("full", "mini"), where="--scale")
     if config.scale == "mini" and recipe.no_mini:
         hint = "--scale full, or --dry-run with it"
         raise UserError(f"cannot be done at mini scale: {recipe.no_mini}", where=config.recipe, hint=hint)
     seeds = config.seeds if config.seeds is not None else 3 if config.scale == "mini" else 1
-    if seeds < 1:
-        raise UserError(f"must be at least 1 (got {seeds})", where="--seeds")
     labels = [arm.label for arm in recipe.arms]
     for label in config.arms:
         if label not in labels:
             raise unknown_name("arm", label, labels, where="--arms")
-    check_writable(config.out)
+    check_writable(config.output_dir)
     if config.include_path is not None and not config.include_path.is_dir():
         raise UserError("no such folder", where=f"--include-path {config.include_path}")
     work = Reproduction(config, path, recipe, ())
     if config.scale == "mini":
-        grids = [work.code("mini.task").make_grid(recipe, config.out, config.budget)]
+        grids = [work.code("mini.task").make_grid(recipe, config.output_dir, config.budget)]
     else:
         grids = [full_grid(recipe, model, config) for model in recipe.model]
     return replace(work, grids=tuple(_begun(grid, config, seeds) for grid in grids))
@@ -215,10 +183,10 @@ def _begun(grid: Grid, config: ReproduceConfig, seeds: int) -> Grid:
 def full_grid(recipe: Recipe, model: str, config: ReproduceConfig) -> Grid:
     """The grid of a model at full scale; its problems are loaded when they are needed."""
     several = len(recipe.model) > 1
-    out = config.out / model.rpartition("/")[2] if several else config.out
+    out = config.output_dir / model.rpartition("/")[2] if several else config.output_dir
     data = recipe.settings["data"]
     if data == "natural_questions":
-        data = str(config.out / "data" / "natural_questions.jsonl")
+        data = str(config.output_dir / "data" / "natural_questions.jsonl")
     draws = recipe.draws
     evaluation = EvalSettings(
         draws["n"],
@@ -232,7 +200,7 @@ def full_grid(recipe: Recipe, model: str, config: ReproduceConfig) -> Grid:
         "model": model,
         "output_dir": out,
         "data": data,
-        "problems": config.out / "data" / "problems.jsonl",
+        "problems": config.output_dir / "data" / "problems.jsonl",
     }
     arms = [Arm(arm.label, arm.slug, _full_config(recipe, arm, given, config.backend)) for arm in recipe.arms]
     return Grid(

@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from rectune.config import TrainConfig
+from rectune.config import TrainConfig, typed
 from rectune.data.readers import read_jsonl
 from rectune.errors import UserError
 from rectune.records import MetricsLine, parse_line
@@ -120,11 +120,4 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, step: int) -> 
 
 def hyperparameters(config: TrainConfig) -> dict[str, int | float | str]:
     """Every setting by its name, numbers and switches as such; what is no number or text becomes text."""
-    return {name: v if isinstance(v, (bool, int, float, str)) else _text(v) for name, v in config}
-
-
-def _text(value: Any) -> str:
-    """As on the command line."""
-    if isinstance(value, dict):
-        value = tuple(f"{key}={one}" for key, one in value.items())
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return {name: v if isinstance(v, (bool, int, float, str)) else typed(v) for name, v in config}
