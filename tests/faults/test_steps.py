@@ -168,7 +168,7 @@ def test_out_of_memory_halves_the_micro_batch(
     assert again == said, "it did not remember"
     plenty, little = (metrics(tmp_path / name, "train") for name in ("plenty", "little"))
     assert [a["supervised"] for a in plenty] == [b["supervised"] for b in little]
-    close = {"rel": 2e-2 if "precision" in settings else 1e-4}
+    close = {"rel": 2e-2 if "dtype" in settings else 1e-4}
     for name in ("nll", "objective", "grad_norm"):
         assert [a[name] for a in plenty] == pytest.approx([b[name] for b in little], **close)
 

@@ -86,7 +86,7 @@ def test_every_objective_in_four_processes(toy: dict[str, Any], pairs: str, tmp_
             assert difference(update(run, out), update(run, one)) < 1e-2, ways[way]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_goes_on_in_any_number_of_processes(
     toy: dict[str, Any], tmp_path: Path, precision: str
 ) -> None:

@@ -24,8 +24,8 @@ from rectune.training import drift
 from rectune.training.dataloader import TrainingData, load_data
 from rectune.training.drift import (
     ANSWERS,
-    LINES,
     TARGETS,
+    THRESHOLDS,
     Probe,
     choose_rows,
     cut,
@@ -137,7 +137,7 @@ def test_watching_changes_nothing(run: Any, kind: str) -> None:
         run(name, drift_rows=rows, eval_steps=2, **KINDS[kind]) for name, rows in (("a", 0), ("b", 16))
     ]
     without, watched = (Path(result.out) for result in results)
-    file = "adapter/adapter_model.safetensors" if "lora__rank" in KINDS[kind] else "model/model.safetensors"
+    file = "adapter/adapter_model.safetensors" if "lora_r" in KINDS[kind] else "model/model.safetensors"
     one, other = weights(without, file), weights(watched, file)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [line["nll"] for line in metrics(without, "train")] == [
@@ -305,10 +305,10 @@ BASE = {"kl": 0.0, "entropy": 2.0, "eos_p": 0.8, "repetition": 0.1, "length": 20
     ("change", "expected"),
     [
         ({}, []),
-        ({"kl": LINES["kl"].value + 0.01}, ["kl"]),
-        ({"kl": LINES["kl"].value - 0.01}, []),
-        ({"entropy": 2 * LINES["entropy"].value - 0.01}, ["entropy"]),
-        ({"entropy": 2 * LINES["entropy"].value + 0.01}, []),
+        ({"kl": THRESHOLDS["kl"].value + 0.01}, ["kl"]),
+        ({"kl": THRESHOLDS["kl"].value - 0.01}, []),
+        ({"entropy": 2 * THRESHOLDS["entropy"].value - 0.01}, ["entropy"]),
+        ({"entropy": 2 * THRESHOLDS["entropy"].value + 0.01}, []),
         ({"eos_p": 0.39}, ["eos_p"]),
         ({"eos_p": 0.41}, []),
         ({"repetition": 0.31}, ["repetition"]),
@@ -362,5 +362,5 @@ def test_nothing_is_advised_that_is_set(
 
 def test_every_line_is_documented() -> None:
     text = (ROOT / "docs" / "training.md").read_text()
-    for name, line in LINES.items():
+    for name, line in THRESHOLDS.items():
         assert re.search(rf"^\| `{name}` \|[^|]*\b{line.value:g}\b", text, re.MULTILINE), name

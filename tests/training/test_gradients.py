@@ -58,7 +58,7 @@ def close(one: Gradients, other: Gradients, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("protect", [0, 1])
 @pytest.mark.parametrize("objective", OVER_ROWS)
 def test_any_split_into_micro_batches(gradients: Any, objective: str, protect: int) -> None:
-    settings = {"objective": objective, "min_eos_weight": protect, "steps": 2, "eval_split_size": 0}
+    settings = {"objective": objective, "min_eos_weight": protect, "max_steps": 2, "eval_split_size": 0}
     settings |= {"max_length": 40, "learning_rate": 1e-3}
     if objective == "threshold":
         settings["objective"] = "threshold:q=0.003"  # about where the toy's probabilities are

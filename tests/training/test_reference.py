@@ -1,4 +1,4 @@
-"""`ref_logp`: computed once, kept beside the data, found again, and refused where it belongs to others."""
+"""`ref_logp`: computed once, kept in the cache, found again, and refused where it belongs to others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model
 from rectune.models.scorer import Scorer
 from rectune.training import reference
-from rectune.training import reference as reference_file
 from rectune.training import trainer as loop
 from rectune.training.dataloader import TrainingData, load_data
 from toys import byte_tokenizer, tiny_model
@@ -49,8 +48,15 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
+
+
 def kept(data: Path) -> list[Path]:
-    return sorted(data.parent.glob("*.ref_logp-*.safetensors"))
+    """The files of log-probs of these rows in the cache."""
+    folder = Path(os.environ["RECTUNE_CACHE"]) / "reference_logprobs"
+    return sorted(folder.glob(f"{data.name}-*.safetensors"))
 
 
 def never(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +162,9 @@ def test_other_rows_get_a_file_of_their_own(logprobs: Logprobs, data: Path) -> N
 @pytest.mark.parametrize("whose", ["rows", "model"])
 def test_a_file_of_others_under_this_name(logprobs: Logprobs, data: Path, other: str, whose: str) -> None:
     found, _, _ = logprobs(data)
-    foreign, _, _ = logprobs(data, **({"max_train_samples": 20} if whose == "rows" else {"reference": other}))
+    foreign, _, _ = logprobs(
+        data, **({"max_train_samples": 20} if whose == "rows" else {"reference_model": other})
+    )
     shutil.copy(foreign.path, found.path)
     with pytest.raises(UserError, match=f"belongs to (other|another) {whose}") as error:
         logprobs(data)
@@ -189,7 +197,7 @@ def test_another_tokenizer(run: Any, data: Path, tmp_path: Path) -> None:
     for objective in ("iw_sft", "asft"):
         with pytest.raises(UserError, match="has another tokenizer than the model") as error:
             run(data=str(data), objective=objective, reference_model=str(folder))
-        assert error.value.where == "reference"
+        assert error.value.where == "reference_model"
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -197,14 +205,14 @@ def test_a_damaged_file_is_computed_anew(
     logprobs: Logprobs, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = logprobs(data)[0].path
-    content, (column, header) = path.read_bytes(), reference_file.read(path, {})
+    content, (column, header) = path.read_bytes(), reference.read(path, {})
     column = column.clone()  # the file is mapped into memory
     for damaged in (content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], content[:50], b""):
         path.unlink()
         path.write_bytes(damaged)
         logprobs(data)
         assert "it is computed anew" in caplog.text
-        mended = reference_file.read(path, {})
+        mended = reference.read(path, {})
         assert torch.equal(mended[0], column) and mended[1] == header
         caplog.clear()
 
@@ -228,26 +236,4 @@ def test_another_reference_when_going_on(run: Any, data: Path, toy: dict[str, An
     tiny_model(seed=2).save_pretrained(folder)
     with pytest.raises(UserError, match="is not the one the run began with") as error:
         run(resume=True, **settings)
-    assert error.value.where == "reference"
-
-
-def test_where_it_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
-    cache = tmp_path / "cache" / "ref_logp"
-    for source in ("gsm8k-calculations", "owner/name:config"):
-        assert reference_file.place(source, {"rows": "a"}).parent == cache
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    path = folder / "rows.jsonl"
-    path.touch()
-    one, two = (reference_file.place(str(path), {"rows": rows}) for rows in "ab")
-    assert one.parent == two.parent == folder and one != two  # as with another model, precision or tokenizer
-    assert (
-        reference_file.place(str(folder), {"rows": "a"}).parent == tmp_path
-    )  # beside it, not among its rows
-    monkeypatch.setattr(os, "access", lambda *_: False)  # to be root is to be able to write
-    with caplog.at_level("INFO", "rectune"):
-        assert reference_file.place(str(path), {"rows": "a"}).parent == cache
-    assert "read-only" in caplog.text
+    assert error.value.where == "reference_model"

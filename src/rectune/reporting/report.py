@@ -22,7 +22,7 @@ from rectune.reporting.page_model import ArmEntry, ArmEvaluation, DriftWarning, 
 from rectune.reporting.sample_table import answer_tables
 from rectune.reporting.verdict import page_verdict
 from rectune.runtime.io import check_output
-from rectune.training.drift import LINES
+from rectune.training.drift import THRESHOLDS
 
 FORMATS = ("html", "markdown")
 
@@ -121,7 +121,7 @@ def _values(found: Report) -> dict[str, Any]:
     warnings: dict[tuple[str, str], list[DriftWarning]] = {}
     for warning in found.warnings:
         warnings.setdefault((warning.label, warning.figure), []).append(warning)
-    meanings = {name: line.means for name, line in LINES.items()}
+    meanings = {name: line.means for name, line in THRESHOLDS.items()}
     return {"report": found, "drift_warnings": warnings, "drift_meanings": meanings}
 
 

@@ -25,8 +25,7 @@ from rectune.objectives import grpo, k3
 from rectune.rl.advantages import token_weights
 from rectune.rl.policy import Policy, TokenLimit, value_loss
 from rectune.rl.rollout import Rollout
-from rectune.training.accumulation import named
-from rectune.training.determinism import repeatably
+from rectune.training.accumulation import named, run_deterministically
 from rectune.training.mixed_precision import Masters
 
 log = logging.getLogger("rectune")
@@ -125,7 +124,7 @@ class _Minibatch:
 
     def backward(self, limit: TokenLimit) -> dict[str, float]:
         """Leaves the gradient in the masters; sums over the tokens that were run."""
-        return repeatably(self.policy.device, lambda: limit.fit(self._attempt, self.lengths))
+        return run_deterministically(self.policy.device, lambda: limit.fit(self._attempt, self.lengths))
 
     def find_nonfinite_rows(self) -> list[str]:
         """The answers that, alone, have a loss or gradient that is not finite; leaves a useless gradient behind."""

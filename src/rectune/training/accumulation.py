@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +26,6 @@ from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase
 from rectune.runtime.memory import repeat_while_out_of_memory
 from rectune.training.dataloader import TrainingData, pair_columns
-from rectune.training.determinism import repeatably
 from rectune.training.fsdp import is_sharded, turns
 from rectune.training.metrics import MONITORED, Monitor
 from rectune.training.mixed_precision import Masters
@@ -32,6 +35,11 @@ from rectune.training.run_dir import keep_limit
 log = logging.getLogger("rectune")
 
 _NAMED = 8  # rows that one message names
+
+T = TypeVar("T")
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the first product of the process
+_unable: list[str] = []  # why this process no longer tries
 
 
 class Gradients:
@@ -77,7 +85,8 @@ class Gradients:
             UserError: A single row does not fit into memory, or weights are sharded.
         """
         return repeat_while_out_of_memory(
-            lambda: repeatably(self.accelerator.device, lambda: self._once(step, phase)), self._halve
+            lambda: run_deterministically(self.accelerator.device, lambda: self._once(step, phase)),
+            self._halve,
         )
 
     def find_nonfinite_rows(self, step: int, phase: Phase) -> list[str]:
@@ -197,3 +206,35 @@ def named(rows: list[str]) -> str:
     """The first of these rows, and how many more there are."""
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return ", ".join(rows[:_NAMED]) + more
+
+
+def run_deterministically(device: torch.device, function: Callable[[], T]) -> T:
+    """What `function` returns; gradients that it computes are the same bits each time, on this kind of GPU.
+
+    Where an operation of the model cannot be told to, that is said once, and `function` is called again without.
+    """
+    if device.type == "cuda" and not _unable:
+        try:
+            with _deterministic():
+                return function()
+        except RuntimeError as error:
+            if "use_deterministic_algorithms" not in str(error):
+                raise
+            _unable.append(str(error))
+        reason = _unable[0].partition(",")[0].partition(". ")[0]
+        log.warning("a run that goes on will not have the same bits as one never stopped: %s", reason)
+    return function()
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    settings: Any = torch.utils.deterministic
+    before, filled = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # a pass over each new tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        settings.fill_uninitialized_memory = filled

@@ -2,8 +2,7 @@
 
 At the start, at every evaluation and at the end: KL(base || model) over the whole vocabulary at the rows' targets, the
 model's entropy there, the probability of turn ends, and what answers look like that the model writes to the rows'
-prompts. It only looks: weights, random state and modes are left as they were. When a figure is worth a warning is in
-`drift_lines.py`; what chooses a checkpoint is in `metrics.py`.
+prompts. It only looks: weights, random state and modes do not change. What chooses a checkpoint is in `metrics.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from rectune.data.tokenization import IGNORED, Encoded, token_texts
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Head, Scorer
-from rectune.objective_spec import Phase, make_phases
+from rectune.objective_spec import make_phases
 from rectune.records import MetricsLine
 from rectune.runtime.io import write_json
 from rectune.sampling.hf.engine import HFEngine
@@ -40,8 +39,8 @@ from rectune.training.run_dir import run_template
 Figures = Mapping[str, float | None]
 
 
-class Line(NamedTuple):
-    """A figure is past its line where `crossed(now, start, value)` and it moved by `least` or more."""
+class Threshold(NamedTuple):
+    """A figure is past it where `crossed(now, start, value)` and it moved by `least` or more."""
 
     value: float
     crossed: Callable[[float, float, float], bool]
@@ -50,83 +49,60 @@ class Line(NamedTuple):
     least: float = 0.0
 
 
-def _above(now: float, start: float, value: float) -> bool:
-    return now > value
-
-
-def _above_and_doubled(now: float, start: float, value: float) -> bool:
-    return now > value and now > 2 * start
-
-
-def _grown(now: float, start: float, value: float) -> bool:
-    return now > value * start
-
-
-def _fallen(now: float, start: float, value: float) -> bool:
-    return now < value * start
-
-
 def _stay(config: TrainConfig) -> Iterator[str]:
     yield "lower learning_rate"
-    if "asft" in _objectives(config):
+    if "asft" in {phase.name for phase in make_phases(config)}:
         yield "raise the anchor of asft, the pull back to the base"
     else:
         yield "try objective = asft, which pulls back to the base"
 
 
 def _keep_entropy(config: TrainConfig) -> Iterator[str]:
-    others = [name for name in ("uncertain", "eaft", "psft") if name not in _objectives(config)]
+    used = {phase.name for phase in make_phases(config)}
+    others = [name for name in ("uncertain", "eaft", "psft") if name not in used]
     yield "try fewer steps or a lower learning_rate"
     yield f"or an objective that keeps entropy ({', '.join(others)})"
 
 
 def _protect(config: TrainConfig) -> Iterator[str]:
     """Where an objective gives end tokens up and the config lets it."""
-    if any(phase.min_eos_weight < 1 and phase.vanishes() for phase in _phases(config)):
+    if any(phase.min_eos_weight < 1 and phase.vanishes() for phase in make_phases(config)):
         yield "set min_eos_weight = 1"
     yield "check that the rows end their turns"
 
 
-def _objectives(config: TrainConfig) -> set[str]:
-    return {phase.name for phase in _phases(config)}
-
-
-def _phases(config: TrainConfig) -> tuple[Phase, ...]:
-    return make_phases(config)
-
-
-LINES = {
-    "kl": Line(
-        5.0, _above,
+THRESHOLDS = {
+    "kl": Threshold(
+        5.0, lambda now, start, value: now > value,
         "the model has left the base model's distribution, which goes with forgetting", _stay,
     ),
-    "entropy": Line(
-        0.1, _fallen,
+    "entropy": Threshold(
+        0.1, lambda now, start, value: now < value * start,
         "the model has become nearly certain of every token, so its samples lose variety", _keep_entropy,
         least=0.1,
     ),
-    "eos_p": Line(0.5, _fallen, "the model unlearns to end its turn", _protect, least=0.05),
-    "stopped": Line(
-        0.5, _fallen,
-        "fewer sampled answers end by themselves than the base model's", _protect,
-        least=0.25,
+    "eos_p": Threshold(
+        0.5, lambda now, start, value: now < value * start, "the model unlearns to end its turn", _protect, least=0.05,
     ),
-    "repetition": Line(
-        0.3, _above_and_doubled,
-        "sampled answers run in circles",
-        lambda config: ["try fewer steps or a lower learning_rate"],
+    "stopped": Threshold(
+        0.5, lambda now, start, value: now < value * start,
+        "fewer sampled answers end by themselves than the base model's", _protect, least=0.25,
     ),
-    "length": Line(
-        2.0, _grown,
+    "repetition": Threshold(
+        0.3, lambda now, start, value: now > value and now > 2 * start,
+        "sampled answers run in circles", lambda config: ["try fewer steps or a lower learning_rate"],
+    ),
+    "length": Threshold(
+        2.0, lambda now, start, value: now > value * start,
         "sampled answers are longer than the base model's and the reference answers",
         lambda config: ["read some of them (rectune sample): often the turn's end is missing"],
     ),
 }  # fmt: skip
-"""By the figure of the drift line that it is about."""
+"""By the name of the drift figure."""
 
 
 def warnings(now: Figures, start: Figures, *, reference_length: float) -> list[str]:
-    """Names of the figures that are past their line: what became worse, not what was low from the start.
+    """Names of the figures that are past their threshold: what became worse, not what was low from the start.
 
     Args:
         now, start: Figures of drift, of the model now and of the model as it was; None where there is none.
@@ -136,11 +112,11 @@ def warnings(now: Figures, start: Figures, *, reference_length: float) -> list[s
     if base.get("length") is not None:
         base["length"] = max(base["length"] or 0.0, reference_length)
     crossed = []
-    for name, line in LINES.items():
+    for name, threshold in THRESHOLDS.items():
         value, first = now.get(name), base.get(name)
-        if value is None or first is None or abs(value - first) < line.least:
+        if value is None or first is None or abs(value - first) < threshold.least:
             continue
-        if line.crossed(value, first, line.value):
+        if threshold.crossed(value, first, threshold.value):
             crossed.append(name)
     return crossed
 
@@ -149,8 +125,8 @@ def sentence(name: str, now: Figures, start: Figures, config: TrainConfig) -> st
     """The warning in words: the figure, what it was, what it means, and what to do that is not done yet."""
     was = start.get(name)
     before = "" if was is None or name == "kl" else f" (at the start {was:.3g})"
-    line = LINES[name]
-    return f"{name} is {now[name]:.3g}{before}: {line.means}; {', '.join(line.remedies(config))}"
+    threshold = THRESHOLDS[name]
+    return f"{name} is {now[name]:.3g}{before}: {threshold.means}; {', '.join(threshold.remedies(config))}"
 
 
 log = logging.getLogger("rectune")
@@ -243,7 +219,7 @@ class Probe:
 
         Figures: `kl` in nats per target, `entropy` in nats, `eos_p` mean probability of turn-ending and special
         targets; of sampled answers `repetition` mean share of repeated 4-grams, `length` mean tokens and `stopped`
-        share that ended by themselves; `warnings` names of figures past their line. None where nothing is measured.
+        share that ended by themselves; `warnings` names those past their threshold. None where nothing is measured.
         """
         began = time.perf_counter()
         training = self.scorer.model.training

@@ -1,9 +1,9 @@
-"""`ref_logp`: log-probs of the rows' targets under a model that stays as it is, computed once before the first step.
+"""`ref_logp`: log-probs of the rows' targets under a frozen model, computed once before the first step.
 
 iw-SFT and DPO compare the model with a reference: the weights that training starts from, or another model. Its
-log-probs do not change, so one pass computes them and `py` keeps them, where the next run and one that
-goes on find them; no second model is in memory while training. Objectives that need the reference's whole distribution
-(`kl`) get it as a frozen model. Reading rows is left to `dataloader.py`, computing columns to `models/scorer.py`.
+log-probs do not change, so one pass computes them, and a file in the cache keeps them for runs on the same rows and for
+resumed ones; no second model is in memory while training. Objectives that need the reference's whole distribution
+(`kl`) get it as a frozen model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
 from rectune.data.encoded_dataset import EncodedRows
-from rectune.data.load import PACKAGED, default_cache
+from rectune.data.load import default_cache
 from rectune.data.packing import collate, pack
 from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model
@@ -38,7 +38,12 @@ from rectune.runtime.io import replace_file, translate_disk_errors
 from rectune.runtime.progress import reporter
 from rectune.training.dataloader import LOGPROBS, Split, TrainingData
 
+log = logging.getLogger("rectune")
+
 FORMAT = "1"
+CAPACITY = (
+    4096  # tokens of a forward pass; not the run's, so that the file does not depend on how a run packs
+)
 _BELONGS = {"rows": "other rows", "fingerprint": "another model", "vocabulary": "another tokenizer"}
 
 
@@ -46,23 +51,11 @@ class Damaged(UserError):
     """A file whose content is not what was written."""
 
 
-def place(source: str, belongs: Mapping[str, str]) -> Path:
-    """Beside the data; in the cache folder for data of the package or the hub, and where beside is read-only.
-
-    Args:
-        source: The data, as the user named it.
-        belongs: What the file belongs to. Its name has a digest of this, so that files of several models lie side by
-            side.
-    """
+def cached_file(source: str, belongs: Mapping[str, str]) -> Path:
+    """The file in the cache folder for the data `source` and what it belongs to: rows, model, tokenizer, precision."""
     key = hashlib.blake2b(json.dumps(dict(belongs), sort_keys=True).encode(), digest_size=6).hexdigest()
-    path = Path(source).expanduser()
-    name = f"{path.name}.ref_logp-{key}{LOGPROBS}"
-    if source not in PACKAGED and path.exists():
-        beside = path.absolute().with_name(name)
-        if beside.exists() or os.access(beside.parent, os.W_OK):
-            return beside
-        log.info("ref_logp: %s is read-only, so it is kept in the cache folder", beside.parent)
-    return default_cache() / "ref_logp" / name
+    name = re.sub(r"[^\w.-]+", "-", Path(source).name)
+    return default_cache() / "reference_logprobs" / f"{name}-{key}{LOGPROBS}"
 
 
 def read(path: Path, belongs: Mapping[str, str]) -> tuple[Tensor, dict[str, str]]:
@@ -105,13 +98,6 @@ def write(path: Path, values: Tensor, header: Mapping[str, str]) -> None:
 
 def _checksum(values: Tensor) -> str:
     return f"{zlib.crc32(values.numpy().data):08x}"
-
-
-log = logging.getLogger("rectune")
-
-CAPACITY = (
-    4096  # tokens of a forward pass; not the run's, so that the file does not depend on how a run packs
-)
 
 
 @dataclass(frozen=True)
@@ -173,7 +159,7 @@ def reference_logprobs(
         "precision": str(scorer.dtype).removeprefix("torch."),
         "memory_budget": str(config.logits_memory_mb),
     }
-    path = place(config.data, belongs)
+    path = cached_file(config.data, belongs)
     found = _kept(path, belongs, accelerator)
     if found is None:
         log.info("ref_logp: computing it for %s with %s", rows.name, given or "the weights as they are")

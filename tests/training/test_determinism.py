@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rectune.training import determinism as repeatable
-from rectune.training.determinism import repeatably
+from rectune.training import accumulation as repeatable
+from rectune.training.accumulation import run_deterministically
 
 GPU = torch.device("cuda")  # named only: nothing here needs one
 
@@ -20,11 +20,11 @@ def _forget() -> Iterator[None]:
 
 
 def test_on_within_and_as_before_behind() -> None:
-    assert repeatably(GPU, torch.are_deterministic_algorithms_enabled)
+    assert run_deterministically(GPU, torch.are_deterministic_algorithms_enabled)
     assert not torch.are_deterministic_algorithms_enabled()
-    assert not repeatably(torch.device("cpu"), torch.are_deterministic_algorithms_enabled)
+    assert not run_deterministically(torch.device("cpu"), torch.are_deterministic_algorithms_enabled)
     with pytest.raises(RuntimeError, match="out of memory"):
-        repeatably(GPU, lambda: exec("raise RuntimeError('CUDA out of memory')"))
+        run_deterministically(GPU, lambda: exec("raise RuntimeError('CUDA out of memory')"))
     assert not torch.are_deterministic_algorithms_enabled() and not repeatable._unable
     assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
@@ -41,7 +41,7 @@ def test_an_operation_that_cannot_is_named_once(caplog: pytest.LogCaptureFixture
             )
         return 3
 
-    assert [repeatably(GPU, counts) for _ in range(2)] == [3, 3]
+    assert [run_deterministically(GPU, counts) for _ in range(2)] == [3, 3]
     assert calls == [True, False, False]
     (said,) = [record.message for record in caplog.records]
     assert said.endswith(
