@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from rectune.config import EvalConfig
+from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.metrics import score
 from rectune.records import EvalProtocol, Evaluation, Graded, TaskResult, write_record
+from rectune.sampling.types import Engine
 
 ONE, TWO = "2 + 4", "(2 + 4) * 3"
 
@@ -52,6 +55,21 @@ def write_evaluation(
     write_record(folder / "evaluation.json", Evaluation(fingerprint="f", protocol=protocol, benchmarks=tasks))
     (folder / "graded.jsonl").write_text("".join(json.dumps(sample.to_dict()) + "\n" for sample in every))
     return folder
+
+
+def run_eval(
+    model: object, out: Path, *tasks: object, engine: Engine | None = None, **settings: Any
+) -> Evaluation:
+    """Evaluate a model on tasks or files of problems."""
+    names = [str(task) for task in tasks]
+    return evaluate(EvalConfig(model=str(model), output_dir=out, tasks=names, **settings), engine=engine)
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
 
 
 def calculations(*parts: tuple[str, int, int], seed: int = 0) -> list[list[tuple[str, bool]]]:

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rectune.config import load_config, read_toml
+from rectune.config import TaskConfig, load_config, read_toml
 from rectune.data.load import default_cache
 from rectune.errors import UserError
-from rectune.evaluation.prompts import Wanted, ask
+from rectune.evaluation.prompts import build_prompts
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings
 from rectune.experiments.reproduce import Recipe, RecipeArm, make_config
@@ -62,8 +62,8 @@ def make_grid(recipe: Recipe, out: Path, budget: float) -> Grid:
     """The grid of a recipe at mini scale, for one seed; writes the files of the task that are not there yet."""
     mini = load_mini(budget)
     folder = make_task(mini)
-    wanted = Wanted((), [folder / f"{name}.jsonl" for name in (*DOMAINS, "validation")], None, None, 0)
-    problems = {name: asked.problems for name, asked in ask(wanted, None, None, None).items()}
+    tasks = TaskConfig(tasks=[str(folder / f"{name}.jsonl") for name in (*DOMAINS, "validation")])
+    problems = {name: task.problems for name, task in build_prompts(tasks).items()}
     draws, tried = mini["draws"], mini["sweep"]
     sweep = SweepSettings(tuple(tried["rates"]), share=tried["share"], num_samples=tried["n"])
     return Grid(

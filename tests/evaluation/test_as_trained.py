@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
+from evaluations import run_eval
 from rectune.cli.app import app
 from rectune.config import load_config
 from rectune.data.trained_prompt import run_prompt
-from rectune.evaluation.evaluate import evaluate
-from rectune.evaluation.prompts import mismatches
+from rectune.evaluation.prompts import warn_of_mismatches
 from rectune.training.trainer import train
 from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + CHATML
-SHORT = {"n": 1, "max_new_tokens": 2}
+SHORT = {"num_samples": 1, "max_new_tokens": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Callable[..., Path]:
-    def start(case: str, *, chat_template: str = CHATML, **settings: Any) -> Path:
+    def start(case: str, *, tokenizer_template: str = CHATML, **settings: Any) -> Path:
         tiny_model().save_pretrained(tmp_path / "base")
-        byte_tokenizer(chat_template=chat_template).save_pretrained(tmp_path / "base")
+        byte_tokenizer(chat_template=tokenizer_template).save_pretrained(tmp_path / "base")
         named = {key.replace("__", "."): value for key, value in settings.items()}
         given = {
             "model": str(tmp_path / "base"), "data": str(CASES / case / "rows.jsonl"), "output_dir": tmp_path / "run",
@@ -50,7 +50,7 @@ def prompt(file: Path) -> str:
 
 
 def run_sample(model: Path, problems: Path, out: Path, *more: str) -> str:
-    short = ("-n", "1", "--max-new-tokens", "2", "--dtype", "fp32")
+    short = ("-n", "1", "--max-new-tokens", "2", "--dtype", "float32")
     app(
         ["sample", "--model", str(model), "--problems", str(problems), "--output", str(out), *short, *more],
         result_action="return_value",
@@ -66,9 +66,7 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
     case = "39-lora-run-eval"
     run = trained(case, lora_r=2, system_prompt="Be brief.")
     problems = CASES / case / "p.jsonl"
-    result = evaluate(
-        str(run / inside), out=tmp_path / "eval", benchmark_files=[problems], precision="fp32", **SHORT
-    )
+    result = run_eval(str(run / inside), tmp_path / "eval", problems, dtype="float32", **SHORT)
     assert result.training_run == str(run)
     assert result.protocol.system == "Be brief."
     [warning] = result.warnings
@@ -84,7 +82,7 @@ def test_the_template_that_a_run_kept_is_no_other_template(trained: Any) -> None
     run = run_prompt(str(trained("39-lora-run-eval", lora_r=2)))
     assert run is not None and run.template != run.rows.chat_template
     for template, said in ((run.template, False), (run.rows.chat_template, False), ("none", True)):
-        warnings = mismatches(run, {}, run.rows.system_prompt, template)
+        warnings = warn_of_mismatches(run, {}, run.rows.system_prompt, template)
         assert any(warning.startswith("trained with template") for warning in warnings) == said
 
 
@@ -94,9 +92,7 @@ def test_a_run_without_a_model_says_so(trained: Any, tmp_path: Path) -> None:
     from rectune.errors import UserError
 
     with pytest.raises(UserError, match="the run has no model yet; train it to the end"):
-        evaluate(
-            str(run), out=tmp_path / "eval", benchmark_files=[CASES / "39-lora-run-eval/p.jsonl"], **SHORT
-        )
+        run_eval(str(run), tmp_path / "eval", CASES / "39-lora-run-eval/p.jsonl", **SHORT)
 
 
 @pytest.mark.parametrize("inside", ["", "model"])
@@ -109,11 +105,11 @@ def test_sampling_asks_with_the_template_of_the_run(trained: Any, tmp_path: Path
     own.unlink()  # the run has it
     asked = run_sample(run / inside, case / "p.jsonl", tmp_path / "samples.jsonl")
     assert asked == "<|im_start|>[user] say 3<|im_end|><|im_start|>[assistant] "
-    evaluate(
+    run_eval(
         str(run / inside),
-        out=tmp_path / "eval",
-        benchmark_files=[case / "p.jsonl"],
-        precision="fp32",
+        tmp_path / "eval",
+        case / "p.jsonl",
+        dtype="float32",
         **SHORT,
     )
     assert prompt(tmp_path / "eval/samples.jsonl") == asked
@@ -126,13 +122,11 @@ def test_a_run_is_evaluated_on_the_day_that_it_began(
 ) -> None:
     case = CASES / "23-date-template"
     stop_clock(monkeypatch, date(2027, 1, 1))
-    run = trained(case.name, chat_template=DATED)
+    run = trained(case.name, tokenizer_template=DATED)
     stop_clock(monkeypatch, date(2027, 1, 3))
     asked = run_sample(run / "model", case / "p.jsonl", tmp_path / "samples.jsonl")
     assert asked.startswith("Today: 01 Jan 2027\n")
-    result = evaluate(
-        str(run), out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **SHORT
-    )
+    result = run_eval(str(run), tmp_path / "eval", case / "p.jsonl", dtype="float32", **SHORT)
     assert prompt(tmp_path / "eval/samples.jsonl") == asked
     assert (result.protocol.template, result.protocol.date) == ("auto", "2027-01-01")
     assert result.warnings == []
@@ -143,14 +137,12 @@ def test_an_evaluation_that_goes_on_keeps_its_day(
 ) -> None:
     case = CASES / "23-date-template"
     stop_clock(monkeypatch, date(2027, 1, 1))
-    trained(case.name, chat_template=DATED)
+    trained(case.name, tokenizer_template=DATED)
     base = str(tmp_path / "base")
-    evaluate(base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **SHORT)
+    run_eval(base, tmp_path / "eval", case / "p.jsonl", dtype="float32", **SHORT)
     stop_clock(monkeypatch, date(2027, 1, 2))
-    more = {**SHORT, "n": 2}
-    result = evaluate(
-        base, out=tmp_path / "eval", benchmark_files=[case / "p.jsonl"], precision="fp32", **more
-    )
+    more = {**SHORT, "num_samples": 2}
+    result = run_eval(base, tmp_path / "eval", case / "p.jsonl", dtype="float32", **more)
     assert result.protocol.date == "2027-01-01"
     caplog.set_level(logging.WARNING, "rectune")
     assert run_sample(Path(base), case / "p.jsonl", tmp_path / "s.jsonl").startswith("Today: 02 Jan 2027\n")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluations import run_eval, write
 from rectune.analysis.decomposition import sampled_entropy
 from rectune.analysis.entropy_matching import (
     encoded_answers,
@@ -21,7 +22,6 @@ from rectune.analysis.entropy_matching import (
 from rectune.analysis.significance import read_arms
 from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
-from rectune.evaluation.evaluate import evaluate
 from rectune.grading.files import graded_lines
 from rectune.models.scorer import Scorer
 from toys import byte_tokenizer, tiny_model
@@ -45,14 +45,9 @@ def save(folder, *, seed, sharper=1.0):
 
 
 def evaluate_folder(root, name, model):
-    problems = root / "problems.jsonl"
-    problems.write_text(
-        "".join(json.dumps({"prompt": f"{i}?", "answer": "1", "grader": "exact"}) + "\n" for i in range(16))
-    )
-    evaluate(
-        str(model), benchmark_files=[problems], out=root / name, n=8, max_new_tokens=16,
-        precision="fp32",
-    )  # fmt: skip
+    problems = ({"prompt": f"{i}?", "answer": "1", "grader": "exact"} for i in range(16))
+    file = write(root / "problems.jsonl", *problems)
+    run_eval(model, root / name, file, num_samples=8, max_new_tokens=16, dtype="float32")
     return root / name
 
 

@@ -1,4 +1,4 @@
-"""`evaluate` from problems to evaluation.json, with answers by script, and comparing two evaluations."""
+"""`evaluate` from problems to evaluation.json, with scripted answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from evaluations import run_eval, write
 from rectune.cli.app import main
 from rectune.data.chat_template import choose_template
 from rectune.errors import UserError
-from rectune.evaluation.evaluate import evaluate, table
+from rectune.evaluation.evaluate import table
 from rectune.evaluation.metrics import read_evaluation, verdict_matrix
 from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer
@@ -41,11 +42,6 @@ class Script:
             yield Completion(request, ids, [0.0] * len(ids), text, reason)
 
 
-def write(path, *records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
 @pytest.fixture
 def sums(tmp_path):
     """24 sums; the answer to sum i is i."""
@@ -61,15 +57,13 @@ def often(problem_id: str, index: int) -> str:
     return f"So it is \\boxed{{{i if i % 2 == 0 or index == 0 else 99}}}."
 
 
-def rarely(problem_id: str, index: int) -> str:
-    return f"\\boxed{{{problem_id.split('/')[1] if index == 0 else 99}}}"
+def two(problem_id: str, index: int) -> str:
+    return "2"
 
 
 def test_an_evaluation_holds_protocol_and_numbers(tmp_path, sums):
     out = tmp_path / "out"
-    result = evaluate(
-        "scripted", benchmark_files=[sums], out=out, n=4, max_new_tokens=64, engine=Script(often)
-    )
+    result = run_eval("scripted", out, sums, num_samples=4, max_new_tokens=64, engine=Script(often))
     assert read_evaluation(out) == result
     numbers = result.benchmarks["sums"]
     assert numbers.avg.mean == pytest.approx((12 + 3) / 24)
@@ -87,63 +81,49 @@ def test_an_evaluation_holds_protocol_and_numbers(tmp_path, sums):
     (row,) = table(result)
     assert (row["benchmark"], row["problems"]) == ("sums", "24")
     assert row["avg@4"].startswith("62.5 [")
+    ids, correct = verdict_matrix(out, "sums")
+    assert np.array_equal(correct[:2], [[1, 1, 1, 1], [1, 0, 0, 0]])
+    assert ids == numbers.problem_ids
 
 
 def test_defaults_are_the_papers_protocol(tmp_path):
-    write(
-        tmp_path / "gsm8k.jsonl",
-        {"question": "1+1?", "answer": "#### 2"},
-        {"question": "2?", "answer": "#### 2"},
-    )
-    result = evaluate(
-        "scripted",
-        ["gsm8k"],
-        out=tmp_path / "o",
-        benchmark_dir=tmp_path,
-        engine=Script(lambda p, i: "#### 2"),
-    )
+    records = [{"question": "1+1?", "answer": "#### 2"}, {"question": "2?", "answer": "#### 2"}]
+    write(tmp_path / "gsm8k.jsonl", *records)
+    result = run_eval("scripted", tmp_path / "o", "gsm8k", include_path=tmp_path, engine=Script(two))
     protocol = result.protocol
     assert (protocol.n, protocol.temperature, protocol.max_new_tokens) == (16, 1.0, 4096)
     numbers = result.benchmarks["gsm8k"]
-    assert "Please reason step by step, and put your final answer within \\boxed{}." in numbers.first_prompt
+    instruction = "Please reason step by step, and put your final answer within \\boxed{}."
+    assert instruction in numbers.first_prompt
     assert numbers.licence == "MIT"
     assert list(numbers.pass_at) == ["1", "2", "4", "8", "16"]
 
 
-def test_going_on_draws_only_what_is_missing(tmp_path, sums):
+def test_resuming_samples_only_what_is_missing(tmp_path, sums):
     out, first = tmp_path / "out", Script(often)
-    settings = {"benchmark_files": [sums], "out": out, "max_new_tokens": 64}
-    two = evaluate("scripted", n=2, engine=first, **settings)
+    twice = run_eval("scripted", out, sums, num_samples=2, engine=first, max_new_tokens=64)
     samples = out / "samples.jsonl"
     whole = samples.read_text()
     samples.write_text(whole[: len(whole) - 40])  # killed in the middle of a line
     (out / "graded.jsonl").unlink()
-    again = Script(often)
-    assert evaluate("scripted", n=2, engine=again, **settings) == two
+    again, more = Script(often), Script(often)
+    assert run_eval("scripted", out, sums, num_samples=2, engine=again, max_new_tokens=64) == twice
     assert (first.drawn, again.drawn) == (48, 1)
     assert samples.read_text() == whole
-    more = Script(often)
-    assert evaluate("scripted", n=4, engine=more, **settings).benchmarks["sums"].samples == 96
-    assert more.drawn == 48
-    fewer = evaluate("scripted", n=2, engine=Script(often), limit=5, **settings)
+    result = run_eval("scripted", out, sums, num_samples=4, engine=more, max_new_tokens=64)
+    assert (result.benchmarks["sums"].samples, more.drawn) == (96, 48)
+    fewer = run_eval("scripted", out, sums, num_samples=2, engine=more, max_new_tokens=64, limit=5)
     assert fewer.benchmarks["sums"].samples == 10
-
-
-def test_another_model_in_the_same_folder_is_refused(tmp_path, sums):
-    settings = {"benchmark_files": [sums], "out": tmp_path / "out", "n": 1}
-    evaluate("scripted", engine=Script(often), **settings)
     with pytest.raises(UserError, match="another model"):
-        evaluate("scripted", engine=Script(often, fingerprint="g"), **settings)
+        run_eval("s", out, sums, num_samples=2, engine=Script(often, fingerprint="g"), max_new_tokens=64)
 
 
 def test_calculations_show_their_shape(tmp_path):
-    file = write(
-        tmp_path / "calc.jsonl",
-        *({"prompt": f"{i}?", "answer": "6", "grader": "expression"} for i in range(4)),
-    )
+    problems = ({"prompt": f"{i}?", "answer": "6", "grader": "expression"} for i in range(4))
+    file = write(tmp_path / "calc.jsonl", *problems)
     words = ["2 + 4", "6", "(1 + 1) * 3", "no idea"]
     script = Script(lambda p, i: words[int(p.split("/")[1]) - 1])
-    numbers = evaluate("s", benchmark_files=[file], out=tmp_path / "o", n=1, engine=script).benchmarks["calc"]
+    numbers = run_eval("s", tmp_path / "o", file, num_samples=1, engine=script).benchmarks["calc"]
     assert numbers.operations == {"0": 1, "1": 1, "2": 1, "none": 1}
     assert numbers.verdicts["unparsed"] == 1
 
@@ -155,29 +135,25 @@ def run(tmp_path, monkeypatch):
     rows = ({"prompt": f"Question: {i * i} apples?\nCalculation: ", "completion": "1"} for i in range(30))
     data = write(tmp_path / "rows.jsonl", *rows)
     (tmp_path / "run" / "model").mkdir(parents=True)
-    config = {"data": str(data), "objective": "dft", "rows": {"template": "none"}}
+    config = {"data": str(data), "objective": "dft", "chat_template": "none"}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    write(tmp_path / "gsm8k.jsonl", {"question": "How many?", "answer": "#### 2"})
     return tmp_path / "run"
 
 
 def test_a_run_is_asked_as_it_was_trained(tmp_path, run):
-    write(tmp_path / "gsm8k.jsonl", {"question": "How many?", "answer": "#### 2"})
-    script = Script(lambda p, i: "2", template="none")
-    settings = {"benchmark_dir": tmp_path, "n": 1, "engine": script}
-    result = evaluate(str(run), ["gsm8k"], out=tmp_path / "o", **settings)
+    script = Script(two, template="none")
+    result = run_eval(run, tmp_path / "o", "gsm8k", include_path=tmp_path, num_samples=1, engine=script)
     assert result.benchmarks["gsm8k"].first_prompt == "Question: How many?\nCalculation: "
-    assert result.protocol.template == "none"
-    assert result.training_run == str(run)
-    assert result.warnings == []
+    assert (result.protocol.template, result.training_run, result.warnings) == ("none", str(run), [])
 
 
 def test_prompts_that_differ_from_training_are_a_loud_warning(tmp_path, run, caplog):
-    write(tmp_path / "gsm8k.jsonl", {"question": "How many?", "answer": "#### 2"})
-    settings = {"benchmark_dir": tmp_path, "n": 1, "engine": Script(lambda p, i: "2")}
-    result = evaluate(
-        str(run), ["gsm8k"], out=tmp_path / "o", prompt="{question} Box it.", template="auto", system="Hi",
-        **settings,
-    )  # fmt: skip
+    own = {"prompt": "{question} Box it.", "chat_template": "auto", "system_prompt": "Hi"}
+    script = Script(two)
+    result = run_eval(
+        run, tmp_path / "o", "gsm8k", include_path=tmp_path, num_samples=1, engine=script, **own
+    )
     assert len(result.warnings) == 3
     assert "trained with template none, evaluated with auto" in result.warnings[0]
     assert "'Hi'" in result.warnings[1]
@@ -185,57 +161,43 @@ def test_prompts_that_differ_from_training_are_a_loud_warning(tmp_path, run, cap
     assert sum("PROMPT MISMATCH" in record.message for record in caplog.records) == 3
 
 
-def test_problems_that_bring_their_prompt_are_compared_with_training(tmp_path, run):
-    def warnings(name, prompt):
-        problems = ({"prompt": prompt.replace("{i}", str(7 * i)), "answer": "1"} for i in range(25))
-        file = write(tmp_path / f"{name}.jsonl", *problems)
-        script = Script(lambda p, i: "2", template="none")
-        return evaluate(str(run), benchmark_files=[file], out=tmp_path / name, n=1, engine=script).warnings
+@pytest.mark.parametrize(
+    ("prompt", "warnings"), [("Question: {i} pears?\nCalculation: ", 0), ("Q: {i} pears?\nA: ", 1)]
+)
+def test_problems_that_bring_their_prompt_are_compared_with_training(tmp_path, run, prompt, warnings):
+    problems = ({"prompt": prompt.replace("{i}", str(7 * i)), "answer": "1"} for i in range(25))
+    file = write(tmp_path / "own.jsonl", *problems)
+    script = Script(two, template="none")
+    result = run_eval(run, tmp_path / "o", file, num_samples=1, engine=script)
+    assert len(result.warnings) == warnings
 
-    assert warnings("same", "Question: {i} pears?\nCalculation: ") == []
-    assert len(warnings("other", "Q: {i} pears?\nA: ")) == 1
 
-
-def test_overlap_with_the_training_rows_is_listed(tmp_path, run):
+def test_overlap_with_the_training_rows_is_listed(tmp_path):
     long = "A farmer has 12 hens and each hen lays 3 eggs a day, how many eggs in a week of seven days?"
     rows = write(
         tmp_path / "train.jsonl", {"prompt": "a?", "completion": "1"}, {"prompt": long, "completion": "1"}
     )
     write(tmp_path / "gsm8k.jsonl", {"question": long, "answer": "#### 252"},
           {"question": "Please reason step by step?", "answer": "#### 1"})  # fmt: skip
-    result = evaluate("s", ["gsm8k"], out=tmp_path / "o", benchmark_dir=tmp_path, n=1,
-                      check_overlap=str(rows), engine=Script(lambda p, i: "1"))  # fmt: skip
+    result = run_eval("s", tmp_path / "o", "gsm8k", include_path=tmp_path, num_samples=1,
+                      check_overlap=str(rows), engine=Script(two))  # fmt: skip
     assert result.overlap.problems == 2
     (found,) = result.overlap.found
     assert (found.problem_id, found.where) == ("gsm8k/0", f"{rows}:2")
 
 
-def test_the_verdicts_are_a_matrix_of_problems_and_samples(tmp_path, sums):
-    evaluate("b", out=tmp_path / "b", engine=Script(often), benchmark_files=[sums], n=4, max_new_tokens=64)
-    ids, correct = verdict_matrix(tmp_path / "b", "sums")
-    assert np.array_equal(correct[:2], [[1, 1, 1, 1], [1, 0, 0, 0]])
-    assert ids[0] == "sums/0"
-
-
-def test_a_file_of_problems_stands_among_the_benchmarks(tmp_path, sums):
-    found = evaluate("m", [str(sums)], out=tmp_path / "o", engine=Script(often), n=1)
-    assert list(found.benchmarks) == [sums.stem]
-    with pytest.raises(UserError, match="two benchmarks named"):
-        evaluate("m", [str(sums)], benchmark_files=[sums], out=tmp_path / "p", engine=Script(often), n=1)
-
-
 def test_mistakes_are_one_clear_line(tmp_path, sums):
-    with pytest.raises(UserError, match="nothing to evaluate on"):
-        evaluate("m", out=tmp_path / "o")
-    with pytest.raises(UserError, match="unknown benchmark 'gsm9'"):
-        evaluate("m", ["gsm9"], out=tmp_path / "o")
-    with pytest.raises(UserError, match="num_samples: 0 is out of range"):
-        evaluate("m", benchmark_files=[sums], out=tmp_path / "o", n=0, engine=Script(often))
-    with pytest.raises(UserError, match="two benchmarks named 'sums'"):
-        evaluate("m", benchmark_files=[sums, sums], out=tmp_path / "o")
+    for tasks, said in (
+        ([], "nothing to evaluate on"),
+        (["gsm9"], "unknown task 'gsm9'"),
+        ([sums, sums], "two tasks named 'sums'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run_eval("m", tmp_path / "o", *tasks)
     with pytest.raises(UserError, match=r"no evaluation\.json"):
         read_evaluation(tmp_path)
     assert not (tmp_path / "o" / "evaluation.json").exists()
+    assert main(["eval", "--model", "m", "--tasks", str(sums), "--output-dir", str(tmp_path), "-n", "0"]) == 2
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ import pytest
 
 from rectune.data.schema import Turn
 from rectune.errors import UserError
-from rectune.evaluation.tasks import BENCHMARKS, BOXED, load_benchmark, load_benchmark_file
+from rectune.evaluation.tasks import BOXED, TASKS, load_task
 from rectune.grading.code import grade_code
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -36,7 +36,7 @@ def write(path: Path, *records: object) -> Path:
     ],
 )
 def test_whole_benchmarks_load_from_a_folder(name, count, answer):
-    problems = load_benchmark(name, benchmark_dir=DATA)
+    problems = load_task(name, include_path=DATA)
     assert len(problems) == count == len({p.problem_id for p in problems})
     assert problems[0].answer == answer
     assert problems[0].problem_id.startswith(f"{name}/")
@@ -50,15 +50,15 @@ def test_whole_benchmarks_load_from_a_folder(name, count, answer):
 
 @needs_data
 def test_olympiadbench_keeps_what_its_grading_needs():
-    extras = [p.extra or {} for p in load_benchmark("olympiadbench", benchmark_dir=DATA)]
+    extras = [p.extra or {} for p in load_task("olympiadbench", include_path=DATA)]
     assert sum(bool(e.get("multiple")) for e in extras) == 94
     assert [e for e in extras if "tolerance" in e] == [{"tolerance": "1e-1", "unit": "%"}]
 
 
 @needs_data
 def test_code_benchmarks_carry_tests_that_their_reference_passes():
-    humaneval = load_benchmark("humaneval", benchmark_dir=DATA)
-    mbpp = load_benchmark("mbpp", benchmark_dir=DATA)
+    humaneval = load_task("humaneval", include_path=DATA)
+    mbpp = load_task("mbpp", include_path=DATA)
     assert (len(humaneval), len(mbpp)) == (164, 500)
     assert {p.grader for p in humaneval + mbpp} == {"code"}
     for problem in (humaneval[0], mbpp[0]):
@@ -67,12 +67,12 @@ def test_code_benchmarks_carry_tests_that_their_reference_passes():
 
 
 def test_every_benchmark_says_where_it_is_from():
-    assert {"gsm8k", "minerva", "aime25", "natural_questions", "svamp-calculations"} <= set(BENCHMARKS)
-    for benchmark in BENCHMARKS.values():
+    assert {"gsm8k", "minerva", "aime25", "natural_questions", "svamp-calculations"} <= set(TASKS)
+    for benchmark in TASKS.values():
         assert benchmark.origin
         assert benchmark.licence
         assert "{question}" in benchmark.prompt
-    assert BENCHMARKS["math500"].prompt == BOXED
+    assert TASKS["math500"].prompt == BOXED
 
 
 HUB = {
@@ -99,15 +99,15 @@ def test_records_from_the_hub_are_understood(name, monkeypatch):
         return datasets.Dataset.from_list([record])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    (problem,) = load_benchmark(name)
-    hub, _, config = BENCHMARKS[name].hub.partition(":")
-    assert asked == [(hub, config or None, BENCHMARKS[name].split)]
+    (problem,) = load_task(name)
+    hub, _, config = TASKS[name].hub.partition(":")
+    assert asked == [(hub, config or None, TASKS[name].split)]
     assert problem.answer == answer
-    assert problem.where == f"{BENCHMARKS[name].hub}[0]"
+    assert problem.where == f"{TASKS[name].hub}[0]"
 
 
 def test_packaged_calculations_need_no_folder():
-    inside, outside = load_benchmark("gsm8k-calculations"), load_benchmark("svamp-calculations", limit=7)
+    inside, outside = load_task("gsm8k-calculations"), load_task("svamp-calculations", limit=7)
     assert (len(inside), len(outside)) == (305, 7)
     assert {p.grader for p in inside + outside} == {"expression"}
     assert inside[0].prompt[0].content.endswith("\nCalculation: ")
@@ -116,7 +116,7 @@ def test_packaged_calculations_need_no_folder():
 
 def test_a_file_named_after_the_benchmark_serves(tmp_path):
     write(tmp_path / "aime24.jsonl", {"id": 7, "problem": "1+1?", "answer": 2.0})
-    (problem,) = load_benchmark("aime24", benchmark_dir=tmp_path)
+    (problem,) = load_task("aime24", include_path=tmp_path)
     assert (problem.problem_id, problem.answer) == ("aime24/7", "2")
 
 
@@ -135,12 +135,12 @@ def test_a_record_without_an_answer_has_it_in_the_last_box_of_its_solution(tmp_p
     solution = f"first \\boxed{{1}}, so that $\\boxed{{{gold}}}$."
     folder = {"minerva": "minerva_math"}.get(name, name)
     write(tmp_path / folder / "test.jsonl", {"problem": "x?", "solution": solution, "idx": 0})
-    assert load_benchmark(name, benchmark_dir=tmp_path)[0].answer == gold
+    assert load_task(name, include_path=tmp_path)[0].answer == gold
 
 
 def test_several_gold_answers_stay_a_list(tmp_path):
     write(tmp_path / "natural_questions.jsonl", {"question": "who?", "answer": ["Ada", "Ada Lovelace"]})
-    (problem,) = load_benchmark("natural_questions", benchmark_dir=tmp_path)
+    (problem,) = load_task("natural_questions", include_path=tmp_path)
     assert (problem.answer, problem.grader) == (["Ada", "Ada Lovelace"], "exact")
 
 
@@ -148,7 +148,7 @@ def test_limit_draws_the_same_problems_for_the_same_seed(tmp_path):
     write(tmp_path / "gsm8k.jsonl", *({"question": f"q{i}", "answer": f"#### {i}"} for i in range(50)))
 
     def draw(**k):
-        return [p.problem_id for p in load_benchmark("gsm8k", benchmark_dir=tmp_path, **k)]
+        return [p.problem_id for p in load_task("gsm8k", include_path=tmp_path, **k)]
 
     assert len(draw(limit=9)) == 9
     assert draw(limit=9) == draw(limit=9) != draw(limit=9, seed=1)
@@ -158,9 +158,7 @@ def test_limit_draws_the_same_problems_for_the_same_seed(tmp_path):
 
 def test_prompt_and_system_replace_the_default(tmp_path):
     write(tmp_path / "gsm8k.jsonl", {"question": "How {many}?", "answer": "#### 1,000"})
-    (problem,) = load_benchmark(
-        "gsm8k", benchmark_dir=tmp_path, prompt="Q: {question}\nA:", system="Be brief."
-    )
+    (problem,) = load_task("gsm8k", include_path=tmp_path, prompt="Q: {question}\nA:", system="Be brief.")
     assert problem.prompt == (Turn("system", "Be brief."), Turn("user", "Q: How {many}?\nA:"))
     assert problem.answer == "1000"
 
@@ -173,7 +171,7 @@ def test_own_file_takes_prompts_messages_graders_and_extras(tmp_path):
         {"prompt": [{"role": "user", "content": "Add."}], "answer": "1", "grader": "expression",
          "problem_id": "x", "extra": {"tolerance": "1e-2"}},
     )  # fmt: skip
-    first, second, third = load_benchmark_file(path)
+    first, second, third = load_task(path)
     assert first.prompt == (Turn("user", "2+2?"),)
     assert (first.problem_id, first.answer, first.grader) == ("mine/1", "4", "math")
     assert second.prompt == (Turn("user", "3+3?"),)
@@ -195,7 +193,7 @@ def test_own_file_takes_prompts_messages_graders_and_extras(tmp_path):
 def test_a_bad_record_is_named_with_its_line(tmp_path, record, said):
     path = write(tmp_path / "aime24.jsonl", {"problem": "2+2?", "answer": "4"}, record)
     with pytest.raises(UserError) as error:
-        load_benchmark("aime24", benchmark_dir=tmp_path)
+        load_task("aime24", include_path=tmp_path)
     assert said in str(error.value)
     assert str(error.value).startswith(f"{path}:2: ")
 
@@ -209,26 +207,26 @@ def test_bad_records_of_special_layouts_are_named(tmp_path):
     ):
         write(tmp_path / f"{name}.jsonl", record)
         with pytest.raises(UserError, match=said):
-            load_benchmark(name, benchmark_dir=tmp_path)
+            load_task(name, include_path=tmp_path)
 
 
 def test_other_mistakes_are_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="unknown benchmark 'gsm8'; did you mean 'gsm8k'"):
-        load_benchmark("gsm8")
+    with pytest.raises(UserError, match="unknown task 'gsm8'; did you mean 'gsm8k'"):
+        load_task("gsm8")
     with pytest.raises(UserError, match=r"aime24: not in .*American Invitational.*licence: none stated"):
-        load_benchmark("aime24", benchmark_dir=tmp_path)
+        load_task("aime24", include_path=tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        load_benchmark("aime24", benchmark_dir=tmp_path / "nowhere")
+        load_task("aime24", include_path=tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"singleop: not packaged.*redistributed under MIT"):
-        load_benchmark("singleop")
+        load_task("singleop")
     write(tmp_path / "aime25.jsonl", *[{"problem": "x?", "answer": "1", "id": "a"}] * 2)
     with pytest.raises(UserError, match=r"aime25.jsonl:2: problem id aime25/a is that of .*:1 too"):
-        load_benchmark("aime25", benchmark_dir=tmp_path)
+        load_task("aime25", include_path=tmp_path)
     one = write(tmp_path / "one.jsonl", {"prompt": "x?", "answer": "1"})
     with pytest.raises(UserError, match=r"no \{question\}"):
-        load_benchmark_file(one, prompt="Answer!")
+        load_task(one, prompt="Answer!")
     bad = write(tmp_path / "bad.jsonl", {"prompt": "x?", "answer": "1", "grader": "maths"})
     with pytest.raises(UserError, match=r"bad.jsonl:1: unknown grader 'maths'; did you mean 'math'"):
-        load_benchmark_file(bad)
-    with pytest.raises(UserError, match="limit of 0"):
-        load_benchmark_file(one, limit=0)
+        load_task(bad)
+    with pytest.raises(UserError, match="must be at least 1"):
+        load_task(one, limit=0)

@@ -8,7 +8,7 @@ import pytest
 
 from comparisons import Task, config_of, problem, write
 from rectune.errors import UserError
-from rectune.evaluation.tasks import load_benchmark_file
+from rectune.evaluation.tasks import load_task
 from rectune.experiments.problem_sets import (
     check_apart,
     load_problems,
@@ -52,7 +52,7 @@ def test_what_is_written_reads_back_and_stays(task: Task, tmp_path: Path) -> Non
     )
     problems = load_problems([str(path)], config_of(task, tmp_path / "out"))
     (written,) = write_problems(tmp_path / "problems", problems)
-    again = load_benchmark_file(written)
+    again = load_task(written)
     for one, other in zip(problems["own"], again, strict=True):
         assert (one.problem_id, one.prompt, one.answer, one.grader, one.extra) == (
             other.problem_id, other.prompt, other.answer, other.grader, other.extra,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from evaluations import run_eval
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
-from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.metrics import read_evaluation
 from rectune.experiments.runner import read_comparison
 from rectune.sampling.sample import sample
@@ -53,9 +53,7 @@ def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({"prompt": "0?", "answer": "1", "grader": "exact"}) + "\n")
     out = tmp_path / "evaluation"
-    result = evaluate(
-        toy["model"], out=out, benchmark_files=[file], n=1, max_new_tokens=2, precision="float32"
-    )
+    result = run_eval(toy["model"], out, file, num_samples=1, max_new_tokens=2, dtype="float32")
     assert result.format == 1
     with_format(out / "evaluation.json", None)
     assert read_evaluation(out).benchmarks == result.benchmarks

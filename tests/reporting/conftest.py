@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from evaluations import run_eval
 from rectune.config import load_config
-from rectune.evaluation.evaluate import evaluate
 from rectune.training.trainer import train
 from reported import edit, mark_correct, write_lines
 from toys import byte_tokenizer, tiny_model
@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _ask(model: Path, out: Path, folder: Path, right: tuple[int, ...]) -> None:
-    evaluate(str(model), out=out, benchmark_files=[folder / "sums.jsonl"], n=2, max_new_tokens=6)
+    run_eval(model, out, folder / "sums.jsonl", num_samples=2, max_new_tokens=6)
     mark_correct(out, right)
 
 

@@ -46,9 +46,9 @@ def tasks() -> Table:
     """The benchmarks of `evaluation/tasks.py`."""
     if find_spec("rectune.evaluation.tasks") is None:
         return
-    from rectune.evaluation.tasks import BENCHMARKS
+    from rectune.evaluation.tasks import TASKS
 
-    for name, benchmark in BENCHMARKS.items():
+    for name, benchmark in TASKS.items():
         yield {
             "task": name,
             "grader": benchmark.grader,

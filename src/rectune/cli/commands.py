@@ -22,6 +22,7 @@ from rectune.config import (
     RFTConfig,
     RLConfig,
     SampleConfig,
+    TaskConfig,
     TrainConfig,
 )
 from rectune.errors import UserError
@@ -135,10 +136,10 @@ def diagnose_(config: DiagnoseConfig, *, json: Switch = False) -> None:
     began = time.perf_counter()
     from rectune.diagnosis.diagnose import diagnose
     from rectune.diagnosis.page import summary
-    from rectune.evaluation.prompts import questions
+    from rectune.evaluation.prompts import question_texts
 
-    asked = list(config.check_overlap)
-    result = diagnose(config, problems=questions(asked, config.include_path) if asked else None, began=began)
+    tasks = TaskConfig(tasks=config.check_overlap, include_path=config.include_path)
+    result = diagnose(config, problems=question_texts(tasks) if tasks.tasks else None, began=began)
     if json:
         print_lines(to_text(result.to_dict()))
         return
@@ -180,7 +181,7 @@ def sample_(config: SampleConfig) -> None:
     template = given.get("chat_template")
     problems = problems_for(
         config.model, config.problems, system=given.get("system_prompt"), template=template,
-        benchmark_dir=config.include_path,
+        include_path=config.include_path,
     )  # fmt: skip
     params = SamplingParams(config.temperature, config.top_p, config.max_new_tokens, config.seed, config.stop)
     engine = EngineSpec(
@@ -203,15 +204,7 @@ def eval_(config: EvalConfig, *, json: Switch = False) -> None:
     """
     from rectune.evaluation.evaluate import evaluate, table
 
-    given = config.model_dump(include=config.model_fields_set)
-    result = evaluate(
-        config.model, config.tasks, out=config.output_dir, n=config.num_samples, temperature=config.temperature,
-        top_p=config.top_p, max_new_tokens=config.max_new_tokens, stop=config.stop, seed=config.seed,
-        limit=config.limit, benchmark_dir=config.include_path, prompt=config.prompt,
-        system=given.get("system_prompt"), template=given.get("chat_template"), check_overlap=config.check_overlap,
-        engine=config.backend, server_url=config.base_url, served_name=config.served_model_name,
-        server_logprobs=config.logprobs, batch_size=config.sampling_batch_size, precision=config.dtype,
-    )  # fmt: skip
+    result = evaluate(config)
     if json:
         print_table([result.to_dict()], as_json=True)
         return

@@ -1,12 +1,11 @@
-"""Evaluate a model: sample, grade, and put the accuracies with their intervals into one folder.
+"""Evaluate a model: sample, grade, and write the accuracies with their intervals into one folder.
 
-    OUT/samples.jsonl   every answer, append-only, gone on with after a stop
-    OUT/graded.jsonl    the same with a verdict
-    OUT/evaluation.json the whole protocol and the numbers
+    OUTPUT_DIR/samples.jsonl   every answer, append-only, resumed after a stop
+    OUTPUT_DIR/graded.jsonl    the same with a verdict
+    OUTPUT_DIR/evaluation.json the whole protocol and the numbers
 
-The default protocol is the paper's: zero-shot, its instruction, T = 1, 16 samples of up to 4096 tokens. A
-model trained here is asked as it was trained, unless told otherwise. Sampling is in `sampling/`, grading in
-`grading/`, the numbers in `metrics.py`, the comparison of several evaluations in `analysis/`.
+The default protocol is the paper's: zero-shot, its instruction, T = 1, 16 samples of up to 4096 tokens. A model trained
+here gets the prompt that it was trained with, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -14,15 +13,23 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rectune.config import EvalConfig
 from rectune.data.chat_template import check_template, template_date
 from rectune.data.trained_prompt import run_prompt
 from rectune.evaluation.metrics import read_evaluation, read_graded, score
-from rectune.evaluation.prompts import Asked, Wanted, ask, mismatches, overlapping
-from rectune.evaluation.tasks import BENCHMARKS
+from rectune.evaluation.prompts import (
+    TaskPrompts,
+    all_problems,
+    build_prompts,
+    check_overlap,
+    system_prompt,
+    warn_of_mismatches,
+)
+from rectune.evaluation.tasks import TASKS
 from rectune.models.load import check_model
 from rectune.records import Accuracy, EvalProtocol, Evaluation, Graded, TaskResult, write_record
 from rectune.runtime.distributed import share, wait_for_all
@@ -37,54 +44,24 @@ PACKAGES = ("rectune", "torch", "transformers", "math-verify", "vllm")
 
 
 def evaluate(
-    model: str,
-    benchmarks: Sequence[str] = (),
+    config: EvalConfig,
     *,
-    out: Path,
-    benchmark_files: Sequence[Path] = (),
-    benchmark_dir: Path | None = None,
-    n: int = 16,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 4096,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    limit: int | None = None,
-    prompt: str | None = None,
-    system: str | None = None,
-    template: str | None = None,
-    check_overlap: str | None = None,
-    engine: str | Engine = "hf",
-    server_url: str | None = None,
-    served_name: str | None = None,
-    server_logprobs: bool = True,
-    batch_size: int | None = None,
-    precision: str = "auto",
+    engine: Engine | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate `model` and return what is written to OUT/evaluation.json.
+    """Evaluate a model and return what is written to OUTPUT_DIR/evaluation.json.
 
-    Run again after a stop, it goes on; with a larger `n` it adds samples.
+    Run again after a stop, it resumes; with a larger `num_samples` it adds samples.
 
     Args:
-        model: Hub id, folder, packaged name, or the folder of a training run; for a server what has its
-            tokenizer.
-        benchmarks: Names, see `BENCHMARKS`, or JSONL files as in `benchmark_files`.
-        out: Folder of this evaluation; one model and one protocol each.
-        benchmark_files: JSONL files of one's own with `prompt` and `answer`; named by the file's stem.
-        benchmark_dir: A folder that has the benchmarks' files; else they are packaged or loaded from the hub.
-        n, temperature, top_p, max_new_tokens, seed, stop: How answers are drawn.
-        limit: Only so many problems of each benchmark, drawn with the seed.
-        prompt: The user turn with {question} in it, for all benchmarks. None: as in the model's training run,
-            else each benchmark's own.
-        system: System message; "" for none. None: as in the training run, else none.
-        template: "auto", "none" or a file. None: as in the training run, else "auto".
-        check_overlap: Training rows (as `data` of a recipe) to look for the problems' texts in.
-        engine, server_url, served_name, server_logprobs, batch_size, precision, progress: As in `sample`.
+        config: `chat_template` and `system_prompt`, where not given, are those of the training run that the model is
+            of; `prompt`, where not given, too, else each task's own.
+        engine: Instead of the backend that `config` names.
+        progress: As in `sample`.
 
     Raises:
-        UserError: Nothing to evaluate, an unknown benchmark, a folder that holds another evaluation, and all
-            that `sample` and `grade` raise.
+        UserError: Nothing to evaluate, an unknown task, a folder that holds another evaluation, and all that `sample`
+            and `grade` raise.
     """
     from rectune.grading import grade
     from rectune.runtime.progress import reporter
@@ -92,98 +69,100 @@ def evaluate(
     from rectune.sampling.stop_strings import check_stops
     from rectune.sampling.types import EngineSpec, SamplingParams
 
-    run, wanted = run_prompt(model), Wanted(benchmarks, benchmark_files, benchmark_dir, limit, seed)
-    asks, name = template or (run.template if run else "auto"), str(run.model) if run else model
-    if template is None:
-        template = run.rows.chat_template if run else "auto"
-    system = (run.rows.system_prompt if run else None) if system is None else system or None
-    asked = ask(wanted, run, prompt, system)
-    warnings = mismatches(run, asked, system, template)
-    for warning in warnings:
-        log.warning("PROMPT MISMATCH: %s", warning)
-    overlap = overlapping(wanted, check_overlap, run) if check_overlap is not None else None
+    out, run = config.output_dir, run_prompt(config.model)
+    model = str(run.model) if run else config.model
+    template = template_used = config.chat_template
+    if run and "chat_template" not in config.model_fields_set:
+        template, template_used = run.rows.chat_template, run.template
+    system = system_prompt(run, config.system_prompt)
+    prompts = build_prompts(config, run, prompt=config.prompt, system=system, seed=config.seed)
+    warnings = warn_of_mismatches(run, prompts, system, template)
+    overlap = check_overlap(config, config.check_overlap, run, config.seed) if config.check_overlap else None
 
-    samples, graded = Path(out) / "samples.jsonl", Path(out) / "graded.jsonl"
-    problems = [problem for one in asked.values() for problem in one.problems]
-    params = SamplingParams(temperature, top_p, max_new_tokens, seed, check_stops(stop))
-    drawn = {
-        "n": n,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "stop": list(params.stop),
-        "precision": precision,
-    }
-    if isinstance(engine, str):
-        spec: Engine | EngineSpec = EngineSpec(
-            engine, batch_size, precision, server_url, served_name, server_logprobs
+    samples, graded, problems = out / "samples.jsonl", out / "graded.jsonl", all_problems(prompts)
+    params = SamplingParams(
+        config.temperature, config.top_p, config.max_new_tokens, config.seed, check_stops(config.stop)
+    )
+    spec: Engine | EngineSpec
+    if engine is not None:
+        spec = engine
+    else:
+        spec = EngineSpec(
+            config.backend,
+            config.sampling_batch_size,
+            config.dtype,
+            config.base_url,
+            config.served_model_name,
+            config.logprobs,
         )
         check_output(samples)
-        check_template(asks)
-        if engine == "hf":
-            check_model(name)
-        asks = frozen_template(Path(out), asks, name)
-    else:
-        spec = engine
+        check_template(template_used)
+        if config.backend == "hf":
+            check_model(model)
+        template_used = frozen_template(out, template_used, model)
     sample(
-        name,
+        model,
         problems,
         out=samples,
-        num_samples=n,
+        num_samples=config.num_samples,
         params=params,
         engine=spec,
-        template=asks,
+        template=template_used,
         progress=progress,
     )
-    index, of = share()
-    if index > 0:  # the first of several processes grades what all have drawn
+
+    index, processes = share()
+    if index > 0:  # the first of several processes grades what all have sampled
         wait_for_all()
-        return read_evaluation(Path(out))
-    total = len(problems) * n
+        return read_evaluation(out)
+    total = len(problems) * config.num_samples
     with reporter(None if progress is None else lambda *_: None, 0, total, "grading") as report:
         grade(samples, graded, progress=lambda done: report(done, total, 0))
-    lines = read_graded(graded, [problem.problem_id for problem in problems], n)
+
+    lines = read_graded(graded, [problem.problem_id for problem in problems], config.num_samples)
     first = lines[problems[0].problem_id][0]
-    refused = {name for samples in lines.values() for line in samples for name in line.not_taken}
     result = Evaluation(
-        model=model,
+        model=config.model,
         fingerprint=first.fingerprint or "",
         training_run=str(run.run) if run else None,
         protocol=EvalProtocol(
-            **drawn,  # type: ignore[arg-type]
+            n=config.num_samples,
+            **asdict(params) | {"stop": list(params.stop)},
+            precision=config.dtype,
             template=template,
-            date=template_date(asks),
-            template_file=asks if asks != template else None,
+            date=template_date(template_used),
+            template_file=template_used if template_used != template else None,
             system=system,
-            limit=limit,
+            limit=config.limit,
             engine=first.engine or "",
-            not_taken=sorted(refused),
+            not_taken=sorted(
+                {name for samples in lines.values() for line in samples for name in line.not_taken}
+            ),
         ),
         versions=_versions(),
         warnings=warnings,
         overlap=overlap,
-        benchmarks={name: _result(name, one, lines) for name, one in asked.items()},
+        benchmarks={name: _result(name, task, lines) for name, task in prompts.items()},
     )
-    write_record(Path(out) / "evaluation.json", result)
-    if of > 1:
+    write_record(out / "evaluation.json", result)
+    if processes > 1:
         wait_for_all()
     return result
 
 
-def _result(name: str, asked: Asked, lines: Mapping[str, Sequence[Graded]]) -> TaskResult:
-    ids = [problem.problem_id for problem in asked.problems]
+def _result(name: str, task: TaskPrompts, lines: Mapping[str, Sequence[Graded]]) -> TaskResult:
+    ids = [problem.problem_id for problem in task.problems]
     scores = score({problem_id: lines[problem_id] for problem_id in ids})
     if unknown := scores.verdicts["timeout"] + scores.verdicts["error"]:
         log.warning("%s: %d answers could not be judged; they are not counted correct", name, unknown)
-    task = BENCHMARKS.get(name)
+    declared = TASKS.get(name)
     return TaskResult(
         **dict(scores),
-        prompt=asked.prompt,
+        prompt=task.prompt,
         first_prompt=lines[ids[0]][0].prompt,
-        origin=task.origin if task else "a file of the user's",
-        licence=task.licence if task else "unknown",
-        note=task.note if task else "",
+        origin=declared.origin if declared else "a file of the user's",
+        licence=declared.licence if declared else "unknown",
+        note=declared.note if declared else "",
         problem_ids=ids,
     )
 
@@ -212,10 +191,10 @@ def _percent(accuracy: Accuracy) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # an extra that is not installed
             continue
-    return found
+    return versions

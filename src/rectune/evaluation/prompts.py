@@ -1,116 +1,101 @@
-"""What is asked, and how: the problems of an evaluation in the prompt that the model was trained with.
+"""The prompts of an evaluation: the problems of its tasks, asked as the model was trained.
 
-Where problems come from is in `tasks.py`, how a training run asked in `data/trained_prompt.py`.
+Where problems come from is in `tasks.py`, the prompt of a training run in `data/trained_prompt.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rectune.config import DataConfig
+from rectune.config import DataConfig, TaskConfig
 from rectune.data.contamination import find_overlap, row_turns
 from rectune.data.load import read_problems
 from rectune.data.schema import Problem, Turn
 from rectune.data.trained_prompt import RunPrompt, run_prompt, shared_wrapping
 from rectune.errors import UserError
-from rectune.evaluation.tasks import (
-    AS_IS,
-    BENCHMARKS,
-    is_problem_file,
-    load_benchmark,
-    load_benchmark_file,
-)
+from rectune.evaluation.tasks import AS_IS, TASKS, is_task_file, load_task, task_name
 from rectune.records import OverlappingProblem, OverlapResult
 
 log = logging.getLogger("rectune")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which problems: benchmarks (names, or JSONL files), files, a folder of benchmarks, a limit for each."""
-
-    benchmarks: Sequence[str]
-    files: Sequence[Path]
-    folder: Path | None
-    limit: int | None
-    seed: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One benchmark as it is asked: the prompt with {question} in it, and the problems."""
+class TaskPrompts:
+    """The problems of one task, and the prompt around their questions, with {question} in it."""
 
     prompt: str
     problems: list[Problem]
 
 
-def ask(wanted: Wanted, run: RunPrompt | None, prompt: str | None, system: str | None) -> dict[str, Asked]:
-    """The problems by benchmark, asked as told (`prompt`), else as in training, else the benchmark's way.
+def build_prompts(
+    tasks: TaskConfig,
+    run: RunPrompt | None = None,
+    *,
+    prompt: str | None = None,
+    system: str | None = None,
+    seed: int = 0,
+) -> dict[str, TaskPrompts]:
+    """The problems of each task, with `prompt` if given, else with the prompt of training, else with the task's own.
 
-    A benchmark whose problems bring their prompt with them (`AS_IS`) is not wrapped a second time.
+    Problems that bring their prompt with them (`AS_IS`, files) are not wrapped a second time.
 
     Raises:
-        UserError: No benchmark, two of one name, and what loading raises.
+        UserError: No task, two of one name, and what `load_task` raises.
     """
-    asked: dict[str, Asked] = {}
-    for name in wanted.benchmarks:
-        if is_problem_file(name):
-            continue
-        chosen = prompt or _prompt(name, run)
-        problems = load_benchmark(
-            name,
-            benchmark_dir=wanted.folder,
-            limit=wanted.limit,
-            seed=wanted.seed,
-            prompt=chosen,
+    built: dict[str, TaskPrompts] = {}
+    for source in tasks.tasks:
+        name = task_name(source)
+        if name in built:
+            hint = "rename the file" if is_task_file(source) else "give it once"
+            raise UserError(f"there are two tasks named '{name}'", where=source, hint=hint)
+        chosen = prompt or _task_prompt(source, run)
+        wrapped = prompt if is_task_file(source) else chosen
+        problems = load_task(
+            source,
+            include_path=tasks.include_path,
+            limit=tasks.limit,
+            seed=seed,
+            prompt=wrapped,
             system=system,
         )
-        asked[name] = Asked(chosen, problems)
-    for path in [*map(Path, filter(is_problem_file, wanted.benchmarks)), *map(Path, wanted.files)]:
-        if path.stem in asked:
-            raise UserError(
-                f"there are two benchmarks named '{path.stem}'", where=path, hint="rename the file"
-            )
-        problems = load_benchmark_file(
-            path, limit=wanted.limit, seed=wanted.seed, prompt=prompt, system=system
-        )
-        asked[path.stem] = Asked(prompt or AS_IS, problems)
-    if not asked:
+        built[name] = TaskPrompts(chosen, problems)
+    if not built:
         raise UserError("nothing to evaluate on", hint="give --tasks")
-    return asked
+    return built
 
 
-def _prompt(name: str, run: RunPrompt | None) -> str:
-    """How a benchmark is asked: as the run's rows ask, else its own way."""
-    declared = BENCHMARKS[name].prompt if name in BENCHMARKS else AS_IS
+def _task_prompt(source: str, run: RunPrompt | None) -> str:
+    """The prompt of the run's rows, else the task's own."""
+    declared = AS_IS if is_task_file(source) or source not in TASKS else TASKS[source].prompt
     return (run.wrapping if run and declared != AS_IS else None) or declared
 
 
 def load_problems(
-    source: str, *, run: RunPrompt | None = None, system: str | None = None, benchmark_dir: Path | None = None
+    source: str, *, run: RunPrompt | None = None, system: str | None = None, include_path: Path | None = None
 ) -> list[Problem]:
-    """The problems of a JSONL file, or of a benchmark asked as `run` asked, under the ids that they have there.
+    """The problems of a JSONL file with its own ids, or of a task with the prompt of `run`.
 
     Args:
         system: System message in front of problems that have none.
 
     Raises:
-        UserError: No such file or benchmark, or a malformed line.
+        UserError: No such file or task, or a malformed line.
     """
     path = Path(source).expanduser()
     if not (path.suffix or path.exists()):
-        prompt = _prompt(source, run)
-        return load_benchmark(source, benchmark_dir=benchmark_dir, prompt=prompt, system=system)
+        return load_task(source, include_path=include_path, prompt=_task_prompt(source, run), system=system)
     problems = read_problems(path)
     if system is None:
         return problems
     first = Turn("system", system)
     return [
-        one if one.prompt[0].role in ("system", "developer") else replace(one, prompt=(first, *one.prompt))
-        for one in problems
+        problem
+        if problem.prompt[0].role in ("system", "developer")
+        else replace(problem, prompt=(first, *problem.prompt))
+        for problem in problems
     ]
 
 
@@ -120,58 +105,68 @@ def problems_for(
     *,
     system: str | None = None,
     template: str | None = None,
-    benchmark_dir: Path | None = None,
+    include_path: Path | None = None,
 ) -> list[Problem]:
-    """The problems as `model` was trained to be asked; says in the log what is not as in training.
+    """The problems with the prompt that `model` was trained with; logs what is not as in training.
 
     Args:
         system, template: Instead of the training run's; "" is no system message.
     """
     run = run_prompt(model)
-    system = (run.rows.system_prompt if run else None) if system is None else system or None
-    problems = load_problems(source, run=run, system=system, benchmark_dir=benchmark_dir)
+    system = system_prompt(run, system)
+    problems = load_problems(source, run=run, system=system, include_path=include_path)
     if run:
-        asked = {source: Asked(_prompt(source, run) if source in BENCHMARKS else AS_IS, problems)}
-        for warning in mismatches(run, asked, system, template or run.rows.chat_template):
-            log.warning("PROMPT MISMATCH: %s", warning)
+        prompts = {source: TaskPrompts(_task_prompt(source, run), problems)}
+        warn_of_mismatches(run, prompts, system, template or run.rows.chat_template)
     return problems
 
 
-def mismatches(
-    run: RunPrompt | None, asked: dict[str, Asked], system: str | None, template: str
+def system_prompt(run: RunPrompt | None, given: str | None) -> str | None:
+    """The system message that is given ("" for none), else that of the training run."""
+    return (run.rows.system_prompt if run else None) if given is None else given or None
+
+
+def warn_of_mismatches(
+    run: RunPrompt | None, prompts: Mapping[str, TaskPrompts], system: str | None, template: str
 ) -> list[str]:
-    """How the prompts differ from those of training, as sentences."""
+    """How the prompts differ from those of training, as sentences; also logged."""
     if run is None:
         return []
-    found = []
+    warnings = []
     if template not in (run.rows.chat_template, run.template):
-        found.append(f"trained with template {run.rows.chat_template}, evaluated with {template}")
+        warnings.append(f"trained with template {run.rows.chat_template}, evaluated with {template}")
     if system != run.rows.system_prompt:
-        found.append(f"trained with system message {run.rows.system_prompt!r}, evaluated with {system!r}")
+        warnings.append(f"trained with system message {run.rows.system_prompt!r}, evaluated with {system!r}")
     if run.wrapping is None:
-        found.append(
-            "how training asked cannot be told (its rows are gone or few); compare the prompts yourself"
-        )
-        return found
-    before, _, after = run.wrapping.partition("{question}")
-    for name, one in asked.items():
-        used = one.prompt
-        if used == AS_IS:
-            texts = [problem.prompt[-1].content for problem in one.problems]
-            fits = all(text.startswith(before) and text.endswith(after) for text in texts)
-            used = run.wrapping if fits else shared_wrapping(texts) or used
-        if used != run.wrapping:
-            found.append(f"{name} asks {used!r}, the training rows {run.wrapping!r}")
-    return found
+        warnings.append("the prompt of training is not known (its rows are gone or few); compare the prompts")
+    else:
+        for name, task in prompts.items():
+            used = _wrapping_of(task, run.wrapping)
+            if used != run.wrapping:
+                warnings.append(f"{name} asks {used!r}, the training rows {run.wrapping!r}")
+    for warning in warnings:
+        log.warning("PROMPT MISMATCH: %s", warning)
+    return warnings
 
 
-def overlapping(wanted: Wanted, rows: str, run: RunPrompt | None) -> OverlapResult:
+def _wrapping_of(task: TaskPrompts, trained: str) -> str:
+    """The prompt of a task; of problems that bring their own, what they share: that of training if all fit it."""
+    if task.prompt != AS_IS:
+        return task.prompt
+    texts = [problem.prompt[-1].content for problem in task.problems]
+    before, _, after = trained.partition("{question}")
+    if all(text.startswith(before) and text.endswith(after) for text in texts):
+        return trained
+    return shared_wrapping(texts) or AS_IS
+
+
+def check_overlap(tasks: TaskConfig, rows: str, run: RunPrompt | None, seed: int = 0) -> OverlapResult:
     """Which problems' texts occur in training rows; also logged.
 
     Rows that the run was trained on are read as it read them, others in the format that they look like.
     """
     options = run.rows if run and rows == run.data else DataConfig()
-    texts = _texts(wanted)
+    texts = question_texts(tasks, seed)
     found = [
         OverlappingProblem(**asdict(overlap)) for overlap in find_overlap(texts, row_turns(rows, options))
     ]
@@ -179,11 +174,16 @@ def overlapping(wanted: Wanted, rows: str, run: RunPrompt | None) -> OverlapResu
     return OverlapResult(rows=rows, problems=len(texts), found=found)
 
 
-def questions(benchmarks: Sequence[str], folder: Path | None = None) -> dict[str, str]:
-    """Problem id to text of all problems of some benchmarks, without the prompt around it."""
-    return _texts(Wanted(benchmarks, (), folder, None, 0))
+def question_texts(tasks: TaskConfig, seed: int = 0) -> dict[str, str]:
+    """Problem id to the question without the prompt around it."""
+    prompts = build_prompts(tasks, prompt=AS_IS, seed=seed)
+    return {
+        problem.problem_id: problem.prompt[-1].content
+        for task in prompts.values()
+        for problem in task.problems
+    }
 
 
-def _texts(wanted: Wanted) -> dict[str, str]:
-    bare = ask(wanted, None, AS_IS, None)
-    return {p.problem_id: p.prompt[-1].content for one in bare.values() for p in one.problems}
+def all_problems(prompts: Mapping[str, TaskPrompts]) -> Sequence[Problem]:
+    """The problems of all tasks, in their order."""
+    return [problem for task in prompts.values() for problem in task.problems]

@@ -1,7 +1,7 @@
-"""Benchmarks as small declarations: where the problems come from, how they are asked, how they are graded.
+"""Tasks as small declarations: where the problems come from, how they are asked, how they are graded.
 
-A benchmark is read from a folder of the user's (`--include-path`), from the package, or from the hub, in
-this order; what the records' fields mean is in `py`. Sampling and grading are left to `evaluate.py`.
+A task is read from a folder of the user's (`--include-path`), from the package, or from the hub, in this order. Users
+add their own as a JSONL file of problems (`data/load.py`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ QUESTION = ("question", "problem", "input", "prompt")
 ANSWER = ("answer", "target", "final_ans", "gold", "solution_number")
 ID = ("problem_id", "unique_id", "task_id", "ID", "id")
 Record = Mapping[str, Any]
+Records = Iterable[tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What one record asks, its gold answer, and what the grader needs beyond it."""
+class TaskDoc:
+    """The question of one record, its gold answer, and what else the grader needs."""
 
     question: str
     answer: str | list[str]
@@ -35,27 +36,27 @@ class Asked:
     extra: dict[str, object] = field(default_factory=dict)
 
 
-def plain(record: Record, where: str) -> Asked:
+def plain(record: Record, where: str) -> TaskDoc:
     """A question and its answer, under any of the usual names; without one, the last box of its solution."""
-    return Asked(_text(record, QUESTION, where), _answer(record, where), _id(record))
+    return TaskDoc(_text(record, QUESTION, where), _answer(record, where), _id(record))
 
 
-def gsm8k(record: Record, where: str) -> Asked:
+def gsm8k(record: Record, where: str) -> TaskDoc:
     """The gold answer stands behind `####`."""
     solution = _text(record, ("answer",), where)
     answer = solution.rpartition("####")[2].strip().replace(",", "") if "####" in solution else ""
     if not answer:
         raise UserError("no answer behind '####'", where=where)
-    return Asked(_text(record, ("question",), where), answer, _id(record))
+    return TaskDoc(_text(record, ("question",), where), answer, _id(record))
 
 
-def svamp(record: Record, where: str) -> Asked:
+def svamp(record: Record, where: str) -> TaskDoc:
     """Body and question are two fields."""
     question = f"{_text(record, ('Body',), where).strip()} {_text(record, ('Question',), where).strip()}"
-    return Asked(question, _written(_first(record, ("Answer",), where), "Answer", where), _id(record))
+    return TaskDoc(question, _written(_first(record, ("Answer",), where), "Answer", where), _id(record))
 
 
-def olympiadbench(record: Record, where: str) -> Asked:
+def olympiadbench(record: Record, where: str) -> TaskDoc:
     """Extras for the math grader: `multiple` (several values asked for), `tolerance` (absolute), `unit`."""
     question = _text(record, ("question",), where)
     if record.get("context"):
@@ -70,19 +71,21 @@ def olympiadbench(record: Record, where: str) -> Asked:
         extra["tolerance"] = str(record["error"])
     if record.get("unit"):
         extra["unit"] = str(record["unit"])
-    return Asked(question, answers[0] if len(answers) == 1 else [str(a) for a in answers], _id(record), extra)
+    return TaskDoc(
+        question, answers[0] if len(answers) == 1 else [str(a) for a in answers], _id(record), extra
+    )
 
 
-def humaneval(record: Record, where: str) -> Asked:
+def humaneval(record: Record, where: str) -> TaskDoc:
     """The function's head is the question; the code grader takes `prompt`, `test` and `entry_point`."""
     extra: dict[str, object] = {
         name: _text(record, (name,), where) for name in ("prompt", "test", "entry_point")
     }
     question = f"Complete this Python function.\n\n```python\n{str(extra['prompt']).rstrip()}\n```"
-    return Asked(question, _text(record, ("canonical_solution",), where), _id(record), extra)
+    return TaskDoc(question, _text(record, ("canonical_solution",), where), _id(record), extra)
 
 
-def mbpp(record: Record, where: str) -> Asked | None:
+def mbpp(record: Record, where: str) -> TaskDoc | None:
     """Tasks 11 to 510, the test split; the tests are shown, since they give the function its name."""
     number = _first(record, ("task_id",), where)
     if not isinstance(number, int) or not 11 <= number <= 510:
@@ -98,7 +101,7 @@ def mbpp(record: Record, where: str) -> Asked | None:
     if record.get("test_imports"):  # of the sanitized version
         extra["test_imports"] = record["test_imports"]
     question = f"{_text(record, ('text', 'prompt'), where)}\nYour code has to pass these tests:\n\n{shown}"
-    return Asked(question, _text(record, ("code",), where), str(number), extra)
+    return TaskDoc(question, _text(record, ("code",), where), str(number), extra)
 
 
 def _first(record: Record, names: tuple[str, ...], where: str) -> Any:
@@ -124,7 +127,7 @@ def _answer(record: Record, where: str) -> str | list[str]:
         raise UserError("neither an answer nor a box in its solution", where=where)
     value = _first(record, ANSWER, where)
     if isinstance(value, list) and value:
-        return [_written(one, "answer", where) for one in value]
+        return [_written(answer, "answer", where) for answer in value]
     return _written(value, "answer", where)
 
 
@@ -152,13 +155,13 @@ AS_IS = "{question}"
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """One benchmark.
+class Task:
+    """One task (benchmark).
 
     Attributes:
         name: As on the command line.
-        read: Turns a record into what is asked, the gold answer and the grader's extras.
-        files: Where a `--include-path` has it, relative; `NAME.jsonl` is looked for as well.
+        read: Turns a record and its place into a document; None for a record of another split.
+        files: Relative to `--include-path`; `NAME.jsonl` is looked for as well.
         hub: Data set on the hub as owner/name or owner/name:config; None where we know none.
         split: Split on the hub.
         origin: Who published the problems.
@@ -170,7 +173,7 @@ class Benchmark:
     """
 
     name: str
-    read: Callable[[dict[str, Any], str], Asked | None]
+    read: Callable[[Record, str], TaskDoc | None]
     files: tuple[str, ...]
     hub: str | None
     split: str
@@ -185,177 +188,165 @@ class Benchmark:
 _MATH_NOTE = "the problems are of public competitions, whose owners have given no licence"
 
 _ALL = (
-    Benchmark("gsm8k", gsm8k, ("gsm8k/test.jsonl",), "openai/gsm8k:main", "test",
+    Task("gsm8k", gsm8k, ("gsm8k/test.jsonl",), "openai/gsm8k:main", "test",
               "github.com/openai/grade-school-math", "MIT"),
-    Benchmark("svamp", svamp, ("svamp/SVAMP.json", "svamp/test.jsonl"), "ChilleD/SVAMP", "train+test",
+    Task("svamp", svamp, ("svamp/SVAMP.json", "svamp/test.jsonl"), "ChilleD/SVAMP", "train+test",
               "github.com/arkilpatel/SVAMP", "MIT"),
-    Benchmark("multiarith", plain, ("mawps/multiarith.jsonl",), "ChilleD/MultiArith", "train+test",
+    Task("multiarith", plain, ("mawps/multiarith.jsonl",), "ChilleD/MultiArith", "train+test",
               "MAWPS (University of Washington), github.com/ZubinGou/math-evaluation-harness",
               "none by its authors; redistributed under MIT"),
-    Benchmark("singleop", plain, ("mawps/singleop.jsonl",), None, "",
+    Task("singleop", plain, ("mawps/singleop.jsonl",), None, "",
               "MAWPS (University of Washington), github.com/ZubinGou/math-evaluation-harness, data/mawps",
               "none by its authors; redistributed under MIT",
               note="some gold answers are rounded, such as 3.33333"),
-    Benchmark("math500", plain, ("math500/test.jsonl", "math_oai/test.jsonl"), "HuggingFaceH4/MATH-500", "test",
+    Task("math500", plain, ("math500/test.jsonl", "math_oai/test.jsonl"), "HuggingFaceH4/MATH-500", "test",
               "github.com/openai/prm800k", "MIT", note=_MATH_NOTE),
-    Benchmark("minerva", plain, ("minerva_math/test.jsonl", "minerva/test.jsonl"),
+    Task("minerva", plain, ("minerva_math/test.jsonl", "minerva/test.jsonl"),
               "math-ai/minervamath", "test", "MIT OpenCourseWare, by way of Minerva (Lewkowycz et al. 2022)",
               "CC BY-NC-SA"),
-    Benchmark("olympiadbench", olympiadbench, ("olympiadbench/test.jsonl",),
+    Task("olympiadbench", olympiadbench, ("olympiadbench/test.jsonl",),
               "Hothan/OlympiadBench:OE_TO_maths_en_COMP", "train", "github.com/OpenBMB/OlympiadBench", "MIT",
               note="text only, English, open-ended, mathematics; " + _MATH_NOTE),
-    Benchmark("aime24", plain, ("aime24/test.jsonl",), "HuggingFaceH4/aime_2024", "train",
+    Task("aime24", plain, ("aime24/test.jsonl",), "HuggingFaceH4/aime_2024", "train",
               "American Invitational Mathematics Examination 2024", "none stated", note=_MATH_NOTE),
-    Benchmark("aime25", plain, ("aime25/test.jsonl",), "math-ai/aime25", "test",
+    Task("aime25", plain, ("aime25/test.jsonl",), "math-ai/aime25", "test",
               "American Invitational Mathematics Examination 2025", "none stated", note=_MATH_NOTE),
-    Benchmark("amc23", plain, ("amc23/test.jsonl",), "math-ai/amc23", "test",
+    Task("amc23", plain, ("amc23/test.jsonl",), "math-ai/amc23", "test",
               "American Mathematics Competitions 2023", "none stated", note=_MATH_NOTE),
-    Benchmark("humaneval", humaneval, ("humaneval/HumanEval.jsonl.gz",), "openai/openai_humaneval",
+    Task("humaneval", humaneval, ("humaneval/HumanEval.jsonl.gz",), "openai/openai_humaneval",
               "test", "github.com/openai/human-eval", "MIT", prompt=CODE, grader="code"),
-    Benchmark("mbpp", mbpp, ("mbpp/mbpp.jsonl",), "google-research-datasets/mbpp:full", "test",
+    Task("mbpp", mbpp, ("mbpp/mbpp.jsonl",), "google-research-datasets/mbpp:full", "test",
               "Google Research (Austin et al. 2021)", "CC BY 4.0", prompt=CODE, grader="code",
               note="tasks 11 to 510, the test split"),
-    Benchmark("natural_questions", plain, ("natural_questions/test.jsonl",),
+    Task("natural_questions", plain, ("natural_questions/test.jsonl",),
               "google-research-datasets/nq_open", "validation", "Google Research (NQ-Open)", "CC BY-SA 3.0",
               prompt=SHORT, grader="exact", note="closed book; any of several answers counts"),
-    Benchmark("gsm8k-calculations", plain, (), None, "", "made from GSM8K's test split", "MIT",
+    Task("gsm8k-calculations", plain, (), None, "", "made from GSM8K's test split", "MIT",
               prompt=AS_IS, grader="expression", packaged="gsm8k_calculations_test.jsonl",
               note="the model writes a calculation, which is evaluated"),
-    Benchmark("svamp-calculations", plain, (), None, "", "the first 400 of SVAMP", "MIT",
+    Task("svamp-calculations", plain, (), None, "", "the first 400 of SVAMP", "MIT",
               prompt=AS_IS, grader="expression", packaged="svamp_excerpt.jsonl",
               note="out of domain for a model trained on gsm8k-calculations"),
 )  # fmt: skip
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
-def load_benchmark(
-    name: str,
+def is_task_file(source: str | Path) -> bool:
+    """Whether a JSONL file of problems is meant, and not a task's name."""
+    return Path(source).suffix == ".jsonl" or (str(source) not in TASKS and Path(source).is_file())
+
+
+def task_name(source: str | Path) -> str:
+    """The name of a task, or the stem of a file of problems."""
+    return Path(source).stem if is_task_file(source) else str(source)
+
+
+def load_task(
+    source: str | Path,
     *,
-    benchmark_dir: Path | None = None,
+    include_path: Path | None = None,
     limit: int | None = None,
     seed: int = 0,
     prompt: str | None = None,
     system: str | None = None,
 ) -> list[Problem]:
-    """The problems of a benchmark, their ids being `NAME/id`.
+    """The problems of a task or of a user's JSONL file; their ids become `NAME/id`.
 
     Args:
-        name: One of `BENCHMARKS`.
-        benchmark_dir: A folder that has the benchmark's file; nothing is then loaded from the hub.
-        limit: Only this many problems, drawn with `seed`, in the file's order.
-        prompt: The user turn with {question} in it, instead of the benchmark's own.
+        source: One of `TASKS`, or a file as `read_problems` reads it.
+        include_path: A folder that has the task's file; nothing is then loaded from the hub.
+        limit: Maximum number of problems, a random subset with `seed`, in the file's order.
+        prompt: The user turn with {question} in it, instead of the task's own; in a file, around questions that are a
+            single text.
         system: A system message in front.
 
     Raises:
-        UserError: Unknown benchmark; not to be found (says where it comes from and its licence); a record
-        lacks a
-            field or its answer.
+        UserError: Unknown task; not to be found (says where it comes from and its licence); a record lacks its question
+            or answer, names an unknown grader, or repeats an id.
     """
-    if name not in BENCHMARKS:
-        raise unknown_name("benchmark", name, BENCHMARKS, where="--tasks")
-    benchmark = BENCHMARKS[name]
-    path = _local_file(benchmark, benchmark_dir)
-    if path is None and benchmark.packaged is not None:
-        packaged = read_problems(Path(str(files("rectune") / "assets" / benchmark.packaged)))
-        return _chosen([_named(name, problem, prompt, system) for problem in packaged], limit, seed)
-    from rectune.data.load import open_source  # brings datasets, slow to import
-
-    source = _from_hub(benchmark) if path is None else open_source(str(path))
-    found = _problems(benchmark, source, benchmark.prompt if prompt is None else prompt, system)
-    return _chosen(found, limit, seed)
-
-
-def is_problem_file(wanted: str) -> bool:
-    """Whether a file of problems is meant, and not a benchmark's name."""
-    return Path(wanted).suffix == ".jsonl" or (wanted not in BENCHMARKS and Path(wanted).is_file())
-
-
-def benchmark_name(wanted: str) -> str:
-    """A benchmark's own name, or the stem of a file of problems."""
-    return Path(wanted).stem if is_problem_file(wanted) else wanted
-
-
-def load_benchmark_file(
-    path: Path | str,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    prompt: str | None = None,
-    system: str | None = None,
-) -> list[Problem]:
-    """Problems from a user's own JSONL, as `data/load.py` reads it; ids become `FILE-STEM/id`.
-
-    A `prompt` with {question} in it is put around questions that are a single text.
-
-    Raises:
-        UserError: A line lacks its question or answer, names an unknown grader, or repeats an id.
-    """
-    path = Path(path)
-    found = read_problems(path)
-    for problem in found:
-        if problem.grader not in GRADERS:
-            raise unknown_name("grader", problem.grader, GRADERS, where=problem.where)
-    return _chosen([_named(path.stem, problem, prompt, system) for problem in found], limit, seed)
+    name = task_name(source)
+    if is_task_file(source):
+        problems = read_problems(source)
+        for problem in problems:
+            if problem.grader not in GRADERS:
+                raise unknown_name("grader", problem.grader, GRADERS, where=problem.where)
+        problems = [_named(name, problem, prompt, system) for problem in problems]
+    elif name not in TASKS:
+        raise unknown_name("task", name, TASKS, where="--tasks")
+    else:
+        task = TASKS[name]
+        path = _local_file(task, include_path)
+        if path is None and task.packaged is not None:
+            packaged = read_problems(Path(str(files("rectune") / "assets" / task.packaged)))
+            problems = [_named(name, problem, prompt, system) for problem in packaged]
+        else:
+            records = _from_hub(task) if path is None else _from_file(path)
+            problems = _problems(task, records, task.prompt if prompt is None else prompt, system)
+    return _subset(problems, limit, seed)
 
 
 def _named(name: str, problem: Problem, prompt: str | None, system: str | None) -> Problem:
     turns = problem.prompt
     if prompt is not None and len(turns) == 1:
-        turns = (_ask(prompt, turns[0].content),)
+        turns = (_user_turn(prompt, turns[0].content),)
     return replace(problem, problem_id=f"{name}/{problem.problem_id}", prompt=_with_system(turns, system))
 
 
-def _local_file(benchmark: Benchmark, folder: Path | None) -> Path | None:
-    """The benchmark's file in a folder; None without a folder, and for a packaged one that is not in it."""
+def _local_file(task: Task, folder: Path | None) -> Path | None:
+    """The task's file in a folder; None without a folder, and for a packaged one that is not in it."""
     if folder is None:
         return None
     if not Path(folder).is_dir():
         raise UserError("no such folder", where=f"--include-path {folder}")
-    names = (*benchmark.files, f"{benchmark.name}.jsonl")
-    here = [Path(folder) / file for file in names if (Path(folder) / file).is_file()]
-    if not here and benchmark.packaged is None:
-        raise _absent(benchmark, f"not in {folder} (looked for {', '.join(names)})")
-    return here[0] if here else None
+    names = (*task.files, f"{task.name}.jsonl")
+    paths = [path for name in names if (path := Path(folder) / name).is_file()]
+    if not paths and task.packaged is None:
+        raise _missing(task, f"not in {folder} (looked for {', '.join(names)})")
+    return paths[0] if paths else None
 
 
-def _from_hub(benchmark: Benchmark) -> Iterable[tuple[str, dict[str, Any]]]:
+def _from_file(path: Path) -> Records:
+    from rectune.data.load import open_source
+
+    return open_source(str(path))
+
+
+def _from_hub(task: Task) -> Records:
     from rectune.data.load import from_hub
 
-    if benchmark.hub is None:
-        raise _absent(benchmark, "not packaged, and on no hub that we know")
+    if task.hub is None:
+        raise _missing(task, "not packaged, and on no hub that we know")
     try:
-        return from_hub(benchmark.hub, split=benchmark.split)
+        return from_hub(task.hub, split=task.split)
     except UserError as error:
-        raise _absent(benchmark, f"not packaged; {benchmark.hub} {error.what}") from None
+        raise _missing(task, f"not packaged; {task.hub} {error.what}") from None
 
 
-def _absent(benchmark: Benchmark, why: str) -> UserError:
+def _missing(task: Task, why: str) -> UserError:
     return UserError(
-        f"{why}; it comes from {benchmark.origin}, licence: {benchmark.licence}",
-        where=f"benchmark {benchmark.name}",
-        hint=f"get it from there and give its folder with --include-path, as {benchmark.name}.jsonl",
+        f"{why}; it comes from {task.origin}, licence: {task.licence}",
+        where=f"task {task.name}",
+        hint=f"get it from there and give its folder with --include-path, as {task.name}.jsonl",
     )
 
 
-def _problems(
-    benchmark: Benchmark, source: Iterable[tuple[str, dict[str, Any]]], prompt: str, system: str | None
-) -> list[Problem]:
+def _problems(task: Task, records: Records, prompt: str, system: str | None) -> list[Problem]:
     problems, places = [], dict[str, str]()
-    for index, (where, record) in enumerate(source):
-        asked = benchmark.read(record, where)
-        if asked is None:  # not of the split that is evaluated
+    for index, (where, record) in enumerate(records):
+        doc = task.read(record, where)
+        if doc is None:  # not of the split that is evaluated
             continue
-        id = f"{benchmark.name}/{index if asked.id is None else asked.id}"
+        id = f"{task.name}/{index if doc.id is None else doc.id}"
         if id in places:
             raise UserError(f"problem id {id} is that of {places[id]} too", where=where)
         places[id] = where
-        turns = _with_system((_ask(prompt, asked.question),), system)
-        problems.append(Problem(id, turns, asked.answer, benchmark.grader, where, asked.extra or None))
+        turns = _with_system((_user_turn(prompt, doc.question),), system)
+        problems.append(Problem(id, turns, doc.answer, task.grader, where, doc.extra or None))
     return problems
 
 
-def _ask(prompt: str, question: str) -> Turn:
+def _user_turn(prompt: str, question: str) -> Turn:
     if "{question}" not in prompt:
         raise UserError("the prompt has no {question} in it", where="--prompt")
     return Turn("user", prompt.replace("{question}", question))
@@ -365,10 +356,10 @@ def _with_system(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...
     return turns if system is None or turns[0].role == "system" else (Turn("system", system), *turns)
 
 
-def _chosen(problems: list[Problem], limit: int | None, seed: int) -> list[Problem]:
+def _subset(problems: list[Problem], limit: int | None, seed: int) -> list[Problem]:
     if limit is None:
         return problems
     if limit < 1:
-        raise UserError(f"a limit of {limit} problems", where="--limit", hint="give 1 or more")
+        raise UserError(f"must be at least 1 (got {limit})", where="--limit")
     chosen = random.Random(seed).sample(range(len(problems)), min(limit, len(problems)))
     return [problems[i] for i in sorted(chosen)]

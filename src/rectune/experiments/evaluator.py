@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from rectune.config import EvalConfig
 from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.metrics import read_evaluation, verdict_matrix
 from rectune.evaluation.statistics import Interval, mean_interval
@@ -60,19 +61,10 @@ class Evaluator:
         """Sample and grade answers to the problems in `files`, unless `folder` has them."""
         if is_evaluated(folder, files, settings):
             return
+        given = asdict(settings) | {"system_prompt": settings.system_prompt or ""}
         evaluate(
-            self.model,
-            out=folder,
-            benchmark_files=files,
-            n=settings.num_samples,
-            temperature=settings.temperature,
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed,
-            stop=settings.stop,
-            template=settings.chat_template,
-            system=settings.system_prompt or "",
-            engine=self._hf(settings) if settings.backend == "hf" else settings.backend,
-            precision=settings.dtype,
+            EvalConfig(model=self.model, tasks=[str(path) for path in files], output_dir=folder, **given),
+            engine=self._hf(settings) if settings.backend == "hf" else None,
         )
 
     def _hf(self, settings: EvalSettings) -> HFEngine:

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rectune.config import TrainConfig
+from rectune.config import TaskConfig, TrainConfig
 from rectune.data.schema import Problem
 from rectune.data.trained_prompt import RunPrompt
 from rectune.errors import UserError
-from rectune.evaluation.prompts import Wanted, ask
-from rectune.evaluation.tasks import benchmark_name
+from rectune.evaluation.prompts import build_prompts
+from rectune.evaluation.tasks import task_name
 from rectune.runtime.io import write_text
 
 Problems = dict[str, list[Problem]]
@@ -38,7 +38,7 @@ def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """
     domains: dict[str, str] = {}
     for domain, benchmarks in groups.items():
-        for name in map(benchmark_name, benchmarks):
+        for name in map(task_name, benchmarks):
             if name in domains:
                 raise UserError(f"'{name}' is given twice", where="--tasks")
             domains[name] = domain
@@ -61,8 +61,9 @@ def load_problems(
         UserError: An unknown benchmark, or problems that cannot be read.
     """
     run = RunPrompt(Path(), Path(), config.data, config)
-    asked = ask(Wanted(wanted, (), benchmark_dir, limit, config.seed), run, None, config.system_prompt)
-    return {benchmark_name(name): asked[benchmark_name(name)].problems for name in wanted}
+    tasks = TaskConfig(tasks=wanted, include_path=benchmark_dir, limit=limit)
+    prompts = build_prompts(tasks, run, system=config.system_prompt, seed=config.seed)
+    return {name: task.problems for name, task in prompts.items()}
 
 
 def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tuple[Problems, Problems]:

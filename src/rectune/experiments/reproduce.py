@@ -15,9 +15,18 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
-from rectune.config import ReproduceConfig, RFTConfig, RLConfig, Settings, TrainConfig, load_config, read_toml
+from rectune.config import (
+    ReproduceConfig,
+    RFTConfig,
+    RLConfig,
+    Settings,
+    TaskConfig,
+    TrainConfig,
+    load_config,
+    read_toml,
+)
 from rectune.errors import UserError, unknown_name
-from rectune.evaluation.prompts import Wanted, ask
+from rectune.evaluation.prompts import build_prompts
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, RunConfig
 from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
@@ -241,5 +250,6 @@ def make_config(method: str, settings: dict[str, Any]) -> RunConfig:
 
 def _problems(recipe: Recipe, config: ReproduceConfig) -> Any:
     prompt, system = recipe.draws["prompt"] or None, recipe.draws["system"] or None
-    wanted = Wanted(recipe.benchmarks, (), config.include_path, None, 0)
-    return {name: asked.problems for name, asked in ask(wanted, None, prompt, system).items()}
+    tasks = TaskConfig(tasks=recipe.benchmarks, include_path=config.include_path)
+    prompts = build_prompts(tasks, prompt=prompt, system=system)
+    return {name: task.problems for name, task in prompts.items()}

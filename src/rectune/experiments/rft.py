@@ -222,7 +222,7 @@ def read(config: RFTConfig) -> list[Problem]:
             raise UserError(f"no such file: {path}", where=key)
     problems = []
     for problem in load_problems(
-        config.problems, system=config.system_prompt, benchmark_dir=config.include_path
+        config.problems, system=config.system_prompt, include_path=config.include_path
     ):
         problems.append(replace(problem, grader=config.grader or problem.grader))
         check_item(problems[-1].grader, problem.extra, where=problem.where)
