@@ -21,13 +21,13 @@ from typing import Any
 
 from rectune.config import RFTConfig, RLConfig, TrainConfig, as_flags
 from rectune.data.sampler import plan_steps
+from rectune.errors import UserError
 from rectune.experiments.grid import Arm, Grid, Run
 from rectune.experiments.reproduce import Reproduction
-from rectune.objective_spec import parse_objective
 from rectune.runtime.io import load_record
 
 from .figures import figures, paper_table
-from .result import Part, notes
+from .result import Part, answers_per_step, columns, notes
 
 PEAK = 989e12
 """bfloat16 FLOP/s of one H100 SXM, dense, by its data sheet."""
@@ -102,8 +102,12 @@ def launch_line(run: Run, gpus: int) -> str:
 
 def full_estimate(work: Reproduction, grid: Grid, arm: Arm) -> dict[str, Any]:
     """GPU hours, memory and what they rest on, for one run of an arm and its evaluation."""
-    shape = figures()["models"].get(grid.model)
-    assumed, config = work.recipe.assumed, arm.config
+    shape, assumed, config = figures()["models"].get(grid.model), work.recipe.assumed, arm.config
+    if unknown := [name for name in grid.domains if name not in PROBLEMS] or ([] if shape else [grid.model]):
+        hint = "add it to figures.json or to PROBLEMS in estimate.py"
+        raise UserError(
+            f"{unknown[0]} has no known size, which the estimate needs", where=work.path, hint=hint
+        )
     parameters = shape["parameters"]
     length, sampled = assumed["prompt_tokens"] + assumed["answer_tokens"], 0.0
     if isinstance(config, RLConfig):
@@ -113,14 +117,14 @@ def full_estimate(work: Reproduction, grid: Grid, arm: Arm) -> dict[str, Any]:
         rows = work.recipe.settings["max_train_samples"]
         tokens = rows * assumed["row_tokens"]
         if isinstance(config, RFTConfig):
-            sampled, paired = rows * config.num_samples, "pair" in _columns(arm)
+            sampled, paired = rows * config.num_samples, "pair" in columns(arm)
             rows = rows if paired else round(sampled * assumed["correct"])
             tokens = rows * length * (1 + paired)
         if config.eval_split_size:
             rows -= max(1, round(rows * config.eval_split_size))
         steps = len(plan_steps(rows, config.batch_size, epochs=config.num_train_epochs))
         rows, tokens = rows * config.num_train_epochs, tokens * config.num_train_epochs
-    per_token = (8 if config.gradient_checkpointing else 6) + 2 * ("ref_logp" in _columns(arm))
+    per_token = (8 if config.gradient_checkpointing else 6) + 2 * ("ref_logp" in columns(arm))
     evaluated = sum(PROBLEMS[name] for name in grid.domains) * grid.evaluation.num_samples
     if grid.curve_steps:
         evaluated *= steps // grid.curve_steps
@@ -134,10 +138,6 @@ def full_estimate(work: Reproduction, grid: Grid, arm: Arm) -> dict[str, Any]:
         "gpu_hours_answers": (sampled + evaluated) * 2 * parameters * length / (PEAK * SAMPLING_SHARE) / 3600,
         "memory_gib": _memory(shape, config),
     }
-
-
-def _columns(arm: Arm) -> tuple[str, ...]:
-    return () if isinstance(arm.config, RLConfig) else parse_objective(arm.config.objective)[0].columns
 
 
 def _memory(shape: Mapping[str, Any], config: Any) -> dict[str, float]:
@@ -157,7 +157,7 @@ def _task(grid: Grid) -> dict[str, Any]:
 
 def _mini_model(grid: Grid) -> dict[str, Any]:
     """Runs with seconds on two cores, and minutes of the whole recipe by part."""
-    task, folder = _task(grid), Path(grid.data).parent
+    task = _task(grid)
     estimates = {arm.label: _mini_estimate(grid, arm, task) for arm in grid.arms}
     speed, seeds, arms = task["speed"], len(grid.seeds), len(grid.arms)
     answer = speed["answer_tokens"] / speed["drawn_per_second"]
@@ -180,30 +180,21 @@ def _mini_model(grid: Grid) -> dict[str, Any]:
         "overhead": arms * (seeds + rates) * speed["run_seconds"],
         "answers": evaluated * (1 + seeds * arms) + points * seeds * evaluated / 4,
     }
-    counts = {}
-    for name in ("demonstrations", "clean", "problems", "holdout", "validation"):
-        with (folder / f"{name}.jsonl").open("rb") as lines:
-            counts[name] = sum(1 for _ in lines)
     return {
         "model": grid.model,
         "runs": [_planned(grid, arm, estimates[arm.label]) for arm in grid.arms],
         "minutes": {**{k: v / 60 for k, v in seconds.items()}, "total": sum(seconds.values()) / 60},
-        "data": counts,
     }
 
 
 def _mini_estimate(grid: Grid, arm: Arm, task: dict[str, Any]) -> dict[str, Any]:
     """Seconds of one run of an arm and of its evaluation."""
-    speed, config, steps = task["speed"], arm.config, grid.steps(arm)
-    live = isinstance(config, RLConfig)
-    batch = (
-        config.problems_per_step * config.num_samples if isinstance(config, RLConfig) else config.batch_size
-    )
-    rows = steps * batch * (2 if "pair" in _columns(arm) else 1)
+    speed, steps, live = task["speed"], grid.steps(arm), arm.method == "rl"
+    rows = steps * answers_per_step(arm)
     tokens = rows * speed["row_tokens"]
     evaluated = sum(task["task"][name] for name in grid.domains) * (grid.evaluation.num_samples + 1)
     answer = speed["answer_tokens"] / speed["drawn_per_second"]
-    training = tokens / speed["trained_per_second"] * (1.35 if "ref_logp" in _columns(arm) else 1)
+    training = tokens / speed["trained_per_second"] * (1.35 if "ref_logp" in columns(arm) else 1)
     return {
         "steps": steps,
         "answers_trained": rows,
@@ -226,8 +217,7 @@ def parts(plan: dict[str, Any]) -> Iterator[Part]:
     for model in plan["models"]:
         yield f"\n{model['model']}"
         yield [_row(run) for run in model["runs"]]
-        if "data" in model:
-            yield "rows and problems: " + ", ".join(f"{name} {n:,}" for name, n in model["data"].items())
+        if "minutes" in model:
             yield "minutes: " + ", ".join(f"{name} {value:.1f}" for name, value in model["minutes"].items())
         lines = [run["launch"] for run in model["runs"] if run.get("launch")]
         yield from (["on several GPUs, each run by itself:", *lines] if lines else [])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rectune.analysis.summary_text import DOMAINS
+from rectune.config import RLConfig
 from rectune.experiments.evaluator import correct
 from rectune.experiments.grid import Arm, Grid
 from rectune.experiments.reproduce import Reproduction
 from rectune.experiments.runner import COMPARISON
+from rectune.objective_spec import parse_objective
 from rectune.records import Comparison, PaperTables, write_record
 from rectune.runtime.io import load_record, write_json
 
@@ -73,26 +75,33 @@ def _cost(grid: Grid, arm: Arm, seed: int) -> dict[str, Any]:
     run = grid.run(arm, seed)
     lines = map(json.loads, (run.trained / "metrics.jsonl").read_text().splitlines())
     taken = [line for line in lines if line.get("kind") == "train"]
-    steps, sampled, config = len(taken), {"answers": 0, "seconds": 0.0}, arm.config
-    if config.output_dir and arm.method == "rl":
-        rows = sampled["answers"] = (
-            steps * getattr(config, "problems_per_step", 0) * getattr(config, "num_samples", 0)
-        )
-    else:
-        paired = str(getattr(config, "objective", "")).startswith("dpo")
-        rows = steps * getattr(config, "batch_size", 0) * (1 + paired)
-    if arm.method == "rft":
+    rows, sampled = len(taken) * answers_per_step(arm), {"answers": 0, "seconds": 0.0}
+    if arm.method == "rl":
+        sampled["answers"] = rows
+    elif arm.method == "rft":
         sampled = load_record(grid.out / "samples" / f"seed-{seed}.json", "answers", "seconds")
     return {
         "arm": arm.label,
         "seed": seed,
-        "steps": steps,
+        "steps": len(taken),
         "answers_trained": rows,
         "tokens_trained": sum(line.get("tokens", 0) for line in taken),
         "answers_drawn": sampled["answers"],
         "seconds": sum(line["seconds"] for line in taken) + sampled["seconds"],
         "peak_memory_mib": max((line.get("peak_memory_mib", 0) for line in taken), default=0),
     }
+
+
+def answers_per_step(arm: Arm) -> int:
+    """Answers that a step trains on; a batch of pairs has two for each."""
+    if isinstance(arm.config, RLConfig):
+        return arm.config.problems_per_step * arm.config.num_samples
+    return arm.config.batch_size * (2 if "pair" in columns(arm) else 1)
+
+
+def columns(arm: Arm) -> tuple[str, ...]:
+    """What the objective of an arm reads."""
+    return () if isinstance(arm.config, RLConfig) else parse_objective(arm.config.objective)[0].columns
 
 
 def _curves(grid: Grid) -> Rows:

@@ -140,7 +140,7 @@ def test_from_nothing_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert {one["answers_trained"] for one in model["cost"]} == {32}
     assert set(model["rates"].values()) == {1e-2}
     page = (out / "report.html").read_text()
-    assert "Beside the paper" in page and "paper - SFT" in page
+    assert "Comparison with the paper" in page and "paper - SFT" in page
     before = (out / "runs" / "dft" / "seed-0" / "summary.json").stat().st_mtime_ns
     assert main(command) == 0  # all is there
     assert capsys.readouterr().out == first
