@@ -158,7 +158,7 @@ def main() -> None:
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         folder = arguments.folder
-        settings = {"model": arguments.model, "data": folder / "rows.jsonl", "out": folder / "out"}
+        settings = {"model": arguments.model, "data": folder / "rows.jsonl", "output_dir": folder / "out"}
         settings["max_length"] = arguments.max_length
         print(json.dumps(stage(arguments.stage, load_config(None, settings))))
         return
