@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _HOLDOUT, _LIMIT, _EPOCH = range(3)  # one random stream for each use of the seed
 
 
-def draw(n: int, limit: int | None, seed: int) -> list[int]:
-    """At most `limit` of `n` row indices drawn without replacement, ascending; None draws all."""
+def subsample(n: int, limit: int | None, seed: int) -> list[int]:
+    """At most `limit` of `n` row indices, sampled without replacement, ascending; None takes all."""
     if limit is None or limit >= n:
         return list(range(n))
     return sorted(np.random.default_rng([seed, _LIMIT]).permutation(n)[:limit].tolist())

@@ -25,7 +25,7 @@ from rectune.data.converters import PAIR
 from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.load import PACKAGED, local_path, read_rows
 from rectune.data.packing import Batch, collate, pack
-from rectune.data.sampler import StepPlan, draw, plan_steps, questions, split_holdout
+from rectune.data.sampler import StepPlan, plan_steps, questions, split_holdout, subsample
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.limits import encode_for, longest_row
@@ -267,7 +267,7 @@ def load_data(
 
 def _split(config: TrainConfig, everything: Split, holdout: Split | None) -> tuple[Split, Split]:
     """The rows to train on and those kept aside, where these are not of a source of their own."""
-    first = np.array(draw(len(everything), config.max_train_samples, config.seed))
+    first = np.array(subsample(len(everything), config.max_train_samples, config.seed))
     second = first[:0]
     if holdout is not None:
         _say_holdout(config, everything.asked[first], holdout.asked)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
 from rectune.data.packing import Batch, collate, pack
-from rectune.data.sampler import draw
+from rectune.data.sampler import subsample
 from rectune.data.tokenization import IGNORED, Encoded, token_texts
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
@@ -332,7 +332,7 @@ def choose_rows(holdout: Split, config: TrainConfig) -> list[int]:
     """Rows of the hold-out that are watched: drawn with the seed, whole ones if there are any, bounded in all."""
     every = range(len(holdout))
     short = [row for row in every if holdout.supervised[row] <= TARGETS] or list(every)
-    drawn = [short[i] for i in draw(len(short), config.drift_rows, config.seed)]
+    drawn = [short[i] for i in subsample(len(short), config.drift_rows, config.seed)]
     lengths = holdout.lengths(drawn)
     return [row for n, row in enumerate(drawn) if n == 0 or sum(lengths[: n + 1]) <= TOKENS]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectune.data.sampler import draw, plan_steps, split_holdout
+from rectune.data.sampler import plan_steps, split_holdout, subsample
 from rectune.errors import UserError
 
 
@@ -81,9 +81,9 @@ def test_rows_that_all_ask_something_else_are_split_as_ever(share: float) -> Non
     assert split_holdout(range(100, 140), share, 3) == (sorted(order[count:]), sorted(order[:count]))
 
 
-def test_draw() -> None:
-    assert draw(5, None, 0) == draw(5, 9, 0) == [0, 1, 2, 3, 4]
-    some = draw(1000, 10, 0)
+def test_subsample() -> None:
+    assert subsample(5, None, 0) == subsample(5, 9, 0) == [0, 1, 2, 3, 4]
+    some = subsample(1000, 10, 0)
     assert len(set(some)) == 10
-    assert some == sorted(some) == draw(1000, 10, 0)
+    assert some == sorted(some) == subsample(1000, 10, 0)
     assert some != list(range(10))
