@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rectune.config import TrainConfig
 from rectune.data.load import from_hub, read_rows, row_at
-from rectune.data.sampler import draw
+from rectune.data.sampler import subsample
 from rectune.errors import UserError
 from rectune.experiments.reproduce import Reproduction, full_grid
 from rectune.grading.final_answer import extract_answer
@@ -41,7 +41,7 @@ def write_problems(config: TrainConfig, path: Path, prompt: str) -> int:
     """
     dataset = read_rows(config.data, options=config)
     records = []
-    for index in draw(len(dataset), config.max_train_samples, config.seed):
+    for index in subsample(len(dataset), config.max_train_samples, config.seed):
         row = row_at(dataset, index)
         question = next((turn.content for turn in row.turns if turn.role == "user"), "")
         gold = extract_answer(row.turns[-1].content, ["boxed"])
