@@ -34,7 +34,7 @@ def test_nothing_that_is_written_holds_a_secret(
     write(tmp_path / "problems.jsonl", *({"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(3)))
     data = ["--model", str(model), "--data", str(tmp_path / "rows.jsonl"), "--max-length", "64"]
     drawn = ["-n", "1", "--max-new-tokens", "2"]
-    asked = ["--problems", str(tmp_path / "problems.jsonl"), "--output-dir", str(tmp_path / "samples.jsonl")]
+    asked = ["--problems", str(tmp_path / "problems.jsonl"), "--output", str(tmp_path / "samples.jsonl")]
     for command in (
         ["diagnose", *data, "--rows", "4", "--no-gradients", "--output-dir", str(tmp_path / "diagnosis")],
         ["train", *data, "--output-dir", str(run), "--max-steps", "1", "--batch-size", "4"],
@@ -57,7 +57,7 @@ def test_nothing_that_is_written_holds_a_secret(
             "--output-dir",
             str(tmp_path / "x"),
         ],
-        ["sample", "--model", str(model), *asked, "--backend", "server", "--base-url", address],
+        ["sample", "--model", str(model), *asked, "--backend", "openai", "--base-url", address],
     ):
         assert main(refused) == 2
     said = capfd.readouterr()

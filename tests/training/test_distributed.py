@@ -220,13 +220,13 @@ def test_sampling_and_evaluation_share_the_problems(toy: dict[str, Any], tmp_pat
     problems.write_text(
         "".join(json.dumps({"prompt": f"{n}+2?", "answer": str(n + 2)}) + "\n" for n in range(7))
     )
-    common = ["--model", toy["model"], "-n", "3", "--max-new-tokens", "12", "--dtype", "fp32"]
+    common = ["--model", toy["model"], "-n", "3", "--max-new-tokens", "12", "--dtype", "float32"]
     files = {}
     for number in (1, 3):
         out = tmp_path / f"by {number}"
         run = [*TORCHRUN, str(number), "-m", "rectune.cli.app"]
         subprocess.run(
-            [*run, "sample", "--problems", str(problems), "--output-dir", str(out / "s.jsonl"), *common],
+            [*run, "sample", "--problems", str(problems), "--output", str(out / "s.jsonl"), *common],
             env=ENVIRONMENT, check=True, timeout=180,
         )  # fmt: skip
         done = subprocess.run(
