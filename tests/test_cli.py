@@ -69,6 +69,15 @@ def test_train_from_a_recipe(trained: list[Any], tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out) == {"steps": 7}
 
 
+def test_data_by_position_beside_a_recipe_and_underscores(trained: list[Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('data = "d"\noutput_dir = "o"\n')
+    assert main(["train", "rows.jsonl", "--output_dir", "o", "--batch_size", "3"]) == 0
+    assert main(["train", str(recipe), "rows.jsonl"]) == 0
+    configs = [config for config, _ in trained]
+    assert [(config.data, config.batch_size) for config in configs] == [("rows.jsonl", 3), ("rows.jsonl", 16)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -81,6 +90,19 @@ def test_train_from_a_recipe(trained: list[Any], tmp_path: Path, capsys: pytest.
         (["train", "--lr-scheduler-type", "cosin"], "--lr-scheduler-type"),
         (["train", "nothing.toml"], "nothing.toml: no such recipe"),
         (["trian"], "train"),
+        (["finetune"], "unknown command finetune; use rectune train"),
+        (["train", "--lr", "1e-4"], "unknown option --lr; use --learning-rate"),
+        (["train", "--out", "o"], "unknown option --out; use --output-dir"),
+        (["train", "--output=o"], "unknown option --output; use --output-dir"),
+        (["train", "--rows.template", "none"], "unknown option --rows.template; use --chat-template"),
+        (["train", "--objective.name", "dft"], "unknown option --objective.name; use --objective"),
+        (["train", "--objective.alpha", "0.5"], "objective NAME:alpha=VALUE"),
+        (["train", "--model-name-or-path", "m"], "use --model"),
+        (["train", "--per_device_eval_batch_size", "4"], "evaluation packs rows"),
+        (["rl", "--num-generations", "4"], "use --num-samples"),
+        (["eval", "--benchmark-file", "p"], "unknown option --benchmark-file; use --tasks"),
+        (["train", "a.jsonl", "b.jsonl"], "b.jsonl: is no TOML recipe; give settings as flags"),
+        (["train", "a.jsonl", "--data", "b.jsonl"], "--data: is given by position and as a flag"),
         (["list", "objektives"], "objectives"),
     ],
 )
@@ -151,6 +173,13 @@ def test_list_prints_a_table(what: str, capsys: pytest.CaptureFixture[str]) -> N
     if what == "objectives":
         assert "Weight 1[p >= q]" in out  # brackets are text, not markup
         assert max(map(len, out.splitlines())) > 110  # nothing is folded into a pipe
+
+
+def test_list_alone_prints_all_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"objectives", "columns", "tasks", "models", "recipes"}
+    assert main(["list"]) == 0
+    assert "objectives:" in capsys.readouterr().out
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

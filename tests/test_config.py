@@ -6,7 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from rectune.config import RFTConfig, RLConfig, TrainConfig, dump_config, load_config, settings_by_group
+from rectune.config import (
+    CheckConfig,
+    CompareConfig,
+    DiagnoseConfig,
+    EvalConfig,
+    ReproduceConfig,
+    RFTConfig,
+    RLConfig,
+    SampleConfig,
+    TrainConfig,
+    as_flags,
+    dump_config,
+    load_config,
+    settings_by_group,
+)
+from rectune.config.names import HINTS, OTHER_NAMES, RENAMED, RENAMED_RL, with_new_names
 from rectune.errors import UserError
 
 SETTINGS = """
@@ -178,3 +193,42 @@ def test_paths_are_taken_for_text() -> None:
     assert load_config(None, {**NEEDED, "data": Path("rows.jsonl")}).data == "rows.jsonl"
     with pytest.raises(UserError, match="--data: input should be a valid string, got 3"):
         load_config(None, {**NEEDED, "data": 3})
+
+
+def test_the_config_of_a_run_of_version_0_1_is_read() -> None:
+    old = {
+        "model": "m", "data": "d", "out": "run", "steps": 5, "precision": "bf16", "betas": [0.9, 0.95],
+        "rows": {"template": "none", "system": "Be brief.", "holdout": "kept.jsonl"}, "lora": {"rank": 8},
+    }  # fmt: skip
+    new = with_new_names(old)
+    assert new == {
+        "model": "m", "data": "d", "output_dir": "run", "max_steps": 5, "dtype": "bfloat16", "adam_beta1": 0.9,
+        "adam_beta2": 0.95, "chat_template": "none", "system_prompt": "Be brief.", "eval_data": "kept.jsonl",
+        "lora_r": 8,
+    }  # fmt: skip
+    assert with_new_names(new) == new
+    rl = with_new_names({"algorithm": "grpo", "out": "run", "n": 4, "engine": "local", "kl": "plain"})
+    assert (rl["num_samples"], rl["backend"], rl["use_bias_correction_kl"]) == (4, "hf", False)
+
+
+def test_every_name_elsewhere_leads_to_a_setting() -> None:
+    kinds = [
+        CheckConfig,
+        CompareConfig,
+        DiagnoseConfig,
+        EvalConfig,
+        ReproduceConfig,
+        RFTConfig,
+        RLConfig,
+        SampleConfig,
+    ]
+    known = {name for kind in [TrainConfig, *kinds] for name in kind.model_fields}
+    flags = {"no_logprobs", "no_gradients", "no_match_entropy", "include_unjudged", "output"}
+    assert {*RENAMED.values(), *RENAMED_RL.values(), *OTHER_NAMES.values()} <= known | flags
+    assert not (set(OTHER_NAMES) | set(HINTS)) & set(TrainConfig.model_fields) - {"objective"}
+
+
+def test_flags_are_typed_as_they_are_read() -> None:
+    config = load_config(None, {**NEEDED, "columns": "prompt=q", "report_to": "wandb", "merge_adapter": True})
+    words = as_flags(config, ["columns", "report_to", "merge_adapter", "skip_bad_rows"])
+    assert words == ["--columns", "prompt=q", "--report-to", "wandb", "--merge-adapter"]

@@ -473,4 +473,4 @@ OBJECTIVES: dict[str, Objective] = {
         dpo,
     )
 }
-"""What `rectune train` can train with; `grpo` and `k3` need live samples, so they belong to `rectune online`."""
+"""What `rectune train` can train with; `grpo` and `k3` need live samples, so they belong to `rectune rl`."""

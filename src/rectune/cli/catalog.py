@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 
 from rectune.columns import COLUMNS
@@ -44,8 +43,6 @@ def columns() -> Table:
 
 def tasks() -> Table:
     """The benchmarks of `evaluation/tasks.py`."""
-    if find_spec("rectune.evaluation.tasks") is None:
-        return
     from rectune.evaluation.tasks import TASKS
 
     for name, benchmark in TASKS.items():

@@ -98,12 +98,16 @@ def typed(value: object) -> str:
 
 
 def as_flags(config: Settings, names: Iterable[str]) -> list[str]:
-    """Some settings of a config as words of a command line: `--batch-size 8 --balance --no-logprobs`."""
+    """Some settings of a config as words of a command line: `--batch-size 8 --balance --no-logprobs`.
+
+    A switch that is as it is by default has no flag.
+    """
     words = []
     for name in names:
         value = getattr(config, name)
         if isinstance(value, bool):
-            words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+            if value != type(config).model_fields[name].default:
+                words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
         else:
             words += [flag(name), typed(value)]
     return words

@@ -69,7 +69,7 @@ def split_holdout(asked: Sequence[int] | np.ndarray, share: float, seed: int) ->
             f"keeping {aside} of {n} rows aside leaves none to train on (rows that ask the same stay together; "
             f"different questions: {len(sizes)})",
             where="eval_split_size",
-            hint="give rows of more questions, or holdout = 0",
+            hint="give rows of more questions, or eval_split_size = 0",
         )
     order = question[np.random.default_rng([seed, _HOLDOUT]).permutation(n)]
     chosen, left = np.zeros(len(sizes), bool), aside

@@ -56,7 +56,7 @@ class TokenLimit:
             raise UserError(
                 f"{longest} tokens of one prompt and answer do not fit into memory",
                 where="max_new_tokens",
-                hint="lower it or memory_budget, or turn on gradient_checkpointing or lora",
+                hint="lower it or logits_memory_mb, or turn on gradient_checkpointing or LoRA (lora_r)",
             )
         tried = min(self.tokens, total)
         self.tokens = max(longest, tried // 2)

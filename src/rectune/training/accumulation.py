@@ -178,7 +178,7 @@ class Gradients:
             raise UserError(
                 f"its {tokens} tokens do not fit into memory" if rows else "does not fit into memory",
                 where=split.where(rows[0]) if rows else "model",
-                hint="lower max_length or memory_budget, or turn on gradient_checkpointing or lora",
+                hint="lower max_length or logits_memory_mb, or turn on gradient_checkpointing or LoRA (lora_r)",
             )
         self.limit = tokens // 2
         if is_sharded(self.accelerator):
