@@ -47,7 +47,7 @@ def drawn(folders: list[Path]) -> Report:
 
 def test_a_run_that_was_killed(copy: Any) -> None:
     run = copy("dft/seed-0")
-    for name in ("summary.json", "probe.json"):
+    for name in ("summary.json", "token_logprobs.json"):
         (run / name).unlink()
     shutil.rmtree(run / "evaluation")
     text = (run / "metrics.jsonl").read_text()
@@ -60,7 +60,7 @@ def test_a_run_that_was_killed(copy: Any) -> None:
     assert not found.tokens
 
 
-FILES = ("config.json", "environment.json", "summary.json", "metrics.jsonl", "probe.json")
+FILES = ("config.json", "environment.json", "summary.json", "metrics.jsonl", "token_logprobs.json")
 EVALUATION = ("evaluation/evaluation.json", "evaluation/graded.jsonl")
 
 
@@ -135,10 +135,10 @@ def test_values_of_another_kind_raise_nothing(runs: Path, tmp_path: Path) -> Non
 
 def test_another_format_is_named(copy: Any) -> None:
     run, other = copy("dft/seed-0"), copy("sft/seed-0")
-    edit(run / "probe.json", format=2)
+    edit(run / "token_logprobs.json", format=2)
     edit(run / "evaluation" / "evaluation.json", format=7)
     found = drawn([run, other])
-    assert "probe.json is of format 2; this version reads 1" in notes(found)
+    assert "token_logprobs.json is of format 2; this version reads 1" in notes(found)
     assert "evaluation.json is of format 7" in notes(found)
     assert found.verdict.open
 

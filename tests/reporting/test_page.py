@@ -37,10 +37,10 @@ def hostile(runs: Path, tmp_path: Path) -> Report:
         edit(run / "config.json", data=HOSTILE, model=HOSTILE)
         edit(run / "environment.json", platform=HOSTILE)
         edit(run / "environment.json", packages={HOSTILE: HOSTILE})
-        probe = json.loads((run / "probe.json").read_text())
+        probe = json.loads((run / "token_logprobs.json").read_text())
         for row in probe["rows"]:
             row["tokens"] = [HOSTILE] * len(row["tokens"])
-        edit(run / "probe.json", **probe)
+        edit(run / "token_logprobs.json", **probe)
         drift = [{**line, "warnings": [HOSTILE]} for line in read_lines(run / "metrics.jsonl")]
         write_lines(run / "metrics.jsonl", drift)
     for evaluation in folder.glob("runs/**/evaluation"):

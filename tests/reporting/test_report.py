@@ -88,7 +88,7 @@ def test_what_training_did_is_there(data: Report, runs: Path) -> None:
 
 
 def test_token_changes_come_from_the_probe(data: Report, runs: Path) -> None:
-    rows = json.loads((runs / "dft" / "seed-0" / "probe.json").read_text())["rows"]
+    rows = json.loads((runs / "dft" / "seed-0" / "token_logprobs.json").read_text())["rows"]
     ends = [
         after - before
         for row in rows

@@ -20,9 +20,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rectune.analysis.summary_text import percent, points
 from rectune.evaluation.metrics import REPEATED, count_operations
 from rectune.evaluation.statistics import resamples
+from rectune.pages.format import percent, points
 from rectune.records import AnswerShape, CategoryShare, Graded, ShapeChange, TokenLengths
 from rectune.sampling.types import repetition
 
@@ -269,7 +269,7 @@ def find_changes(a: Answers, b: Answers, names: tuple[str, str] = ("a", "b")) ->
     if not (np.isnan(a_end).any() or np.isnan(b_end).any()):
         ends = [np.where(x > 0, "an end", "no end") for x in (a_end, b_end)]
         if _beyond(size := _distance(*ends), "stopped"):
-            shares = percent(a_end.mean()), percent(b_end.mean())
+            shares = percent(a_end.mean(), 0), percent(b_end.mean(), 0)
             what = f"{names[0]} ends {shares[0]} of its answers by itself, {names[1]} {shares[1]}"
             changes.append(_change("stopped", size[0], split_difference(a, b, *ends), what, names))
     gap = float(a.correct.mean() - b.correct.mean())
@@ -301,7 +301,9 @@ def _length_bins(a_PxN: np.ndarray, b_PxN: np.ndarray) -> tuple[np.ndarray, np.n
 def _largest_change(split: MixRate, names: tuple[str, str]) -> str:
     """The category whose share changed most; of two, the one that grew."""
     most = max(split.categories, key=lambda c: (round(abs(c.a - c.b), 9), c.a - c.b))
-    return f"{percent(most.a)} of {names[0]}'s answers have {most.name}, {percent(most.b)} of {names[1]}'s"
+    return (
+        f"{percent(most.a, 0)} of {names[0]}'s answers have {most.name}, {percent(most.b, 0)} of {names[1]}'s"
+    )
 
 
 _EQUAL: dict[Kind, str] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from rectune.pages.format import points
 from rectune.records import (
     ArmDifference,
     ArmsResult,
@@ -22,15 +23,6 @@ DOMAINS = {"in": "in domain", "out": "out of domain"}
 BASE = "base"
 _ORDER = ("worse", "better", "no difference")
 _ONE_SEED = "; one seed says nothing about other seeds"
-
-
-def points(fraction: float) -> str:
-    """Hundredths, with one decimal and no negative zero."""
-    return f"{round(100 * fraction, 1) + 0.0:.1f}"
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.0f} %"
 
 
 def direction(difference: float, shown: bool) -> str:

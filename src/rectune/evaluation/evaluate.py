@@ -31,6 +31,7 @@ from rectune.evaluation.prompts import (
 )
 from rectune.evaluation.tasks import TASKS
 from rectune.models.load import check_model
+from rectune.pages.format import interval, number, percent
 from rectune.records import Accuracy, EvalProtocol, Evaluation, Graded, TaskResult, write_record
 from rectune.runtime.distributed import share, wait_for_all
 from rectune.runtime.io import check_output
@@ -174,20 +175,20 @@ def table(evaluation: Evaluation) -> list[dict[str, str]]:
         {
             "benchmark": name,
             "problems": str(task.problems),
-            f"avg@{n}": _percent(task.avg),
-            f"pass@{n}": _percent(task.pass_at[str(n)]),
-            f"maj@{n}": _percent(task.maj_at[str(n)]) if task.maj_at else "-",
-            "stopped": "-" if task.stopped is None else f"{task.stopped:.0%}",
-            "tokens": "-" if task.tokens is None else f"{task.tokens:.0f}",
-            "repeating": "-" if task.repeating is None else f"{task.repeating:.0%}",
+            f"avg@{n}": _interval(task.avg),
+            f"pass@{n}": _interval(task.pass_at[str(n)]),
+            f"maj@{n}": _interval(task.maj_at[str(n)]) if task.maj_at else "-",
+            "stopped": percent(task.stopped, 0),
+            "tokens": number(task.tokens, 0),
+            "repeating": percent(task.repeating, 0),
             "not judged": str(task.verdicts["timeout"] + task.verdicts["error"]),
         }
         for name, task in evaluation.benchmarks.items()
     ]
 
 
-def _percent(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+def _interval(accuracy: Accuracy) -> str:
+    return interval(accuracy.mean, accuracy.low, accuracy.high)
 
 
 def _versions() -> dict[str, str]:

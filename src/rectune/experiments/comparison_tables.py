@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rectune.analysis.summary_text import DOMAINS, against_base
-from rectune.records import Accuracy, ArmResult, BaseDifference, Comparison, RaceResult, SweepResult
+from rectune.pages.format import interval, number, percent
+from rectune.records import ArmResult, BaseDifference, Comparison, RaceResult, SweepResult
 
 Table = list[dict[str, str]]
 
@@ -30,14 +31,14 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
 def _row(label: str, arm: ArmResult, n: int, gains: dict[str, BaseDifference]) -> dict[str, str]:
     return {
         "arm": label,
-        f"avg@{n}": interval(arm),
+        f"avg@{n}": interval(arm.mean, arm.low, arm.high),
         "than base": gains[""].verdict if gains else "-",
-        "greedy": _percent(arm.greedy),
-        f"pass@{n}": _percent(arm.pass_at.get(str(n))),
-        "stopped": _percent(arm.stopped, 0),
-        "tokens": _number(arm.tokens, 0),
-        "repeating": _percent(arm.repeating, 0),
-        "nats a token": _number(arm.entropy, 2),
+        "greedy": percent(arm.greedy),
+        f"pass@{n}": percent(arm.pass_at.get(str(n))),
+        "stopped": percent(arm.stopped, 0),
+        "tokens": number(arm.tokens, 0),
+        "repeating": percent(arm.repeating, 0),
+        "nats a token": number(arm.entropy, 2),
         "seeds": str(arm.seeds),
     }
 
@@ -52,7 +53,7 @@ def _sweep(sweep: SweepResult) -> tuple[str, Table]:
                 {
                     "arm": arm.label,
                     "learning rate": f"{trial.learning_rate:g}",
-                    "accuracy": interval(trial.accuracy),
+                    "accuracy": interval(trial.accuracy.mean, trial.accuracy.low, trial.accuracy.high),
                     "": taken if trial.learning_rate == arm.learning_rate else "",
                 }
             )
@@ -64,22 +65,9 @@ def _race(race: RaceResult) -> Iterator[tuple[str, Table]]:
         rows = [
             {
                 "arm": label,
-                "accuracy": interval(accuracy),
+                "accuracy": interval(accuracy.mean, accuracy.low, accuracy.high),
                 "": "leads" if label == rung.leader else "dropped" if label in rung.worse else "",
             }
             for label, accuracy in rung.accuracy.items()
         ]
         yield f"Race: step {rung.step}, {rung.problems} validation problems", rows
-
-
-def interval(figures: Accuracy) -> str:
-    """A mean with its interval, in %."""
-    return f"{100 * figures.mean:.1f} [{100 * figures.low:.1f}, {100 * figures.high:.1f}]"
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
