@@ -38,7 +38,7 @@ QUICK := $(addprefix tests/, \
   data/test_load.py models/test_attention.py models/test_loading.py models/test_lora.py training/test_monitors.py \
   training/test_pairs.py training/test_repeatable.py sampling/test_token_sampler.py sampling/test_kv_cache.py \
   grading/test_expression.py grading/test_math.py grading/test_selection.py evaluation/test_tasks.py \
-  evaluation/test_compare.py evaluation/test_metrics.py evaluation/test_shape.py experiments/test_problems.py \
+  evaluation/test_decomposition.py evaluation/test_metrics.py experiments/test_problems.py \
   diagnosis/test_diagnose.py rft/test_offline.py::test_the_settings_are_these rl/test_advantages.py \
   rl/test_objective.py pages/test_pages.py reporting/test_report.py \
   reproduction/test_paper.py faults/test_damage.py fuzz/test_found.py)
