@@ -149,14 +149,7 @@ def encode_rows(
     """
     encoder = _Encoder(tokenizer, template, max_length, os.getpid())
     encoded = _encoded((cache_dir or default_cache()) / "tokens", dataset, encoder, num_proc)
-    faulty = np.flatnonzero(_column(encoded, "fault") != "")
-    if len(faulty):
-        faults = Faults(template.name)
-        for fault in encoded["fault"][faulty]:
-            faults.add(UserError(fault))
-        skip = skip_bad_rows and len(faulty) < len(dataset)
-        faults.settle(len(dataset), skip=skip, hint="mend or remove these rows, or set --skip-bad-rows")
-        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), faulty))
+    encoded = _without_faults(encoded, len(dataset), template.name, skip=skip_bad_rows)
     counts = RowCounts(
         rows=len(encoded),
         tokens=int(_column(encoded, "length").sum(dtype=np.int64)),
@@ -166,15 +159,25 @@ def encode_rows(
         duplicates=count_duplicates(dataset),
     )
     if not len(encoded):
-        raise UserError(
-            f"no row has a target within its first {max_length} tokens",
-            where="max_length",
-            hint="make it larger",
-        )
+        what = f"no row has a target within its first {max_length} tokens"
+        raise UserError(what, where="max_length", hint="make it larger")
     for finding in token_findings(dataset, tokenizer, template):
         log.warning("%s", finding)
     (log.warning if counts.truncated or counts.dropped else log.info)("%s", counts)
     return EncodedRows(encoded, counts)
+
+
+def _without_faults(encoded: datasets.Dataset, rows: int, source: str, *, skip: bool) -> datasets.Dataset:
+    """The rows that could be encoded; UserError where others are not to be skipped, or there is none."""
+    fault = _column(encoded, "fault")
+    if (fault == "").all():
+        return encoded
+    faults = Faults(source)
+    for text in fault[fault != ""]:
+        faults.add(UserError(str(text)))
+    hint = "mend or remove these rows, or set --skip-bad-rows"
+    faults.settle(rows, skip=skip and faults.count < rows, hint=hint)
+    return encoded.select(np.flatnonzero(fault == ""))
 
 
 def _column(dataset: datasets.Dataset, name: str) -> np.ndarray:
