@@ -22,7 +22,7 @@ from typing import Any
 from rectune.config import RFTConfig, RLConfig, TrainConfig, as_flags
 from rectune.data.sampler import plan_steps
 from rectune.errors import UserError
-from rectune.experiments.grid import Arm, Grid, Run
+from rectune.experiments.grid import Arm, ArmRun, Grid
 from rectune.experiments.reproduce import Reproduction
 from rectune.runtime.io import load_record
 
@@ -87,7 +87,7 @@ def _planned(grid: Grid, arm: Arm, estimate: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def launch_line(run: Run, gpus: int) -> str:
+def launch_line(run: ArmRun, gpus: int) -> str:
     """The command that trains a run on several GPUs of a machine; `reproduce` then finds it finished.
 
     Data parallel: each process holds the whole model, so `memory_gib` has to fit.

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from comparisons import Task, compare_task
+from comparisons import Task, asking, compare_task, config_of
 from rectune.errors import UserError
+from rectune.experiments.compare import make_grid
 from rectune.experiments.comparison_tables import tables
+from rectune.experiments.runner import run_grid
 from rectune.records import Comparison
 from rectune.runtime.locks import lock
-from training_runs import metrics
+from training_runs import metrics, weights
 
 Record = dict[str, Any]
 Run = Callable[..., Record]
@@ -289,3 +293,18 @@ def test_a_damaged_record_is_said_to_be(run: Run, tmp_path: Path, text: str, lin
     with pytest.raises(UserError) as caught:
         run()
     assert line in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_curve_is_evaluated_at_pauses_of_the_training(
+    compared: tuple[Path, Record], task: Task, tmp_path: Path
+) -> None:
+    """As of the paper's Figure 1; the model at the end is bit-identical to that of a run without pauses."""
+    config = config_of(task, tmp_path / "out", objectives="sft", match_entropy=False, **asking(task))
+    run_grid(replace(make_grid(config), curve_steps=5, curve_samples=1))
+    folder = tmp_path / "out" / "runs" / "sft" / "seed-0"
+    steps = sorted(path.name for path in folder.glob("validation-step-*"))
+    assert steps == ["validation-step-0005", "validation-step-0010"]
+    assert [evaluation(folder / step)["protocol"]["n"] for step in steps] == [1, 1]
+    one, other = weights(folder), weights(compared[0] / "runs" / "sft" / "seed-0")
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -17,7 +17,7 @@ from rectune.experiments import successive_halving as racing
 from rectune.experiments.compare import make_arms, make_grid
 from rectune.experiments.comparison_tables import tables
 from rectune.experiments.evaluator import Evaluator
-from rectune.experiments.grid import Run
+from rectune.experiments.grid import ArmRun
 from rectune.experiments.problem_sets import write_problems
 from rectune.records import Comparison
 from rectune.training.checkpoint import list_checkpoints
@@ -102,7 +102,7 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> Record:
     """Answers by hand in place of training and evaluating: slug to accuracy; keeps the steps trained to."""
     state: Record = {"accuracy": {}, "trained": []}
 
-    def train(run: Run, *, until: int | None = None) -> None:
+    def train(run: ArmRun, *, until: int | None = None) -> None:
         state["trained"].append((run.folder.parent.name, run.config.seed, until))
 
     def answers(folder: Path, files: list[Path]) -> np.ndarray:
@@ -110,7 +110,7 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> Record:
         luck = np.random.default_rng([len(folder.parent.parent.name), int(folder.parent.name[-1])])
         return (luck.random((40, 4)) < share).astype(np.int8)
 
-    monkeypatch.setattr(Run, "train", train)
+    monkeypatch.setattr(ArmRun, "train", train)
     monkeypatch.setattr(racing, "correct", answers)
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: None)
     return state

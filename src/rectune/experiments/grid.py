@@ -68,7 +68,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Run:
+class ArmRun:
     """One training run of an arm.
 
     Attributes:
@@ -214,20 +214,20 @@ class Grid:
     curve_steps: int = 0
     curve_samples: int | None = None
 
-    def run(self, arm: Arm, seed: int) -> Run:
+    def run(self, arm: Arm, seed: int) -> ArmRun:
         """The run of an arm and a seed; all arms read the same rows in the same order for a seed."""
         folder = self.out / "runs" / arm.slug / f"seed-{seed}"
-        return Run(f"{arm.label}, seed {seed}", folder, self._config(arm, seed, folder))
+        return ArmRun(f"{arm.label}, seed {seed}", folder, self._config(arm, seed, folder))
 
-    def runs(self, arms: Sequence[Arm] | None = None) -> list[Run]:
+    def runs(self, arms: Sequence[Arm] | None = None) -> list[ArmRun]:
         return [self.run(arm, seed) for arm in arms or self.arms for seed in self.seeds]
 
-    def trial(self, arm: Arm, rate: float) -> Run:
+    def trial(self, arm: Arm, rate: float) -> ArmRun:
         """A run of the sweep: first seed, fewer steps, a whole learning-rate schedule of its own."""
         folder = self.out / "sweep" / arm.slug / f"lr-{rate:g}"
         config = self._config(arm.with_rate(rate), self.seeds[0], folder)
         name = f"{arm.label} at learning rate {rate:g}, {self.trial_steps(arm)} steps"
-        return Run(name, folder, config.model_copy(update={"max_steps": self.trial_steps(arm)}))
+        return ArmRun(name, folder, config.model_copy(update={"max_steps": self.trial_steps(arm)}))
 
     def trial_steps(self, arm: Arm) -> int:
         assert self.sweep is not None

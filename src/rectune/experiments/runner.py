@@ -18,7 +18,7 @@ from rectune.analysis.significance import compare_runs
 from rectune.config import RLConfig
 from rectune.experiments.entropy_control import choose_target, evaluate_matched, mean_entropy
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
-from rectune.experiments.grid import BASE, Arm, Grid, Run
+from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
 from rectune.experiments.lr_sweep import sweep
 from rectune.experiments.problem_sets import write_problems
 from rectune.experiments.successive_halving import race
@@ -156,7 +156,7 @@ def _evaluate(
                 evaluator.evaluate(folder / kind, files, settings)
 
 
-def _train_and_evaluate(grid: Grid, runs: Sequence[Run], files: Sequence[Path]) -> None:
+def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: Sequence[Path]) -> None:
     tasks = Counter(train=sum(not run.is_finished for run in runs))
     for run in runs:
         for kind, settings in evaluations(grid.evaluation, run.config.seed).items():
@@ -175,7 +175,7 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[Run], files: Sequence[Path]) 
             _evaluate(evaluator, run.trained, run.name, kinds, files, progress)
 
 
-def _evaluate_curve(grid: Grid, run: Run, files: Sequence[Path]) -> None:
+def _evaluate_curve(grid: Grid, run: ArmRun, files: Sequence[Path]) -> None:
     """Pause training every few steps and evaluate the model there, in RUN/validation-step-<step>."""
     steps = run.config.max_steps or int(grid.plan["steps"])
     for step in range(grid.curve_steps, steps, grid.curve_steps):
