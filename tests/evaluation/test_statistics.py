@@ -13,10 +13,9 @@ from rectune.errors import UserError
 from rectune.evaluation import statistics
 from rectune.evaluation.statistics import (
     holm,
-    maj_at_k,
+    maj_at_k_by_problem,
     mean_interval,
     paired_difference,
-    pass_at_k,
     pass_at_k_by_problem,
     problems_needed,
 )
@@ -126,19 +125,22 @@ def test_pass_at_k_equals_enumeration():
     for k in (1, 2, 4, 7):
         brute = [np.mean([any(row[list(s)]) for s in combinations(range(7), k)]) for row in correct]
         assert pass_at_k_by_problem(correct, k) == pytest.approx(np.array(brute))
-        assert pass_at_k(correct, k) == pytest.approx(np.mean(brute))
-    assert pass_at_k(correct, 1) == pytest.approx(correct.mean())
-    assert pass_at_k([[1] + [0] * 999], 10) == pytest.approx(1 - math.comb(999, 10) / math.comb(1000, 10))
+    assert pass_at_k_by_problem(correct, 1) == pytest.approx(correct.mean(1))
+    assert pass_at_k_by_problem([[1] + [0] * 999], 10) == pytest.approx(
+        1 - math.comb(999, 10) / math.comb(1000, 10)
+    )
 
 
 def test_maj_at_k_votes_breaks_ties_and_ignores_blanks():
-    assert maj_at_k([[1, 0, 0]], [["2", "3", "3"]], 3) == 0
-    assert maj_at_k([[1, 0]], [["2", "3"]], 2) == 0.5
-    assert maj_at_k([[1, 0, 0]], [["2", None, None]], 3) == 1
-    assert maj_at_k([[0, 0]], [[None, None]], 2) == 0
-    assert maj_at_k([[1, 1, 0, 0]], [["1/2", "0.5", "3", "4"]], 4) == 1  # correct ones vote together
+    assert maj_at_k_by_problem([[1, 0, 0]], [["2", "3", "3"]], 3) == 0
+    assert maj_at_k_by_problem([[1, 0]], [["2", "3"]], 2) == 0.5
+    assert maj_at_k_by_problem([[1, 0, 0]], [["2", None, None]], 3) == 1
+    assert maj_at_k_by_problem([[0, 0]], [[None, None]], 2) == 0
+    assert (
+        maj_at_k_by_problem([[1, 1, 0, 0]], [["1/2", "0.5", "3", "4"]], 4) == 1
+    )  # correct ones vote together
     answers = [["2", "3", "3"]]
-    assert maj_at_k([[1, 0, 0]], answers, 1) == pytest.approx(1 / 3, abs=0.1)
+    assert maj_at_k_by_problem([[1, 0, 0]], answers, 1) == pytest.approx(1 / 3, abs=0.1)
 
 
 def test_paired_difference_agrees_with_scipy():
@@ -322,10 +324,10 @@ def test_student_t_is_scipys():
         (lambda: mean_interval([[2]]), r"\[0, 1\]"),
         (lambda: mean_interval([["a"]]), "not a matrix"),
         (lambda: mean_interval([[1]], level=95), "level 95"),
-        (lambda: pass_at_k([[1, 0], [1]], 2), "k = 2 with 1 samples"),
-        (lambda: pass_at_k([[1, 0]], 0), "k = 0"),
-        (lambda: pass_at_k([[0.5]], 1), "0 or 1"),
-        (lambda: maj_at_k([[1, 0]], [["2"]], 1), "differ in shape"),
+        (lambda: pass_at_k_by_problem([[1, 0], [1]], 2), "k = 2 with 1 samples"),
+        (lambda: pass_at_k_by_problem([[1, 0]], 0), "k = 0"),
+        (lambda: pass_at_k_by_problem([[0.5]], 1), "0 or 1"),
+        (lambda: maj_at_k_by_problem([[1, 0]], [["2"]], 1), "differ in shape"),
         (lambda: paired_difference([[1]], [[1], [0]]), "a has 1 problems and b has 2"),
         (lambda: paired_difference(np.zeros((1, 3, 2)), np.zeros((1, 3, 2))), "two or more"),
         (lambda: problems_needed(0, [[1]], [[0]]), "difference of 0"),

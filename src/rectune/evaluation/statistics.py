@@ -86,43 +86,34 @@ def mean_interval(correct_PxN: Matrix, level: float = 0.95) -> Interval:
     return Interval(mean, *_widened(mean, low, high, added, least=0.0))
 
 
-def pass_at_k(correct_PxN: Matrix, k: int) -> float:
-    """Unbiased chance that at least one of k samples is correct: mean over problems of 1 - C(n-c, k) / C(n,
-    k).
+def pass_at_k_by_problem(correct_PxN: Matrix, k: int) -> np.ndarray:
+    """Unbiased chance that at least one of k samples is correct, 1 - C(n-c, k) / C(n, k): float64 of shape (P,).
 
-    Its interval is `mean_interval(pass_at_k_by_problem(correct, k)[:, None])`.
+    The interval of their mean is `mean_interval(pass_at_k_by_problem(correct, k)[:, None])`.
 
     Raises:
         UserError: as `mean_interval`; k < 1; a problem with fewer than k samples; values other than 0 and 1.
     """
-    return float(pass_at_k_by_problem(correct_PxN, k).mean())
-
-
-def pass_at_k_by_problem(correct_PxN: Matrix, k: int) -> np.ndarray:
-    """pass@k of each problem, float64 of shape (P,)."""
     rows = _binary_rows(correct_PxN)
     _check_k(rows, k)
     return np.array([1 - _comb_ratio(len(row), int(row.sum()), k) for row in rows])
 
 
-def maj_at_k(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[object]], k: int) -> float:
-    """Chance that the most frequent answer among k samples is correct; a tie is drawn among the tied.
+def maj_at_k_by_problem(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[object]], k: int) -> np.ndarray:
+    """Chance that the most frequent answer among k samples is correct: float64 of shape (P,).
+
+    A tie is drawn among the tied.
 
     Args:
         correct_PxN: 0 or 1.
-        answers_PxN: What each sample votes for, as `voting.votes` groups the answers. All correct samples of a
+        answers_PxN: What each sample votes for, as `metrics.group_votes` groups the answers. All correct samples of a
             problem are one answer; others are the same when equal. None (nothing extracted) does not vote.
         k: Votes. The mean over all subsets of k samples, or over 200 random ones with a fixed seed where there are
             more than `EVERY_SUBSET`; so maj@1 is avg@1.
 
     Raises:
-        UserError: as `pass_at_k`; answers of another shape.
+        UserError: as `pass_at_k_by_problem`; answers of another shape.
     """
-    return float(maj_at_k_by_problem(correct_PxN, answers_PxN, k).mean())
-
-
-def maj_at_k_by_problem(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[object]], k: int) -> np.ndarray:
-    """maj@k of each problem, float64 of shape (P,)."""
     rows = _binary_rows(correct_PxN)
     _check_k(rows, k)
     if [len(row) for row in rows] != [len(answers) for answers in answers_PxN]:
