@@ -183,14 +183,9 @@ def sample_(config: SampleConfig) -> None:
         config.model, config.problems, system=given.get("system_prompt"), template=template,
         include_path=config.include_path,
     )  # fmt: skip
-    params = SamplingParams(config.temperature, config.top_p, config.max_new_tokens, config.seed, config.stop)
-    engine = EngineSpec(
-        config.backend, config.sampling_batch_size, config.dtype, config.base_url, config.served_model_name,
-        config.logprobs,
-    )  # fmt: skip
     sample(
-        config.model, problems, out=config.output, num_samples=config.num_samples, params=params, engine=engine,
-        template=template,
+        config.model, problems, out=config.output, num_samples=config.num_samples,
+        params=SamplingParams.of(config, config.seed), engine=EngineSpec.of(config), template=template,
     )  # fmt: skip
     print_lines(config.output)
 

@@ -88,14 +88,7 @@ def evaluate(
     if engine is not None:
         spec = engine
     else:
-        spec = EngineSpec(
-            config.backend,
-            config.sampling_batch_size,
-            config.dtype,
-            config.base_url,
-            config.served_model_name,
-            config.logprobs,
-        )
+        spec = EngineSpec.of(config)
         check_output(samples)
         check_template(template_used)
         if config.backend == "hf":

@@ -233,14 +233,9 @@ def sample_answers(config: RFTConfig, problems: Sequence[Problem], out: Path) ->
     """Sample the answers of the base model to `out`; those in `samples` are taken over first."""
     if config.samples is not None and not out.exists():
         _take_over(Path(config.samples), out, problems, config.num_samples)
-    params = SamplingParams(
-        config.temperature, config.top_p, config.max_new_tokens, config.sampling_seed, tuple(config.stop)
-    )
-    engine = EngineSpec(
-        config.backend, config.sampling_batch_size, config.dtype, config.base_url, config.served_model_name
-    )
     sample(
-        config.model, problems, out=out, num_samples=config.num_samples, params=params, engine=engine,
+        config.model, problems, out=out, num_samples=config.num_samples,
+        params=SamplingParams.of(config, config.sampling_seed), engine=EngineSpec.of(config),
         template=config.chat_template,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from rectune.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rectune.config import AnswerConfig, NucleusConfig, RFTConfig
     from rectune.data.chat_template import Template
 
 
@@ -35,6 +36,11 @@ class SamplingParams:
     max_new_tokens: int = 4096
     seed: int = 0
     stop: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: NucleusConfig, seed: int) -> SamplingParams:
+        """The parameters that a verb's config names."""
+        return cls(config.temperature, config.top_p, config.max_new_tokens, seed, config.stop)
 
     def check(self) -> None:
         """Raise `UserError` for a parameter that is out of range; it names the parameter."""
@@ -103,6 +109,18 @@ class EngineSpec:
     base_url: str | None = None
     served_model_name: str | None = None
     logprobs: bool = True
+
+    @classmethod
+    def of(cls, config: AnswerConfig | RFTConfig) -> EngineSpec:
+        """The engine that a verb's config names."""
+        return cls(
+            config.backend,
+            config.sampling_batch_size,
+            config.dtype,
+            config.base_url,
+            config.served_model_name,
+            logprobs=getattr(config, "logprobs", True),
+        )
 
 
 class Engine(Protocol):
