@@ -78,7 +78,7 @@ def _run(folder: Path, arm: str, text: str, name: str) -> None:
     write(folder / "metrics.jsonl", *lines)
     tokens = [text, "a", "a", "a", text]
     row = {"where": text, "tokens": tokens, "before": [-1.0] * 5, "after": [-0.5] * 5}
-    write(folder / "probe.json", {"format": 1, "rows": [row]})
+    write(folder / "token_logprobs.json", {"format": 1, "rows": [row]})
     _evaluation(folder / "evaluation", str(folder / "model"), text, name)
 
 

@@ -17,7 +17,7 @@ from rectune.cli.app import main
 from rectune.errors import UserError
 from rectune.records import Evaluation, read_record
 from rectune.reporting.grouping import group
-from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, NoteList, Run
+from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, LoadedRun, NoteList
 from rectune.reporting.page_model import Report
 from rectune.reporting.report import markdown, page, report
 from rectune.training.metrics import PROBABILITY_BINS
@@ -274,7 +274,7 @@ def test_a_base_model_that_was_trained_itself_is_the_base(tmp_path: Path) -> Non
 
     base, own = tmp_path / "comparison/runs/base/evaluation", run / "evaluation"
     loaded = LoadedFolders(
-        runs={run: Run(run, config=config)},
+        runs={run: LoadedRun(run, config=config)},
         evaluations={base: evaluation(base, tuned / "model", tuned), own: evaluation(own, run, run)},
     )
     notes = NoteList()

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Literal
 
-from rectune.diagnosis.risks import ERRORS_NEAR, FEW_TARGETS, INTERMEDIATE, NEAR, STRONG, WEAK, Threshold
+from rectune.diagnosis.risks import ERRORS_NEAR, FEW_TARGETS, INTERMEDIATE, NEAR, STRONG, WEAK, RiskThreshold
 from rectune.objective_spec import parse_objective, slug_of
 from rectune.records import OverallFigures, Reason, Recommendation, Risk
 
@@ -119,7 +119,7 @@ def _reasons(
         reasons.append(Reason(text=text, value=p, threshold=None, source="the paper, Eq. 9: weight p"))
     for risk in against:
         text = f"{risk.evidence}: this speaks against giving up improbable tokens"
-        reasons.append(_reason(text, risk.value, Threshold(risk.threshold, risk.source)))
+        reasons.append(_reason(text, risk.value, RiskThreshold(risk.threshold, risk.source)))
     if overall.targets < FEW_TARGETS.value:
         reasons.append(
             _reason(f"only {overall.targets:,} targets were measured", overall.targets, FEW_TARGETS)
@@ -127,7 +127,7 @@ def _reasons(
     return reasons
 
 
-def _reason(text: str, value: float, threshold: Threshold) -> Reason:
+def _reason(text: str, value: float, threshold: RiskThreshold) -> Reason:
     return Reason(text=text, value=value, threshold=threshold.value, source=threshold.source)
 
 

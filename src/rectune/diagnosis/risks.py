@@ -19,7 +19,7 @@ from rectune.diagnosis.token_classes import CLASSES
 from rectune.records import Risk, RiskRow
 
 
-class Threshold(NamedTuple):
+class RiskThreshold(NamedTuple):
     """A number that figures are held against, and its source."""
 
     value: float
@@ -28,40 +28,46 @@ class Threshold(NamedTuple):
 
 OWN = "our choice"
 
-STRONG = Threshold(
+STRONG = RiskThreshold(
     0.75, "arXiv:2510.00526: at mean p 0.76 to 0.81 (mathematics) prior-leaning objectives win"
 )
-INTERMEDIATE = Threshold(0.5, "arXiv:2510.00526: at mean p of about 0.5 (medicine) SFT and -p tie")
-WEAK = Threshold(
+INTERMEDIATE = RiskThreshold(0.5, "arXiv:2510.00526: at mean p of about 0.5 (medicine) SFT and -p tie")
+WEAK = RiskThreshold(
     0.1, "arXiv:2510.00526: at mean p of about 0.01 (puzzles in figlets) SFT wins, -p learns nothing"
 )
-NEAR = Threshold(0.05, OWN + ": this close to a threshold the verdict is less sure")
+NEAR = RiskThreshold(0.05, OWN + ": this close to a threshold the verdict is less sure")
 
-STRUCTURAL_P = Threshold(
+STRUCTURAL_P = RiskThreshold(
     0.05, "the paper's tracker: end tokens with p near 0 get no weight, so DFT never learns to stop"
 )
-CONTENT_P = Threshold(0.1, "the paper, section 4.5: Natural Questions, where DFT falls below the base model")
-CONTENT_SHARE = Threshold(0.3, OWN + ": share of improbable content tokens from which rows look like facts")
-SHORT_ANSWER = Threshold(40, OWN + ": targets in an answer; facts and labels are short, reasoning is long")
-CERTAIN_ENTROPY = Threshold(0.15, OWN + ": nats a token below which the model is nearly certain")
-DETERMINISTIC_ANSWERS = Threshold(
+CONTENT_P = RiskThreshold(
+    0.1, "the paper, section 4.5: Natural Questions, where DFT falls below the base model"
+)
+CONTENT_SHARE = RiskThreshold(
+    0.3, OWN + ": share of improbable content tokens from which rows look like facts"
+)
+SHORT_ANSWER = RiskThreshold(
+    40, OWN + ": targets in an answer; facts and labels are short, reasoning is long"
+)
+CERTAIN_ENTROPY = RiskThreshold(0.15, OWN + ": nats a token below which the model is nearly certain")
+DETERMINISTIC_ANSWERS = RiskThreshold(
     0.2,
     "the paper's README: DFT is weak on near-deterministic targets; the line is ours: distinct answers per row",
 )
-FORMAT_ROWS = Threshold(0.5, OWN + ": share of rows in which a token stands that belongs to their format")
-FORMAT_P = Threshold(0.05, OWN + ": median p of a format token below which weight p hardly teaches it")
-FIRST_TOKEN_P = Threshold(
+FORMAT_ROWS = RiskThreshold(0.5, OWN + ": share of rows in which a token stands that belongs to their format")
+FORMAT_P = RiskThreshold(0.05, OWN + ": median p of a format token below which weight p hardly teaches it")
+FIRST_TOKEN_P = RiskThreshold(
     0.02, OWN + ": the first token of nearly every answer is improbable while the rest is not"
 )
-FIRST_TOKEN_REST = Threshold(0.3, OWN + ": mean p of all tokens, where only the first is improbable")
-TRUNCATED = Threshold(0.01, OWN + ": share of rows cut at max_length; their answers have no end to learn")
-DUPLICATES = Threshold(0.02, OWN + ": share of rows that repeat an earlier one")
-ODD_ROW_Z = Threshold(
+FIRST_TOKEN_REST = RiskThreshold(0.3, OWN + ": mean p of all tokens, where only the first is improbable")
+TRUNCATED = RiskThreshold(0.01, OWN + ": share of rows cut at max_length; their answers have no end to learn")
+DUPLICATES = RiskThreshold(0.02, OWN + ": share of rows that repeat an earlier one")
+ODD_ROW_Z = RiskThreshold(
     5.0, OWN + ": robust z-score of a row's NLL per token, the rest of the set being confident"
 )
-ODD_ROW_REST = Threshold(0.4, OWN + ": mean p of the set from which on an odd row stands out")
-ERRORS_NEAR = Threshold(2.0, OWN + ": so many standard errors (over rows) count as near, too")
-FEW_TARGETS = Threshold(2000, OWN + ": targets below which the figures are coarse")
+ODD_ROW_REST = RiskThreshold(0.4, OWN + ": mean p of the set from which on an odd row stands out")
+ERRORS_NEAR = RiskThreshold(2.0, OWN + ": so many standard errors (over rows) count as near, too")
+FEW_TARGETS = RiskThreshold(2000, OWN + ": targets below which the figures are coarse")
 RATE_BOUNDS = (0.5, 10.0)
 """Of a learning-rate factor: beyond ten times nobody has reported a gain (the paper's tracker has one of ten)."""
 
@@ -124,7 +130,7 @@ def find_risks(inputs: RiskInputs) -> list[Risk]:
 
 
 def _risk(
-    name: str, severity: Severity, evidence: str, remedy: str, threshold: Threshold, value: float,
+    name: str, severity: Severity, evidence: str, remedy: str, threshold: RiskThreshold, value: float,
     rows: Sequence[RiskRow] = (),
 ) -> Risk:  # fmt: skip
     return Risk(
@@ -226,7 +232,7 @@ def _template(inputs: RiskInputs) -> Iterator[Risk]:
         tokens = ", ".join(finding.tokens)
         yield _risk(
             name, severity, f"{finding.rows:,} of {finding.of:,} rows {finding.what}" + f" ({tokens})" * bool(tokens),
-            finding.remedy, Threshold(0.0, OWN), finding.rows,
+            finding.remedy, RiskThreshold(0.0, OWN), finding.rows,
             [RiskRow(where=where, note=tokens) for where in finding.where],
         )  # fmt: skip
     m = inputs.measured
@@ -285,7 +291,7 @@ def _contaminated(inputs: RiskInputs) -> Iterator[Risk]:
     if inputs.overlap:
         yield _risk(
             "overlap", "high", f"{len(inputs.overlap)} benchmark problems occur in the rows",
-            "remove these rows, or do not evaluate on these problems", Threshold(0, OWN), len(inputs.overlap),
+            "remove these rows, or do not evaluate on these problems", RiskThreshold(0, OWN), len(inputs.overlap),
             [RiskRow(where=where, note=f"problem {problem}") for problem, where in inputs.overlap],
         )  # fmt: skip
 

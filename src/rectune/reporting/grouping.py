@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rectune.config import ObjectiveConfig
 from rectune.errors import UserError
 from rectune.objective_spec import label_of, make_phases
-from rectune.reporting.load_runs import EvaluationFolder, JsonObject, LoadedFolders, NoteList, Run
+from rectune.reporting.load_runs import EvaluationFolder, JsonObject, LoadedFolders, LoadedRun, NoteList
 from rectune.runtime.escape import visible
 from rectune.training.run_dir import FREE
 
@@ -30,7 +30,7 @@ class ReportArm:
     """Runs that differ in nothing but their seed, and their evaluations by role, set of benchmarks and seed."""
 
     label: str
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, LoadedRun] = field(default_factory=dict)
     evaluations: dict[str, dict[tuple[str, ...], dict[int, EvaluationFolder]]] = field(default_factory=dict)
     dropped: str = ""
 
@@ -151,21 +151,21 @@ def _sharpest(loaded: LoadedFolders) -> str:
     return ""
 
 
-def _by_config(runs: Iterable[Run], taken: set[str]) -> dict[str, list[Run]]:
+def _by_config(runs: Iterable[LoadedRun], taken: set[str]) -> dict[str, list[LoadedRun]]:
     """Label to runs; where two arms have the same objective, what else differs is in the label."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[LoadedRun]] = {}
     for run in runs:
         readable = bool(run.config) and not run.foreign
         settings = {k: v for k, v in run.config.items() if k not in _NOT_COMPARED}
         key = json.dumps(settings, sort_keys=True, default=str) if readable else str(run.path)
         groups.setdefault(key, []).append(run)
-    by_label: dict[str, list[list[Run]]] = {}
+    by_label: dict[str, list[list[LoadedRun]]] = {}
     for members in groups.values():
         first = members[0]
         readable = bool(first.config) and not first.foreign
         label = objective_label(first.config) if readable else short(first.path.name or "run")
         by_label.setdefault(label, []).append(members)
-    named: dict[str, list[Run]] = {}
+    named: dict[str, list[LoadedRun]] = {}
     for label, same in by_label.items():
         for members, differs in zip(same, _differences([flatten(m[0].config) for m in same]), strict=True):
             place = members[0].path
@@ -189,7 +189,7 @@ def _differences(configs: list[JsonObject]) -> list[str]:
     return [", ".join(f"{name}={plain(config.get(name))}" for name in differ[:3]) for config in configs]
 
 
-def _seed(run: Run, arm: ReportArm, notes: NoteList) -> int:
+def _seed(run: LoadedRun, arm: ReportArm, notes: NoteList) -> int:
     seed = run.config.get("seed", 0)
     seed = seed if isinstance(seed, int) else 0
     if seed in arm.runs:

@@ -65,7 +65,7 @@ class ProbeRow:
 
 
 @dataclass
-class Run:
+class LoadedRun:
     """A training run. Lines are in the order of steps, one for each step; `foreign` ones have a `log` instead."""
 
     path: Path
@@ -102,7 +102,7 @@ class EvaluationFolder:
 class LoadedFolders:
     """All that was found in the folders given, by its place."""
 
-    runs: dict[Path, Run] = field(default_factory=dict)
+    runs: dict[Path, LoadedRun] = field(default_factory=dict)
     evaluations: dict[Path, EvaluationFolder] = field(default_factory=dict)
     comparisons: dict[Path, Comparison] = field(default_factory=dict)
     diagnoses: dict[Path, Diagnosis] = field(default_factory=dict)
@@ -333,9 +333,9 @@ def _is_run(place: Path, names: set[str]) -> bool:
     )
 
 
-def _run(place: Path, notes: NoteList) -> Run:
+def _run(place: Path, notes: NoteList) -> LoadedRun:
     lost = "is missing: what it holds is missing here"
-    run = Run(place, with_new_names(read_object(place / "config.json", notes, lost)))
+    run = LoadedRun(place, with_new_names(read_object(place / "config.json", notes, lost)))
     run.environment = read_object(place / "environment.json", notes, lost)
     summary = read_object(place / "summary.json", notes, "is missing: the run has not finished")
     run.summary = _metrics(summary).values
@@ -387,7 +387,7 @@ def _trainer_states(place: Path) -> list[Path]:
     return [state for state in states if state.is_file()]
 
 
-def _foreign(place: Path, states: Sequence[Path], notes: NoteList) -> Run | None:
+def _foreign(place: Path, states: Sequence[Path], notes: NoteList) -> LoadedRun | None:
     for state in states:
         history = read_object(state, notes).get("log_history")
         lines = [line for line in (history if isinstance(history, list) else []) if isinstance(line, dict)]
@@ -405,6 +405,6 @@ def _foreign(place: Path, states: Sequence[Path], notes: NoteList) -> Run | None
         for odd in odd_steps(sorted(by_step.items()), ("loss", "grad_norm", "eval_loss"), "loss"):
             notes.add(state, odd)
         log = [metrics for line in lines if "step" in (metrics := _metrics(line)).values]
-        return Run(place, foreign=True, log=sorted(log, key=lambda metrics: metrics.step))
+        return LoadedRun(place, foreign=True, log=sorted(log, key=lambda metrics: metrics.step))
     notes.add(states[0], "has no log_history, so there is nothing to show of this run")
     return None

@@ -14,7 +14,7 @@ from typing import TypeVar
 from rectune.pages.format import percent
 from rectune.records import Comparison, Diagnosis
 from rectune.reporting.grouping import ReportArm, flatten, plain, short
-from rectune.reporting.load_runs import BINS, JsonObject, LoadedFolders, Metrics, ProbeRow, Run, number
+from rectune.reporting.load_runs import BINS, JsonObject, LoadedFolders, LoadedRun, Metrics, ProbeRow, number
 from rectune.reporting.page_model import (
     DiagnosisQuote,
     DriftWarning,
@@ -77,7 +77,7 @@ def _points(lines: Iterable[Metrics], names: Iterable[str]) -> list[Point]:
     return [kept[place] for place in sorted(places)]
 
 
-def before_after(run: Run) -> tuple[Metrics, Metrics]:
+def before_after(run: LoadedRun) -> tuple[Metrics, Metrics]:
     """The held-out rows under the initial model and under the saved weights; empty where not known."""
     first = next((line for line in run.holdout if line.step == 0), Metrics())
     last = next((line for line in reversed(run.holdout) if line.step > 0), Metrics())
@@ -247,7 +247,7 @@ def cost(arms: Iterable[ReportArm]) -> list[RunCost]:
     return [_cost(arm, seed, run) for arm in arms for seed, run in arm.runs.items()]
 
 
-def _cost(arm: ReportArm, seed: int, run: Run) -> RunCost:
+def _cost(arm: ReportArm, seed: int, run: LoadedRun) -> RunCost:
     summary = run.summary
     logged = {
         name: float(sum(line.values.get(name, 0) for line in run.train)) for name in ("seconds", "tokens")
