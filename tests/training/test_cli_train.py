@@ -57,7 +57,7 @@ def test_from_a_recipe(settings: dict[str, Any], tmp_path: Path, capsys: pytest.
     recipe = tmp_path / "recipe.toml"
     plain = {name: value for name, value in settings.items() if "." not in name and name != "output_dir"}
     lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-    recipe.write_text("\n".join([*lines, 'objective = "sft@0.5+dft@0.5"', "eval_split_size = 0.2"]))
+    recipe.write_text("\n".join([*lines, 'objective = "sft@0.5+dft@0.5"']))
     assert main(["train", str(recipe), "--output-dir", str(settings["output_dir"]), "--max-steps", "4"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["steps"] == 4
@@ -67,7 +67,7 @@ def test_from_a_recipe(settings: dict[str, Any], tmp_path: Path, capsys: pytest.
         "dft",
         "dft",
     ]
-    assert "rows: 32 to train on, 8 kept aside" in err
+    assert "rows: 32 to train on, 8 held out" in err
 
 
 def test_dry_run(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_the_plan_is_what_the_run_reports(
     caplog.clear()
     with caplog.at_level("INFO", "rectune"):
         result = train(config)
-    said = re.search(r"rows: ([\d,]+) to train on, ([\d,]+) kept aside", caplog.text)
+    said = re.search(r"rows: ([\d,]+) to train on, ([\d,]+) held out", caplog.text)
     assert said is not None
     assert (planned["rows"], planned["holdout_rows"]) == tuple(int(n.replace(",", "")) for n in said.groups())
     lines = metrics(tmp_path / "run", "train")

@@ -175,7 +175,7 @@ def test_bf16_masters_are_adamw_in_float32(toy: Any, parts: int) -> None:
             {"params": [p for p in reference.values() if p.dim() > 1], "weight_decay": 0.1},
             {"params": [p for p in reference.values() if p.dim() == 1], "weight_decay": 0.0},
         ],
-        lr=config.learning_rate, betas=config.betas, foreach=False,
+        lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), foreach=False,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
