@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_sampled_from_is_watched_all_the_same(
     model.config.layer_types = ["linear_attention", "full_attention"]
     with caplog.at_level("INFO", "rectune"):
         probe = Probe(scorer, AutoTokenizer.from_pretrained(config.model), config, read_data(config).holdout)
-        assert probe.measure(0)["length"] is None
+        assert probe.measure(0).to_dict()["length"] is None
     assert "the local engine cannot run LlamaForCausalLM (linear_attention)" in caplog.text
 
 

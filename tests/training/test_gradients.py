@@ -210,7 +210,7 @@ def test_bf16_leaves_buffers_exact() -> None:
 def test_decay_is_on_matrices_only(toy: Any) -> None:
     masters = Masters(tiny_model(), torch.float32)
     optimizer = make_optimizer(
-        masters, load_config(None, {**toy, "output_dir": "unused", "weight_decay": 0.3})
+        masters.masters.values(), load_config(None, {**toy, "output_dir": "unused", "weight_decay": 0.3})
     )
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(masters.masters)

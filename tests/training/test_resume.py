@@ -16,7 +16,7 @@ import torch
 
 from rectune.config import dump_config, load_config
 from rectune.errors import UserError
-from rectune.training import accumulation as gradients
+from rectune.objective_spec import Phase
 from rectune.training import checkpoint as checkpoints
 from rectune.training import trainer as loop
 from rectune.training.metrics_log import MetricsLog
@@ -133,12 +133,12 @@ def test_death_after_the_best_evaluation(
 
 def test_two_deaths_and_a_skipped_step(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW's count of updates is its own: it is behind the steps once a step was skipped."""
-    apply = gradients.apply_objective
+    loss = Phase.loss
 
-    def broken(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return apply(*args, **kwargs) * (float("nan") if torch.initial_seed() % 1_000_003 == 1 else 1)
+    def broken(*args: Any) -> torch.Tensor:
+        return loss(*args) * (float("nan") if torch.initial_seed() % 1_000_003 == 1 else 1)
 
-    monkeypatch.setattr(gradients, "apply_objective", broken)
+    monkeypatch.setattr(Phase, "loss", broken)
     run("whole", save_steps=1)
     assert metrics(tmp_path / "whole", "train")[1]["grad_norm"] is None
     for line in (4, 3):
@@ -211,7 +211,9 @@ def test_a_folder_with_a_run_needs_resume_and_the_same_settings(run: Any, tmp_pa
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError) as caught:
         run(resume=True, save_steps=2, seed=1, objective="sft")
-    assert "cannot go on with other settings: objective was" in str(caught.value)
+    assert "cannot go on with other settings: min_eos_weight was 1.0, is 0.0, objective was" in str(
+        caught.value
+    )
     assert "seed was 0, is 1" in str(caught.value)
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "run", moved)

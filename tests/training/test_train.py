@@ -18,7 +18,7 @@ from rectune.config import load_config
 from rectune.errors import UserError
 from rectune.models.load import load_model
 from rectune.models.scorer import Scorer
-from rectune.training import accumulation as gradients
+from rectune.objective_spec import Phase
 from rectune.training import trainer as loop
 from rectune.training.dataloader import capacity, load_data
 from rectune.training.dry_run import plan
@@ -238,10 +238,8 @@ def test_cut_rows_are_counted(run: Any, caplog: pytest.LogCaptureFixture) -> Non
 def test_broken_gradients_skip_the_step_and_then_give_up(
     run: Any, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    apply = gradients.apply_objective
-    monkeypatch.setattr(
-        gradients, "apply_objective", lambda *args, **settings: apply(*args, **settings) * float("nan")
-    )
+    loss = Phase.loss
+    monkeypatch.setattr(Phase, "loss", lambda *args: loss(*args) * float("nan"))
     with pytest.raises(UserError, match="no finite gradient in 9 steps in a row, up to step 9"):
         run("few", max_steps=9)  # all of a short run: nothing was trained
     assert "step 9: the loss or gradient is not finite, in " in caplog.text

@@ -20,7 +20,7 @@ from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.load import choose_dtype, load_model
 from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_own_lora
-from rectune.records import Figures, MetricsLine, RLSummary, read_record, write_record
+from rectune.records import Figures, MetricsLine, RLSummary, write_record
 from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.prompt_batches import check_room, load_prompts, read_inputs
 from rectune.rl.reward import Rewards
@@ -43,7 +43,7 @@ from rectune.training.dry_run import memory_estimate
 from rectune.training.metrics import peak_memory_mib, reset_peak_memory
 from rectune.training.metrics_log import MetricsLog, totals
 from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
-from rectune.training.run_dir import enter_run, open_run, run_template, save_model, settled
+from rectune.training.run_dir import enter_run, finished_run, open_run, run_template, save_model, settled
 
 log = logging.getLogger("rectune")
 
@@ -70,13 +70,10 @@ def train_rl(config: RLConfig, *, resume: bool = False, began: float | None = No
     began = time.perf_counter() if began is None else began
     reset_peak_memory()
     config = _resolved(config)
-    with enter_run(config, resume=resume):
-        finished = config.output_dir / "summary.json"
-        if resume and finished.exists():
-            log.info("%s: the run is finished", config.output_dir)
-            return read_record(finished, RLSummary)
-        with Rewards(config.reward, config.grading_timeout) as rewards:
-            return RLTrainer(config, rewards, began).run(resume=resume)
+    if resume and (finished := finished_run(config, RLSummary)):
+        return finished
+    with enter_run(config, resume=resume), Rewards(config.reward, config.grading_timeout) as rewards:
+        return RLTrainer(config, rewards, began).run(resume=resume)
 
 
 def dry_run(config: RLConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ from rectune.data.trained_prompt import TEMPLATE
 from rectune.errors import UserError
 from rectune.models.load import choose_dtype, quiet_bars
 from rectune.objective_spec import make_phases, parse_objective, sources
+from rectune.records import RunSummary, read_record
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import (
     FORMAT,
@@ -37,6 +39,10 @@ from rectune.runtime.io import (
     write_text,
 )
 from rectune.runtime.locks import lock
+
+log = logging.getLogger("rectune")
+
+Summary = TypeVar("Summary", bound=RunSummary)
 
 # Settings that may differ between a run and its continuation, since they do not change its result.
 TRACKING = {"report_to", "project", "run_name", "logging_dir"}
@@ -60,6 +66,20 @@ def enter_run(config: CheckpointConfig, *, resume: bool, main: bool = True) -> I
     with held, translate_disk_errors(out, "run it again with --resume"):
         check_run(config, resume=resume)
         yield
+
+
+def finished_run(config: CheckpointConfig, kind: type[Summary]) -> Summary | None:
+    """The summary of the run in the folder, if it has finished; None otherwise.
+
+    Raises:
+        UserError: The run had other settings, or the summary is damaged.
+    """
+    path = config.output_dir / "summary.json"
+    if not path.is_file():
+        return None
+    check_run(config, resume=True)
+    log.info("%s: the run is finished", config.output_dir)
+    return read_record(path, kind)
 
 
 def check_run(config: CheckpointConfig, *, resume: bool) -> None:
@@ -196,8 +216,8 @@ def filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]
         before["epsilon_high"] = before["epsilon"]
     if before.get("dtype") == "auto":
         before["dtype"] = now["dtype"]
-    if isinstance(objective := before.get("objective"), dict) and objective["protect"] is None:
-        objective["protect"] = now["objective"]["protect"]
+    if before.get("min_eos_weight", 0) is None:
+        before["min_eos_weight"] = now["min_eos_weight"]
         before["reference_model"] = before["reference_model"] or now["reference_model"]
     return before
 

@@ -23,7 +23,7 @@ from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase, make_phases, phase_at
-from rectune.records import Figures, MetricsLine, TrainSummary, read_record, write_record
+from rectune.records import Figures, MetricsLine, TrainSummary, write_record
 from rectune.runtime.distributed import TIMEOUT, on_cpu, translate_peer_failure
 from rectune.runtime.progress import progress
 from rectune.runtime.signals import Stopped, defer_signals
@@ -36,7 +36,7 @@ from rectune.training.metrics import evaluate_holdout, peak_memory_mib, reset_pe
 from rectune.training.metrics_log import MetricsLog, make_trackers, start_trackers, totals
 from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
 from rectune.training.reference import frozen_reference, reference_logprobs
-from rectune.training.run_dir import enter_run, kept_limit, open_run, save_model
+from rectune.training.run_dir import enter_run, finished_run, kept_limit, open_run, save_model
 
 log = logging.getLogger("rectune")
 
@@ -67,11 +67,9 @@ def train(
     phases = make_phases(config)
     config = with_models_own(config)
     accelerator = _accelerator(config)
+    if resume and (finished := finished_run(config, TrainSummary)):
+        return finished
     with enter_run(config, resume=resume, main=accelerator.is_main_process), translate_peer_failure():
-        summary = config.output_dir / "summary.json"
-        if resume and summary.is_file():
-            log.info("%s: the run is finished", config.output_dir)
-            return read_record(summary, TrainSummary)
         texts = read_inputs(config, paired="pair" in phases[0].columns)
         return Trainer(config, phases, texts, accelerator, began).run(resume=resume, until=until)
 
