@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from common import DEVICE, DTYPE, entry, ratios, save, show, side_by_side
+from torch import Tensor
 
 from rectune.logprobs import MEMORY_BUDGET, Implementation, token_logprobs
 
@@ -36,20 +37,27 @@ def inputs(N: int, D: int, V: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def head(
-    implementation: Implementation, hidden, weight, targets, upstream, memory_budget: int = MEMORY_BUDGET
+    implementation: Implementation,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> None:
     logp = token_logprobs(hidden, weight, targets, implementation=implementation, memory_budget=memory_budget)
     torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
 
 
-def trl_head(hidden, weight, targets, upstream) -> None:
+def trl_head(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor) -> None:
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-    logp = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ())[0]
+    logp = ChunkedLogProbFunction.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ()
+    )[0]
     torch.autograd.grad((logp * upstream).sum(), (hidden, weight))
 
 
-def liger_head(hidden, weight, targets, upstream) -> None:
+def liger_head(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor) -> None:
     """Liger's loss, whose token scaling is DFT's; it has no log-probabilities, so that upstream is one for all."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -64,10 +72,10 @@ def speed(rows: int | None) -> None:
         h, w = (t.detach() for t in arguments[:2])
         G, dh, dw = torch.zeros(N, V, dtype=h.dtype, device=DEVICE), torch.empty_like(h), torch.empty_like(w)
 
-        def products(h=h, w=w, G=G, dh=dh, dw=dw) -> None:
+        def products(h: Tensor = h, w: Tensor = w, G: Tensor = G, dh: Tensor = dh, dw: Tensor = dw) -> None:
             torch.mm(h, w.T, out=G), torch.mm(G, w, out=dh), torch.mm(G.T, h, out=dw)
 
-        def allocating(h=h, w=w, G=G) -> None:
+        def allocating(h: Tensor = h, w: Tensor = w, G: Tensor = G) -> None:
             h @ w.T, G @ w, G.T @ h
 
         contestants: dict[str, Callable[[], object]] = {

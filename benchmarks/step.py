@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from common import DEVICE, DTYPE, entry, padded_batch, ratios, save, show, side_by_side, wait
+from rectune.training.determinism import repeatably
 from transformers import PreTrainedModel
 
 from rectune.config import TrainConfig, load_config
@@ -32,7 +33,6 @@ from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase
 from rectune.objectives import dft
 from rectune.training.dataloader import load_data
-from rectune.training.determinism import repeatably
 from rectune.training.metrics import MONITORED, Monitor
 from rectune.training.mixed_precision import Masters, make_optimizer
 
@@ -119,11 +119,11 @@ def trl_seconds(name: str, rows: list[dict[str, str]], batch_size: int, steps: i
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__):
+        def on_step_begin(self, *_: object, **__: object) -> None:
             wait()
             self.start = time.perf_counter()
 
-        def on_step_end(self, *_, **__):
+        def on_step_end(self, *_: object, **__: object) -> None:
             wait()
             seconds.append(time.perf_counter() - self.start)
 

@@ -169,7 +169,8 @@ def describe(answers: Answers) -> AnswerShape:
 
 def _known(answers: Answers, name: str) -> np.ndarray:
     values = answers.numbers[name]
-    return values[~np.isnan(values)]
+    result: np.ndarray = values[~np.isnan(values)]
+    return result
 
 
 def mean_of(answers: Answers, name: str) -> float | None:

@@ -58,7 +58,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the moment: a progress bar puts itself in its place, and moves on for a message."""
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:
         return sys.stderr
 
     @stream.setter

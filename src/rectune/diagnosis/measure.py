@@ -68,7 +68,8 @@ class Measured:
 
     @property
     def p_N(self) -> np.ndarray:
-        return np.exp(self.logp_N)
+        result: np.ndarray = np.exp(self.logp_N)
+        return result
 
     def per_row(self, values_N: np.ndarray) -> np.ndarray:
         """Mean over the targets of each measured row: (rows,)."""

@@ -352,7 +352,8 @@ def _histogram(k_P: np.ndarray, n: int) -> np.ndarray:
     whole_P = np.minimum(np.floor(k_P + 1e-9), n - 1).astype(int)
     part_P = np.clip(k_P - whole_P, 0, 1)
     low_N, high_N = (np.bincount(whole_P, share, minlength=n + 1) for share in (1 - part_P, part_P))
-    return low_N + np.concatenate([[0.0], high_N[:-1]])
+    sums: np.ndarray = low_N + np.concatenate([[0.0], high_N[:-1]])
+    return sums
 
 
 def wilson(mean: float, quantile: float, n: float) -> tuple[float, float]:

@@ -188,7 +188,7 @@ def run(
 ) -> tuple[Tensor, ...]:
     """The task's value and extras, each (N,), with logits of at most `budget` bytes, which holds one row at least."""
     plan = _plan(hidden.shape[0], weight.shape[0], hidden.element_size(), task.matrices, budget)
-    result: tuple[Tensor, ...] = _Head.apply(hidden, weight, bias, task, plan)
+    result: tuple[Tensor, ...] = _Head.apply(hidden, weight, bias, task, plan)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -72,7 +72,8 @@ def with_own_lora(config: Run) -> Run:
         if given not in (default, value) and sorted_names != value:
             what = f"is {given}, but the adapter {config.model} has {value}"
             raise UserError(what, where=name, hint="leave it out, or merge the adapter first")
-    return config.model_copy(update=own)
+    result: Run = config.model_copy(update=own)
+    return result
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel:
@@ -92,7 +93,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     if config.lora_r == 0:
         raise UserError("is 0, which means no adapter", where="lora_r")
     if hasattr(model, "peft_config"):
-        return unfreeze(model)  # type: ignore[return-value]
+        return unfreeze(model)  # type: ignore[no-any-return]
     import peft
     import torch
 
@@ -107,7 +108,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads an old attribute of transformers
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, settings)  # type: ignore[return-value]
+        return peft.get_peft_model(model, settings)
 
 
 def unfreeze(model: Any) -> Any:
@@ -119,7 +120,7 @@ def unfreeze(model: Any) -> Any:
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
     """The plain model with its adapters added to its weights. Uses up `model`."""
-    return model.merge_and_unload()  # type: ignore[return-value,operator]
+    return model.merge_and_unload()  # type: ignore[no-any-return]
 
 
 def load_adapter_weights(model: PeftModel, folder: Path) -> None:

@@ -47,7 +47,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("training under FSDP 1 is not supported", hint="set fsdp_version: 2")
-    return accelerator.num_processes > 1
+    return bool(accelerator.num_processes > 1)
 
 
 def shard(scorer: Scorer, dtype: torch.dtype, accelerator: Accelerator, *, reference: bool = False) -> None:

@@ -65,11 +65,13 @@ class PackedLinears:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+    return result
 
 
 def _packed_product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return result
 
 
 def _can_pack(weight: Tensor) -> bool:
@@ -117,7 +119,8 @@ def batch_invariant_sizes(model: nn.Module) -> tuple[int, ...]:
 
 def to_blocks(keys: Tensor) -> Tensor:
     """Keys ... x C x D as blocks ... x N x D x BLOCK (a view)."""
-    return keys.unflatten(-2, (-1, BLOCK)).transpose(-1, -2)
+    result: Tensor = keys.unflatten(-2, (-1, BLOCK)).transpose(-1, -2)
+    return result
 
 
 def from_blocks(blocks: Tensor) -> Tensor:

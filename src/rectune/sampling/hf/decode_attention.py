@@ -201,7 +201,8 @@ def _part(
     mask = part.mask(window, q.dtype, groups)
     if q.device.type == "cpu" and softcap is None and q.shape[-1] == values.shape[-1]:
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return op(q, keys, values, attn_mask=mask, scale=scale)
+        result: tuple[Tensor, Tensor] = op(q, keys, values, attn_mask=mask, scale=scale)
+        return result
     scores = (q @ keys.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
