@@ -22,36 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rectune.records import Diagnosis
+from rectune.records import Comparison, Diagnosis
 
 NAMES = (
-    "Amy",
-    "Ben",
-    "Carla",
-    "Dan",
-    "Ella",
-    "Finn",
-    "Grace",
-    "Hugo",
-    "Ivy",
-    "Jack",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Noah",
-)
+    "Amy", "Ben", "Carla", "Dan", "Ella", "Finn", "Grace", "Hugo", "Ivy", "Jack", "Kim", "Leo", "Mia", "Noah",
+)  # fmt: skip
 THINGS = (
-    "apples",
-    "books",
-    "coins",
-    "pencils",
-    "stamps",
-    "shells",
-    "cards",
-    "marbles",
-    "flowers",
-    "stickers",
-)
+    "apples", "books", "coins", "pencils", "stamps", "shells", "cards", "marbles", "flowers", "stickers",
+)  # fmt: skip
 STORIES = {
     "+": (
         "{a} has {x} {thing}. {b} gives {a} {y} more. How many {thing} does {a} have now?",
@@ -192,23 +170,24 @@ def judge_pair(name: str, pair: dict[str, Any], options: argparse.Namespace) -> 
     own = {"output_dir": folder / "diagnosis", "rows": 200, "objectives": (), "gradients": False}
     said = diagnose(DiagnoseConfig.model_validate(settings | own))
     came = compare(config)
-    return outcome(name, said, came.to_dict())
+    return outcome(name, said, came)
 
 
-def outcome(name: str, said: Diagnosis, came: dict[str, Any]) -> dict[str, Any]:
+def outcome(name: str, said: Diagnosis, came: Comparison) -> dict[str, Any]:
     """One line of the table. A verdict comes true where the interval of dft minus sft lies on its side of 0."""
-    domains = {}
-    for benchmark, found in came["verdict"]["benchmarks"].items():
-        pair = next(one for one in found["pairs"] if {one["a"], one["b"]} == {"sft", "dft"})
-        sign = 1 if pair["a"] == "dft" else -1
-        low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    assert came.verdict is not None
+    domains: dict[str, dict[str, Any]] = {}
+    for benchmark, task in came.verdict.benchmarks.items():
+        pair = next(pair for pair in task.pairs if {pair.a, pair.b} == {"sft", "dft"})
+        sign = 1 if pair.a == "dft" else -1
+        low, high = sorted((sign * pair.low, sign * pair.high))
         arms = {
-            label: {key: found["arms"][label][key] for key in ("mean", "greedy", "stopped")}
-            for label in ("base", "sft", "dft")
+            label: {"mean": arm.mean, "greedy": arm.greedy, "stopped": arm.stopped}
+            for label, arm in task.arms.items()
         }
-        domains[found["domain"]] = {
-            "benchmark": benchmark, "arms": arms, "difference": sign * pair["difference"], "low": low, "high": high,
-            "problems": pair["problems"], "seeds": pair["seeds"],
+        domains[task.domain] = {
+            "benchmark": benchmark, "arms": arms, "difference": sign * pair.difference, "low": low, "high": high,
+            "problems": pair.problems, "seeds": pair.seeds,
         }  # fmt: skip
     winners = {
         d: "dft" if one["low"] > 0 else "sft" if one["high"] < 0 else "open" for d, one in domains.items()

@@ -13,7 +13,7 @@ import torch
 from rectune.cli import app as cli
 from rectune.config import RFTConfig, TrainConfig, load_config
 from rectune.data.chat_template import choose_template
-from rectune.data.load import read_problems, read_rows, row_at
+from rectune.data.load import default_cache, read_problems, read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError
@@ -23,7 +23,7 @@ from rectune.grading import files as grading_files
 from rectune.models.load import load_model
 from rectune.sampling import sample as engine
 from rectune.sampling.writer import SamplesFile
-from rectune.training import trainer as loop
+from rectune.training.metrics_log import MetricsLog
 from training_runs import Died, dies_at, metrics, weights
 
 OWN = """
@@ -124,7 +124,8 @@ def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path,
         assert result.train.after["margin"] > 0
     else:
         assert (out / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
-    assert len(list(out.glob("*.ref_logp-*.safetensors"))) == 1
+    kept = (default_cache() / "reference_logprobs").glob("pairs*" if objective == "dpo" else "rows*")
+    assert len(list(kept)) == 1
 
 
 def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
@@ -139,7 +140,7 @@ def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: di
     assert all(
         (line["verdict"] == "correct") == (line["extracted"].strip("!").lower() == "no") for line in taken
     )
-    with pytest.raises(UserError, match=r"drawn with temperature = 1.0, now 0.5"):
+    with pytest.raises(UserError, match=r"sampled with temperature = 1.0, now 0.5"):
         run("hot", samples=samples, temperature=0.5)
 
 
@@ -147,7 +148,7 @@ MOMENTS = [
     (SamplesFile, "append", 20),
     (grading_files, "_with_verdict", 30),
     (offline_run, "select", 1),
-    (loop, "_log", 3),
+    (MetricsLog, "add", 3),
 ]
 
 
