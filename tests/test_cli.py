@@ -82,7 +82,16 @@ def test_data_by_position_beside_a_recipe_and_underscores(trained: list[Any], tm
     ("arguments", "line"),
     [
         (["train", "--bach-size", "8"], "--bach-size. Did you mean --batch-size"),
-        (["train", "--batch-size", "x"], "--batch-size"),
+        (["train", "--batch-size", "x"], "--batch-size: must be a whole number (got 'x')"),
+        (["train", "--batch-size", "2.5"], "--batch-size: must be a whole number (got '2.5')"),
+        (
+            ["select", "g.jsonl", "--output", "o", "--for", "sft", "--per-problem", "2.5"],
+            "a whole number (got '2.5')",
+        ),
+        (
+            ["train", "--data", "d", "--output-dir", "o", "--learning-rate", "inf"],
+            "must be a finite number (got inf)",
+        ),
         (
             ["train", "--data", "d"],
             "output_dir: missing; give --output-dir or output_dir = ... in the recipe",

@@ -189,7 +189,7 @@ def test_overlap_with_the_training_rows_is_listed(tmp_path):
 def test_mistakes_are_one_clear_line(tmp_path, sums):
     for tasks, said in (
         ([], "nothing to evaluate on"),
-        (["gsm9"], "unknown task 'gsm9'"),
+        (["gsm9"], "unknown task or file 'gsm9'"),
         ([sums, sums], "two tasks named 'sums'"),
     ):
         with pytest.raises(UserError, match=said):

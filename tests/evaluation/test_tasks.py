@@ -211,7 +211,7 @@ def test_bad_records_of_special_layouts_are_named(tmp_path):
 
 
 def test_other_mistakes_are_one_clear_line(tmp_path):
-    with pytest.raises(UserError, match="unknown task 'gsm8'; did you mean 'gsm8k'"):
+    with pytest.raises(UserError, match="unknown task or file 'gsm8'; did you mean 'gsm8k'"):
         load_task("gsm8")
     with pytest.raises(UserError, match=r"aime24: not in .*American Invitational.*licence: none stated"):
         load_task("aime24", include_path=tmp_path)

@@ -146,9 +146,19 @@ def test_an_output_of_other_samples_is_refused_untouched(tmp_path: Path) -> None
 
 def test_limits_must_be_positive(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", ROWS[:1])
-    for settings in ({"timeout": 0.0}, {"workers": 0}):
-        with pytest.raises(UserError, match="positive"):
+    for settings, line in (
+        ({"timeout": 0.0}, "--grading-timeout: must be above 0"),
+        ({"workers": 0}, "at least 1"),
+    ):
+        with pytest.raises(UserError, match=line):
             grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **settings)
+
+
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [])
+    with pytest.raises(UserError, match="holds no samples"):
+        grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_error_says_why_and_own_fields_named_reason_stay(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_bad_samples_are_one_clear_line_and_nothing_is_written(tmp_path, lines, 
 def test_other_mistakes(graded, tmp_path):
     with pytest.raises(UserError, match="unknown purpose 'rft'"):
         select(graded, tmp_path / "o.jsonl", purpose="rft")
-    with pytest.raises(UserError, match="--per-problem: 0 is out of range"):
+    with pytest.raises(UserError, match=r"--per-problem: must be at least 1 \(got 0\)"):
         select(graded, tmp_path / "o.jsonl", purpose="sft", per_problem=0)
     with pytest.raises(UserError, match="written over"):
         select(graded, graded, purpose="sft")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from rectune.cli.console import print_lines, print_table
-from rectune.cli.options import Switch, takes
+from rectune.cli.options import Switch, Whole, takes
 from rectune.config import (
     CheckConfig,
     CompareConfig,
@@ -207,7 +207,7 @@ def eval_(config: EvalConfig, *, json: Switch = False) -> None:
 
 
 def grade_(
-    samples: Path, /, *, output: Path, grading_workers: int | None = None, grading_timeout: float = 5.0
+    samples: Path, /, *, output: Path, grading_workers: Whole | None = None, grading_timeout: float = 5.0
 ) -> None:
     """Add a verdict to every answer of a JSONL file; run again, it resumes.
 
@@ -228,11 +228,11 @@ def select_(
     *,
     output: Path,
     purpose: Annotated[Literal["sft", "dpo"], Parameter(name="--for")],
-    per_problem: int = 4,
+    per_problem: Whole = 4,
     balance: Switch = False,
     include_unjudged: Switch = False,
     include_unfinished: Switch = False,
-    seed: int = 0,
+    seed: Whole = 0,
 ) -> None:
     """Turn graded answers into training rows, or into pairs of a better and a worse one.
 

@@ -92,17 +92,25 @@ def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
     default = _show(field)
     several = set(get_args(StopTexts)[1:]) <= set(field.metadata)
     on = field.default is True
+    kind = field.annotation if several else _flag_type(field.annotation)
     parameter = Parameter(
         name=[flag(name), *SHORT.get(name, ())],
         help=f"{description} [default: {default}]" if default else description,
         group=group,
         negative=f"--no-{flag(name)[2:]}" if on else (),
         show_default=False,
-        converter=_texts if several else None,
+        converter=_texts if several else _whole if kind is int else None,
     )
-    kind = field.annotation if several else _flag_type(field.annotation)
     annotation: Any = Annotated[kind | None, parameter]  # type: ignore[operator]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts would take 2.5 for 2."""
+    try:
+        return int(tokens[-1].value)
+    except ValueError:
+        raise ValueError(f"must be a whole number (got {tokens[-1].value!r})") from None
 
 
 def _texts(_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -125,3 +133,7 @@ def _show(field: FieldInfo) -> str:
     if field.is_required() or default is None or isinstance(default, bool) or default in ((), {}):
         return ""
     return typed(default)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+"""A whole number, for flags that no config has."""

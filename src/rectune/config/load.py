@@ -169,6 +169,7 @@ def _complaint(error: ErrorDetails) -> str:
         "int_parsing": "a whole number",
         "int_from_float": "a whole number",
         "float_parsing": "a number",
+        "finite_number": "a finite number",
         "bool_parsing": "true or false",
     }
     if kind in rules:

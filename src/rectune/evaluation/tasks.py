@@ -273,7 +273,7 @@ def load_task(
                 raise unknown_name("grader", problem.grader, GRADERS, where=problem.where)
         problems = [_named(name, problem, prompt, system) for problem in problems]
     elif name not in TASKS:
-        raise unknown_name("task", name, TASKS, where="--tasks")
+        raise unknown_name("task or file", name, TASKS)
     else:
         task = TASKS[name]
         path = _local_file(task, include_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,8 +90,10 @@ def grade(
     if not samples.is_file():
         raise UserError("no such file", where=samples)
     check_output(out)
-    if timeout <= 0 or (workers is not None and workers < 1):
-        raise UserError("timeout and workers must be positive")
+    if not 0 < timeout < math.inf:
+        raise UserError(f"must be above 0 (got {timeout})", where="--grading-timeout")
+    if workers is not None and workers < 1:
+        raise UserError(f"must be at least 1 (got {workers})", where="--grading-workers")
     existed = out.exists()
     if existed and samples.samefile(out):
         raise UserError("input and output are the same file", where=out)
@@ -106,6 +109,8 @@ def grade(
                     graded.flush()
                     summary.counts[verdict.verdict] += 1
                     progress(summary.total)
+                if not summary.total:
+                    raise UserError("holds no samples", where=samples)
             except UserError:
                 if not existed and not summary.total:
                     out.unlink()

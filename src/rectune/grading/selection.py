@@ -79,7 +79,7 @@ def select(
     if purpose not in PURPOSES:
         raise unknown_name("purpose", purpose, PURPOSES, where="--for")
     if per_problem is not None and per_problem < 1:
-        raise UserError(f"{per_problem} is out of range", where="--per-problem", hint="must be at least 1")
+        raise UserError(f"must be at least 1 (got {per_problem})", where="--per-problem")
     check_output(out)
     if graded.resolve() == out.resolve():
         raise UserError("would be written over", where=graded, hint="give another --output")
