@@ -67,7 +67,7 @@ def test_training_stops_behind_the_step(
         patch.setattr(Gradients, "accumulate", signals_at(3, Gradients.accumulate, number))
         assert main(command(toy, out)) == code
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"rectune: {out}: stopped at step 3 of 6; go on with --resume"
+    assert last == f"rectune: {out}: stopped at step 3 of 6; resume it with --resume"
     assert list_checkpoints(out / "checkpoints")[-1].name == "step-000003"
     assert [signal.getsignal(one) for one, _ in SIGNALS] == before
     assert main(command(toy, out, "--resume")) == 0
@@ -130,14 +130,12 @@ def test_sampling_and_grading_keep_what_they_have(
         "-n",
         "1",
     ]
-    draw += ["--max-new-tokens", "4", "--batch-size", "2", "--dtype", "fp32"]
+    draw += ["--max-new-tokens", "4", "--sampling-batch-size", "2", "--dtype", "float32"]
     judge = ["grade", str(samples), "--output", str(graded), "--grading-workers", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(SamplesFile, "append", signals_at(3, SamplesFile.append, number))
         assert main(draw) == code
-    assert (
-        f"rectune: {samples}: 2 of 8 samples are there; run it again, it goes on" in capsys.readouterr().err
-    )
+    assert f"rectune: {samples}: 2 of 8 samples are there; run it again to resume" in capsys.readouterr().err
     assert [line[-1:] for line in samples.read_bytes().splitlines()] == [b"}", b"}"]
     assert main(draw) == 0
     with monkeypatch.context() as patch:
