@@ -50,7 +50,7 @@ def story(draw: random.Random) -> tuple[str, str]:
 
 
 def read(config: Any) -> Any:
-    from rectune.data.load import read_rows
+    from rectune.data.loading import read_rows
 
     return read_rows(config.data, options=config)
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from rectune import grader_reward
-from rectune.data.load import read_problems
+from rectune.data.loading import read_problems
 
 model, problems, out, *flags = sys.argv[1:]
 rows = [

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rectune.config import EvalConfig
+from rectune.evaluation.accuracy import score
 from rectune.evaluation.evaluate import evaluate
-from rectune.evaluation.metrics import score
 from rectune.records import EvalProtocol, Evaluation, Graded, TaskResult, write_record
 from rectune.sampling.types import Engine
 

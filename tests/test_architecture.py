@@ -59,7 +59,7 @@ LIGHT = (
     "cli/options.py",
     "config/__init__.py",
     "config/groups.py",
-    "config/load.py",
+    "config/parsing.py",
     "config/names.py",
     "config/verbs.py",
     "errors.py",

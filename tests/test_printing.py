@@ -84,7 +84,7 @@ ROWS = (
 @pytest.mark.parametrize("row", ROWS)
 def test_errors_over_rows(row: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rectune.config import DataConfig
-    from rectune.data.load import read_rows
+    from rectune.data.loading import read_rows
 
     path = tmp_path / "rows \x1b[31m.jsonl"
     path.write_text(json.dumps(row) + "\n")

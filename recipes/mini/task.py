@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rectune.config import TaskConfig, load_config, read_toml
-from rectune.data.load import default_cache
+from rectune.data.loading import default_cache
 from rectune.errors import UserError
 from rectune.evaluation.prompts import build_prompts
 from rectune.experiments.evaluator import EvalSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rectune.config import TrainConfig
-from rectune.data.load import from_hub, read_rows, row_at
+from rectune.data.loading import from_hub, read_rows, row_at
 from rectune.data.sampler import subsample
 from rectune.errors import UserError
 from rectune.experiments.reproduce import Reproduction, full_grid

@@ -15,7 +15,7 @@ from rectune.config import DataConfig
 from rectune.data import encoded_dataset
 from rectune.data.chat_template import choose_template
 from rectune.data.encoded_dataset import EncodedRows, encode_rows
-from rectune.data.load import read_rows
+from rectune.data.loading import read_rows
 from rectune.data.schema import Row, Turn
 from rectune.data.tokenization import Encoded, encode_row
 from rectune.errors import UserError

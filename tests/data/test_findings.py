@@ -12,7 +12,7 @@ from rectune.config import DataConfig
 from rectune.data.chat_template import choose_template
 from rectune.data.encoded_dataset import encode_rows
 from rectune.data.findings import Finding, findings_in, token_findings
-from rectune.data.load import read_rows
+from rectune.data.loading import read_rows
 from rectune.data.schema import Row, Turn
 from toys import CHATML, byte_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 
 from rectune.config import DataConfig
 from rectune.data.fields import Place
-from rectune.data.load import read_rows, row_at
+from rectune.data.loading import read_rows, row_at
 from rectune.data.messages import read_messages
 from rectune.data.schema import Turn
 from rectune.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.load import read_rows, row_at
+from rectune.data.loading import read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.errors import UserError
 from rectune.grading.selection import select

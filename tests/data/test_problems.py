@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.load import read_problems, read_rows, row_at
+from rectune.data.loading import read_problems, read_rows, row_at
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.grading.exact import evaluate_expression

@@ -15,8 +15,8 @@ from evaluations import run_eval, write
 from rectune.cli.app import main
 from rectune.data.chat_template import choose_template
 from rectune.errors import UserError
+from rectune.evaluation.accuracy import read_evaluation, verdict_matrix
 from rectune.evaluation.evaluate import table
-from rectune.evaluation.metrics import read_evaluation, verdict_matrix
 from rectune.sampling.types import Completion, Request, SamplingParams
 from toys import byte_tokenizer
 

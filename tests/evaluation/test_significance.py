@@ -10,7 +10,7 @@ import pytest
 from evaluations import ONE, TRIAL, TWO, write_evaluation
 from rectune.analysis.significance import compare_runs, sample_size
 from rectune.errors import UserError
-from rectune.evaluation.metrics import verdict_matrix
+from rectune.evaluation.accuracy import verdict_matrix
 from rectune.evaluation.statistics import holm, mean_interval, paired_difference
 
 DOMAINS = {"gsm8k": "in", "svamp": "out"}

@@ -11,7 +11,7 @@ import pytest
 from evaluations import run_eval
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
-from rectune.evaluation.metrics import read_evaluation
+from rectune.evaluation.accuracy import read_evaluation
 from rectune.experiments.runner import read_comparison
 from rectune.sampling.sample import sample
 from rectune.sampling.types import EngineSpec, SamplingParams

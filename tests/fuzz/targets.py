@@ -46,7 +46,7 @@ def rows(draw: Draw) -> None:
     from rectune.config import DataConfig
     from rectune.data.chat_template import choose_template
     from rectune.data.encoded_dataset import encode_rows
-    from rectune.data.load import read_rows, row_at
+    from rectune.data.loading import read_rows, row_at
 
     format = draw(st.sampled_from(sorted(RECORDS)))
     whole = draw(spoilt(RECORDS[format] * draw(st.integers(1, 3))))
@@ -88,7 +88,7 @@ def _listed(whole: Any) -> list[Any]:
 def pairs_and_problems(draw: Draw) -> None:
     """Files of pairs and of problems."""
     from rectune.config import DataConfig
-    from rectune.data.load import read_problems, read_rows
+    from rectune.data.loading import read_problems, read_rows
 
     pair = {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}
     problem = {
@@ -171,7 +171,7 @@ FILES = ("comparison.json", "diagnosis.json", "trainerx/trainer_state.json",
 def run_folder(draw: Draw) -> None:
     """A comparison folder, damaged in every way: its report as data, Markdown and page, and what eval reads of it."""
     from rectune.data.trained_prompt import run_prompt
-    from rectune.evaluation.metrics import read_evaluation, verdict_matrix
+    from rectune.evaluation.accuracy import read_evaluation, verdict_matrix
     from rectune.reporting.report import markdown, page, report
     from rectune.runtime.io import to_json
     from rectune.training.checkpoint import last_good_checkpoint
@@ -260,7 +260,7 @@ SAMPLE = {
 
 def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
-    from rectune.evaluation.metrics import read_graded, score
+    from rectune.evaluation.accuracy import read_graded, score
     from rectune.grading.files import Summary, _lines, _skip_graded
     from rectune.grading.selection import select
     from rectune.records import Sample

@@ -13,10 +13,10 @@ from fuzz.targets import SAMPLE
 from hostile import comparison, write
 from rectune.config import DataConfig, load_config
 from rectune.data import readers as jsonl
-from rectune.data.load import read_problems, read_rows
+from rectune.data.loading import read_problems, read_rows
 from rectune.data.readers import read_jsonl
 from rectune.errors import UserError
-from rectune.evaluation.metrics import read_graded
+from rectune.evaluation.accuracy import read_graded
 from rectune.grading import grade
 from rectune.grading.code_extraction import extract_code
 from rectune.grading.pool import check_item

@@ -9,7 +9,7 @@ import pytest
 
 from rectune.config import DataConfig
 from rectune.data.chat_template import choose_template
-from rectune.data.load import read_rows, row_at
+from rectune.data.loading import read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError

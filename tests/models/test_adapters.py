@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rectune.config import load_config
-from rectune.data.load import read_problems
+from rectune.data.loading import read_problems
 from rectune.errors import UserError
 from rectune.models import load as loading
 from rectune.models.load import load_model, load_tokenizer

@@ -12,7 +12,7 @@ import transformers
 from transformers import AddedToken
 
 from rectune.config import DiagnoseConfig, TrainConfig, load_config
-from rectune.data.load import read_problems
+from rectune.data.loading import read_problems
 from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded
 from rectune.diagnosis.diagnose import diagnose

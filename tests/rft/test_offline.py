@@ -13,7 +13,7 @@ import torch
 from rectune.cli import app as cli
 from rectune.config import RFTConfig, TrainConfig, load_config
 from rectune.data.chat_template import choose_template
-from rectune.data.load import default_cache, read_problems, read_rows, row_at
+from rectune.data.loading import default_cache, read_problems, read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError

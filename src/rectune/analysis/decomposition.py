@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rectune.evaluation.metrics import REPEATED, count_operations
+from rectune.evaluation.accuracy import REPEATED, count_operations
 from rectune.evaluation.statistics import resamples
 from rectune.pages.format import percent, points
 from rectune.records import AnswerShape, CategoryShare, Graded, ShapeChange, TokenLengths

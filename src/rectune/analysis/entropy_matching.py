@@ -30,7 +30,7 @@ from rectune.data.packing import collate, pack
 from rectune.data.schema import Turn
 from rectune.data.tokenization import Encoded, prompt_ids
 from rectune.errors import UserError
-from rectune.evaluation.metrics import read_evaluation, read_graded
+from rectune.evaluation.accuracy import read_evaluation, read_graded
 from rectune.logprobs import supervised_positions, token_columns
 from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.scorer import Scorer

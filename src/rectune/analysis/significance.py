@@ -42,7 +42,7 @@ from rectune.analysis.summary_text import (
     sharpening_sentence,
 )
 from rectune.errors import UserError
-from rectune.evaluation.metrics import powers_of_two, read_evaluation, read_graded
+from rectune.evaluation.accuracy import powers_of_two, read_evaluation, read_graded
 from rectune.evaluation.statistics import (
     Difference,
     Interval,

@@ -1,6 +1,6 @@
 """Settings of every verb: a TOML recipe plus command-line overrides become one frozen config.
 
-`groups.py` has the groups of settings that verbs share, `verbs.py` the config of each verb, `load.py` reads them.
+`groups.py` has the groups of settings that verbs share, `verbs.py` the config of each verb, `parsing.py` reads them.
 """
 
 from rectune.config.groups import BackendConfig as BackendConfig
@@ -24,13 +24,13 @@ from rectune.config.groups import SplitConfig as SplitConfig
 from rectune.config.groups import StepConfig as StepConfig
 from rectune.config.groups import StopTexts as StopTexts
 from rectune.config.groups import TaskConfig as TaskConfig
-from rectune.config.load import as_flags as as_flags
-from rectune.config.load import dump_config as dump_config
-from rectune.config.load import flag as flag
-from rectune.config.load import load_config as load_config
-from rectune.config.load import read_toml as read_toml
-from rectune.config.load import settings_by_group as settings_by_group
-from rectune.config.load import typed as typed
+from rectune.config.parsing import as_flags as as_flags
+from rectune.config.parsing import dump_config as dump_config
+from rectune.config.parsing import flag as flag
+from rectune.config.parsing import load_config as load_config
+from rectune.config.parsing import read_toml as read_toml
+from rectune.config.parsing import settings_by_group as settings_by_group
+from rectune.config.parsing import typed as typed
 from rectune.config.verbs import AnswerConfig as AnswerConfig
 from rectune.config.verbs import CheckConfig as CheckConfig
 from rectune.config.verbs import CompareConfig as CompareConfig

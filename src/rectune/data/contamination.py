@@ -81,7 +81,7 @@ def _occurring(
 
 def row_turns(source: str, options: DataConfig) -> Iterable[tuple[str, str]]:
     """(`file:line`, text) of every turn of a source of training rows, as `read_rows` reads it."""
-    from rectune.data.load import read_rows, row_at  # brings datasets, slow to import
+    from rectune.data.loading import read_rows, row_at  # brings datasets, slow to import
 
     dataset = read_rows(source, options=options)
     for index in range(len(dataset)):

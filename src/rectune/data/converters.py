@@ -1,7 +1,7 @@
 """Foreign records become rows and problems: which format a file is in, and what its fields mean.
 
 Each format is a schema with a method that gives the turns of one demonstration. What a message is, is in `messages.py`.
-Opening files is left to `load.py`; chat templates and tokens to `encoded_dataset.py`.
+Opening files is left to `loading.py`; chat templates and tokens to `encoded_dataset.py`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rectune.data.chat_template import Template
 from rectune.data.findings import token_findings
-from rectune.data.load import count_duplicates, default_cache, row_of
+from rectune.data.loading import count_duplicates, default_cache, row_of
 from rectune.data.schema import Faults, Row
 from rectune.data.tokenization import IGNORED, Encoded, EncodedBatch, encode_batch
 from rectune.errors import UserError

@@ -155,7 +155,7 @@ def _candidates(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> Iterator[Row]:
     """The rows of which a text has anything of what is looked for; found without making texts of all."""
-    from rectune.data.load import row_of
+    from rectune.data.loading import row_of
 
     marks = _marks(tokenizer, template)
     tokens = [re.escape(token) for token in {*marks.control, *marks.ends}]

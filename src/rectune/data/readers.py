@@ -2,7 +2,7 @@
 
 A reader gives (line, record), with the error in place of a record that cannot be read, so that reading can continue.
 JSON Lines is also what every stage of rectune appends to, so that a killed run can resume. Which files make up a source
-is in `load.py`.
+is in `loading.py`.
 """
 
 from __future__ import annotations

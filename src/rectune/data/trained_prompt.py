@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from rectune.config import DataConfig, PromptConfig
 from rectune.config.names import with_new_names
-from rectune.data.load import read_problems
+from rectune.data.loading import read_problems
 from rectune.errors import UserError
 from rectune.runtime.io import load_json
 
@@ -166,7 +166,7 @@ def _common_start(texts: Sequence[str]) -> str:
 
 def row_wrapping(data: str, rows: DataConfig) -> str | None:
     """What stands around the question of every training row or pair; None where they cannot be read, or are few."""
-    from rectune.data.load import intake, row_at  # brings datasets, slow to import
+    from rectune.data.loading import intake, row_at  # brings datasets, slow to import
 
     for options in (rows, rows.model_copy(update={"data_format": "chosen"})):
         with suppress(

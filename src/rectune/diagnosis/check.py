@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rectune.config import DataConfig
 from rectune.data.converters import FOR_THE_GRADER, PAIR, ProblemRecord, detect_format, fits, to_row
 from rectune.data.fields import Notes, Record
-from rectune.data.load import Intake, count_duplicates, intake, open_source, problems_of, row_at
+from rectune.data.loading import Intake, count_duplicates, intake, open_source, problems_of, row_at
 from rectune.data.schema import LISTED, Faults, Problem, Turn
 from rectune.data.tokenization import IGNORED
 from rectune.errors import UserError

@@ -24,7 +24,7 @@ from rectune.data.chat_template import check_template, choose_template
 from rectune.data.contamination import find_overlap
 from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.findings import token_findings
-from rectune.data.load import read_rows, row_at
+from rectune.data.loading import read_rows, row_at
 from rectune.data.packing import Batch, collate
 from rectune.data.tokenization import token_texts
 from rectune.data.trained_prompt import as_trained, run_prompt

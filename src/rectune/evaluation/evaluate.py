@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from rectune.config import EvalConfig
 from rectune.data.chat_template import check_template, template_date
 from rectune.data.trained_prompt import run_prompt
-from rectune.evaluation.metrics import read_evaluation, read_graded, score
+from rectune.evaluation.accuracy import read_evaluation, read_graded, score
 from rectune.evaluation.prompts import (
     TaskPrompts,
     all_problems,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rectune.config import DataConfig, TaskConfig
 from rectune.data.contamination import find_overlap, row_turns
-from rectune.data.load import read_problems
+from rectune.data.loading import read_problems
 from rectune.data.schema import Problem, Turn
 from rectune.data.trained_prompt import RunPrompt, run_prompt, shared_wrapping
 from rectune.errors import UserError

@@ -1,7 +1,7 @@
 """Tasks as small declarations: where the problems come from, how they are asked, how they are graded.
 
 A task is read from a folder of the user's (`--include-path`), from the package, or from the hub, in this order. Users
-add their own as a JSONL file of problems (`data/load.py`).
+add their own as a JSONL file of problems (`data/loading.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rectune.data.load import read_problems
+from rectune.data.loading import read_problems
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError, unknown_name
 from rectune.grading.final_answer import extract_answer
@@ -307,13 +307,13 @@ def _local_file(task: Task, folder: Path | None) -> Path | None:
 
 
 def _from_file(path: Path) -> Records:
-    from rectune.data.load import open_source
+    from rectune.data.loading import open_source
 
     return open_source(str(path))
 
 
 def _from_hub(task: Task) -> Records:
-    from rectune.data.load import from_hub
+    from rectune.data.loading import from_hub
 
     if task.hub is None:
         raise _missing(task, "not packaged, and on no hub that we know")

@@ -16,7 +16,7 @@ from typing import Any
 
 from rectune.analysis.entropy_matching import FEWEST_ANSWERS, entropy_of_answers, match
 from rectune.config import RLConfig
-from rectune.evaluation.metrics import read_evaluation
+from rectune.evaluation.accuracy import read_evaluation
 from rectune.experiments.evaluator import EvalSettings, Evaluator
 from rectune.experiments.grid import Arm
 from rectune.objective_spec import parse_objective

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rectune.config import EvalConfig
+from rectune.evaluation.accuracy import read_evaluation, verdict_matrix
 from rectune.evaluation.evaluate import evaluate
-from rectune.evaluation.metrics import read_evaluation, verdict_matrix
 from rectune.evaluation.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:

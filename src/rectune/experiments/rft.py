@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rectune.config import RFTConfig, dump_config
-from rectune.data.load import PACKAGED
+from rectune.data.loading import PACKAGED
 from rectune.data.readers import read_jsonl
 from rectune.data.schema import Problem
 from rectune.data.trained_prompt import as_trained

@@ -23,7 +23,7 @@ from rectune.config import SplitConfig, TrainConfig, TrainerConfig
 from rectune.data.chat_template import Template, check_template
 from rectune.data.converters import PAIR
 from rectune.data.encoded_dataset import EncodedRows
-from rectune.data.load import PACKAGED, local_path, read_rows
+from rectune.data.loading import PACKAGED, local_path, read_rows
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.sampler import StepPlan, plan_steps, questions, split_holdout, subsample
 from rectune.data.trained_prompt import as_trained

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rectune.config import TrainConfig
 from rectune.data.encoded_dataset import EncodedRows
-from rectune.data.load import default_cache
+from rectune.data.loading import default_cache
 from rectune.data.packing import collate, pack
 from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model

@@ -10,8 +10,8 @@ import pytest
 
 from evaluations import ONE, write_evaluation
 from rectune.errors import UserError
-from rectune.evaluation import metrics
-from rectune.evaluation.metrics import (
+from rectune.evaluation import accuracy
+from rectune.evaluation.accuracy import (
     correct_matrix,
     count_operations,
     group_votes,
@@ -94,13 +94,13 @@ def test_a_vote_of_one_is_the_mean():
 
 def test_many_answers_are_grouped_without_comparing_all_pairs(monkeypatch):
     compared = []
-    group = metrics.Grader.grade
+    group = accuracy.Grader.grade
     monkeypatch.setattr(
-        metrics.Grader, "grade", lambda self, items: compared.extend(items) or group(self, items)
+        accuracy.Grader, "grade", lambda self, items: compared.extend(items) or group(self, items)
     )
     lines = [line("p", i, "wrong", f"x+{i % 40}", grader="math") for i in range(80)]
     assert len(set(group_votes({"p": lines})[0])) == 40
-    assert 0 < len(compared) <= 40 * metrics.MAX_COMPARED
+    assert 0 < len(compared) <= 40 * accuracy.MAX_COMPARED
 
 
 def test_ks_are_powers_of_two_and_n():

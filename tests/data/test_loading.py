@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from rectune.config import DataConfig
-from rectune.data.load import count_duplicates, from_hub, read_rows, row_at
+from rectune.data.loading import count_duplicates, from_hub, read_rows, row_at
 from rectune.data.schema import Row, Turn
 from rectune.errors import UserError
 
@@ -495,7 +495,7 @@ def test_the_cache_follows_content_and_settings(tmp_path: Path, monkeypatch: pyt
     jsonl(path)
     first = rows(path, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr("rectune.data.load.to_row", lambda *a, **k: pytest.fail("was read again"))
+        patch.setattr("rectune.data.loading.to_row", lambda *a, **k: pytest.fail("was read again"))
         assert rows(path, tmp_path / "cache") == first
     assert rows(path, tmp_path / "cache", system_prompt="s") != first
     path.write_text(path.read_text().replace("yes", "no"))
