@@ -113,6 +113,20 @@ def test_data_by_position_beside_a_recipe_and_underscores(trained: list[Any], tm
         (["train", "a.jsonl", "b.jsonl"], "b.jsonl: is no TOML recipe; give settings as flags"),
         (["train", "a.jsonl", "--data", "b.jsonl"], "--data: is given by position and as a flag"),
         (["list", "objektives"], "objectives"),
+        (["list", "benchmarks"], "Use tasks."),
+        (
+            ["sample", "p", "--model", "m", "--output", "s", "--base-url", "http://h/v1"],
+            "asks no server; leave base_url",
+        ),
+        (["train", "--dtype", "fp32"], "Use float32."),
+        (["sample", "--backend", "server"], "Use openai."),
+        (["sample", "p.jsonl", "--out", "s.jsonl"], "unknown option --out; use --output"),
+        (["report", "run", "--out", "page.html"], "unknown option --out; use --output"),
+        (["reproduce", "table2", "--out", "o"], "unknown option --out; use --output-dir"),
+        (
+            ["grade", "s.jsonl", "--output", "g", "--workers", "2"],
+            "unknown option --workers; use --grading-workers",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import get_args
 
-from cyclopts import App, CycloptsError, UnknownCommandError, UnknownOptionError
+from cyclopts import App, CoercionError, CycloptsError, UnknownCommandError, UnknownOptionError
 
 import rectune
 from rectune.cli import VERBS
@@ -66,10 +67,10 @@ def run(command: Callable[[], object]) -> int:
 
 def _line(error: Exception) -> str:
     """The error as one line; a flag or verb that other programs call so is answered with ours."""
-    from rectune.config.names import OTHER_VERBS, advice
+    from rectune.config.names import OTHER_VALUES, OTHER_VERBS, advice
 
     if isinstance(error, UnknownOptionError) and error.argument_collection is not None:
-        typed = error.token.value.partition("=")[0]
+        typed = (error.token.keyword or error.token.value).partition("=")[0]
         flags = [name.lstrip("-") for argument in error.argument_collection for name in argument.names]
         if hint := advice(typed, [name.replace("-", "_") for name in flags]):
             return f"unknown option {typed}; {hint}"
@@ -77,6 +78,10 @@ def _line(error: Exception) -> str:
         typed = error.unused_tokens[0]
         if verb := OTHER_VERBS.get(typed):
             return f"unknown command {typed}; use rectune {verb}"
+    if isinstance(error, CoercionError) and error.token is not None:
+        value = OTHER_VALUES.get(error.token.value)
+        if value in get_args(error.target_type):
+            return f"{error} Use {value}."
     return str(error)
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rectune.errors import UserError
 
@@ -271,6 +271,14 @@ class BackendConfig(Settings):
     """Name of the model on the server, if it is not --model."""
     sampling_batch_size: int | None = Field(None, gt=0)
     """Maximum number of sequences generated concurrently."""
+
+    @model_validator(mode="after")
+    def _address_is_used(self) -> BackendConfig:
+        if self.base_url is not None and self.backend != "openai":
+            raise ValueError(
+                f"backend = '{self.backend}' asks no server; leave base_url out, or give backend openai"
+            )
+        return self
 
 
 class TaskConfig(Settings):

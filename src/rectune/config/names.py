@@ -51,7 +51,7 @@ OTHER_NAMES = {
     "dataset_name": "data", "train_file": "data", "data_path": "data", "train_data": "data",
     "dataset_path": "data", "validation_file": "eval_data", "eval_dataset": "eval_data",
     "test_size": "eval_split_size", "val_size": "eval_split_size", "dataset_train_split": "split",
-    "output": "output_dir", "output_path": "output_dir", "output_file": "output",
+    "output": "output_dir", "out": "output", "output_path": "output_dir", "output_file": "output",
     "train_batch_size": "batch_size", "global_batch_size": "batch_size", "batch": "batch_size",
     "max_seq_length": "max_length", "max_seq_len": "max_length", "cutoff_len": "max_length",
     "block_size": "max_length", "max_model_len": "max_length", "lr_scheduler": "lr_scheduler_type",
@@ -110,6 +110,13 @@ OTHER_VERBS = {
     "inspect": "check", "benchmarks": "list tasks", "tasks": "list tasks", "objectives": "list objectives",
     "models": "list models", "help": "--help", "version": "--version",
 }  # fmt: skip
+
+OTHER_VALUES = {
+    "local": "hf", "transformers": "hf", "server": "openai", "sglang": "openai", "bf16": "bfloat16",
+    "fp32": "float32", "float": "float32", "std": "group", "token": "dapo", "sequence": "grpo",
+    "constant": "dr_grpo", "rloo": "leave-one-out", "benchmarks": "tasks", "md": "markdown",
+}  # fmt: skip
+"""What a choice is called elsewhere, to the choice that it is here."""
 
 _VALUES: dict[tuple[str, object], object] = {
     ("dtype", "bf16"): "bfloat16", ("dtype", "fp32"): "float32", ("backend", "local"): "hf",
