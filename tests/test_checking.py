@@ -34,42 +34,42 @@ def lines(path: Path, *records: Any) -> str:
 def test_rows(tmp_path: Path, model: str) -> None:
     source = lines(tmp_path / "a.jsonl", ROW, ROW, {**ROW, "images": ["a"]}, {"prompt": "hi"})
     result = check(source, model=model)
-    assert result["kind"] == "rows"
-    assert result["format"] == "prompt_completion"
-    assert (result["rows"], result["duplicates"]) == (2, 1)
-    assert result["read"] == {"prompt": 2, "completion": 2}
-    assert result["ignored"] == {"topic": 2}
-    assert result["refused"] == {"images": 1}
-    assert result["faults"]["count"] == 2
-    assert [fault.split(": ")[0] for fault in result["faults"]["first"]] == [f"{source}:3", f"{source}:4"]
-    assert result["errors"] == [f"2 of 4 rows cannot be used, the first: {result['faults']['first'][0]}"]
-    assert [piece for piece in result["rendered"] if piece["target"]] == [
-        {"text": "yo<|im_end|>", "target": True}
-    ]
-    assert check(source, options=DataConfig(skip_bad_rows=True))["errors"] == []
+    assert result.kind == "rows"
+    assert result.format == "prompt_completion"
+    assert (result.rows, result.duplicates) == (2, 1)
+    assert result.read == {"prompt": 2, "completion": 2}
+    assert result.ignored == {"topic": 2}
+    assert result.refused == {"images": 1}
+    assert result.faults.count == 2
+    assert [fault.split(": ")[0] for fault in result.faults.first] == [f"{source}:3", f"{source}:4"]
+    assert result.errors == [f"2 of 4 rows cannot be used, the first: {result.faults.first[0]}"]
+    assert [piece.text for piece in result.rendered if piece.target] == ["yo<|im_end|>"]
+    assert check(source, options=DataConfig(skip_bad_rows=True)).errors == []
 
 
 def test_rows_that_are_cut(tmp_path: Path, model: str) -> None:
     source = lines(tmp_path / "a.jsonl", ROW, {**ROW, "completion": "y" * 50}, {**ROW, "prompt": "h" * 90})
-    tokens = check(source, model=model, max_length=64)["tokens"]
-    assert (tokens["rows"], tokens["truncated"], tokens["dropped"], tokens["of_rows"]) == (2, 1, 1, 3)
+    tokens = check(source, model=model, max_length=64).tokens
+    assert tokens is not None
+    assert (tokens.rows, tokens.truncated, tokens.dropped, tokens.of_rows) == (2, 1, 1, 3)
     result = check(source, model=model, max_length=2)
-    assert result["errors"] == ["max_length: no row has a target within its first 2 tokens; make it larger"]
+    assert result.errors == ["max_length: no row has a target within its first 2 tokens; make it larger"]
     result = check(str(CASES / "02-tools-column" / "rows.jsonl"), model=model)
-    assert "tools" in result["errors"][0]
+    assert "tools" in result.errors[0]
 
 
 def test_pairs(tmp_path: Path) -> None:
     result = check(str(CASES / "01-pair-question-inside" / "pairs.jsonl"))
-    assert (result["kind"], result["rows"], result["also"]) == ("pairs", 6, [])
-    assert result["example"]["turns"][-1]["content"] == "River 0."
-    assert result["example"]["rejected"][-1]["content"] == "Bread."
+    assert (result.kind, result.rows, result.also) == ("pairs", 6, [])
+    assert result.example is not None
+    assert result.example.turns[-1].content == "River 0."
+    assert result.example.rejected[-1].content == "Bread."
     assert "  assistant (target): Bread." in summary(result)
     whole = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     both = {"messages": whole, "prompt": "q", "chosen": "a", "rejected": "b"}
     source = lines(tmp_path / "a.jsonl", both)
-    assert (check(source)["kind"], check(source)["also"]) == ("rows", ["pairs"])
-    assert check(source, kind="pairs")["ignored"] == {"messages": 1}
+    assert (check(source).kind, check(source).also) == ("rows", ["pairs"])
+    assert check(source, kind="pairs").ignored == {"messages": 1}
 
 
 def test_problems(tmp_path: Path, model: str) -> None:
@@ -82,17 +82,16 @@ def test_problems(tmp_path: Path, model: str) -> None:
         {**problem, "problem_id": "c", "tools": [{"name": "f"}]},
     )
     result = check(source, model=model)
-    assert (result["kind"], result["also"], result["rows"]) == ("problems", ["rows"], 1)
-    assert result["ignored"] == {"level": 2}
-    assert result["refused"] == {"tools": 1}
-    assert [fault.split(": ")[0] for fault in result["faults"]["first"]] == [
-        f"{source}:{i}" for i in (2, 3, 4)
-    ]
-    assert result["example"]["extra"] == {"tolerance": 0.1}
-    assert "1+1?" in result["rendered"][0]["text"]
+    assert (result.kind, result.also, result.rows) == ("problems", ["rows"], 1)
+    assert result.ignored == {"level": 2}
+    assert result.refused == {"tools": 1}
+    assert [fault.split(": ")[0] for fault in result.faults.first] == [f"{source}:{i}" for i in (2, 3, 4)]
+    assert result.example is not None
+    assert result.example.extra == {"tolerance": 0.1}
+    assert "1+1?" in result.rendered[0].text
     plain = lines(tmp_path / "q.jsonl", {"question": "1+1?", "answer": "2"})
-    assert (check(plain)["kind"], check(plain)["also"]) == ("rows", ["problems"])
-    assert check(plain, kind="problems")["rows"] == 1
+    assert (check(plain).kind, check(plain).also) == ("rows", ["problems"])
+    assert check(plain, kind="problems").rows == 1
 
 
 def test_the_verb(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,5 +127,5 @@ def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, model: str) -> None:
     flags = ["--data", rows, "--system-prompt", "Be brief.", "--eval-split-size", "0", "--max-steps", "1"]
     run = tmp_path / "run"
     assert main(["train", "--model", model, *flags, "--max-length", "64", "--output-dir", str(run)]) == 0
-    written = check(rows, model=str(run))["rendered"]
-    assert "Be brief." in "".join(piece["text"] for piece in written)
+    written = check(rows, model=str(run)).rendered
+    assert "Be brief." in "".join(piece.text for piece in written)

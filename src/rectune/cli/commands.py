@@ -161,9 +161,9 @@ def check_(config: CheckConfig, *, json: Switch = False) -> None:
     result = check(
         config.data, kind=config.kind, options=config, model=config.model, max_length=config.max_length
     )
-    print_lines(*([to_text(result)] if json else summary(result)))
-    if result["errors"]:
-        first = result["errors"][0]
+    print_lines(*([to_text(result.to_dict())] if json else summary(result)))
+    if result.errors:
+        first = result.errors[0]
         raise UserError(first, where=None if first.startswith(config.data) else config.data)
 
 
