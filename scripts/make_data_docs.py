@@ -46,12 +46,14 @@ def summary(schema: type[Schema]) -> str:
 
 
 def by_format() -> str:
-    """Which format reads (r), requires (R) or refuses (-) which field; any other field is listed as unread."""
+    """Which format reads (r), requires (R) or refuses (-) which field; others are refused or listed as unread."""
     names = dict.fromkeys(name for schema in SCHEMAS.values() for name in schema.names())
     every = [*names, *(name for name in IN_RECORD if name not in names)]
     lines = [f"| | {' | '.join(SCHEMAS)} |", "|---" * (len(SCHEMAS) + 1) + "|"]
     for name in sorted(every, key=str.lower):
         cells = [_cell(schema, name) for schema in SCHEMAS.values()]
+        if {*cells} <= {"-", ""}:
+            continue  # refused in the last table
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

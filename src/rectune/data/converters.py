@@ -53,7 +53,7 @@ from rectune.data.schema import Problem, Row, Turn
 from rectune.errors import UserError, unknown_name
 
 LAST_LINE = re.compile(r"(?:^|\n)#### *(-?[$]?[\d.,]+%?)\s*$")
-"""How an answer of GSM8K ends: `#### 72`."""
+"""End of a GSM8K answer: `#### 72`."""
 
 _MARK = re.compile(r"<<[-+*/().,%$=\d\s]*=[-+*/().,%$\d\s]*>>")  # <<48/2=24>>
 _HH = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # how a turn begins in Anthropic's HH
@@ -61,7 +61,7 @@ _GOOD, _BAD = ("desirable", "chosen", "good"), ("undesirable", "rejected", "bad"
 
 
 def _verdict(value: object, info: ValidationInfo) -> bool | None:
-    """Whether an answer is a good one; a text that is no verdict (a category) is left unread."""
+    """Whether an answer is good; a text that is not a verdict (a category) is left unread."""
     place, word = place_of(info), str(value).strip().lower()
     if word in _GOOD or (is_number(value) and float(word) == 1):
         return True
@@ -115,7 +115,7 @@ def _thinking(value: object, info: ValidationInfo) -> str:
 
 
 def _unread(info: ValidationInfo) -> None:
-    """Take back that a field was read."""
+    """Mark a field as unread again."""
     place = place_of(info)
     name = place.name(info)[1:-1]
     place.read.discard(name)
@@ -123,7 +123,7 @@ def _unread(info: ValidationInfo) -> None:
 
 
 class Demonstration(Schema):
-    """What any row may have besides."""
+    """Fields that any row may have."""
 
     refused = IN_RECORD
 
@@ -131,11 +131,11 @@ class Demonstration(Schema):
         bool | None, PlainValidator(_verdict),
         Names("label", "kto_tag", "is_correct", "correct", "is_good", "desirable", "accepted"),
     ] = None  # fmt: skip
-    """Whether the answer is a good one (unpaired preferences); rows with a bad one are left out."""
+    """Whether the answer is good (unpaired preferences); rows with a bad answer are left out."""
     tools: Tools = ()
-    """Tools that the chat template is given, also as JSON text."""
+    """Tools for the chat template, also as JSON text."""
     source: Annotated[str, PlainValidator(_source)] = ""
-    """Where the row is from, for reports."""
+    """Origin of the row, for reports."""
 
     def turns(self, place: Place) -> Turns:
         """The conversation; empty where the row has no target by its own marks, which `place` then says."""
@@ -148,7 +148,7 @@ class Single(Demonstration, Question):
     reasoning_content: Annotated[
         str, PlainValidator(_thinking), Names("reasoning_content", "thinking", "reasoning")
     ] = ""
-    """Thinking before the answer, given to the chat template apart from it; a switch (on, off) is left unread."""
+    """Thinking before the answer, passed to the chat template separately; a switch (on, off) is left unread."""
 
     def pair(self, prompt: str | Turns, completion: str | Turns, place: Place) -> Turns:
         """The prompt and the answer; only the answer is supervised."""
@@ -166,7 +166,7 @@ class PromptCompletion(Single):
     """A prompt and its completion."""
 
     prompt: Words
-    """What is asked, a text or messages."""
+    """Question or prompt, a text or messages."""
     completion: Words
     """The answer, a text or messages."""
 
@@ -175,7 +175,7 @@ class PromptCompletion(Single):
 
 
 class Messages(Demonstration):
-    """A conversation; assistant messages are supervised unless they say no."""
+    """A conversation; assistant messages are targets unless they are marked otherwise."""
 
     messages: Conversation
     """Messages of `role` and `content`, or of `from` and `value`."""
@@ -187,7 +187,7 @@ class Messages(Demonstration):
 
 
 class ShareGPT(Demonstration):
-    """A conversation as ShareGPT has it."""
+    """A conversation in the layout of ShareGPT."""
 
     conversations: Annotated[Conversation, Names("conversations", "conversation")]
     """Messages of `from` (human, gpt, system, observation, function_call) and `value`, or of `role` and `content`."""
@@ -202,11 +202,11 @@ class Alpaca(Single):
     """Stanford Alpaca, and Dolly."""
 
     instruction: Text
-    """What is asked."""
+    """Question."""
     output: Annotated[Text, Names("output", "response")]
     """The answer."""
     input: Text = ""
-    """Put below the instruction, after a blank line."""
+    """Appended to the instruction, after a blank line."""
 
     def turns(self, place: Place) -> Turns:
         prompt = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
@@ -214,13 +214,13 @@ class Alpaca(Single):
 
 
 class QueryResponse(Single):
-    """A question and its answer under other usual names (OpenOrca, MetaMath, HelpSteer, firefly, FLAN and their kin).
+    """A question and its answer under other common names (OpenOrca, MetaMath, HelpSteer, firefly, FLAN and similar).
 
     The names of one side mean the same: a record with two of them that differ is refused.
     """
 
     query: Annotated[Words, Names("query", "question", "prompt", "input", "inputs")]
-    """What is asked, a text or messages."""
+    """Question or prompt, a text or messages."""
     response: Annotated[Words, Names("response", "output", "target", "targets")]
     """The answer, a text or messages."""
 
@@ -229,12 +229,12 @@ class QueryResponse(Single):
 
 
 class QuestionAnswer(Single):
-    """A question and its answer; nothing is cut but the calculator's marks of an answer that ends as GSM8K's do."""
+    """A question and its answer; only the calculator marks of answers that end as in GSM8K are removed."""
 
     question: Text
-    """What is asked."""
+    """Question."""
     answer: Annotated[str, PlainValidator(_answer)]
-    """The answer: a text, a number, true or false, or a list of which the first is the target."""
+    """The answer: a text, a number, true or false, or a list whose first item is the target."""
 
     def turns(self, place: Place) -> Turns:
         answer, marks = self.answer, 0
@@ -246,16 +246,16 @@ class QuestionAnswer(Single):
 
 
 class GSM8K(QuestionAnswer):
-    """GSM8K: the calculator's marks `<<48/2=24>>` go, the last line `#### 72` stays."""
+    """GSM8K: calculator marks `<<48/2=24>>` are removed, the last line `#### 72` is kept."""
 
 
 class ReadingComprehension(Single):
-    """SQuAD and its kin."""
+    """SQuAD and similar."""
 
     question: Text
-    """What is asked about `context`."""
+    """Question about `context`."""
     answers: Annotated[str | None, PlainValidator(_spans)]
-    """`{"text": [...]}` or a list; the first is the target, rows without any are left out."""
+    """`{"text": [...]}` or a list; the first is the target, rows without one are left out."""
 
     def turns(self, place: Place) -> Turns:
         if self.answers is None:
@@ -265,10 +265,10 @@ class ReadingComprehension(Single):
 
 
 class MultipleChoice(Single):
-    """MMLU, ARC, CommonsenseQA, OpenBookQA and their kin: the target is the letter and text of the right choice."""
+    """MMLU, ARC, CommonsenseQA, OpenBookQA and similar: the target is the letter and text of the right choice."""
 
     question: Annotated[Text, Names("question", "question_stem")]
-    """What is asked; the choices are put below it with letters."""
+    """Question; the choices are appended with letters."""
     choices: Annotated[Choices, Names("choices", "options")]
     """Texts, `{"text": [...], "label": [...]}`, a list of such, or `{"A": text}`."""
     answer: Annotated[Any, Names("answer", "correct_answer")] = None
@@ -276,7 +276,7 @@ class MultipleChoice(Single):
     answerKey: Annotated[Any, Names("answerKey", "answer_key", "answer_idx", "answer_index", "correct")] = (
         None
     )
-    """The same, by other names; both must agree."""
+    """The same under other names; both must agree."""
     label: Any = None
     """The same."""
 
@@ -291,10 +291,10 @@ class MultipleChoice(Single):
 
 
 class Numina(Single):
-    """NuminaMath, LIMO and their kin: the target is the whole solution, not its final answer."""
+    """NuminaMath, LIMO and similar: the target is the whole solution, not its final answer."""
 
     problem: Annotated[Text, Names("problem", "question")]
-    """What is asked."""
+    """Question."""
     solution: Text
     """The answer."""
 
@@ -309,15 +309,15 @@ class OpenR1(Single):
     """
 
     problem: Text
-    """What is asked."""
+    """Question."""
     generations: JsonList
-    """Answers, of which one is taken."""
+    """Answers; one is used."""
     is_reasoning_complete: Any = None
     """Marks, one for each generation."""
     correctness_math_verify: Any = None
     """Marks, one for each generation."""
     correctness_llama: Any = None
-    """Marks of a language model as judge; they count where there are none of math-verify."""
+    """Marks by a language model as judge; used where math-verify has none."""
 
     def turns(self, place: Place) -> Turns:
         complete = self._marks("is_reasoning_complete", place)
@@ -348,7 +348,7 @@ class OpenR1(Single):
 
 
 class OpenR1Judged(OpenR1):
-    """As `openr1`, but the mark of either judge is enough: math-verify's, or the language model's alone."""
+    """As `openr1`, but one judge is enough: math-verify or the language model."""
 
     def _accepted(self, i: int, marks: list[list[Any]]) -> bool:
         return any(of_one[i] for of_one in marks)
@@ -378,13 +378,13 @@ class Preference(Question):
     rejected: Side
     """The worse answer, in the same form."""
     prompt: Annotated[Words | None, Names("prompt", "question", "instruction", "query", "problem")] = None
-    """What is answered, a text or messages; may be missing where both answers hold the whole conversation."""
+    """Prompt, a text or messages; may be missing if both answers contain the whole conversation."""
     input: Text = ""
-    """Put below the prompt, after a blank line; the prompt itself where there is no other."""
+    """Appended to the prompt, after a blank line; the prompt itself if there is no other."""
     conversations: Annotated[Conversation | None, Names("conversations", "messages")] = None
-    """What is answered, as messages, where there is no prompt."""
+    """Prompt as messages, if there is no `prompt`."""
     tools: Tools = ()
-    """Tools that the chat template is given."""
+    """Tools for the chat template."""
 
     def sides(self, place: Place) -> tuple[Turns, Turns, Turns]:
         """The turns of the prompt, of the better answer and of the worse one.
@@ -482,7 +482,7 @@ PAIR = ("chosen", "rejected")
 
 
 def fits(name: str, record: Record) -> bool:
-    """Whether a record has all that a format's records have."""
+    """Whether a record has all required fields of a format."""
     for names in FORMATS[name].required():
         if not any(key in record for key in names):
             return False
@@ -648,29 +648,29 @@ class ProblemRecord(Question):
     }
 
     answer: Annotated[Any, PlainValidator(_gold)] = None
-    """The gold answer: a text, a number, or a list of which any counts; of a GSM8K answer what follows `####`."""
+    """Gold answer: a text, a number, or a list of accepted answers; of a GSM8K answer the part after `####`."""
     solution: Any = None
-    """Where there is no `answer`, the gold answer is in its last box, as MATH and Minerva have it."""
+    """Solution whose last box is the gold answer if there is no `answer`, as in MATH and Minerva."""
     prompt: Annotated[Words | None, Names("prompt", "question", "problem", "question_stem")] = None
-    """What is asked, a text or messages."""
+    """Question or prompt, a text or messages."""
     messages: Conversation | None = None
-    """What is asked, as messages; assistant messages at the end are left to the model."""
+    """Prompt as messages; assistant messages at the end are removed."""
     choices: Annotated[Choices | None, Names("choices", "options")] = None
-    """Put below the question with letters; the gold answer is then the letter or the text of the right one."""
+    """Appended to the question with letters; the gold answer is then the letter or text of the right one."""
     answerKey: Annotated[Any, Names("answerKey", "answer_key", "answer_idx", "answer_index")] = None
-    """The right choice, where `answer` does not say it."""
+    """The right choice, if `answer` does not give it."""
     problem_id: Annotated[str, PlainValidator(_id)] = ""
-    """Unique in the file; else the line's number."""
+    """Unique in the file; by default the line number."""
     grader: Text = "math"
     """math, exact, expression or code."""
     extra: Annotated[dict[str, Any], PlainValidator(_extra)] = {}  # noqa: RUF012  (pydantic copies it)
-    """What else the grader needs."""
+    """Other input of the grader."""
     tolerance: Any = None
-    """Handed to the grader in `extra`, as the following are."""
+    """Passed to the grader in `extra`, as are the fields below."""
     unit: Any = None
     """Unit of the gold answer."""
     multiple: Any = None
-    """Whether all of the gold answers are asked for."""
+    """Whether all gold answers are required."""
     tests: Any = None
     """Tests of a program."""
     test: Any = None

@@ -41,7 +41,7 @@ ROLES = {
     "ipython": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
-"""Who speaks, by every name in use."""
+"""Role of a speaker, by every name in use."""
 
 CALLS = ("function_call", "tool_call")
 """Speakers whose words are a call, as JSON of `name` and `arguments`."""
@@ -158,13 +158,13 @@ class Message(Schema):
     refused = IN_MESSAGE
 
     role: Annotated[Text, Names("role", "from")]
-    """Who speaks."""
+    """Speaker."""
     content: Annotated[str | None, PlainValidator(_content), Names("content", "value")] = None
-    """The words; may be missing in an assistant's message with tool calls."""
+    """Text; may be missing in an assistant message with tool calls."""
     reasoning_content: Annotated[Text, Names("reasoning_content", "thinking", "reasoning")] = ""
-    """Thinking, given to the chat template apart from the words."""
+    """Thinking, passed to the chat template separately."""
     tool_calls: JsonList = ()
-    """Calls, given to the chat template; arguments become an object."""
+    """Calls for the chat template; arguments become an object."""
     function_call: JsonList = ()
     """The older spelling of one call."""
     name: Text = ""
