@@ -2,8 +2,8 @@
 
 python scripts/structure.py [--write]
 
-With --write the table also goes into CONTRIBUTING.md. tests/test_architecture.py asserts that no import points up; its
-FLOORS say which way that is.
+The exit code is 1 where a measure that must be 0 is not. With --write the table also goes into CONTRIBUTING.md.
+FLOORS in tests/test_architecture.py say which way imports point.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def table(files: Mapping[str, Path], graph: Graph) -> str:
     return "| measure | now | at most |\n|---|---|---|\n" + body
 
 
-def details(files: Mapping[str, Path], graph: Graph) -> Iterator[str]:
-    """What the counts of the table are made of, and what is longest."""
+def violations(files: Mapping[str, Path], graph: Graph) -> Iterator[str]:
+    """What may not be there at all: fragments, names used twice, circles, imports that point up."""
     by = importers(graph)
     for module in fragments(files, graph):
         yield f"fragment   {module} ({lines(files[module])} lines), imported by {', '.join(by[module]) or 'none'}"
@@ -169,6 +169,10 @@ def details(files: Mapping[str, Path], graph: Graph) -> Iterator[str]:
         yield f"circle     {', '.join(group)}"
     for arrow in arrows_up(files):
         yield f"up         {arrow}"
+
+
+def longest(files: Mapping[str, Path]) -> Iterator[str]:
+    """The longest files and functions."""
     for count, module in sorted(((lines(path), m) for m, path in files.items()), reverse=True)[:SHOWN]:
         yield f"file       {count:5} {module or '__init__'}"
     for count, place in longest_functions(files)[:SHOWN]:
@@ -179,11 +183,12 @@ def main() -> int:
     files = modules()
     graph = import_graph(files)
     measured = table(files, graph)
-    print(measured + "\n" + "\n".join(details(files, graph)))
+    found = list(violations(files, graph))
+    print("\n".join([measured, *found, *longest(files)]))
     if "--write" in sys.argv[1:]:
         head, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
         PAGE.write_text(head + BEGIN + measured + END + rest.partition(END)[2], "utf-8")
-    return 0
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

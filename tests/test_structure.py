@@ -58,6 +58,11 @@ def test_it_finds_what_makes_a_house_hard_to_see(structure: ModuleType, house: P
     assert structure.longest_functions(files)[0] == (3, "second.far.f")
 
 
+def test_no_fragment_no_name_used_twice_no_circle(structure: ModuleType) -> None:
+    files = structure.modules()
+    assert list(structure.violations(files, structure.import_graph(files))) == []
+
+
 def test_the_table_in_contributing_has_its_measures(structure: ModuleType) -> None:
     """The figures move with every change, so only what is measured and the targets are compared."""
 
