@@ -109,8 +109,8 @@ def limit(config: Any) -> Any:
         if number > SAMPLE:
             break
         messages = [
-            {"role": "user", "content": record["prompt"]},
-            {"role": "assistant", "content": record["completion"]},
+            {"role": "user", "content": str(record["prompt"])},
+            {"role": "assistant", "content": str(record["completion"])},
         ]
         texts.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
     began = time.perf_counter()

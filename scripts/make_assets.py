@@ -55,7 +55,7 @@ def spaced(parts: list[str]) -> str:
 def gsm8k(path: Path, split: str) -> Iterator[dict[str, Any]]:
     """The calculation rows of one GSM8K file."""
     for number, record in read_jsonl(path):
-        question, answer = record["question"].strip(), record["answer"]
+        question, answer = str(record["question"]).strip(), str(record["answer"])
         gold = answer.rpartition("####")[2].strip().replace(",", "")
         folded = fold(answer)
         if folded is None or folded[1] > MOST_STEPS:

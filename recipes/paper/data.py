@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from rectune.config import TrainConfig
 from rectune.data.loading import from_hub, read_rows, row_at
@@ -19,10 +20,9 @@ def write_files(work: Reproduction) -> None:
     """Write the files that are not there yet."""
     grid, folder = work.grids[0], work.config.output_dir / "data"
     if work.recipe.settings["data"] == "natural_questions" and not Path(grid.data).is_file():
-        facts = (record for _, record in from_hub(FACTS, split="train"))
-        write_jsonl(
-            Path(grid.data), ({"prompt": f["question"] + "?", "completion": f["answer"][0]} for f in facts)
-        )
+        facts = ((f["question"], cast(list[str], f["answer"])) for _, f in from_hub(FACTS, split="train"))
+        rows = ({"prompt": f"{question}?", "completion": answers[0]} for question, answers in facts)
+        write_jsonl(Path(grid.data), rows)
     problems = folder / "problems.jsonl"
     if any(arm.method != "train" for arm in grid.arms) and not problems.is_file():
         every = full_grid(work.recipe, work.recipe.model[0], work.config)

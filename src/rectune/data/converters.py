@@ -20,7 +20,6 @@ from rectune.data.fields import (
     Names,
     Notes,
     Place,
-    Record,
     Refusal,
     Schema,
     Text,
@@ -49,7 +48,7 @@ from rectune.data.messages import (
     words_or_turns,
 )
 from rectune.data.readers import json_type
-from rectune.data.schema import Problem, Row, Turn
+from rectune.data.schema import Problem, RawRecord, Row, Turn
 from rectune.errors import UserError, unknown_name
 
 LAST_LINE = re.compile(r"(?:^|\n)#### *(-?[$]?[\d.,]+%?)\s*$")
@@ -481,7 +480,7 @@ PAIR = ("chosen", "rejected")
 """The formats that read the two answers of a pair; never inferred from the fields."""
 
 
-def fits(name: str, record: Record) -> bool:
+def fits(name: str, record: RawRecord) -> bool:
     """Whether a record has all required fields of a format."""
     for names in FORMATS[name].required():
         if not any(key in record for key in names):
@@ -489,7 +488,7 @@ def fits(name: str, record: Record) -> bool:
     return name != "gsm8k" or LAST_LINE.search(str(record["answer"])) is not None
 
 
-def detect_format(records: Sequence[Record], where: str) -> str:
+def detect_format(records: Sequence[RawRecord], where: str) -> str:
     """The first format that at least half of `records` fit, or else most of them; the others are named when read.
 
     Raises:
@@ -507,7 +506,7 @@ def detect_format(records: Sequence[Record], where: str) -> str:
     raise UserError(f"no known row format has the fields {fields_seen}", where=where, hint=hint)
 
 
-def check_columns(columns: Mapping[str, str], record: Record, where: str, format: str) -> None:
+def check_columns(columns: Mapping[str, str], record: RawRecord, where: str, format: str) -> None:
     """UserError where a mapping onto a format lacks a side, or names a field that the format or `record` has not."""
     known = _schema(format).model_fields
     for key in columns:
@@ -526,7 +525,7 @@ def _schema(format: str) -> type[Schema]:
 
 
 def to_row(
-    record: Record,
+    record: RawRecord,
     where: str,
     format: str,
     options: DataConfig | None = None,
@@ -561,7 +560,7 @@ def to_row(
     return replace(row, turns=(Turn("system", system), *row.turns))
 
 
-def _row(record: Record, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
+def _row(record: RawRecord, place: Place, format: str, columns: Mapping[str, str]) -> Row | None:
     read = _schema(format).read(record, place, {field: key for key, field in columns.items()})
     source = ""
     if isinstance(read, Preference):
@@ -598,7 +597,7 @@ FOR_THE_GRADER = (
 """Fields of a problem that are handed to the grader in `extra`."""
 
 
-def _extra(value: object, info: ValidationInfo) -> dict[str, Any]:
+def _extra(value: object, info: ValidationInfo) -> RawRecord:
     if not isinstance(value, dict):
         raise place_of(info).wrong(info, value, "an object")
     return value
@@ -663,7 +662,7 @@ class ProblemRecord(Question):
     """Unique in the file; by default the line number."""
     grader: Text = "math"
     """math, exact, expression or code."""
-    extra: Annotated[dict[str, Any], PlainValidator(_extra)] = {}  # noqa: RUF012  (pydantic copies it)
+    extra: Annotated[RawRecord, PlainValidator(_extra)] = {}  # noqa: RUF012  (pydantic copies it)
     """Other input of the grader."""
     tolerance: Any = None
     """Passed to the grader in `extra`, as are the fields below."""
@@ -686,7 +685,7 @@ class ProblemRecord(Question):
     input_output: Any = None
     """Inputs and outputs of a program."""
 
-    def problem(self, number: str, record: Record, place: Place) -> Problem:
+    def problem(self, number: str, record: RawRecord, place: Place) -> Problem:
         """The problem, whose id is `number` where it has none."""
         if self.answer is not None and "solution" in place.read:
             place.read.remove("solution")
@@ -725,7 +724,7 @@ class ProblemRecord(Question):
             raise place.error("field 'messages' asks nothing")
         return turns
 
-    def _for_grader(self, place: Place) -> dict[str, Any] | None:
+    def _for_grader(self, place: Place) -> RawRecord | None:
         extra = dict(self.extra)
         for name in FOR_THE_GRADER:
             value = getattr(self, name)

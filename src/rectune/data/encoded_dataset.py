@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -55,7 +54,7 @@ _SCHEMA = pyarrow.schema(
     }
 )
 """Columns of the encoded rows on disk; `checksum` is the CRC-32 of ids and labels, `fault` says why a row has none."""
-_NO_TOKENS: dict[str, Any] = {
+_NO_TOKENS: dict[str, list[int] | int] = {
     "input_ids": [], "labels": [], "structural": [], "length": 0, "supervised": 0, "truncated": False, "checksum": 0,
 }  # fmt: skip
 

@@ -23,7 +23,6 @@ from pydantic.fields import FieldInfo
 from rectune.data.readers import json_type
 from rectune.errors import UserError
 
-Record = Mapping[str, Any]
 log = logging.getLogger("rectune")
 
 
@@ -167,7 +166,7 @@ class Schema(BaseModel):
     @classmethod
     def read(
         cls: type[Kind],
-        record: Record,
+        record: Mapping[str, object],
         place: Place,
         mapped: Mapping[str, str] = MappingProxyType({}),
     ) -> Kind:
@@ -186,7 +185,7 @@ class Schema(BaseModel):
             if holds(value := record[name]):
                 _refuse(name, value, place, cls.refused)
                 place.mark(place.ignored, name)
-        given, names = dict[str, Any](), dict[str, str]()
+        given, names = dict[str, object](), dict[str, str]()
         for name, key in known:
             if (value := record[name]) is not None:
                 if key in given and given[key] != value:
@@ -261,7 +260,7 @@ def _refuse(name: str, value: object, place: Place, refused: Mapping[str, Refusa
         raise place.error(f"field '{place.path}{name}' is not supported", refusal.hint)
 
 
-def _missing(name: str, record: Record, place: Place) -> UserError:
+def _missing(name: str, record: Mapping[str, object], place: Place) -> UserError:
     if name in record:
         return place.error(f"field '{place.path}{name}' is null")
     has = ", ".join(map(str, record))

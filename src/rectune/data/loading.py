@@ -29,8 +29,8 @@ import yaml
 from rectune.config import DataConfig
 from rectune.data.converters import FORMATS, ProblemRecord, check_columns, detect_format, to_row
 from rectune.data.fields import Notes, Place
-from rectune.data.readers import CHUNK, READERS, Record, file_type, jsonl_records, without_nulls
-from rectune.data.schema import Faults, Problem, Row, Turn
+from rectune.data.readers import CHUNK, READERS, file_type, jsonl_records, without_nulls
+from rectune.data.schema import Faults, Problem, RawRecord, Row, Turn
 from rectune.errors import UserError, unknown_name
 from rectune.runtime.io import load_json
 
@@ -69,9 +69,9 @@ class Records:
 
     name: str
     fingerprint: str
-    start: Callable[[], Iterator[tuple[str, Record | UserError]]]
+    start: Callable[[], Iterator[tuple[str, RawRecord | UserError]]]
 
-    def __iter__(self) -> Iterator[tuple[str, Record]]:
+    def __iter__(self) -> Iterator[tuple[str, RawRecord]]:
         """(where, record) of each; raises the first error."""
         for where, record in self.start():
             if isinstance(record, UserError):
@@ -138,7 +138,7 @@ def from_hub(source: str, *, split: str) -> Records:
 def _files(source: str, paths: list[Path]) -> Records:
     named = {path: source if source in PACKAGED else str(path) for path in paths}
 
-    def start() -> Iterator[tuple[str, Record | UserError]]:
+    def start() -> Iterator[tuple[str, RawRecord | UserError]]:
         for path in paths:
             with path.open("rb") as file:
                 if file.read(len(_POINTER)) == _POINTER:
@@ -427,7 +427,7 @@ def row_at(dataset: datasets.Dataset, index: int) -> Row:
     return row_of(dataset[index])
 
 
-def row_of(record: dict[str, Any]) -> Row:
+def row_of(record: Mapping[str, Any]) -> Row:
     """The `Row` in one record of such a dataset."""
     turns = tuple(Turn(t["role"], t["content"], t["supervised"], t["fields"]) for t in record["turns"])
     return Row(turns, record["where"], record["source"], record["tools"])
@@ -463,7 +463,7 @@ def _write(
 ) -> int:
     """Write the rows that can be used, and note the others; returns how many were written."""
 
-    def usable() -> Iterator[dict[str, Any]]:
+    def usable() -> Iterator[RawRecord]:
         for where, record in records.start():
             try:
                 if isinstance(record, UserError):
@@ -482,7 +482,7 @@ def _write(
     return count
 
 
-def _stored(row: Row) -> dict[str, Any]:
+def _stored(row: Row) -> RawRecord:
     turns = [asdict(turn) for turn in row.turns]
     try:
         said = json.dumps([turns, row.tools], ensure_ascii=False).encode()

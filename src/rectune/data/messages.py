@@ -402,7 +402,7 @@ def _calls(message: Message, place: Place) -> list[Any]:
     return [_call(call, here, place.where) for call in found]
 
 
-def _call(call: object, here: str, where: str) -> dict[str, Any]:
+def _call(call: object, here: str, where: str) -> dict[str, object]:
     given = call if isinstance(call, Mapping) else {}
     inner = given.get("function", given)
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):

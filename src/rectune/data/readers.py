@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from rectune.data.schema import RawRecord
 from rectune.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _decoded(line: bytes, number: int, path: Path) -> str:
         ) from None
 
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
+def parse_object(text: str, where: str) -> RawRecord:
     """One JSON object from one line; UserError at `where` for anything else."""
     try:
         value = json.loads(text, object_pairs_hook=unique_keys)
@@ -97,7 +98,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> RawRecord:
     """A JSON object; UserError (without a place) where a key stands in it twice, of which Python keeps the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -124,7 +125,7 @@ def json_type(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def read_jsonl(path: Path | str, *, torn_last: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: Path | str, *, torn_last: bool = False) -> Iterator[tuple[int, RawRecord]]:
     """(line number, object) of every line that is not blank.
 
     Args:
@@ -142,7 +143,7 @@ def read_jsonl(path: Path | str, *, torn_last: bool = False) -> Iterator[tuple[i
 
 def jsonl_records(
     path: Path | str, *, torn_last: bool = False
-) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
+) -> Iterator[tuple[int, RawRecord | UserError]]:
     """As `read_jsonl`, with the error in place of a line that is no object, so that reading can continue."""
     path = Path(path)
     for number, line in byte_lines(path):
@@ -187,14 +188,12 @@ def _mend_end(file: IO[bytes]) -> None:
         file.write(b"\n")
 
 
-Record = dict[str, Any]
-
 CHUNK = 1 << 20  # bytes read at a time
 _GAP = re.compile(r"[\s,]*")  # between two records of an array
 _LINE_END = b"\n"
 
 
-def without_nulls(record: Record) -> Record:
+def without_nulls(record: RawRecord) -> RawRecord:
     """A record of a columnar file, in which every object has the keys of all: without those that say nothing."""
     return {
         name: _pruned(value) if isinstance(value, dict | list) else value for name, value in record.items()
@@ -211,7 +210,7 @@ def file_type(path: Path) -> str:
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, Record | UserError]]:
+def read_csv(path: Path) -> Iterator[tuple[int, RawRecord | UserError]]:
     """Lines below a header line, which says whether commas, tabs or semicolons separate; every field is text."""
     csv.field_size_limit(LONGEST)
     lines = (line for _, line in text_lines(path))
@@ -237,7 +236,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record | UserError]]:
         raise UserError(f"malformed CSV ({error})", where=f"{path}:{line}") from None
 
 
-def read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
+def read_parquet(path: Path) -> Iterator[tuple[int, RawRecord]]:
     """Rows, counted from 1."""
     import pyarrow.parquet
 
@@ -248,7 +247,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
     return _numbered(batches(), "Parquet", path)
 
 
-def read_arrow(path: Path) -> Iterator[tuple[int, Record]]:
+def read_arrow(path: Path) -> Iterator[tuple[int, RawRecord]]:
     """Rows of an Arrow stream (as the `datasets` library writes) or file, counted from 1."""
     import pyarrow
 
@@ -263,7 +262,9 @@ def read_arrow(path: Path) -> Iterator[tuple[int, Record]]:
     return _numbered(batches(), "Arrow", path)
 
 
-def _numbered(batches: Iterator[pyarrow.RecordBatch], kind: str, path: Path) -> Iterator[tuple[int, Record]]:
+def _numbered(
+    batches: Iterator[pyarrow.RecordBatch], kind: str, path: Path
+) -> Iterator[tuple[int, RawRecord]]:
     from pyarrow import ArrowException
 
     number = 0
@@ -276,7 +277,7 @@ def _numbered(batches: Iterator[pyarrow.RecordBatch], kind: str, path: Path) -> 
         raise UserError(f"is broken {kind} ({error})", where=f"{path}:{number + 1}") from None
 
 
-def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
+def read_json(path: Path) -> Iterator[tuple[int, RawRecord | UserError]]:
     """Objects of one array, or of the array `data` of one object; JSON Lines under this name is read too.
 
     The text of an array is in memory as a whole, its records one at a time.
@@ -300,7 +301,7 @@ def read_json(path: Path) -> Iterator[tuple[int, Record | UserError]]:
     yield from _array(text, begins, path, in_object=opening[1] != b"[")
 
 
-def _array(text: str, at: int, path: Path, *, in_object: bool) -> Iterator[tuple[int, Record | UserError]]:
+def _array(text: str, at: int, path: Path, *, in_object: bool) -> Iterator[tuple[int, RawRecord | UserError]]:
     """The records of the array that begins at `at`, with their lines; UserError where it is no JSON, or not all."""
     line, done, decode = 1, 0, json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
     while True:
@@ -330,7 +331,7 @@ def _array(text: str, at: int, path: Path, *, in_object: bool) -> Iterator[tuple
         raise UserError(what, where=where, hint="keep the array alone in the file")
 
 
-def _object(record: object, text: str, where: str) -> Record | UserError:
+def _object(record: object, text: str, where: str) -> RawRecord | UserError:
     if not isinstance(record, dict):
         return UserError("the array holds something else than objects", where=where)
     try:
@@ -340,7 +341,7 @@ def _object(record: object, text: str, where: str) -> Record | UserError:
     return record
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Record | UserError]]]] = {
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, RawRecord | UserError]]]] = {
     ".jsonl": jsonl_records,
     ".jsonl.gz": jsonl_records,
     ".json": read_json,

@@ -14,6 +14,9 @@ from rectune.errors import UserError
 
 log = logging.getLogger("rectune")
 
+RawRecord = dict[str, object]
+"""A JSON object, CSV line or Parquet row of a user's file, before anything is known about its fields."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

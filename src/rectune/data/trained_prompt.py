@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -135,7 +135,7 @@ def as_trained(model: str, settings: Asking) -> Asking:
     run = run_prompt(model)
     if run is None:
         return settings
-    own: dict[str, Any] = {"chat_template": run.template, "system_prompt": run.rows.system_prompt}
+    own: dict[str, str | None] = {"chat_template": run.template, "system_prompt": run.rows.system_prompt}
     changes = {name: value for name, value in own.items() if name not in settings.model_fields_set}
     changes = {name: value for name, value in changes.items() if value != getattr(settings, name)}
     for name, value in changes.items():

@@ -19,9 +19,8 @@ from pydantic import Field, JsonValue
 from rectune.config import DataConfig
 from rectune.data.converters import FOR_THE_GRADER, PAIR, ProblemRecord, detect_format, fits, to_row
 from rectune.data.fields import Notes
-from rectune.data.fields import Record as RawRecord
 from rectune.data.loading import Intake, count_duplicates, intake, open_source, problems_of, row_at
-from rectune.data.schema import LISTED, Faults, Problem, Turn
+from rectune.data.schema import LISTED, Faults, Problem, RawRecord, Turn
 from rectune.data.tokenization import IGNORED
 from rectune.errors import UserError
 from rectune.grading.pool import check_item

@@ -7,14 +7,14 @@ add their own as a JSONL file of problems (`data/loading.py`).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rectune.data.loading import read_problems
-from rectune.data.schema import Problem, Turn
+from rectune.data.schema import Problem, RawRecord, Turn
 from rectune.errors import UserError, unknown_name
 from rectune.grading.final_answer import extract_answer
 from rectune.grading.pool import GRADERS
@@ -22,8 +22,7 @@ from rectune.grading.pool import GRADERS
 QUESTION = ("question", "problem", "input", "prompt")
 ANSWER = ("answer", "target", "final_ans", "gold", "solution_number")
 ID = ("problem_id", "unique_id", "task_id", "ID", "id")
-Record = Mapping[str, Any]
-Records = Iterable[tuple[str, dict[str, Any]]]
+Records = Iterable[tuple[str, RawRecord]]
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class TaskDoc:
     extra: dict[str, object] = field(default_factory=dict)
 
 
-def plain(record: Record, where: str) -> TaskDoc:
+def plain(record: RawRecord, where: str) -> TaskDoc:
     """A question and its answer, under any of the usual names; without one, the last box of its solution."""
     return TaskDoc(_text(record, QUESTION, where), _answer(record, where), _id(record))
 
 
-def gsm8k(record: Record, where: str) -> TaskDoc:
+def gsm8k(record: RawRecord, where: str) -> TaskDoc:
     """The gold answer stands behind `####`."""
     solution = _text(record, ("answer",), where)
     answer = solution.rpartition("####")[2].strip().replace(",", "") if "####" in solution else ""
@@ -50,13 +49,13 @@ def gsm8k(record: Record, where: str) -> TaskDoc:
     return TaskDoc(_text(record, ("question",), where), answer, _id(record))
 
 
-def svamp(record: Record, where: str) -> TaskDoc:
+def svamp(record: RawRecord, where: str) -> TaskDoc:
     """Body and question are two fields."""
     question = f"{_text(record, ('Body',), where).strip()} {_text(record, ('Question',), where).strip()}"
     return TaskDoc(question, _written(_first(record, ("Answer",), where), "Answer", where), _id(record))
 
 
-def olympiadbench(record: Record, where: str) -> TaskDoc:
+def olympiadbench(record: RawRecord, where: str) -> TaskDoc:
     """Extras for the math grader: `multiple` (several values asked for), `tolerance` (absolute), `unit`."""
     question = _text(record, ("question",), where)
     if record.get("context"):
@@ -76,7 +75,7 @@ def olympiadbench(record: Record, where: str) -> TaskDoc:
     )
 
 
-def humaneval(record: Record, where: str) -> TaskDoc:
+def humaneval(record: RawRecord, where: str) -> TaskDoc:
     """The function's head is the question; the code grader takes `prompt`, `test` and `entry_point`."""
     extra: dict[str, object] = {
         name: _text(record, (name,), where) for name in ("prompt", "test", "entry_point")
@@ -85,7 +84,7 @@ def humaneval(record: Record, where: str) -> TaskDoc:
     return TaskDoc(question, _text(record, ("canonical_solution",), where), _id(record), extra)
 
 
-def mbpp(record: Record, where: str) -> TaskDoc | None:
+def mbpp(record: RawRecord, where: str) -> TaskDoc | None:
     """Tasks 11 to 510, the test split; the tests are shown, since they give the function its name."""
     number = _first(record, ("task_id",), where)
     if not isinstance(number, int) or not 11 <= number <= 510:
@@ -104,7 +103,7 @@ def mbpp(record: Record, where: str) -> TaskDoc | None:
     return TaskDoc(question, _text(record, ("code",), where), str(number), extra)
 
 
-def _first(record: Record, names: tuple[str, ...], where: str) -> Any:
+def _first(record: RawRecord, names: tuple[str, ...], where: str) -> Any:
     for name in names:
         if name in record:
             return record[name]
@@ -112,14 +111,14 @@ def _first(record: Record, names: tuple[str, ...], where: str) -> Any:
     raise UserError(f"no field '{names[0]}'", where=where, hint=f"has: {has}")
 
 
-def _text(record: Record, names: tuple[str, ...], where: str) -> str:
+def _text(record: RawRecord, names: tuple[str, ...], where: str) -> str:
     value = _first(record, names, where)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"field '{names[0]}' is empty or no text", where=where)
     return value
 
 
-def _answer(record: Record, where: str) -> str | list[str]:
+def _answer(record: RawRecord, where: str) -> str | list[str]:
     solution = record.get("solution")
     if isinstance(solution, str) and not any(record.get(name) not in (None, "") for name in ANSWER):
         if boxed := extract_answer(solution, ["boxed"]):  # MATH's and Minerva's own files
@@ -140,7 +139,7 @@ def _written(value: object, name: str, where: str) -> str:
     return str(value).strip()
 
 
-def _id(record: Record) -> str | None:
+def _id(record: RawRecord) -> str | None:
     for name in ID:
         if isinstance(record.get(name), (str, int)):
             return str(record[name]).removeprefix("HumanEval/")
@@ -173,7 +172,7 @@ class Task:
     """
 
     name: str
-    read: Callable[[Record, str], TaskDoc | None]
+    read: Callable[[RawRecord, str], TaskDoc | None]
     files: tuple[str, ...]
     hub: str | None
     split: str

@@ -42,7 +42,7 @@ from dataclasses import replace
 from email.message import Message
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
@@ -65,6 +65,70 @@ MAX_BYTES = 16 << 20
 """Size of a response that is read."""
 NEEDED = {"model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "logprobs"}
 """Fields of a request that are never left out; the others only switch off a default of the server."""
+
+
+class ModelEntry(TypedDict, total=False):
+    """A model in the response to GET /models; which fields there are depends on the server."""
+
+    id: str
+    aliases: list[str] | None
+    owned_by: str
+    root: str
+    """Folder or hub id (vLLM)."""
+    parent: str | None
+    meta: object
+    """Sizes of the model (llama.cpp)."""
+
+
+class TokenLogprob(TypedDict):
+    """A token of the completion, as llama.cpp's server has it."""
+
+    id: int
+    logprob: float
+
+
+class Logprobs(TypedDict, total=False):
+    """OpenAI's lists, or llama.cpp's `content`."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    content: list[TokenLogprob]
+
+
+class Choice(TypedDict, total=False):
+    """The completion in the response to POST /completions; `token_ids` is vLLM's."""
+
+    text: str
+    finish_reason: str
+    logprobs: Logprobs | None
+    token_ids: list[int] | None
+
+
+class CompletionBody(TypedDict, total=False):
+    """The body of POST /completions. Fields outside `NEEDED` are left out for a server that refuses them."""
+
+    model: str
+    prompt: list[int] | str
+    n: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: list[str]
+    logprobs: int
+    presence_penalty: float
+    frequency_penalty: float
+    # The rest is not OpenAI's.
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    repeat_penalty: float
+    """llama.cpp's name for `repetition_penalty`."""
+    stop_token_ids: list[int]
+    ignore_eos: bool
+    skip_special_tokens: bool
+    add_special_tokens: bool
+    return_token_ids: bool
 
 
 class Refused(UserError):
@@ -99,7 +163,7 @@ class OpenAIClient:
             raise UserError("has a name or a password in it", where="base_url", hint=hint)
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
 
-    def models(self) -> list[dict[str, Any]]:
+    def models(self) -> list[ModelEntry]:
         """The server's models (GET /models); empty if it lists none in a form that can be read.
 
         Raises:
@@ -107,14 +171,15 @@ class OpenAIClient:
         """
         try:
             status, _, content = self._send("/models")
-            listed = _parse(content)["data"] if status < 300 else None
+            listed: Any = _parse(content)["data"] if status < 300 else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return []
         except (OSError, http.client.HTTPException) as error:
             raise self._no_answer("", error) from None
-        return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        entries = listed if isinstance(listed, list) else []
+        return [cast(ModelEntry, entry) for entry in entries if isinstance(entry, dict)]
 
-    def post(self, path: str, body: Mapping[str, Any], stop: threading.Event) -> Any:
+    def post(self, path: str, body: Mapping[str, object], stop: threading.Event) -> Any:
         """The JSON response to `body`; gives up once `stop` is set.
 
         Raises:
@@ -138,7 +203,7 @@ class OpenAIClient:
                 break
         raise self._no_answer(f" after {attempt + 1} tries", problem)
 
-    def call(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
+    def call(self, path: str, body: Mapping[str, object]) -> tuple[int, str]:
         """Status and text of a single response to `body`, whatever they are.
 
         Raises:
@@ -150,7 +215,7 @@ class OpenAIClient:
             raise self._no_answer("", error) from None
         return status, content.decode("utf-8", "replace")
 
-    def _send(self, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Message, bytes]:
+    def _send(self, path: str, body: Mapping[str, object] | None = None) -> tuple[int, Message, bytes]:
         """Status, headers and at most a little more than `MAX_BYTES` of the response."""
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
@@ -257,8 +322,8 @@ class OpenAIEngine:
             for key in ("id", "owned_by", "root", "parent", "meta")
             if self.entry.get(key)
         }
-        if isinstance(kept.get("meta"), dict):
-            kept["meta"] = {key: value for key, value in kept["meta"].items() if key != "n_ctx"}
+        if isinstance(meta := kept.get("meta"), dict):
+            kept["meta"] = {key: value for key, value in meta.items() if key != "n_ctx"}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
         return f"served:{self.served_model_name}" + (f":{digest}" if kept else "")
 
@@ -293,12 +358,12 @@ class OpenAIEngine:
             what = f"the server's response is not a completion ({error!r:.200})"
             raise UserError(what, where=self.api.url) from None
 
-    def _post(self, body: dict[str, Any], stop: threading.Event) -> tuple[Any, tuple[str, ...]]:
+    def _post(self, body: CompletionBody, stop: threading.Event) -> tuple[Any, tuple[str, ...]]:
         """The response to `body`, sent as text if the server takes no ids; and the fields left out as unknown."""
         while True:
             if self.sends_text and isinstance(body["prompt"], list):
                 # its beginning-of-text token is in the text already
-                body |= {"prompt": self.tokenizer.decode(body["prompt"]), "add_special_tokens": False}
+                body |= {"prompt": str(self.tokenizer.decode(body["prompt"])), "add_special_tokens": False}
             sent = {name: value for name, value in body.items() if name not in self._refused}
             try:
                 return self.api.post("/completions", sent, stop), tuple(sorted(body.keys() - sent.keys()))
@@ -336,9 +401,9 @@ class OpenAIEngine:
             request, ids, logps, str(self.tokenizer.decode(ids, skip_special_tokens=True)), reason
         )
 
-    def _body(self, request: Request, params: SamplingParams) -> dict[str, Any]:
+    def _body(self, request: Request, params: SamplingParams) -> CompletionBody:
         key = sample_key(params.seed, request.problem_id, request.sample_index)
-        body: dict[str, Any] = {
+        body: CompletionBody = {
             "model": self.served_model_name,
             "prompt": list(request.prompt_ids),
             "n": 1,
@@ -348,11 +413,10 @@ class OpenAIEngine:
             "seed": key % 2**31,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            # The rest is not OpenAI's.
             "top_k": 0 if self.llama_cpp_python else -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
-            "repeat_penalty": 1.0,  # llama.cpp's name for it
+            "repeat_penalty": 1.0,
             "stop_token_ids": sorted({*self.stop_ids, *special_stops(self.tokenizer, params.stop)}),
             "ignore_eos": False,
             "skip_special_tokens": True,
@@ -363,7 +427,7 @@ class OpenAIEngine:
             body |= {"logprobs": 1, "return_token_ids": True}
         return body
 
-    def _tokens(self, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
+    def _tokens(self, choice: Choice) -> tuple[list[int], list[float]]:
         """Ids and log-probs of the new tokens, from whichever form the server has."""
         given = choice.get("logprobs") or {}
         if "content" in given:  # llama.cpp
@@ -397,7 +461,7 @@ class OpenAIEngine:
         return {text: i for i, text in enumerate(texts) if counts[text] == 1}
 
 
-def model_entry(name: str, models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def model_entry(name: str, models: Sequence[ModelEntry]) -> ModelEntry:
     """A server's entry for the model that it calls `name`; a server with one model answers to any name."""
     named = [entry for entry in models if name in (entry.get("id"), *(entry.get("aliases") or ()))]
     return named[0] if named else (models[0] if len(models) == 1 else {})
