@@ -1,4 +1,4 @@
-"""The verbs: what each takes, calls and prints. A verb imports what it needs when it is called."""
+"""The commands. Each imports its dependencies when it is called."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def train_(config: TrainConfig, *, resume: Switch = False, dry_run: Switch = Fal
     from rectune.training.trainer import train
 
     result = train(config, resume=resume, began=began)
-    if os.environ.get("RANK", "0") == "0":  # one of several processes prints
+    if os.environ.get("RANK", "0") == "0":  # only the first process prints
         print_lines(to_text(result.to_dict()))
 
 
 @takes(RLConfig, "problems")
 def rl_(config: RLConfig, *, resume: Switch = False, dry_run: Switch = False, json: Switch = False) -> None:
-    """Train a model on its own graded answers, sampled as it learns: GRPO or PPO.
+    """Train a model with rewards on answers that it samples during training: GRPO or PPO.
     Args:
         resume: Resume from the last checkpoint in the run folder, if there is one.
         dry_run: Print the settings, problems, answers, updates and memory estimate, and stop.
@@ -75,9 +75,9 @@ def rl_(config: RLConfig, *, resume: Switch = False, dry_run: Switch = False, js
 
 @takes(CompareConfig, "data", without=("objective",), recipe=TrainConfig)
 def compare_(config: CompareConfig, *, dry_run: Switch = False, json: Switch = False) -> None:
-    """Train with several objectives and judge them in pairs, over problems and seeds; run again, it resumes.
+    """Train with several objectives and compare them in pairs, over problems and seeds; run again, it resumes.
 
-    All runs share the settings below, rows and their order.
+    All runs share rows, order and the settings below.
 
     Args:
         dry_run: Print runs, steps, tokens and samples, and stop.
@@ -102,7 +102,7 @@ def compare_(config: CompareConfig, *, dry_run: Switch = False, json: Switch = F
 
 @takes(RFTConfig, "problems")
 def rft_(config: RFTConfig, *, resume: Switch = False, dry_run: Switch = False, json: Switch = False) -> None:
-    """Train a model on its own answers that a grader has judged: sample, grade, select, train.
+    """Train a model on its own graded answers: sample, grade, select, train.
 
     The objective decides the method: sft is RFT, dft the paper's offline DFT, iw_sft iw-SFT, dpo DPO.
 
@@ -126,9 +126,9 @@ def rft_(config: RFTConfig, *, resume: Switch = False, dry_run: Switch = False, 
 
 @takes(DiagnoseConfig, "model", "data", recipe=TrainConfig)
 def diagnose_(config: DiagnoseConfig, *, json: Switch = False) -> None:
-    """Say which objective fits the data under a model, before any training: one forward pass, a verdict, a page.
+    """Suggest an objective for the data and a model before training: one forward pass, a verdict, a page.
 
-    Of a recipe for `rectune train`, the settings of model and data are read.
+    A recipe for `rectune train` may be given; its settings of model and data are used.
 
     Args:
         json: Print diagnosis.json instead of a summary.
@@ -149,9 +149,9 @@ def diagnose_(config: DiagnoseConfig, *, json: Switch = False) -> None:
 
 @takes(CheckConfig, "data", "model")
 def check_(config: CheckConfig, *, json: Switch = False) -> None:
-    """Say what data are and what is made of them: format, fields, faulty rows, and a row as a model reads it.
+    """Check how data is read: format, fields, faulty rows, and a row as a model reads it.
 
-    Exit code 2 where training or sampling would stop at them.
+    The exit code is 2 if training or sampling would stop at the data.
 
     Args:
         json: Print all of it as JSON.
@@ -169,7 +169,7 @@ def check_(config: CheckConfig, *, json: Switch = False) -> None:
 
 @takes(SampleConfig, "problems")
 def sample_(config: SampleConfig) -> None:
-    """Sample answers to problems from a model, one JSON object a line; run again, it resumes.
+    """Sample answers to problems from a model, as JSON lines; run again, it resumes.
 
     A model that was trained here is prompted as in training, as in `rectune eval`.
     """
@@ -192,7 +192,7 @@ def sample_(config: SampleConfig) -> None:
 
 @takes(EvalConfig, "model", "tasks")
 def eval_(config: EvalConfig, *, json: Switch = False) -> None:
-    """Measure accuracy on benchmarks with intervals: sample, grade, count. The paper's protocol is the default.
+    """Measure accuracy on benchmarks, with confidence intervals. The paper's protocol is the default.
 
     Args:
         json: Print all figures as JSON.
@@ -212,7 +212,7 @@ def grade_(
     """Add a verdict to every answer of a JSONL file; run again, it resumes.
 
     Args:
-        samples: Lines with `answer` (gold), `text` (the model's words) and perhaps `grader` (default: math).
+        samples: Lines with `answer` (gold), `text` (the model's answer) and optionally `grader` (default: math).
         output: The same lines with `verdict` and `extracted`, and with `verdict_reason` for an `error`.
         grading_workers: Processes that grade answers; unset: one for each core.
         grading_timeout: Seconds that grading one answer may take.
@@ -237,14 +237,14 @@ def select_(
     """Turn graded answers into training rows, or into pairs of a better and a worse one.
 
     Args:
-        graded: What `rectune grade` wrote.
+        graded: Output of `rectune grade`.
         output: Rows or pairs, JSONL; the counts go to OUTPUT.counts.json.
-        purpose: sft keeps correct answers (RFT, offline DFT), dpo pairs correct with wrong ones.
-        per_problem: Maximum number of rows or pairs of one problem.
+        purpose: sft keeps correct answers (RFT, offline DFT), dpo pairs correct and wrong ones.
+        per_problem: Maximum number of rows or pairs per problem.
         balance: Repeat rows until every problem has as many as the one with the most.
         include_unjudged: For pairs, count answers whose grading timed out or failed as wrong.
         include_unfinished: Also use correct answers that reached the token limit.
-        seed: Random seed of the choice among more answers than are kept.
+        seed: Random seed of the choice of answers, if there are more than per_problem.
     """
     from rectune.grading.selection import select
 
@@ -263,15 +263,15 @@ def report_(
     tasks_out: str = "",
     json: Switch = False,
 ) -> None:
-    """Put runs on one self-contained page: verdict first, then accuracies, curves, answers, settings and cost.
+    """Show runs on one self-contained page: verdict, accuracies, curves, answers, settings and cost.
 
     Args:
-        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or that hold such.
+        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or folders that contain these.
         output: File to write; by default report.html, or report.md for markdown, and none with --json.
         format: A page, or text with tables for a pull request.
-        tasks_in: Benchmarks of the training rows' domain, separated by commas, where no comparison says so.
+        tasks_in: Benchmarks of the training rows' domain, separated by commas, if no comparison names them.
         tasks_out: Benchmarks of another domain.
-        json: Print all that is on the page as JSON.
+        json: Print the content of the page as JSON.
     """
     from rectune.reporting.report import report
 
@@ -311,10 +311,10 @@ def list_(
     *,
     json: Switch = False,
 ) -> None:
-    """List what there is to choose from.
+    """List objectives, columns, tasks, models or recipes.
 
     Args:
-        what: Which list; all of them if unset.
+        what: The list to print; all if unset.
         json: Print JSON instead of tables.
     """
     from rectune.cli.catalog import LISTS
@@ -332,12 +332,12 @@ def list_(
 
 
 def names(text: str) -> list[str]:
-    """What is separated by commas."""
+    """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def print_parts(parts: Iterable[str | list[dict[str, Any]]]) -> None:
-    """Lines and tables."""
+    """Print lines and tables."""
     for part in parts:
         if isinstance(part, str):
             print_lines(part)
@@ -346,7 +346,7 @@ def print_parts(parts: Iterable[str | list[dict[str, Any]]]) -> None:
 
 
 def to_text(result: object) -> str:
-    """JSON, in which what is not a finite number is null."""
+    """JSON; a number that is not finite is null."""
     from rectune.runtime.io import to_json
 
     return to_json(result, indent=2, ensure_ascii=False)

@@ -51,9 +51,9 @@ def takes(
                     continue
                 name = next(free, None)
                 if name is None:
-                    raise UserError("is no TOML recipe", where=value, hint="give settings as flags")
+                    raise UserError("not a TOML recipe", where=value, hint="give settings as flags")
                 if name in settings:
-                    raise UserError("is given by position and as a flag", where=flag(name))
+                    raise UserError("given by position and as a flag", where=flag(name))
                 settings[name] = value
             verb(load_config(path, settings, kind, recipe or kind), **given)
 
@@ -66,7 +66,7 @@ def takes(
         names = [parameter.name for parameter in flags]
         by_position = [_positional(name, f"The same as {flag(name)}.") for name in positional]
         if takes_toml:
-            text = "TOML file with the settings below; a flag wins over it."
+            text = "TOML file with the settings below; flags override it."
             by_position.insert(0, _positional("recipe", text))
         of_verb = list(inspect.signature(verb, eval_str=True).parameters.values())[1:]  # without the config
         command.__doc__ = verb.__doc__

@@ -53,24 +53,24 @@ def _split_pairs(value: object) -> object:
 
 
 PathOrName = Annotated[str, BeforeValidator(_as_text)]
-"""Text, for which Python may give a `Path`."""
+"""Text; a `Path` in Python is accepted too."""
 
 Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
-"""Names, which the command line takes separated by commas."""
+"""Names; separated by commas on the command line."""
 
 ObjectiveText = Annotated[str, BeforeValidator(_as_objective)]
-"""An objective as text, for which Python may give a function."""
+"""An objective as text; a function in Python is accepted too."""
 
 ObjectiveNames = Annotated[tuple[ObjectiveText, ...], BeforeValidator(split_names)]
-"""The same, several."""
+"""Several objectives."""
 
 StopTexts = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
-"""Texts at which an answer ends; a single one may be given as such."""
+"""Texts that end an answer; a single one needs no list."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""numpy takes none below 0; times 1,000,003, for a step's own seed, it is still an int64, which torch asks for."""
+"""numpy takes no negative seed; times 1,000,003, for the seed of a step, it still fits the int64 of torch."""
 
 
 class ModelConfig(Settings):
@@ -87,7 +87,7 @@ class MemoryConfig(Settings):
     """Memory"""
 
     tokens_per_micro_batch: int = Field(4096, gt=1)
-    """Tokens in one forward pass, or the longest row if that is more; more is faster until memory runs out."""
+    """Maximum tokens in one forward pass, at least the longest row; larger is faster until memory runs out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     logits_memory_mb: int = Field(256, gt=0)
@@ -98,8 +98,8 @@ class PromptConfig(Settings):
     """Prompt"""
 
     chat_template: PathOrName = "auto"
-    """auto: the tokenizer's chat template, else a plain one. eos: the same, but answers end with the eos token, as in
-    verl. none: no template. Else the name of one of the tokenizer's templates, or a Jinja file."""
+    """auto: the tokenizer's chat template, or a plain one if it has none. eos: the same, but answers end with the eos
+    token, as in verl. none: no template. Or the name of one of the tokenizer's templates, or a Jinja file."""
     system_prompt: str | None = None
     """System message for rows and problems that have none."""
 
@@ -108,7 +108,7 @@ class RowConfig(PromptConfig):
     """Rows"""
 
     ignore_fields: Names = ()
-    """Fields to leave unread even if they change what a row means, separated by commas."""
+    """Fields to ignore even if they change what a row means, separated by commas."""
     skip_bad_rows: bool = False
     """Skip and count rows that cannot be used, instead of stopping at them."""
     max_length: int = Field(2048, gt=1)
@@ -121,7 +121,7 @@ class DataConfig(RowConfig):
     data_format: str = "auto"
     """Row format: auto, mapping, or one of docs/data.md, such as messages, sharegpt, alpaca or question_answer."""
     columns: Annotated[dict[str, str], BeforeValidator(_split_pairs)] = Field(default_factory=dict)
-    """For any other layout, which field is what: prompt=FIELD,completion=FIELD; for pairs chosen, rejected."""
+    """Names of the fields in any other layout: prompt=FIELD,completion=FIELD; for pairs chosen=FIELD,rejected=FIELD."""
     split: str = "train"
     """Split of a hub dataset, or of a folder that has splits."""
 
@@ -130,13 +130,13 @@ class SplitConfig(Settings):
     """Training and evaluation rows"""
 
     eval_split_size: float = Field(0.05, ge=0, lt=1)
-    """Share of the rows held out for evaluation, split by question; ignored where eval_data is given."""
+    """Share of the rows held out for evaluation, split by question; ignored if eval_data is given."""
     eval_data: PathOrName | None = None
     """File or hub dataset of rows to evaluate on, instead of holding rows out."""
     max_train_samples: int | None = Field(None, gt=0)
     """Use only this many rows, sampled at random with the seed."""
     too_long: Literal["cut", "drop"] = "cut"
-    """Rows of more than max_length tokens: cut at the end, or left out. Both are counted."""
+    """Rows of more than max_length tokens: cut at the end, or dropped. Both are counted."""
 
 
 class ObjectiveConfig(Settings):
@@ -146,12 +146,12 @@ class ObjectiveConfig(Settings):
     """Loss: a name of `rectune list objectives` (dft, power:alpha=0.5), phases by share of the steps (sft@0.3+dft@0.7),
     or a function of your own (FILE.py:FUNCTION:beta=0.5)."""
     min_eos_weight: float | None = Field(None, ge=0)
-    """Minimum weight of tokens that end a turn or are special. 0 is the paper's Eq. 9 to the letter. Unset: 1 if the
-    loss vanishes with p, as dft's does (the model could not learn to stop), else 0."""
+    """Minimum weight of turn-ending and special tokens. 0 is the paper's Eq. 9 exactly. Unset: 1 if the loss vanishes
+    with p, as that of dft (else the model could not learn to stop), otherwise 0."""
     old_policy_interval: int = Field(8, gt=0)
-    """Steps between refreshes of the old policy that psft refers to."""
+    """Steps between updates of the old policy of psft."""
     reference_model: PathOrName | None = None
-    """Model that iw_sft, dpo and asft refer to, or a file of its ref_logp; unset: the weights training starts from."""
+    """Reference of iw_sft, dpo and asft: a model, or a file of its ref_logp; unset: the initial weights."""
 
 
 class OptimConfig(Settings):
@@ -170,22 +170,22 @@ class OptimConfig(Settings):
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     """AdamW's decay of the second moment."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Gradients of a larger norm are clipped to it; 0 does not clip."""
+    """Maximum gradient norm; 0 disables clipping."""
 
 
 class StepConfig(Settings):
     """Steps and batches"""
 
     num_train_epochs: float = Field(1.0, gt=0)
-    """Passes over the rows; ignored where max_steps is given."""
+    """Passes over the rows; ignored if max_steps is given."""
     max_steps: int | None = Field(None, gt=0)
     """Optimizer steps; overrides num_train_epochs."""
     batch_size: int = Field(16, gt=0)
     """Rows per optimizer step over all devices, packed automatically."""
     per_device_train_batch_size: int = Field(4, gt=0)
-    """Rows of a micro-batch where normalization is micro-batch. The paper's script has 4."""
+    """Rows of a micro-batch with normalization micro-batch. The paper's script has 4."""
     normalization: Literal["tokens", "micro-batch"] = "tokens"
-    """tokens: sum over the step's tokens / their number. micro-batch: means added up, as the paper's code."""
+    """tokens: sum over the tokens of the step / their number. micro-batch: sum of means, as in the paper's code."""
     max_nonfinite_steps: int = Field(10, gt=0)
     """Stop after this many consecutive steps whose loss or gradient is not finite; each of them is skipped."""
 
@@ -194,7 +194,7 @@ class LoraConfig(Settings):
     """LoRA"""
 
     lora_r: int = Field(0, ge=0)
-    """Rank of the adapters; 0 tunes all weights, or the adapter that model names. The paper's appendix uses 8."""
+    """Rank of the adapters; 0 trains all weights, or the adapter given as model. The paper's appendix uses 8."""
     lora_alpha: float = Field(16.0, gt=0)
     """Adapters are scaled by lora_alpha / lora_r."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -209,13 +209,13 @@ class CheckpointConfig(Settings):
     """Run folder"""
 
     output_dir: Path
-    """Run folder; made if it is missing."""
+    """Run folder; created if missing."""
     seed: Seed = 0
     """Random seed of row order, held-out rows, initial adapters and dropout."""
     save_steps: int = Field(50, ge=0)
-    """Steps between checkpoints that --resume continues from; 0 writes none."""
+    """Steps between checkpoints for --resume; 0 writes none."""
     save_total_limit: int = Field(2, gt=0)
-    """Checkpoints kept; older ones are removed."""
+    """Maximum number of checkpoints; older ones are removed."""
 
 
 class LoggingConfig(Settings):
@@ -224,19 +224,19 @@ class LoggingConfig(Settings):
     eval_steps: int = Field(0, ge=0)
     """Steps between evaluations on the held-out rows; 0: at the start and the end only."""
     drift_rows: int = Field(16, ge=0)
-    """Held-out rows watched for drift from the base model at each evaluation; 0 watches none."""
+    """Held-out rows on which drift from the base model is measured at each evaluation; 0 measures none."""
     metric_for_best_model: Literal["last", "nll", "mean_p"] = "last"
-    """Weights saved as model: the last, or the best by held-out NLL or mean p; never by the loss."""
+    """Weights to save: the last, or the best by held-out NLL or mean p; never by the loss."""
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(split_names)
     ] = ()
-    """Also log to these, through accelerate; each has to be installed."""
+    """Trackers to log to, through accelerate; each must be installed."""
     project: str = "rectune"
-    """Project that the trackers file the run under."""
+    """Project of the run in the trackers."""
     run_name: str | None = None
-    """Name of the run in the trackers; unset: the name of its folder."""
+    """Name of the run in the trackers; unset: the name of the run folder."""
     logging_dir: Path | None = None
-    """Folder of the trackers' files: tensorboard's in PROJECT/RUN_NAME below it. Unset: the run folder."""
+    """Folder of the trackers' files; tensorboard writes to PROJECT/RUN_NAME in it. Unset: the run folder."""
 
 
 class SamplingConfig(Settings):
@@ -249,8 +249,8 @@ class SamplingConfig(Settings):
     max_new_tokens: int = Field(4096, gt=0)
     """Maximum length of an answer in tokens."""
     stop: StopTexts = ()
-    r"""Text at which an answer ends, besides the template's end of turn, as \nQuestion: (\n is a line end); may be
-    given several times."""
+    r"""Text that ends an answer, in addition to the template's end of turn, such as \nQuestion: (\n is a line end); may
+    be repeated."""
 
 
 class NucleusConfig(SamplingConfig):
@@ -264,11 +264,11 @@ class BackendConfig(Settings):
     """Backend"""
 
     backend: Literal["hf", "openai", "vllm"] = "hf"
-    """hf samples from the model here, vllm in a vLLM engine, openai from an OpenAI-compatible server."""
+    """hf: transformers in this process. vllm: a vLLM engine in this process. openai: an OpenAI-compatible server."""
     base_url: str | None = None
     """Address of the openai backend's server, such as http://127.0.0.1:8000/v1."""
     served_model_name: str | None = None
-    """Name of the model on the server, if it is not --model."""
+    """Name of the model on the server; unset: model."""
     sampling_batch_size: int | None = Field(None, gt=0)
     """Maximum number of sequences generated concurrently."""
 
@@ -287,7 +287,7 @@ class TaskConfig(Settings):
     tasks: Names = ()
     """Benchmarks, see `rectune list tasks`, or JSONL files of your own problems, separated by commas."""
     include_path: Path | None = None
-    """Folder with the benchmarks' files; unset: packaged, or from the hub."""
+    """Folder with the benchmarks' files; unset: packaged, or loaded from the hub."""
     limit: int | None = Field(None, gt=0)
     """Maximum number of problems of each benchmark."""
 
@@ -296,7 +296,7 @@ class GradingConfig(Settings):
     """Grading"""
 
     grader: Literal["math", "expression", "exact", "code"] | None = None
-    """Grader to use instead of the one that each problem names."""
+    """Grader to use instead of each problem's own."""
     grading_timeout: float = Field(5.0, gt=0)
     """Seconds that grading one answer may take."""
     grading_workers: int | None = Field(None, gt=0)
@@ -307,7 +307,7 @@ class SelectionConfig(Settings):
     """Selection"""
 
     per_problem: int | None = Field(None, gt=0)
-    """Maximum number of rows or pairs of one problem, sampled at random; unset: all distinct ones, as in the paper."""
+    """Maximum number of rows or pairs per problem, sampled at random; unset: all distinct ones, as in the paper."""
     balance: bool = False
     """Repeat rows until every problem has as many as the one with the most."""
     include_unjudged: bool = False

@@ -1,6 +1,6 @@
-"""Names that settings have elsewhere: in rectune 0.1, and in the programs that people come from.
+"""Names of settings in rectune 0.1 and in other programs.
 
-Run folders of rectune 0.1 are read by `with_new_names`; whoever types such a name is told ours by `advice`.
+`with_new_names` reads run folders of rectune 0.1; `advice` names our setting in an error message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RENAMED = {
     "objective.name": "objective", "objective.phases": "objective", "objective.protect": "min_eos_weight",
     "objective.refresh": "old_policy_interval",
 }  # fmt: skip
-"""Old name to new, of training and of offline runs, which are `rft` now."""
+"""Old name to new name, of `train` and `rft` runs."""
 
 RENAMED_RL = RENAMED | {
     "epochs": "num_iterations", "minibatches": "num_mini_batches", "n": "num_samples", "template": "chat_template",
@@ -42,7 +42,7 @@ RENAMED_RL = RENAMED | {
     "entropy_bonus": "entropy_coef", "whiten": "whiten_advantages", "holdout": "eval_problems",
     "holdout_n": "eval_num_samples", "rollouts_every": "save_rollout_steps",
 }  # fmt: skip
-"""The same of online runs, which are `rl` now."""
+"""Old name to new name, of `rl` runs."""
 
 OTHER_NAMES = {
     "lr": "learning_rate", "num_epochs": "num_train_epochs", "n_epochs": "num_train_epochs",
@@ -101,7 +101,7 @@ HINTS = {
     "assistant_only_loss": "the loss is on answers only",
     "loss_type": "give objective",
 }
-"""What is said of settings that there are not."""
+"""Advice for settings that do not exist."""
 
 OTHER_VERBS = {
     "finetune": "train", "fine-tune": "train", "sft": "train --objective sft", "dft": "train --objective dft",
@@ -149,11 +149,11 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def advice(typed: str, known: Collection[str]) -> str | None:
-    """What to give instead of a name that there is not; None where nothing is known about it.
+    """Advice for an unknown name; None if there is none.
 
     Args:
-        typed: As on the command line or in a recipe.
-        known: Names of the settings that there are.
+        typed: The name on the command line or in a recipe.
+        known: Names of the existing settings.
     """
     name = typed.lstrip("-").replace("-", "_")
     if name.startswith("objective.") and name not in RENAMED:

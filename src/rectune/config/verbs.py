@@ -1,4 +1,4 @@
-"""The config of each verb: the groups it takes, and what is its own."""
+"""The config of each verb: shared groups and its own settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainerConfig(
     CheckpointConfig, ModelConfig, MemoryConfig, RowConfig, SplitConfig, ObjectiveConfig, OptimConfig, StepConfig,
     LoraConfig, LoggingConfig,
 ):  # fmt: skip
-    """What every training by gradient on rows has."""
+    """Settings of every training on rows."""
 
     @model_validator(mode="after")
     def _best_needs_evaluations(self) -> TrainerConfig:
@@ -61,15 +61,15 @@ class RFTConfig(TrainerConfig, NucleusConfig, BackendConfig, GradingConfig, Sele
     problems: PathOrName
     """Problems with gold answers: a JSONL file, or the name of a benchmark."""
     include_path: Path | None = None
-    """Folder with the benchmark's file, where problems is the name of a benchmark."""
+    """Folder with the benchmark's file, if problems is the name of a benchmark."""
     samples: PathOrName | None = None
     """samples.jsonl of an earlier run to start from; missing answers are sampled."""
     num_samples: int = Field(4, gt=0)
     """Answers to each problem. The paper samples 4."""
     max_new_tokens: int = Field(1024, gt=0)
-    """Maximum length of an answer in tokens; together with the problem it should fit into max_length."""
+    """Maximum length of an answer in tokens; problem and answer should fit into max_length."""
     sampling_seed: Seed = 0
-    """Random seed for sampling and selection; seed is for training alone, so that runs can share answers."""
+    """Random seed for sampling and selection; seed is for training only, so that runs can share answers."""
 
     def training(self, data: Path, data_format: str) -> TrainConfig:
         """The settings of the last stage, which trains on `data` in `output_dir/train`."""
@@ -93,31 +93,31 @@ class RLConfig(
     """Reinforcement learning"""
 
     problems: PathOrName
-    """Problems to learn on: a JSONL file with prompt and answer, or the name of a benchmark."""
+    """Problems to train on: a JSONL file with prompt and answer, or the name of a benchmark."""
     algorithm: Literal["grpo", "ppo"] = "grpo"
     """grpo: advantages within the group of answers to a problem. ppo: a value head and GAE."""
     reward: str = "grader"
-    """grader: 1 if the problem's grader says correct, else 0. Else another grader's name, or FILE.py:FUNCTION."""
+    """grader: 1 if the problem's grader says correct, else 0. Or the name of another grader, or FILE.py:FUNCTION."""
     grading_timeout: float = Field(5.0, gt=0)
-    """Seconds that grading one answer may take; an answer that takes longer is left out of the loss, and counted."""
+    """Seconds that grading one answer may take; a slower answer is left out of the loss, and counted."""
     problems_per_step: int = Field(8, gt=0)
-    """Problems of a rollout."""
+    """Problems in a rollout."""
     num_iterations: int = Field(1, gt=0)
     """Passes over a rollout."""
     num_mini_batches: int = Field(1, gt=0)
-    """Updates in a pass over a rollout, each on a random part of the answers."""
+    """Updates per pass over a rollout, each on a random part of the answers."""
     epsilon: float = Field(0.2, gt=0, lt=1)
     """Clip of the ratio p / p_old, from 1 - epsilon to 1 + epsilon."""
     epsilon_high: float | None = Field(None, gt=0)
-    """Upper clip, where it is not epsilon (DAPO: 0.28)."""
+    """Upper clip; unset: epsilon. DAPO uses 0.28."""
     beta: float = Field(0.0, ge=0)
     """KL coefficient against the initial model: in the loss (grpo, k3), or per token in the reward (ppo)."""
     use_bias_correction_kl: bool = True
-    """grpo: k3 times p / p_old, whose gradient is that of the KL; otherwise k3 alone, as in the GRPO paper."""
+    """grpo: multiply k3 by p / p_old, so that its gradient is that of the KL; without, k3 alone, as in the GRPO paper."""
     scale_rewards: Literal["group", "none", "leave-one-out"] = "group"
-    """grpo: (reward - mean) / std of the group; none: without the std; leave-one-out: minus the mean of the others."""
+    """grpo: group: (reward - mean) / std of the group; none: reward - mean; leave-one-out: reward - mean of the others."""
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
-    """dapo: mean over tokens. grpo: over the answers' means. dr_grpo: sum / (answers x max_new_tokens)."""
+    """dapo: mean over tokens. grpo: mean of the answers' means. dr_grpo: sum / (answers x max_new_tokens)."""
     gamma: float = Field(1.0, gt=0, le=1)
     """ppo: discount per token."""
     lam: float = Field(0.95, ge=0, le=1)
@@ -127,31 +127,31 @@ class RLConfig(
     vf_coef: float = Field(0.1, ge=0)
     """ppo: weight of the value loss."""
     cliprange_value: float = Field(0.2, ge=0)
-    """ppo: largest change of a value that counts per rollout; 0 does not clip."""
+    """ppo: clip of the change of a value within a rollout; 0 disables clipping."""
     entropy_coef: float = Field(0.0, ge=0)
-    """ppo: weight of the mean entropy per token, which is maximised."""
+    """ppo: weight of the entropy bonus (mean entropy per token)."""
     whiten_advantages: bool = True
-    """ppo: advantages to mean 0 and standard deviation 1 over the rollout's tokens."""
+    """ppo: normalise advantages to mean 0 and standard deviation 1 over the tokens of a rollout."""
 
     eval_problems: PathOrName | None = None
-    """Held-out problems, on which accuracy is measured during the run: a JSONL file, or a benchmark."""
+    """Held-out problems for evaluation during the run: a JSONL file, or the name of a benchmark."""
     eval_num_samples: int = Field(1, gt=0)
     """Answers to each held-out problem, at the same temperature."""
     eval_steps: int = Field(0, ge=0)
-    """Steps between measurements on the held-out problems; 0: at the start and the end only."""
+    """Steps between evaluations on the held-out problems; 0: at the start and the end only."""
     save_rollout_steps: int = Field(10, ge=0)
-    """Steps between rollouts that are kept in the run folder's rollouts; 0 keeps none."""
+    """Steps between rollouts saved to the run folder's rollouts; 0 saves none."""
 
     save_steps: int = Field(10, ge=0)
-    """Steps between checkpoints that --resume continues from; 0 writes none."""
+    """Steps between checkpoints for --resume; 0 writes none."""
     num_samples: int = Field(4, gt=0)
-    """Answers to each problem: the size of a group (TRL's num_generations)."""
+    """Answers to each problem: the group size (TRL's num_generations)."""
     temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; log-probabilities in the loss are those of the tempered model."""
+    """Sampling temperature; log-probabilities in the loss use it too."""
     max_new_tokens: int = Field(1024, gt=0)
     """Maximum length of an answer in tokens."""
     backend: Literal["hf", "openai"] = "hf"
-    """hf samples from the weights in training. openai: SGLang or vLLM, which reloads them after each step."""
+    """hf: sample from the weights in training. openai: an SGLang or vLLM server, which reloads them after each step."""
     base_url: str | None = None
     """Address of the openai backend's server, such as http://127.0.0.1:30000/v1."""
     sampling_batch_size: int = Field(128, gt=0)
@@ -174,7 +174,9 @@ class RLConfig(
         if self.backend == "openai" and self.lora_r:
             raise ValueError("backend = 'openai' reloads whole models and cannot be used with lora_r")
         if self.num_mini_batches > self.problems_per_step * self.num_samples:
-            raise ValueError("more num_mini_batches than answers in a rollout")
+            raise ValueError(
+                "num_mini_batches must be at most the number of answers in a rollout, problems_per_step x num_samples"
+            )
         return self
 
 
@@ -182,12 +184,12 @@ class AnswerConfig(ModelConfig, PromptConfig, NucleusConfig, BackendConfig):
     """Model"""
 
     model: PathOrName
-    """Hub id, folder, packaged model, or the folder of a training run, whose prompt is then used. The openai backend
-    reads its tokenizer only."""
+    """Hub id, folder, packaged model, or the folder of a training run, whose prompt is then used. With the openai
+    backend only its tokenizer is read."""
     seed: Seed = 0
-    """Random seed for sampling; answers do not depend on batch size and order."""
+    """Random seed for sampling; answers do not depend on batch size or order."""
     logprobs: bool = True
-    """Without, servers that return no log-probabilities are accepted; samples are saved without them."""
+    """Save log-probabilities; with --no-logprobs, servers that return none are accepted."""
 
 
 class SampleConfig(AnswerConfig):
@@ -198,7 +200,7 @@ class SampleConfig(AnswerConfig):
     include_path: Path | None = None
     """Folder with the benchmark's file."""
     output: Path
-    """JSONL file of samples; answers that it lacks are appended."""
+    """JSONL file of samples; missing answers are appended."""
 
 
 class EvalConfig(AnswerConfig, TaskConfig):
@@ -207,33 +209,33 @@ class EvalConfig(AnswerConfig, TaskConfig):
     output_dir: Path
     """Folder of the evaluation; run again, it resumes."""
     prompt: str | None = None
-    """The user's turn with {question} in it, instead of the run's or the benchmark's."""
+    """User turn with {question} in it, instead of that of the run or the benchmark."""
     check_overlap: str | None = None
-    """Training rows in which to look for the problems' texts."""
+    """Training rows to search for the texts of the problems."""
 
 
 class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     """Comparison"""
 
     objectives: ObjectiveNames = ("sft", "dft")
-    """Objectives separated by commas, each as --objective of `rectune train` takes it; a pair is judged as later minus
+    """Objectives separated by commas, each in the form of `rectune train --objective`; a difference is later minus
     earlier."""
     seeds: int = Field(1, gt=0)
     """Runs of each objective; seed is the first one."""
     tasks_in: Names = ()
     """Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas."""
     tasks_out: Names = ()
-    """The same, of other domains."""
+    """Benchmarks, or JSONL files of problems, of other domains, separated by commas."""
     sweep: Annotated[tuple[float, ...], BeforeValidator(split_names)] = ()
-    """Learning rates to try each objective with, separated by commas; the best on validation is taken."""
+    """Learning rates to try for each objective, separated by commas; the best on validation is used."""
     sweep_steps: int | None = Field(None, gt=0)
-    """Steps of each trial; unset: a quarter of a run's."""
+    """Steps of each trial; unset: a quarter of the steps of a run."""
     race: str | None = None
-    """Stop objectives early that are clearly worse on validation. The budget of all: 30m, 2h or 800steps."""
+    """Stop objectives early if they are clearly worse on validation, within this total budget: 30m, 2h or 800steps."""
     validation: PathOrName | None = None
-    """Benchmark or file for sweep and race; unset: a quarter of the problems in domain."""
+    """Benchmark or JSONL file for sweep and race; unset: a quarter of the in-domain problems."""
     match_entropy: bool = True
-    """Also sample every model as sharply as dft, or, where that is not compared, as the sharpest objective."""
+    """Also sample every model at the entropy of dft (without dft, at that of the objective of lowest entropy)."""
 
     @property
     def training(self) -> TrainConfig:
@@ -247,36 +249,36 @@ class CheckConfig(DataConfig):
     """Data"""
 
     data: PathOrName
-    """Rows or pairs as `rectune train` takes them, or a file of problems."""
+    """Rows or pairs as for `rectune train`, or a file of problems."""
     model: PathOrName | None = None
-    """Also write a row with this model's template, its targets marked; the weights are not loaded."""
+    """Also print a row with the template of this model and its targets marked; the weights are not loaded."""
     kind: Literal["rows", "pairs", "problems"] | None = None
-    """What the data are, where their fields do not tell."""
+    """Kind of the data; unset: inferred from the fields."""
 
 
 class DiagnoseConfig(ModelConfig, DataConfig):
     """Diagnosis"""
 
     data: PathOrName
-    """Rows to diagnose, as `rectune train` takes them."""
+    """Rows to diagnose, as for `rectune train`."""
     output_dir: Path
     """Folder of the diagnosis."""
     goal: Literal["generalise", "fit"] | None = None
-    """What you want of the data: to generalise from it, or to fit its distribution."""
+    """Goal of training: generalise from the data, or fit its distribution."""
     rows: int | None = Field(None, gt=0)
-    """Number of rows to measure; unset: as many as fit into `seconds`."""
+    """Number of rows to measure; unset: as many as fit into seconds."""
     seconds: float = Field(90.0, gt=0)
-    """Time for the pass over rows."""
+    """Time limit of the pass over the rows."""
     objectives: ObjectiveNames = ()
-    """Objectives to show, separated by commas, such as sft,dft,power:alpha=0.3; unset: the usual ones."""
+    """Objectives to show, separated by commas, such as sft,dft,power:alpha=0.3; unset: the common ones."""
     check_overlap: Names = ()
-    """Benchmarks whose problems to look for in the rows, separated by commas."""
+    """Benchmarks whose problems are searched for in the rows, separated by commas."""
     include_path: Path | None = None
     """Folder with the benchmarks' files."""
     gradients: bool = True
-    """Measure gradient norms, which takes a backward pass for each objective."""
+    """Measure gradient norms; this takes a backward pass for each objective."""
     seed: Seed = 0
-    """Random seed of the choice of rows."""
+    """Random seed of the sample of rows."""
     logits_memory_mb: int = Field(256, gt=0)
     """MiB for the logits of the language-model head, whatever the batch and vocabulary."""
 
@@ -285,20 +287,20 @@ class ReproduceConfig(Settings):
     """Reproduction"""
 
     recipe: PathOrName
-    """Name, such as table2, see `rectune list recipes`, or the path of a recipe."""
+    """Name (see `rectune list recipes`), such as table2, or path of a recipe."""
     output_dir: Path
     """Folder of the runs and the page; run again, it resumes."""
     scale: Literal["full", "mini"] = "mini"
-    """mini trains a small model of our own on two cores, full is the paper's models and data."""
+    """mini: a small model on two cores. full: the paper's models and data."""
     seeds: int | None = Field(None, gt=0)
     """Runs of each method; unset: 3 at mini scale, 1 at full scale."""
     arms: Names = ()
     """Only these methods, separated by commas, such as SFT,DFT; later calls in the same folder add others."""
     budget: float = Field(1.0, gt=0, le=1)
-    """Share of rows, problems and steps at mini scale, to try it out."""
+    """Share of rows, problems and steps at mini scale, for a trial run."""
     include_path: Path | None = None
     """Folder with the benchmarks' files, at full scale."""
     backend: Literal["hf", "vllm"] = "hf"
-    """Samples answers at full scale."""
+    """Backend that samples answers at full scale."""
     gpus: int = Field(8, gt=0)
-    """For the estimate and the launch lines, at full scale."""
+    """Number of GPUs for the estimate and the launch commands, at full scale."""
