@@ -1,21 +1,21 @@
-"""The command line. This module has what `rectune --help` prints, and imports nothing: it answers at once."""
+"""The command line. This module has what `rectune --help` prints, and imports nothing: so that it is fast."""
 
 VERBS = {
-    "check": "Say what data are, and what would be made of them.",
-    "diagnose": "Say which objective fits the data, before any training.",
+    "check": "Check how a file of rows or problems is read.",
+    "diagnose": "Suggest an objective for the data, before any training.",
     "train": "Fine-tune a model on demonstrations.",
     "sample": "Sample answers to problems from a model.",
     "grade": "Add a verdict to every answer of a JSONL file.",
-    "eval": "Measure accuracy on benchmarks, with intervals.",
+    "eval": "Measure accuracy on benchmarks, with confidence intervals.",
     "select": "Turn graded answers into training rows, or into pairs.",
-    "compare": "Train with several objectives and judge them in pairs.",
-    "report": "Put runs on one self-contained page.",
+    "compare": "Train with several objectives and compare them in pairs.",
+    "report": "Show runs on one self-contained page.",
     "rft": "Train a model on its own graded answers: sample, grade, select, train.",
-    "rl": "Train a model on its own graded answers as it learns: GRPO or PPO.",
+    "rl": "Train a model with rewards: GRPO or PPO.",
     "reproduce": "Reproduce a table or figure of the paper.",
     "list": "List objectives, columns, tasks, models and recipes.",
 }
-"""What each verb does, in the order in which one meets them. The functions are in `commands.py`."""
+"""What each verb does, in the order of a user's work. The functions are in `commands.py`."""
 
 
 def first_page() -> str:

@@ -266,7 +266,7 @@ def report_(
     """Show runs on one self-contained page: verdict, accuracies, curves, answers, settings and cost.
 
     Args:
-        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or folders that contain these.
+        runs: Folders of runs, evaluations, comparisons, diagnoses or a transformers Trainer, or their parent folders.
         output: File to write; by default report.html, or report.md for markdown, and none with --json.
         format: A page, or text with tables for a pull request.
         tasks_in: Benchmarks of the training rows' domain, separated by commas, if no comparison names them.

@@ -276,7 +276,7 @@ class BackendConfig(Settings):
     def _address_is_used(self) -> BackendConfig:
         if self.base_url is not None and self.backend != "openai":
             raise ValueError(
-                f"backend = '{self.backend}' asks no server; leave base_url out, or give backend openai"
+                f"backend = '{self.backend}' uses no server; leave base_url out, or give backend openai"
             )
         return self
 

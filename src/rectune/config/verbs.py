@@ -113,9 +113,9 @@ class RLConfig(
     beta: float = Field(0.0, ge=0)
     """KL coefficient against the initial model: in the loss (grpo, k3), or per token in the reward (ppo)."""
     use_bias_correction_kl: bool = True
-    """grpo: multiply k3 by p / p_old, so that its gradient is that of the KL; without, k3 alone, as in the GRPO paper."""
+    """grpo: multiply k3 by p / p_old, so that its gradient is that of the KL. The GRPO paper has k3 alone."""
     scale_rewards: Literal["group", "none", "leave-one-out"] = "group"
-    """grpo: group: (reward - mean) / std of the group; none: reward - mean; leave-one-out: reward - mean of the others."""
+    """grpo: (reward - mean) / std of the group; none: reward - mean; leave-one-out: reward - mean of the others."""
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     """dapo: mean over tokens. grpo: mean of the answers' means. dr_grpo: sum / (answers x max_new_tokens)."""
     gamma: float = Field(1.0, gt=0, le=1)
