@@ -199,14 +199,17 @@ def test_the_config_of_a_run_of_version_0_1_is_read() -> None:
     old = {
         "model": "m", "data": "d", "out": "run", "steps": 5, "precision": "bf16", "betas": [0.9, 0.95],
         "rows": {"template": "none", "system": "Be brief.", "holdout": "kept.jsonl"}, "lora": {"rank": 8},
+        "objective": {"name": "power", "phases": None, "protect": 1.0, "refresh": 4, "alpha": "0.3"},
     }  # fmt: skip
     new = with_new_names(old)
     assert new == {
         "model": "m", "data": "d", "output_dir": "run", "max_steps": 5, "dtype": "bfloat16", "adam_beta1": 0.9,
         "adam_beta2": 0.95, "chat_template": "none", "system_prompt": "Be brief.", "eval_data": "kept.jsonl",
-        "lora_r": 8,
+        "lora_r": 8, "objective": "power:alpha=0.3", "min_eos_weight": 1.0, "old_policy_interval": 4,
     }  # fmt: skip
     assert with_new_names(new) == new
+    phases = {"name": "dft", "phases": "sft:0.3,dft:0.7", "protect": None, "refresh": 8}
+    assert with_new_names({**old, "objective": phases})["objective"] == "sft@0.3+dft@0.7"
     rl = with_new_names({"algorithm": "grpo", "out": "run", "n": 4, "engine": "local", "kl": "plain"})
     assert (rl["num_samples"], rl["backend"], rl["use_bias_correction_kl"]) == (4, "hf", False)
 

@@ -11,8 +11,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from rectune.config.names import OTHER_VALUES, objective_text, with_new_names
 from rectune.errors import UserError, unknown_name
 from rectune.runtime.io import FORMAT, check_format, load_json, translate_disk_errors, write_json
 
@@ -48,6 +59,14 @@ class Record(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, with the names that it has in files."""
         return self.model_dump(by_alias=True)
+
+
+def _engine_of_today(name: object) -> object:
+    return OTHER_VALUES.get(name, name) if isinstance(name, str) else name
+
+
+EngineName = Annotated[str, BeforeValidator(_engine_of_today)]
+"""hf, openai or vllm; rectune 0.1 wrote local and server."""
 
 
 class FileRecord(Record):
@@ -95,7 +114,7 @@ class Sample(Record):
     seed: int
     temperature: float
     top_p: float
-    engine: str
+    engine: EngineName
     model: str
     fingerprint: str
     extra: dict[str, Any] | None
@@ -121,7 +140,7 @@ class Graded(Record):
     finish_reason: str | None = None
     temperature: float | None = None
     fingerprint: str | None = None
-    engine: str | None = None
+    engine: EngineName | None = None
     not_taken: list[str] = []
     verdict: AnswerVerdict
     extracted: str | None = None
@@ -154,7 +173,7 @@ class EvalProtocol(Record):
     shots: int = 0
     system: str | None = None
     limit: int | None = None
-    engine: str = "hf"
+    engine: EngineName = "hf"
     not_taken: list[str] = []
     """Settings that a server refused, so that its own values applied."""
 
@@ -423,7 +442,7 @@ class SweepTrial(Record):
 
     learning_rate: float
     accuracy: Accuracy
-    run: str
+    run: str | None = None
 
 
 class SweptArm(Record):
@@ -510,6 +529,15 @@ class ComparedArm(Record):
     runs: dict[str, str]
     dropped: Dropped | None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_0_1(cls, arm: Any) -> Any:
+        if not isinstance(arm, dict) or "objective" in arm or "spec" not in arm:
+            return arm
+        table = {"name": arm.get("name"), "phases": arm.get("phases"), **(arm.get("settings") or {})}
+        kept = {key: value for key, value in arm.items() if key not in ("spec", "name", "phases", "settings")}
+        return {**kept, "objective": objective_text(table)}
+
 
 class PaperTables(Record):
     """Tables of a reproduction, each a list of rows, and notes, for the report."""
@@ -539,6 +567,11 @@ class Comparison(FileRecord):
     matched_to: str | None = None
     verdict: Verdict | None = None
     paper: PaperTables | None = None
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _of_version_0_1(cls, settings: Any) -> Any:
+        return with_new_names(settings) if isinstance(settings, dict) else settings
 
 
 class RFTStage(Record):

@@ -31,6 +31,7 @@ RENAMED = {
     "selection.unfinished": "include_unfinished",
     "objective.name": "objective", "objective.phases": "objective", "objective.protect": "min_eos_weight",
     "objective.refresh": "old_policy_interval",
+    "protect": "min_eos_weight", "refresh": "old_policy_interval",
 }  # fmt: skip
 """Old name to new name, of `train` and `rft` runs."""
 
@@ -132,6 +133,9 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     names = RENAMED_RL if "algorithm" in config else RENAMED
     flat: dict[str, Any] = {}
+    if isinstance(table := config.get("objective"), dict):
+        resolved = {key: table[key] for key in ("protect", "refresh") if key in table}
+        config = {**config, "objective": objective_text(table), **resolved}
     for key, value in config.items():
         if isinstance(value, dict) and key in ("rows", "lora", "sampling", "selection"):
             flat |= {f"{key}.{name}": inner for name, inner in value.items()}
@@ -146,6 +150,18 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         key: _VALUES.get((key, value), value) if isinstance(value, str) else value
         for key, value in new.items()
     }
+
+
+def objective_text(table: Mapping[str, Any]) -> str:
+    """An objective that rectune 0.1 wrote as a table, as it is given now: `power:alpha=0.3`, `sft@0.3+dft@0.7`."""
+    if phases := table.get("phases"):
+        return str(phases).replace(",", "+").replace(":", "@")
+    own = [
+        f"{key}={value}"
+        for key, value in table.items()
+        if key not in ("name", "phases", "protect", "refresh")
+    ]
+    return ":".join([str(table.get("name", "dft")), *([",".join(own)] if own else [])])
 
 
 def advice(typed: str, known: Collection[str]) -> str | None:
