@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from heads import CHUNK, EVERYTHING, Case, assert_as_exact_as_dense
+from rectune.columns import HEAD_COLUMNS
 from rectune.config import load_config
 from rectune.data.packing import collate
 from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
-from rectune.logprobs import COLUMNS, elementwise, token_columns
+from rectune.logprobs import elementwise, token_columns
 from rectune.models.scorer import Scorer
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.types import Request, SamplingParams
@@ -107,10 +108,12 @@ def test_ids_that_do_not_exist_leave_the_gpu_usable() -> None:
 def test_columns_are_the_cpus(implementation: Any) -> None:
     case = Case(41, 1031, torch.float32)
     expected, ours = (
-        token_columns(c.hidden, c.weight, c.targets, COLUMNS, implementation=implementation, **c.reference)
+        token_columns(
+            c.hidden, c.weight, c.targets, HEAD_COLUMNS, implementation=implementation, **c.reference
+        )
         for c in (case, case.cuda())
     )
-    for name in COLUMNS:
+    for name in HEAD_COLUMNS:
         assert ours[name].is_cuda
         torch.testing.assert_close(ours[name].cpu(), expected[name], rtol=1e-4, atol=1e-5)
 

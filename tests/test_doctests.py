@@ -9,11 +9,12 @@ from types import ModuleType
 import pytest
 
 from rectune import logprobs, objectives
+from rectune.objective_spec import effective_weight
 
 
 @pytest.mark.parametrize("module", [objectives, logprobs], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module: ModuleType) -> None:
-    failed, attempted = doctest.testmod(module)
+    failed, attempted = doctest.testmod(module, extraglobs={"effective_weight": effective_weight})
     assert attempted > 0 and not failed
 
 

@@ -90,7 +90,7 @@ def test_an_online_run(toy: list[str], tmp_path: Path) -> None:
         "--max-new-tokens",
         "4",
         "--dtype",
-        "fp32",
+        "float32",
     ]
     passed = wall([*words, "--output-dir", str(tmp_path / "run")])
     said = json.loads((tmp_path / "run" / "summary.json").read_text())

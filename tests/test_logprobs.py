@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from heads import CHUNK, EVERYTHING, Case, assert_as_exact_as_dense
+from rectune.columns import HEAD_COLUMNS
 from rectune.errors import UserError
-from rectune.logprobs import COLUMNS, IGNORE, supervised_positions, token_columns, token_logprobs
+from rectune.logprobs import IGNORE, supervised_positions, token_columns, token_logprobs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -97,11 +98,11 @@ def test_all_columns_against_dense(dtype: torch.dtype, v: int, rows: int) -> Non
     case = Case(41, v, dtype, bias=True)
     settings: dict[str, Any] = {"bias": case.bias, "softcap": 4.0, **case.reference}
     inputs = (case.hidden, case.weight, case.targets)
-    dense = token_columns(*inputs, COLUMNS, implementation="dense", **settings)
+    dense = token_columns(*inputs, HEAD_COLUMNS, implementation="dense", **settings)
     budget = 3 * rows * case.row_bytes
-    ours = token_columns(*inputs, COLUMNS, implementation="plain", memory_budget=budget, **settings)
-    assert list(ours) == list(dense) == list(COLUMNS)
-    for name in COLUMNS:
+    ours = token_columns(*inputs, HEAD_COLUMNS, implementation="plain", memory_budget=budget, **settings)
+    assert list(ours) == list(dense) == list(HEAD_COLUMNS)
+    for name in HEAD_COLUMNS:
         assert ours[name].shape == (41,)
         torch.testing.assert_close(ours[name], dense[name], rtol=1e-4, atol=2e-5)
     assert ours["top1"].dtype == torch.bool and 0 < ours["top1"].sum() + (v == 257) < 41
@@ -116,7 +117,7 @@ def test_all_columns_against_dense(dtype: torch.dtype, v: int, rows: int) -> Non
 
 def test_columns_come_alone_and_in_the_order_asked() -> None:
     case = Case(9, 31, torch.float32)
-    every = token_columns(case.hidden, case.weight, case.targets, COLUMNS, **case.reference)
+    every = token_columns(case.hidden, case.weight, case.targets, HEAD_COLUMNS, **case.reference)
     for names in (("top1",), ("entropy20", "logp"), ("kl", "entropy"), ()):
         some = token_columns(case.hidden, case.weight, case.targets, names, **case.reference)
         assert tuple(some) == names
@@ -195,10 +196,10 @@ H, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64
         ((H, W, Y), {"bias": torch.zeros(4)}, "bias of .* does not fit a vocabulary of 5"),
         ((H, W, Y), {"names": ("entropy2",)}, "unknown column of the head 'entropy2'.*entropy20"),
         ((H, W, Y), {"implementation": "fats"}, "unknown implementation 'fats'.*dense, fused, plain"),
-        ((H, W, Y), {"logits_memory_mb": 19}, "19 bytes hold no row of 5 logits.*at least 20"),
+        ((H, W, Y), {"memory_budget": 19}, "19 bytes hold no row of 5 logits.*at least 20"),
         (
             (H, W, Y),
-            {"names": ("logp", "kl"), "logits_memory_mb": 59, "ref_hidden_ND": H, "ref_weight_VD": W},
+            {"names": ("logp", "kl"), "memory_budget": 59, "ref_hidden_ND": H, "ref_weight_VD": W},
             "60",
         ),
         ((H, W, Y + 5), {}, "target 5 is no id of a vocabulary of 5"),

@@ -132,12 +132,12 @@ def test_sample(warm: Warm, tmp_path: Path, task: Task) -> None:
         return [
             "sample",
             *how,
-            "--output-dir",
+            "--output",
             str(out / "samples.jsonl"),
-            "--batch-size",
+            "--sampling-batch-size",
             "8",
             "--dtype",
-            "fp32",
+            "float32",
         ]
 
     torture(warm, tmp_path, "sample", command, [], same)
@@ -152,7 +152,7 @@ def test_eval(warm: Warm, tmp_path: Path, task: Task) -> None:
         assert (one / "evaluation.json").read_text() == (other / "evaluation.json").read_text()
 
     def command(out: Path) -> list[str]:
-        return ["eval", *how, "--output-dir", str(out), "--batch-size", "8", "--dtype", "fp32"]
+        return ["eval", *how, "--output-dir", str(out), "--sampling-batch-size", "8", "--dtype", "float32"]
 
     torture(warm, tmp_path, "eval", command, [], same)
 
@@ -165,7 +165,7 @@ def without_times(value: Any) -> Any:
 
 def test_compare(warm: Warm, tmp_path: Path, task: Task) -> None:
     settings = {**SETTINGS, "model": task["model"], "data": task["data"], "save_steps": 2}
-    asked = {"benchmarks_in": task["inside"], "max_new_tokens": 6, "limit": 8, "race": "50steps"}
+    asked = {"tasks_in": task["inside"], "max_new_tokens": 6, "limit": 8, "race": "50steps"}
 
     def command(out: Path) -> list[str]:
         return [
@@ -192,7 +192,7 @@ def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS)
     settings = {
         "model": task["model"], "problems": task["inside"], "reward": f"{tmp_path / 'rewards.py'}:even", "max_steps": 6,
-        "problems_per_step": 2, "n": 4, "max_new_tokens": 12, "learning_rate": 3e-3, "dtype": "float32",
+        "problems_per_step": 2, "num_samples": 4, "max_new_tokens": 12, "learning_rate": 3e-3, "dtype": "float32",
         "save_steps": 1, "rollouts_every": 1,
     }  # fmt: skip
 

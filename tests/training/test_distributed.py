@@ -102,8 +102,8 @@ def test_a_run_goes_on_in_any_number_of_processes(
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(without_timings(ours), without_timings(theirs), strict=True):
         for key in {"nll", "grad_norm", "mean_p"} & one.keys():
-            assert one[key] == pytest.approx(other[key], rel=1e-3 if precision == "fp32" else 0.05)
-    limit = 1e-2 if precision == "fp32" else 0.2
+            assert one[key] == pytest.approx(other[key], rel=1e-3 if precision == "float32" else 0.05)
+    limit = 1e-2 if precision == "float32" else 0.2
     assert difference(update(settings, tmp_path / "parts"), update(settings, whole)) < limit
 
 
