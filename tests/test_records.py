@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rectune.records import ComparedArm, EvalProtocol
+from rectune.records import ComparedArm, EvalProtocol, Recommendation
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,11 @@ def test_an_arm_of_version_0_1_is_read(arm: dict[str, Any], objective: str) -> N
 @pytest.mark.parametrize(("written", "name"), [("local", "hf"), ("server", "openai"), ("vllm", "vllm")])
 def test_an_engine_of_version_0_1_is_read(written: str, name: str) -> None:
     assert EvalProtocol.model_validate({"n": 1, "temperature": 0.0, "engine": written}).engine == name
+
+
+def test_a_recommendation_of_version_0_1_is_read() -> None:
+    verdict = {
+        "position": "intermediate", "label": "power alpha=0.5", "name": "power", "settings": {"alpha": 0.5},
+        "alternatives": [], "confidence": "low", "sentence": "Use it.", "reasons": [], "next": [],
+    }  # fmt: skip
+    assert Recommendation.model_validate(verdict).objective == "power:alpha=0.5"

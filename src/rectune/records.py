@@ -657,6 +657,16 @@ class Recommendation(Record):
     reasons: list[Reason]
     next: list[str]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_0_1(cls, verdict: Any) -> Any:
+        if not isinstance(verdict, dict) or "objective" in verdict or "name" not in verdict:
+            return verdict
+        return {
+            **verdict,
+            "objective": objective_text({"name": verdict["name"], **(verdict.get("settings") or {})}),
+        }
+
 
 class RiskRow(Record):
     """A row that a risk is about: `file:line`, and its least likely targets or another note."""

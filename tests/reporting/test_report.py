@@ -135,6 +135,13 @@ def test_arms_with_one_objective_are_told_apart_by_what_differs(copy: Any) -> No
     one, other = copy("dft/seed-0"), copy("dft/seed-0", "faster")
     edit(other / "config.json", learning_rate=0.5)
     assert labels(report([one, other])) == ["dft (learning_rate=0.003)", "dft (learning_rate=0.5)"]
+    edit(one / "config.json", data="a.jsonl")
+    edit(other / "config.json", data="b.jsonl")
+    assert labels(report([one, other])) == [
+        "dft (data=a.jsonl, learning_rate=0.003)",
+        "dft (data=b.jsonl, learning_rate=0.5)",
+    ]
+    edit(one / "config.json", data="b.jsonl")
     edit(other / "config.json", learning_rate=0.003, objective="power:alpha=0.25")
     assert labels(report([one, other])) == ["dft", "power alpha=0.25"]
 

@@ -181,11 +181,12 @@ def _by_config(runs: Iterable[LoadedRun], taken: set[str]) -> dict[str, list[Loa
 
 
 def _differences(configs: list[JsonObject]) -> list[str]:
-    """For each config what sets it apart from the others: three settings at most."""
+    """For each config what sets it apart from the others: three settings at most, model and data first."""
     names = [
         name for name in dict.fromkeys(n for config in configs for n in config) if name not in _NOT_COMPARED
     ]
     differ = [n for n in names if len({json.dumps(config.get(n), default=str) for config in configs}) > 1]
+    differ.sort(key=lambda name: name not in ("model", "reference_model", "data"))
     return [", ".join(f"{name}={plain(config.get(name))}" for name in differ[:3]) for config in configs]
 
 
