@@ -763,6 +763,45 @@ class MetricsLine(Record):
         return self.model_dump(exclude_unset=True)
 
 
+class CheckpointState(FileRecord):
+    """state.json of a checkpoint: what a run needs besides its tensors.
+
+    Attributes:
+        step: Steps done.
+        data: Fingerprint of the rows or problems.
+        before: Figures of the model before training.
+        limit: Most tokens of a micro-batch, once more did not fit into memory.
+        updates: Steps of the optimizer; fewer than `step` where some were skipped.
+        checksums: CRC-32 of each file, by name, this one included.
+        seconds: How long the run took up to here.
+    """
+
+    WHAT: ClassVar[str] = "the state of a checkpoint"
+    HINT: ClassVar[str] = "remove the checkpoint, and the run resumes from the one before"
+
+    step: int
+    data: str
+    before: Figures
+    limit: int | None = None
+    updates: int = 0
+    checksums: dict[str, int] = {}
+    seconds: float = 0.0
+
+
+class TrainState(CheckpointState):
+    """Of a training run; `best` has the figures of the best model so far, `reference` is a model's fingerprint."""
+
+    skipped: int
+    best: Figures
+    reference: str | None = None
+
+
+class RLState(CheckpointState):
+    """Of a run of reinforcement learning; `idle` counts the last steps that changed nothing."""
+
+    idle: int
+
+
 class RunSummary(FileRecord):
     """summary.json of a finished run."""
 
@@ -812,6 +851,7 @@ class RLSummary(RunSummary):
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 AnyFile = TypeVar("AnyFile", bound=FileRecord)
+AnyState = TypeVar("AnyState", bound=CheckpointState)
 
 
 def parse_line(kind: type[AnyRecord], content: object, what: str, where: str, hint: str) -> AnyRecord:

@@ -20,7 +20,7 @@ from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.models.load import choose_dtype, load_model
 from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_own_lora
-from rectune.records import Figures, MetricsLine, RLSummary, write_record
+from rectune.records import Figures, MetricsLine, RLState, RLSummary, write_record
 from rectune.rl.policy import Policy, TokenLimit
 from rectune.rl.prompt_batches import check_room, load_prompts, read_inputs
 from rectune.rl.reward import Rewards
@@ -215,7 +215,7 @@ class RLTrainer:
     def run(self, *, resume: bool) -> RLSummary:
         """Train up to the end; see `train_rl`."""
         config, steps = self.config, self.config.max_steps
-        state = self.checkpoints.load() if resume else None
+        state = self.checkpoints.load(RLState) if resume else None
         start = self._restore(state) if state else 0
         open_run(config, self.template, steps)
         self.metrics.truncate(start if start else -1)
@@ -250,18 +250,18 @@ class RLTrainer:
         write_record(config.output_dir / "summary.json", summary)
         return summary
 
-    def _restore(self, state: dict[str, Any]) -> int:
+    def _restore(self, state: RLState) -> int:
         """The step of the checkpoint with this state, whose weights are loaded."""
-        if state["data"] != self.prompts.fingerprint:
+        if state.data != self.prompts.fingerprint:
             raise UserError(
-                f"the problems are not those the run began with ({state['data']}, now {self.prompts.fingerprint})",
+                f"the problems are not those the run began with ({state.data}, now {self.prompts.fingerprint})",
                 where=self.config.problems,
                 hint="restore them, or give another --output-dir",
             )
         self.masters.sync_working_weights()
-        self.limit.tokens = state.get("limit", self.limit.tokens)
-        self.idle, self.before = state["idle"], state["before"]
-        return int(state["step"])
+        self.limit.tokens = state.limit or self.limit.tokens
+        self.idle, self.before = state.idle, state.before
+        return state.step
 
     def _step(self, step: int, start: int) -> dict[str, Any]:
         """A rollout and its updates; the figures of its line of metrics."""
@@ -316,9 +316,14 @@ class RLTrainer:
 
     def _checkpoint(self, step: int) -> None:
         self.metrics.sync()
-        self.checkpoints.save(
-            step, data=self.prompts.fingerprint, idle=self.idle, before=self.before, limit=self.limit.tokens
+        state = RLState(
+            step=step,
+            data=self.prompts.fingerprint,
+            idle=self.idle,
+            before=self.before,
+            limit=self.limit.tokens,
         )
+        self.checkpoints.save(state)
 
     def _save(self) -> None:
         config, whole = self.config, self.config.output_dir / "model"

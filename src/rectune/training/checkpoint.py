@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rectune.errors import UserError
+from rectune.records import AnyState, CheckpointState, parse_line
 from rectune.runtime.io import check_format, fsync, load_json, to_json
 from rectune.training.fsdp import gathered_state, is_sharded, like
 
 log = logging.getLogger("rectune")
 
-FORMAT = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -65,51 +65,50 @@ class Checkpointer:
         """How long the run took up to now; of a resumed run, with the time up to its checkpoint."""
         return time.perf_counter() - self.began
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, kind: type[AnyState]) -> AnyState | None:
         """The state of the newest undamaged checkpoint, whose tensors are then in place; None without any."""
         newest = last_good_checkpoint(self.folder)
         if newest is None:
             return None
-        state = load_checkpoint(newest, self.masters, self.optimizer, self.extra)
-        self.began -= state.get("seconds", 0.0)
+        state = load_checkpoint(newest, kind, self.masters, self.optimizer, self.extra)
+        self.began -= state.seconds
         log.info("resuming from %s", newest)
         return state
 
-    def save(self, step: int, **state: Any) -> None:
-        """Write the checkpoint of `step`. All processes have to call this."""
+    def save(self, state: CheckpointState) -> None:
+        """Write the checkpoint of `state.step`. All processes have to call this."""
         main = self.accelerator.is_main_process
         tensors: tuple[Any, Any, Any] = self.masters, self.optimizer, self.extra
         if is_sharded(self.accelerator):
             tensors = gathered_state(*tensors, keep=main)
         if main:
-            save_checkpoint(self.folder, step, *tensors, {**state, "seconds": self.seconds}, self.keep)
+            state.seconds = self.seconds
+            save_checkpoint(self.folder, state, *tensors, self.keep)
 
 
 def save_checkpoint(
     folder: Path,
-    step: int,
+    state: CheckpointState,
     masters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
     keep: int,
 ) -> Path:
     """Write `folder/step-N` atomically and remove all but the `keep` newest.
 
     Args:
         folder: The run's `checkpoints` folder.
-        step: Steps done.
+        state: What else to write; gets the checksums.
         masters: Name to master weight.
         optimizer: AdamW over just these.
         extra: Further named sets of tensors, a file each.
-        state: JSON values to be handed back.
     """
     for left_over in folder.glob(".step-*"):
         shutil.rmtree(left_over)
-    target = folder / f"step-{step:06d}"
+    target = folder / f"step-{state.step:06d}"
     aside = folder / f".{target.name}.new"
     try:
-        _write(aside, step, masters, optimizer, extra, state)
+        _write(aside, state, masters, optimizer, extra)
     except Exception:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
         raise
@@ -117,7 +116,7 @@ def save_checkpoint(
         _remove(target)
     aside.rename(target)
     fsync(folder)
-    earlier = [found for found in list_checkpoints(folder) if _step(found) <= step]
+    earlier = [found for found in list_checkpoints(folder) if _step(found) <= state.step]
     for old in earlier[:-keep]:
         _remove(old)
     return target
@@ -125,22 +124,20 @@ def save_checkpoint(
 
 def _write(
     aside: Path,
-    step: int,
+    state: CheckpointState,
     masters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
 ) -> None:
     aside.mkdir(parents=True)
-    moments, updates = _moments(masters, optimizer)
-    checksums = {}
+    moments, state.updates = _moments(masters, optimizer)
+    state.checksums = {}
     for file, tensors in {"weights": masters, "moments": moments, **extra}.items():
         path = aside / f"{file}.safetensors"
         save_file({n: t.data.contiguous() for n, t in tensors.items()}, path)
         fsync(path)
-        checksums[path.name] = _checksum(path)
-    written = {"format": FORMAT, "step": step, "updates": updates, "checksums": checksums, **state}
-    written = json.loads(to_json(written))  # as it will be read
+        state.checksums[path.name] = _checksum(path)
+    written = json.loads(to_json(state.to_dict()))  # as it will be read
     written["checksums"]["state.json"] = _own_checksum(written)
     (aside / "state.json").write_text(json.dumps(written))
     fsync(aside / "state.json")
@@ -175,23 +172,25 @@ def last_good_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(
     folder: Path,
+    kind: type[AnyState],
     masters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, Any]:
+) -> AnyState:
     """Copy an undamaged checkpoint into existing tensors (their memory stays where it is, so that bits are equal).
 
     Returns:
-        The `state` it was saved with, and `step`.
+        The state it was saved with.
 
     Raises:
         UserError: From another format version, or of another model.
     """
-    state: dict[str, Any] = load_json(folder / "state.json")
-    check_format(state, folder, FORMAT)
-    if state["updates"]:
+    content = load_json(folder / "state.json")
+    check_format(content, folder, kind.FORMAT)
+    state = parse_line(kind, content, kind.WHAT, str(folder), kind.HINT)
+    if state.updates:
         for master in masters.values():
-            updates = torch.tensor(float(state["updates"]), device=master.device)  # read by the fused kernel
+            updates = torch.tensor(float(state.updates), device=master.device)  # read by the fused kernel
             optimizer.state[master] = {
                 "step": updates,
                 **{kind: torch.zeros_like(master) for kind in _MOMENTS},
@@ -217,12 +216,12 @@ def _damage(checkpoint: Path) -> str:
     if not path.is_file():
         return "state.json is missing"
     try:
-        state: dict[str, Any] = load_json(path)
-        expected: dict[str, int] = state["checksums"]
+        content = load_json(path)
+        expected: dict[str, int] = content["checksums"]
         own = expected.pop("state.json", None)  # format 1 had none at first
     except (ValueError, KeyError, TypeError, AttributeError):
         return "state.json cannot be read"
-    if own is not None and own != _own_checksum(state):
+    if own is not None and own != _own_checksum(content):
         return "state.json has another checksum than when it was written"
     for name, checksum in expected.items():
         path = checkpoint / name
@@ -233,8 +232,8 @@ def _damage(checkpoint: Path) -> str:
     return ""
 
 
-def _own_checksum(state: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+def _own_checksum(content: Mapping[str, object]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _checksum(path: Path) -> int:

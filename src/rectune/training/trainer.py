@@ -23,7 +23,7 @@ from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.lora import add_lora, load_adapter_weights, merge_lora
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase, make_phases, phase_at
-from rectune.records import Figures, MetricsLine, TrainSummary, write_record
+from rectune.records import Figures, MetricsLine, TrainState, TrainSummary, write_record
 from rectune.runtime.distributed import TIMEOUT, on_cpu, translate_peer_failure
 from rectune.runtime.progress import progress
 from rectune.runtime.signals import Stopped, defer_signals
@@ -151,11 +151,11 @@ class Trainer:
         """Train up to the end, or up to step `until`; see `train`."""
         config, accelerator, steps = self.config, self.accelerator, len(self.data.plan)
         last = steps if until is None else min(steps, max(1, until))
-        state = self.checkpoints.load() if resume else None
+        state = self.checkpoints.load(TrainState) if resume else None
         start = self._restore(state) if state else 0
         if start > last:
             raise UserError(f"is at step {start} already, beyond step {last}", where=config.output_dir)
-        limits = [state.get("limit") if state else None, kept_limit(config.output_dir) if resume else None]
+        limits = [state.limit if state else None, kept_limit(config.output_dir) if resume else None]
         limit = min(filter(None, limits), default=None)
         if limit:
             log.info("micro-batches of at most %d tokens: more did not fit into memory", limit)
@@ -176,25 +176,25 @@ class Trainer:
         self.after = self.before
         return self._loop(start, last)
 
-    def _restore(self, state: dict[str, Any]) -> int:
+    def _restore(self, state: TrainState) -> int:
         """The step of the checkpoint with this state, whose weights are loaded."""
         data, identity = self.data, self.ref_logp.identity if self.ref_logp else None
-        if not data.is_of(state["data"]):
+        if not data.is_of(state.data):
             raise UserError(
-                f"the rows are not those the run began with ({state['data']}, now {data.fingerprint})",
+                f"the rows are not those the run began with ({state.data}, now {data.fingerprint})",
                 where=self.config.data,
                 hint="restore them, or give another --output-dir; an earlier version may have split or cut them"
                 " otherwise",
             )
-        if identity and state.get("reference", identity) != identity:
+        if identity and state.reference not in (None, identity):
             raise UserError(
-                f"is not the one the run began with ({state['reference']}, now {identity})",
+                f"is not the one the run began with ({state.reference}, now {identity})",
                 where="reference_model",
                 hint="restore it, or give another --output-dir",
             )
         self.masters.sync_working_weights()
-        self.skipped, self.before, self.best = state["skipped"], state["before"], state["best"]
-        return int(state["step"])
+        self.skipped, self.before, self.best = state.skipped, state.before, state.best
+        return state.step
 
     # The loop
 
@@ -299,10 +299,12 @@ class Trainer:
     def _checkpoint(self, step: int, skipped: int) -> None:
         if self.main:
             self.metrics.sync()
-        self.checkpoints.save(
-            step, data=self.data.fingerprint, skipped=skipped, before=self.before, best=self.best,
-            limit=self.gradients.limit, reference=self.ref_logp.identity if self.ref_logp else None,
+        reference = self.ref_logp.identity if self.ref_logp else None
+        state = TrainState(
+            step=step, data=self.data.fingerprint, skipped=skipped, before=self.before, best=self.best,
+            limit=self.gradients.limit, reference=reference,
         )  # fmt: skip
+        self.checkpoints.save(state)
         self.accelerator.wait_for_everyone()
 
     def _finish(self, last: int) -> TrainSummary:
