@@ -18,7 +18,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rectune.config import TaskConfig, load_config, read_toml
 from rectune.data.loading import default_cache
@@ -144,7 +144,7 @@ def make_base(grid: Grid) -> None:
 
 def _base_settings(folder: Path) -> dict[str, Any]:
     task = load_record(folder / "task.json", "base", "settings")
-    base, shared = task["base"], task["settings"]
+    base, shared = cast(dict[str, Any], task["base"]), cast(dict[str, Any], task["settings"])
     return {
         "model": folder / "untrained", "data": folder / "base.jsonl", "output_dir": folder / "base",
         "seed": BASE_SEED, "objective": "sft", "chat_template": "none", "eval_split_size": 0.01, "drift_rows": 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 from rectune.config import TrainConfig
 from rectune.experiments.grid import BASE, Grid
@@ -19,7 +19,9 @@ LOWEST = 20
 def measure_targets(grid: Grid) -> dict[str, Any]:
     """Measure the models of the first seed that are not in OUT/histograms.json yet; label to counts and tokens."""
     path, seed = grid.out / "histograms.json", grid.seeds[0]
-    found: dict[str, Any] = load_record(path, "models")["models"] if path.is_file() else {}
+    found: dict[str, Any] = {}
+    if path.is_file():
+        found = cast(dict[str, Any], load_record(path, "models")["models"])
     rows = next(grid.run(arm, seed).training for arm in grid.arms if arm.method == "train")
     models = {BASE: grid.model} | {arm.label: str(grid.run(arm, seed).trained / "model") for arm in grid.arms}
     for label, model in models.items():

@@ -75,7 +75,8 @@ def _cost(grid: Grid, arm: Arm, seed: int) -> dict[str, Any]:
     run = grid.run(arm, seed)
     lines = map(json.loads, (run.trained / "metrics.jsonl").read_text().splitlines())
     taken = [line for line in lines if line.get("kind") == "train"]
-    rows, sampled = len(taken) * answers_per_step(arm), {"answers": 0, "seconds": 0.0}
+    rows = len(taken) * answers_per_step(arm)
+    sampled: dict[str, Any] = {"answers": 0, "seconds": 0.0}
     if arm.method == "rl":
         sampled["answers"] = rows
     elif arm.method == "rft":

@@ -8,6 +8,7 @@ another version is refused by name. Importing this module loads neither torch no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
@@ -117,7 +118,7 @@ class Sample(Record):
     engine: EngineName
     model: str
     fingerprint: str
-    extra: dict[str, Any] | None
+    extra: dict[str, object] | None
     turns: list[SampledTurn]
     max_new_tokens: int
     stop: list[str] = []
@@ -132,7 +133,7 @@ class Graded(Record):
     sample_index: int = 0
     text: str
     grader: str = "math"
-    extra: dict[str, Any] | None = None
+    extra: dict[str, object] | None = None
     prompt: str | None = None
     turns: list[SampledTurn] | None = None
     token_ids: list[int] | None = None
@@ -257,6 +258,37 @@ class TemperatureMatch(Record):
     tokens: int
     """Tokens that the entropies are means over."""
     sentence: str
+
+
+class AnswerEntropy(FileRecord):
+    """entropy.json: mean entropy of a model's answers, in nats a token."""
+
+    WHAT: ClassVar[str] = "the entropy of answers"
+
+    entropy: float
+
+
+class MatchPilot(Record):
+    """A few answers sampled at the first temperature, and their entropy."""
+
+    temperature: float
+    answers: int
+    drawn: float
+
+
+class MatchFile(FileRecord, TemperatureMatch):
+    """match.json: how a model was sampled as sharply as the arm `to`.
+
+    Attributes:
+        pilot: None where the first temperature was close enough to 1, out of reach, or the pilot too expensive.
+        drawn: Entropy of the answers sampled at `temperature`; None before they are sampled.
+    """
+
+    WHAT: ClassVar[str] = "a matched temperature"
+
+    to: str
+    pilot: MatchPilot | None
+    drawn: float | None = None
 
 
 class TokenLengths(Record):
@@ -758,9 +790,33 @@ class MetricsLine(Record):
     warnings: list[str] = []
     """Names of the drift figures that are past their threshold."""
 
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        kind: Literal["train", "holdout", "drift", "validation"],
+        figures: Mapping[str, object],
+    ) -> MetricsLine:
+        """A line with these figures; some are fields, the others are kept as they are."""
+        return cls.model_validate({"step": step, "kind": kind, **figures})
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, without the fields that a line of this kind does not have."""
         return self.model_dump(exclude_unset=True)
+
+
+class Environment(FileRecord):
+    """environment.json: what a run's figures depend on besides its config. No machine or user names, no secrets."""
+
+    WHAT: ClassVar[str] = "the environment of a run"
+
+    python: str
+    platform: str
+    processor: str
+    cores: int | None
+    threads: int
+    packages: dict[str, str]
+    """Versions by name."""
 
 
 class CheckpointState(FileRecord):

@@ -86,14 +86,14 @@ def waiting_update(*args):
     made = update(*args)
     wait("update", args[6])
     return made
-def waiting_save(folder, now, masters, optimizer, extra, state, keep):
+def waiting_save(folder, state, *args):
     sync = checkpoints.fsync
     def slow(path):
         if path.name == "moments.safetensors":
-            wait("save", now)
+            wait("save", state.step)
         sync(path)
     checkpoints.fsync = slow
-    save(folder, now, masters, optimizer, extra, state, keep)
+    save(folder, state, *args)
 loop.update, checkpoints.save_checkpoint = waiting_update, waiting_save
 loop.train_rl(RLConfig.model_validate_json(sys.argv[3]), resume=True)
 """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -336,7 +336,7 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def print_parts(parts: Iterable[str | list[dict[str, Any]]]) -> None:
+def print_parts(parts: Iterable[str | Sequence[Mapping[str, object]]]) -> None:
     """Print lines and tables."""
     for part in parts:
         if isinstance(part, str):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TextIO
 
 from rectune.runtime.distributed import share
 from rectune.runtime.escape import visible
@@ -24,7 +24,7 @@ def print_lines(*lines: object) -> None:
     print(*map(visible, lines), sep="\n")
 
 
-def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool = False) -> None:
+def print_table(rows: Sequence[Mapping[str, object]], *, as_json: bool = False) -> None:
     """Print rows with the same keys on stdout: as JSON, or as a table that is cut nowhere."""
     if as_json:
         import json

@@ -24,7 +24,7 @@ from rectune.diagnosis.token_classes import CLASSES, token_classes
 from rectune.errors import UserError
 from rectune.logprobs import supervised_positions
 from rectune.models.scorer import Scorer
-from rectune.records import ExampleRow, GroupFigures, OverallFigures
+from rectune.records import ExampleRow, GroupFigures, OverallFigures, TargetFigures
 from rectune.training.metrics import histogram
 
 MEASURED = tuple(
@@ -173,7 +173,7 @@ def measure_batch(scorer: Scorer, batch: Batch) -> dict[str, np.ndarray]:
 def overall_figures(measured: Measured) -> OverallFigures:
     """Means over all targets."""
     every = np.ones(len(measured.logp_N), bool)
-    return OverallFigures(**_figures(measured, every), mean_p_error=standard_error(measured))
+    return OverallFigures(**_figures(measured, every).to_dict(), mean_p_error=standard_error(measured))
 
 
 def standard_error(measured: Measured) -> float | None:
@@ -207,23 +207,23 @@ def by_source(measured: Measured, sources: Sequence[str]) -> list[GroupFigures]:
 
 def _groups(measured: Measured, group_N: np.ndarray, names: Sequence[str]) -> list[GroupFigures]:
     return [
-        GroupFigures(name=name, **_figures(measured, group_N == number))
+        GroupFigures(name=name, **_figures(measured, group_N == number).to_dict())
         for number, name in enumerate(names)
         if (group_N == number).any()
     ]
 
 
-def _figures(measured: Measured, chosen_N: np.ndarray) -> dict[str, Any]:
-    """The fields of `TargetFigures` over the chosen targets."""
+def _figures(measured: Measured, chosen_N: np.ndarray) -> TargetFigures:
+    """Means over the chosen targets."""
     p = measured.p_N[chosen_N]
-    return {
-        "targets": len(p),
-        "mean_p": float(p.mean()),
-        "nll": float(-measured.logp_N[chosen_N].mean()),
-        "entropy": float(measured.entropy_N[chosen_N].mean()),
-        "top1": float(measured.top1_N[chosen_N].mean()),
-        "histogram": histogram(p),
-    }
+    return TargetFigures(
+        targets=len(p),
+        mean_p=float(p.mean()),
+        nll=float(-measured.logp_N[chosen_N].mean()),
+        entropy=float(measured.entropy_N[chosen_N].mean()),
+        top1=float(measured.top1_N[chosen_N].mean()),
+        histogram=histogram(p),
+    )
 
 
 def choose_examples(measured: Measured, also: Sequence[int]) -> list[int]:

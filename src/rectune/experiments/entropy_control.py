@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rectune.analysis.entropy_matching import FEWEST_ANSWERS, entropy_of_answers, match
 from rectune.config import RLConfig
@@ -20,7 +19,7 @@ from rectune.evaluation.accuracy import read_evaluation
 from rectune.experiments.evaluator import EvalSettings, Evaluator
 from rectune.experiments.grid import Arm
 from rectune.objective_spec import parse_objective
-from rectune.runtime.io import load_record, write_json
+from rectune.records import AnswerEntropy, MatchFile, MatchPilot, read_record, write_record
 
 log = logging.getLogger("rectune")
 
@@ -39,8 +38,8 @@ def mean_entropy(evaluator: Evaluator, folder: Path) -> float:
     path = folder / "entropy.json"
     if not path.is_file():
         entropy = entropy_of_answers(evaluator.model, folder / "evaluation")
-        write_json(path, {"format": 1, "entropy": entropy})
-    return float(load_record(path, "entropy")["entropy"])
+        write_record(path, AnswerEntropy(entropy=entropy))
+    return read_record(path, AnswerEntropy).entropy
 
 
 def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, float]]) -> Arm:
@@ -76,13 +75,13 @@ def evaluate_matched(
     if not path.is_file():
         found = _temperature(evaluator, folder, slug, target, files, settings)
         matched.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"format": 1, "to": slug, **found}, indent=2)
-    record = load_record(path, "temperature")
-    temperature = float(record["temperature"])
+        write_record(path, found)
+    record = read_record(path, MatchFile)
+    temperature = record.temperature
     evaluator.evaluate(matched, files, replace(settings, temperature=temperature))
-    if "drawn" not in record:
+    if record.drawn is None:
         drawn = entropy_of_answers(evaluator.model, matched, temperature=temperature)
-        write_json(path, {**record, "drawn": drawn}, indent=2)
+        write_record(path, record.model_copy(update={"drawn": drawn}))
         log.log(
             logging.WARNING if _misses(drawn, target) else logging.INFO,
             "answers sampled at T = %.3f have %.3f nats a token, for a target of %.3f",
@@ -100,7 +99,7 @@ def _temperature(
     target: float,
     files: Sequence[Path],
     settings: EvalSettings,
-) -> dict[str, Any]:
+) -> MatchFile:
     """What `match` finds at the states of T = 1, corrected once by a pilot: a few answers sampled there."""
     own = folder / "evaluation"
     found = match(evaluator.model, own, target)
@@ -109,19 +108,19 @@ def _temperature(
     n, temperature = math.ceil(FEWEST_ANSWERS / problems), found.temperature
     near_one = math.isclose(temperature, 1, abs_tol=NEAR_ONE)
     if not found.reached or near_one or n > PILOT_SHARE * settings.num_samples:
-        return {**found.to_dict(), "pilot": None}
+        return MatchFile(**found.to_dict(), to=slug, pilot=None)
     answers = folder / f"validation-matched-{slug}"
     evaluator.evaluate(
         answers, files, replace(settings, num_samples=n, temperature=temperature, seed=settings.seed + 1)
     )
     drawn = entropy_of_answers(evaluator.model, answers, temperature=temperature)
-    pilot = {"temperature": temperature, "answers": n * problems, "drawn": drawn}
+    pilot = MatchPilot(temperature=temperature, answers=n * problems, drawn=drawn)
     if _misses(drawn, target):
         aim = target * min(found.entropy / max(drawn, 1e-9), MOST)
         log.info("%d answers sampled there have %.3f, so the aim becomes %.3f", n * problems, drawn, aim)
         found = match(evaluator.model, own, aim).model_copy(update={"target": target})
         log.info("%s", found.sentence)
-    return {**found.to_dict(), "pilot": pilot}
+    return MatchFile(**found.to_dict(), to=slug, pilot=pilot)
 
 
 def _misses(drawn: float, target: float) -> bool:

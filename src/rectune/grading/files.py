@@ -53,7 +53,7 @@ class Ungraded(Record):
     answer: str | list[str]
     text: str
     grader: str = "math"
-    extra: dict[str, Any] | None = None
+    extra: dict[str, object] | None = None
 
     @field_validator("answer", mode="before")
     @classmethod

@@ -13,12 +13,13 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeAlias, TypeVar
+from typing import IO, TypeVar
 
 from rectune.config.names import with_new_names
 from rectune.errors import UserError
 from rectune.records import Comparison, Diagnosis, Evaluation, FileRecord, parse_line
 from rectune.reporting.page_model import Note
+from rectune.runtime.io import JsonObject
 from rectune.training.metrics import PROBABILITY_BINS
 
 FORMAT = 1
@@ -27,7 +28,6 @@ BINS = len(PROBABILITY_BINS) - 1
 
 _SKIPPED = {"checkpoints", "model", "adapter", "sandbox"}
 _DEEPEST, _MOST_FOLDERS, _LARGEST, _MOST_METRICS = 6, 5000, 1 << 25, 1 << 27
-JsonObject: TypeAlias = dict[str, object]
 AnyFile = TypeVar("AnyFile", bound=FileRecord)
 
 

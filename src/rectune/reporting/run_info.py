@@ -14,7 +14,7 @@ from typing import TypeVar
 from rectune.pages.format import percent
 from rectune.records import Comparison, Diagnosis
 from rectune.reporting.grouping import ReportArm, flatten, plain, short
-from rectune.reporting.load_runs import BINS, JsonObject, LoadedFolders, LoadedRun, Metrics, ProbeRow, number
+from rectune.reporting.load_runs import BINS, LoadedFolders, LoadedRun, Metrics, ProbeRow, number
 from rectune.reporting.page_model import (
     DiagnosisQuote,
     DriftWarning,
@@ -32,6 +32,7 @@ from rectune.reporting.page_model import (
     TokenChange,
     TokenChanges,
 )
+from rectune.runtime.io import JsonObject
 from rectune.training.metrics import PROBABILITY_BINS
 from rectune.training.run_dir import TRACKING
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 
 from rectune.reporting.grouping import ReportArm
-from rectune.reporting.load_runs import EvaluationFolder, JsonObject, NoteList, read_lines
+from rectune.reporting.load_runs import EvaluationFolder, NoteList, read_lines
 from rectune.reporting.page_model import AnswerTable, ShownAnswer, ShownProblem
+from rectune.runtime.io import JsonObject
 
 PROBLEMS, ARMS = 12, 6
 """Most problems and arms that are shown."""

@@ -226,9 +226,9 @@ class RLTrainer:
         with progress(steps, start, label="step", lines=10) as report, defer_signals() as signalled:
             for step in range(start, steps):
                 figures, done = self._step(step, start), step + 1
-                self.metrics.add(MetricsLine(step=done, kind="train", **figures))
+                self.metrics.add(MetricsLine.of(done, "train", figures))
                 report(done, _shown(figures))
-                broken = figures["skipped"] > 0 or figures["unjudged"] == figures["answers"]
+                broken = bool(figures["skipped"]) or figures["unjudged"] == figures["answers"]
                 self.idle = self.idle + 1 if broken and not figures["updates"] else 0
                 if self.idle == _MAX_IDLE_STEPS:
                     raise UserError(
@@ -263,7 +263,7 @@ class RLTrainer:
         self.idle, self.before = state.idle, state.before
         return state.step
 
-    def _step(self, step: int, start: int) -> dict[str, Any]:
+    def _step(self, step: int, start: int) -> Figures:
         """A rollout and its updates; the figures of its line of metrics."""
         config, began = self.config, time.perf_counter()
         try:
@@ -280,7 +280,7 @@ class RLTrainer:
             group["lr"] = group["peak"] * factor
         torch.manual_seed(config.seed * 1_000_003 + step)  # so that dropout can be resumed
         credited = time.perf_counter()
-        updates: dict[str, Any] = {"updates": 0, "skipped": 0}
+        updates: Figures = {"updates": 0, "skipped": 0}
         if trained(rollout, rollout.used, config):
             updates = update(
                 self.policy, self.masters, self.optimizer, self.accelerator, rollout, config, step, self.limit
@@ -311,7 +311,7 @@ class RLTrainer:
         if not len(self.held_out):
             return {}
         figures = evaluate_policy(self.engine, self.rewards, self.held_out, self.config)
-        self.metrics.add(MetricsLine(step=step, kind="validation", **figures))
+        self.metrics.add(MetricsLine.of(step, "validation", figures))
         return figures
 
     def _checkpoint(self, step: int) -> None:
@@ -341,7 +341,7 @@ class RLTrainer:
             reward[name] = sum(known) / len(known) if known else None
         return RLSummary(
             validation={"before": self.before, "after": after}, reward=reward,
-            **totals(self.config.output_dir, self.config.max_steps, lines, self.checkpoints.seconds),
+            **totals(self.config.output_dir, self.config.max_steps, lines, self.checkpoints.seconds).to_dict(),
         )  # fmt: skip
 
 
@@ -358,7 +358,7 @@ def _optimizer(masters: Masters, config: RLConfig) -> torch.optim.AdamW:
     return optimizer
 
 
-def _shown(figures: dict[str, Any]) -> str:
+def _shown(figures: Figures) -> str:
     """What the progress bar says of a step."""
     return (
         f"reward {_number(figures['reward'])}  length {figures['length']:.0f}  entropy {_number(figures['entropy'])}"
@@ -366,7 +366,7 @@ def _shown(figures: dict[str, Any]) -> str:
     )
 
 
-def summary_table(result: RLSummary) -> list[dict[str, Any]]:
+def summary_table(result: RLSummary) -> list[dict[str, str]]:
     """The run in a row or two: reward of first and last rollouts, and accuracy on the held-out problems."""
     rows = [{"": "reward of rollouts", **{name: _number(value) for name, value in result.reward.items()}}]
     before, after = result.validation["before"], result.validation["after"]

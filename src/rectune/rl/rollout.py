@@ -20,6 +20,7 @@ from torch import Tensor
 from rectune.config import RLConfig
 from rectune.data.tokenization import IGNORED, Encoded
 from rectune.models.scorer import Scorer
+from rectune.records import Figures
 from rectune.rl.advantages import (
     degenerate_groups,
     explained_variance,
@@ -56,7 +57,7 @@ class Rollout:
     n: int
     seconds: dict[str, float]
     columns: list[dict[str, Tensor]] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
 
     @property
     def used(self) -> list[int]:
@@ -89,7 +90,7 @@ def generate_rollouts(
     return _sample(engine, rewards, prompts, places, config.num_samples, config, config.seed * _SEEDS + step)
 
 
-def evaluate_policy(engine: Engine, rewards: Rewards, prompts: PromptSet, config: RLConfig) -> dict[str, Any]:
+def evaluate_policy(engine: Engine, rewards: Rewards, prompts: PromptSet, config: RLConfig) -> Figures:
     """Figures of answers to hold-out problems; the same draws at every step."""
     return rollout_figures(
         _sample(engine, rewards, prompts, range(len(prompts)), config.eval_num_samples, config, config.seed)
@@ -133,7 +134,7 @@ def encoded(answer: Completion) -> Encoded:
     return Encoded(prompt + tokens, [IGNORED] * len(prompt) + tokens, nowhere)
 
 
-def rollout_figures(rollout: Rollout) -> dict[str, Any]:
+def rollout_figures(rollout: Rollout) -> Figures:
     """Reward, length and the like over all answers; `correct` is None under a user's function.
 
     `sample_nll` is that of the drawn tokens by the model that drew them, at temperature 1: an estimate of its entropy.

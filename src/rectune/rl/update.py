@@ -12,7 +12,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from rectune.config import RLConfig
 from rectune.data.packing import collate, pack
 from rectune.objectives import grpo, k3
+from rectune.records import Figures
 from rectune.rl.advantages import token_weights
 from rectune.rl.policy import Policy, TokenLimit, value_loss
 from rectune.rl.rollout import Rollout
@@ -42,7 +42,7 @@ def update(
     config: RLConfig,
     step: int,
     limit: TokenLimit,
-) -> dict[str, Any]:
+) -> Figures:
     """All updates of a step; the optimizer's learning rates are already set.
 
     Returns:

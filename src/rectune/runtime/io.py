@@ -13,11 +13,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rectune.errors import UserError
 
 FORMAT = 1
+JsonObject: TypeAlias = dict[str, object]
+"""The content of a JSON file whose fields are not known, such as a run's settings of another version."""
 """Of the files that this version writes; each says it as `format`. Without one they are from before, and the same."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -100,7 +102,7 @@ def load_json(path: Path) -> Any:
 
 def load_record(
     path: Path, *names: str, hint: str = "remove it and run again: it is made anew"
-) -> dict[str, Any]:
+) -> JsonObject:
     """A JSON object that this program wrote, with at least the fields `names`.
 
     Args:

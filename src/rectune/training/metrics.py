@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +22,7 @@ from rectune.data.packing import pack
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase
 from rectune.objectives import sum_by
+from rectune.records import Figures
 from rectune.training.dataloader import Split, capacity, pair_columns
 from rectune.training.fsdp import turns
 from rectune.training.reference import ReferenceLogprobs
@@ -63,7 +63,7 @@ class Monitor:
         for name, column in seen.items():
             self._columns.setdefault(name, []).append(column.to(torch.float32, copy=True))
 
-    def figures(self, accelerator: Accelerator | None = None) -> dict[str, Any]:
+    def figures(self, accelerator: Accelerator | None = None) -> Figures:
         """Means over all tokens seen, in all processes.
 
         `objective` loss per token; `nll` in nats; `mean_p`, `p10`, `p50`, `p90` of the targets' probabilities;
@@ -84,7 +84,7 @@ class Monitor:
         p = columns["logp"].exp()
         ends = p[columns["structural"].bool()]
         quantiles = dict(zip(("p10", "p50", "p90"), _quantiles(p), strict=True))
-        figures: dict[str, Any] = {
+        figures: Figures = {
             "nll": -_mean(columns["logp"]),
             "mean_p": _mean(p),
             **quantiles,
@@ -112,7 +112,7 @@ def evaluate_holdout(
     accelerator: Accelerator | None = None,
     *,
     ref_logp: ReferenceLogprobs | None = None,
-) -> dict[str, Any]:
+) -> Figures:
     """Figures of `Monitor` over hold-out rows, or, with `ref_logp`, over pairs; empty where there are none."""
     if not len(holdout):
         return {}

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
@@ -19,7 +18,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from rectune.config import TrainConfig, typed
 from rectune.data.readers import read_jsonl
 from rectune.errors import UserError
-from rectune.records import MetricsLine, parse_line
+from rectune.records import MetricsLine, RunSummary, parse_line
 from rectune.runtime.io import fsync, to_json, write_text
 
 log = logging.getLogger("rectune")
@@ -74,18 +73,18 @@ class MetricsLog:
         fsync(self.path)
 
 
-def totals(out: Path, steps: int, lines: Sequence[MetricsLine], seconds: float) -> dict[str, Any]:
-    """The fields of every `RunSummary`, from the lines of the run's steps."""
+def totals(out: Path, steps: int, lines: Sequence[MetricsLine], seconds: float) -> RunSummary:
+    """What every summary of a run says, from the lines of its steps."""
     step_seconds = sum(line.seconds for line in lines)
     tokens = sum(line.tokens for line in lines)
-    return {
-        "out": str(out),
-        "steps": steps,
-        "tokens_per_second": tokens / step_seconds if step_seconds else 0.0,
-        "peak_memory_mib": max((line.peak_memory_mib for line in lines), default=0.0),
-        "seconds": round(seconds, 3),
-        "step_seconds": step_seconds,
-    }
+    return RunSummary(
+        out=str(out),
+        steps=steps,
+        tokens_per_second=tokens / step_seconds if step_seconds else 0.0,
+        peak_memory_mib=max((line.peak_memory_mib for line in lines), default=0.0),
+        seconds=round(seconds, 3),
+        step_seconds=step_seconds,
+    )
 
 
 def check_trackers(names: Sequence[str]) -> None:

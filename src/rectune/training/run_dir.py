@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +26,11 @@ from rectune.data.trained_prompt import TEMPLATE
 from rectune.errors import UserError
 from rectune.models.load import choose_dtype, quiet_bars
 from rectune.objective_spec import make_phases, parse_objective, sources
-from rectune.records import RunSummary, read_record
+from rectune.records import Environment, RunSummary, read_record
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import (
     FORMAT,
+    JsonObject,
     check_format,
     check_writable,
     load_json,
@@ -123,17 +124,15 @@ def open_run(config: CheckpointConfig, template: Template, steps: int, **decided
         if template.text is not None and not (config.output_dir / "config.json").exists():
             write_text(config.output_dir / TEMPLATE, template.kept())
         found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
-        for name, content in (
-            ("environment", environment()),
-            ("config", {**settled(config), "decided": found}),
-        ):
-            write_json(config.output_dir / f"{name}.json", {"format": FORMAT, **content}, indent=2)
+        write_json(config.output_dir / "environment.json", environment().to_dict(), indent=2)
+        content = {"format": FORMAT, **settled(config), "decided": found}
+        write_json(config.output_dir / "config.json", content, indent=2)
 
 
-def settled(config: Settings) -> dict[str, Any]:
+def settled(config: Settings) -> JsonObject:
     """The settings in force, JSON-ready: those that the config leaves open are decided, as far as they play a part."""
-    found: dict[str, Any] = json.loads(dump_config(config))
-    dtype, _ = choose_dtype(found["dtype"], default_device())
+    found: JsonObject = json.loads(dump_config(config))
+    dtype, _ = choose_dtype(str(found["dtype"]), default_device())
     found["dtype"] = str(dtype).removeprefix("torch.")
     if isinstance(config, TrainConfig):
         phases = make_phases(config)
@@ -182,7 +181,7 @@ def kept_limit(out: Path) -> int | None:
 
 def _check_same(config: CheckpointConfig, path: Path) -> None:
     try:
-        before: dict[str, Any] = load_json(path)
+        before: JsonObject = load_json(path)
     except ValueError:
         raise UserError("is no JSON", where=path, hint="give another --output-dir") from None
     check_format(before, path)
@@ -197,7 +196,7 @@ def _check_same(config: CheckpointConfig, path: Path) -> None:
 
 
 def other_settings(
-    names: Iterable[str], before: dict[str, Any], now: dict[str, Any], where: Path, hint: str = ""
+    names: Iterable[str], before: Mapping[str, object], now: Mapping[str, object], where: Path, hint: str = ""
 ) -> UserError:
     """The error for settings that are not those with which the folder was begun."""
     changes = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(names))
@@ -205,13 +204,13 @@ def other_settings(
     return UserError(f"cannot go on with other settings: {changes}", where=where, hint=hint)
 
 
-def filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+def filled(before: JsonObject, defaults: JsonObject, now: JsonObject) -> JsonObject:
     """The settings of an earlier version: those that it did not have yet, or left open, are at their default."""
     kept = {key: value for key, value in before.items() if key not in ("format", "decided")}
     before = {**defaults, **kept}
     for key, value in defaults.items():
-        if isinstance(value, dict) and isinstance(before[key], dict):
-            before[key] = {**value, **before[key]}
+        if isinstance(value, dict) and isinstance(given := before[key], dict):
+            before[key] = {**value, **given}
     if before.get("epsilon_high", 0) is None:
         before["epsilon_high"] = before["epsilon"]
     if before.get("dtype") == "auto":
@@ -222,19 +221,18 @@ def filled(before: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]
     return before
 
 
-def environment() -> dict[str, Any]:
-    """What the figures of a run depend on besides its config; no names of machines or users, no secrets."""
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(terse=True),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "packages": {
-            "torch": torch.__version__,  # with the build, which the installed package's version does not have
-            **{n: version(n) for n in ("rectune", "transformers", "accelerate", "datasets", "safetensors")},
-        },
-    }
+def environment() -> Environment:
+    """The environment of this process."""
+    packages = ("rectune", "transformers", "accelerate", "datasets", "safetensors")
+    return Environment(
+        python=sys.version.split()[0],
+        platform=platform.platform(terse=True),
+        processor=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        # torch's version with the build, which the installed package's version does not have
+        packages={"torch": str(torch.__version__), **{name: version(name) for name in packages}},
+    )
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any, template: Template) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -256,18 +256,17 @@ class Trainer:
                 log.warning(say, step + 1, which)
         tokens = sum(data.train.lengths(data.plan.rows(step)))
         seconds = max(time.perf_counter() - began, 1e-9)
-        return MetricsLine(
-            step=step + 1,
-            kind="train",
-            phase=phase.name,
+        figures = {
+            "phase": phase.name,
             **monitor.figures(self.accelerator),
-            grad_norm=norm,
-            learning_rate=rate,
-            tokens=tokens,
-            seconds=round(seconds, 4),
-            tokens_per_second=round(tokens / seconds, 1),
-            peak_memory_mib=peak_memory_mib(),
-        )
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "peak_memory_mib": peak_memory_mib(),
+        }
+        return MetricsLine.of(step + 1, "train", figures)
 
     # Evaluation
 
@@ -278,7 +277,7 @@ class Trainer:
             self.scorer, self.data.holdout, self.config, self.accelerator, ref_logp=ref_logp
         )
         if figures:
-            self.metrics.add(MetricsLine(step=step, kind="holdout", **figures))
+            self.metrics.add(MetricsLine.of(step, "holdout", figures))
         if self.probe:
             self.metrics.add(self.probe.measure(step))
         self.accelerator.wait_for_everyone()  # often only the first process watches
@@ -319,7 +318,7 @@ class Trainer:
         lines = self.metrics.read("train")
         summary = TrainSummary(
             before=self.before, after=self.best or self.after, skipped=sum(line.grad_norm is None for line in lines),
-            **totals(config.output_dir, last, lines, self.checkpoints.seconds),
+            **totals(config.output_dir, last, lines, self.checkpoints.seconds).to_dict(),
         )  # fmt: skip
         if self.main and summary.skipped:
             log.warning("%d of %d steps were skipped: no finite loss or gradient", summary.skipped, last)
@@ -411,7 +410,7 @@ def _badness(metric: str, figures: Figures) -> float:
     return value if metric == "nll" else -value
 
 
-def _shown(figures: dict[str, Any]) -> str:
+def _shown(figures: Mapping[str, object]) -> str:
     if "nll" not in figures:
         return "no targets"
     return (
