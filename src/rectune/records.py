@@ -606,6 +606,58 @@ class Comparison(FileRecord):
         return with_new_names(settings) if isinstance(settings, dict) else settings
 
 
+class SelectionSettings(Record):
+    """How rows or pairs were selected; `temperature` is that of the samples."""
+
+    graded: str
+    purpose: str
+    per_problem: int | None
+    balance: bool
+    temperature: float | None
+    samples_per_problem: float
+    unjudged: bool
+    unfinished: bool
+    seed: int
+
+
+class SelectionCounts(FileRecord):
+    """FILE.counts.json beside selected rows or pairs.
+
+    Attributes:
+        samples: All of them; the five verdicts add up to it.
+        cut_off: Correct ones left out because they reached the token limit.
+        duplicates: Answers that repeat another answer to the same problem.
+        without_correct, without_wrong: Problems that lack such an answer.
+        kept: Rows; None for pairs.
+        pairs: Pairs; None for rows.
+        used_problems: Problems that rows or pairs are of.
+        written: Lines, those that balancing repeats included.
+    """
+
+    WHAT: ClassVar[str] = "the counts of a selection"
+
+    samples: int
+    correct: int
+    wrong: int
+    unparsed: int
+    timeout: int
+    error: int
+    cut_off: int
+    duplicates: int
+    problems: int
+    without_correct: int
+    without_wrong: int
+    kept: int | None = None
+    pairs: int | None = None
+    used_problems: int
+    written: int
+    settings: SelectionSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, with `kept` or `pairs`."""
+        return self.model_dump(exclude={"pairs" if self.pairs is None else "kept"})
+
+
 class RFTStage(Record):
     """A stage that is done: the size of its file and its counts."""
 

@@ -73,10 +73,10 @@ def test_sft_keeps_distinct_correct_answers_and_counts(graded, tmp_path):
         "without_wrong": 2,
         "cut_off": 0,
     }
-    assert expected.items() <= counts.items()
-    assert json.loads((tmp_path / "rows.jsonl.counts.json").read_text()) == counts
-    assert counts["settings"]["temperature"] == 1.0
-    assert counts["settings"]["per_problem"] == 4
+    assert expected.items() <= counts.to_dict().items()
+    assert json.loads((tmp_path / "rows.jsonl.counts.json").read_text()) == counts.to_dict()
+    assert counts.settings.temperature == 1.0
+    assert counts.settings.per_problem == 4
 
 
 def test_rows_train_on_the_tokens_that_were_sampled_from(graded, tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_dpo_pairs_use_each_answer_once(graded, tmp_path):
     assert pair["rejected"] == "a-4"
     assert pair["chosen"] in {"x = 4", "a-2", "a-3"}
     assert pair["prompt"] == [{"role": t["role"], "content": t["content"]} for t in TURNS]
-    assert (counts["pairs"], counts["without_wrong"], counts["without_correct"]) == (1, 2, 1)
+    assert (counts.pairs, counts.without_wrong, counts.without_correct) == (1, 2, 1)
 
 
 def test_unjudged_answers_lose_only_if_asked(graded, tmp_path):
@@ -138,15 +138,15 @@ def test_cap_draws_by_seed_and_problem(tmp_path):
 def test_balance_gives_every_problem_as_many_rows(graded, tmp_path):
     counts = select(graded, tmp_path / "rows.jsonl", purpose="sft", balance=True)
     assert Counter(row["problem_id"] for row in read(tmp_path / "rows.jsonl")) == {"a": 3, "c": 3, "d": 3}
-    assert (counts["kept"], counts["written"]) == (6, 9)
+    assert (counts.kept, counts.written) == (6, 9)
 
 
 def test_answers_cut_at_the_limit_are_no_demonstrations(tmp_path):
     lines = [line("a", 0, "correct", finish_reason="length"), line("a", 1, "correct")]
     graded = write(tmp_path / "g.jsonl", lines)
-    assert select(graded, tmp_path / "o.jsonl", purpose="sft")["cut_off"] == 1
+    assert select(graded, tmp_path / "o.jsonl", purpose="sft").cut_off == 1
     assert [row["completion"] for row in read(tmp_path / "o.jsonl")] == ["a-1"]
-    assert select(graded, tmp_path / "o.jsonl", purpose="sft", unfinished=True)["kept"] == 2
+    assert select(graded, tmp_path / "o.jsonl", purpose="sft", unfinished=True).kept == 2
     with pytest.raises(UserError, match="1 correct ones are cut at the token limit"):
         select(write(tmp_path / "g.jsonl", lines[:1]), tmp_path / "o.jsonl", purpose="sft")
 

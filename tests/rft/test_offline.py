@@ -60,7 +60,7 @@ def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.L
     assert len(samples) == len(graded) == 48 and 5 < len(correct) < 43
     distinct = {(line["problem_id"], line["text"].strip()) for line in correct}
     assert {(row["problem_id"], row["completion"].strip()) for row in rows} == distinct
-    assert result.method == "RFT" and result.counts["kept"] == len(rows) == len(distinct)
+    assert result.method == "RFT" and result.counts.kept == len(rows) == len(distinct)
     assert f"RFT keeps {len(rows)} of 48 samples" in caplog.text
     assert "sampled: 48 answers to 12 problems, 4 each at temperature 1" in caplog.text
     assert f"graded 48: correct {len(correct)}" in caplog.text
@@ -116,7 +116,7 @@ def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path,
         }
         pairs = lines(out / "pairs.jsonl")
         assert result.method == "DPO" and not (out / "rows.jsonl").exists()
-        assert result.counts["pairs"] == len(pairs) > 5
+        assert result.counts.pairs == len(pairs) > 5
         for pair in pairs:
             assert verdicts[pair["problem_id"], pair["chosen"]] == "correct"
             assert verdicts[pair["problem_id"], pair["rejected"]] == "wrong"
@@ -187,7 +187,7 @@ def test_a_finished_run_is_left_alone(
         monkeypatch.delattr(offline_run, name)  # not even looked at
     config = load_config(None, {**asked, "output_dir": whole}, RFTConfig)
     result = offline_run.train_rft(config, resume=True)
-    assert result.train.steps == 4 and result.counts["samples"] == 48
+    assert result.train.steps == 4 and result.counts.samples == 48
     assert {path: path.read_bytes() for path in whole.rglob("*.json*")} == before
     with pytest.raises(UserError, match="already holds a run; go on with --resume"):
         offline_run.train_rft(config)
@@ -210,7 +210,7 @@ def test_settings_that_may_change_before_training_and_not_after(
         run(resume=True, num_samples=2)
     result = run(resume=True, num_samples=5, per_problem=1, grading_timeout=4.0)
     assert (out / "samples.jsonl").read_bytes().startswith(before)
-    assert result.counts["samples"] == 60 and result.counts["kept"] <= 12
+    assert result.counts.samples == 60 and result.counts.kept <= 12
     with pytest.raises(UserError, match="num_samples was 5, is 6"):
         run(resume=True, num_samples=6, per_problem=1, grading_timeout=4.0)
     (out / "train" / "summary.json").unlink()
@@ -233,7 +233,7 @@ def test_no_correct_sample_at_all(run: Any, asked: dict[str, Any], tmp_path: Pat
         run(problems=str(hopeless), resume=True, num_samples=5)
     assert len(lines(out / "graded.jsonl")) == 60
     result = run("mended", samples=str(out / "samples.jsonl"), max_steps=1)
-    assert result.counts["kept"] > 0
+    assert result.counts.kept > 0
 
 
 def test_a_verifier_that_always_fails(
@@ -270,10 +270,10 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
         easy.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
         if name == "some":
             counts = run(name, **given, objective="dpo").counts
-            assert counts["without_wrong"] >= 6 and counts["used_problems"] <= 12 - counts["without_wrong"]
+            assert counts.without_wrong >= 6 and counts.used_problems <= 12 - counts.without_wrong
     with pytest.raises(UserError, match="has no problem with both a correct and a wrong answer"):
         run(**given, objective="dpo")
-    assert run(resume=True, **given).counts["kept"] > 0  # the method may still change
+    assert run(resume=True, **given).counts.kept > 0  # the method may still change
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def select_(
         graded, output, purpose=purpose, per_problem=per_problem, balance=balance,
         unjudged=include_unjudged, unfinished=include_unfinished, seed=seed,
     )  # fmt: skip
-    print_table([counts])
+    print_table([counts.to_dict()])
 
 
 def report_(

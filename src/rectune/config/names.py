@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 RENAMED = {
     "out": "output_dir", "reference": "reference_model", "epochs": "num_train_epochs", "steps": "max_steps",
@@ -127,12 +126,12 @@ _VALUES: dict[tuple[str, object], object] = {
 }  # fmt: skip
 
 
-def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_new_names(config: Mapping[str, object]) -> dict[str, object]:
     """The content of a run's config.json with the names and values of today, where rectune 0.1 wrote it."""
     if "output_dir" in config or not {"out", "rows"} & set(config):
         return dict(config)
     names = RENAMED_RL if "algorithm" in config else RENAMED
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     if isinstance(table := config.get("objective"), dict):
         resolved = {key: table[key] for key in ("protect", "refresh") if key in table}
         config = {**config, "objective": objective_text(table), **resolved}
@@ -141,8 +140,9 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
             flat |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
             flat[key] = value
-    if "betas" in flat:
-        flat["adam_beta1"], flat["adam_beta2"] = flat.pop("betas")
+    if isinstance(betas := flat.get("betas"), list):
+        flat["adam_beta1"], flat["adam_beta2"] = betas
+        del flat["betas"]
     if isinstance(flat.get("rows.holdout"), str):
         flat["eval_data"] = flat.pop("rows.holdout")
     new = {names.get(key, key): value for key, value in flat.items()}
@@ -152,7 +152,7 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def objective_text(table: Mapping[str, Any]) -> str:
+def objective_text(table: Mapping[str, object]) -> str:
     """An objective that rectune 0.1 wrote as a table, as it is given now: `power:alpha=0.3`, `sft@0.3+dft@0.7`."""
     if phases := table.get("phases"):
         return str(phases).replace(",", "+").replace(":", "@")

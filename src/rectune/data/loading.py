@@ -182,18 +182,20 @@ def split_files(folder: Path, *, config: str, split: str, source: str) -> list[P
         if not folder.is_dir():
             raise UserError(f"has no configuration '{config}'", where=source)
     if (folder / "dataset_dict.json").is_file():
-        splits = [str(name) for name in _json_object(folder / "dataset_dict.json").get("splits") or ()]
+        listed = _json_object(folder / "dataset_dict.json").get("splits")
+        splits = [str(name) for name in listed] if isinstance(listed, list) else []
         folder = folder / _chosen_split(splits, split, source)
     elif not (folder / "state.json").is_file():
         return _by_name(folder, split, source)
     state = _json_object(folder / "state.json")  # of `Dataset.save_to_disk`, whatever split it says it is
-    found = [folder / str(file.get("filename")) for file in state.get("_data_files") or ()]
+    files = state.get("_data_files")
+    found = [folder / str(file.get("filename")) for file in files] if isinstance(files, list) else []
     if not found or not all(path.is_file() for path in found):
         raise UserError("a folder of save_to_disk that lacks files", where=source, hint="save it again")
     return found
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _json_object(path: Path) -> RawRecord:
     try:
         value = load_json(path)
     except (OSError, ValueError) as error:

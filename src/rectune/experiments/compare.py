@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from rectune.config import CompareConfig, TrainConfig, dump_config
 from rectune.errors import UserError
@@ -26,7 +28,7 @@ from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
 from rectune.experiments.successive_halving import check_affordable, rungs
 from rectune.objective_spec import label_of, make_phases, parse_objective, slug_of
 from rectune.records import Comparison
-from rectune.runtime.io import check_writable, load_record, to_json, translate_disk_errors
+from rectune.runtime.io import JsonObject, check_writable, load_record, to_json, translate_disk_errors
 from rectune.runtime.locks import lock
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.stop_strings import check_stops
@@ -181,7 +183,7 @@ def _check_choices(config: CompareConfig, arms: int) -> None:
             raise UserError("requires at least two objectives", where="--race")
 
 
-def _settings(config: CompareConfig, domains: dict[str, str]) -> dict[str, Any]:
+def _settings(config: CompareConfig, domains: dict[str, str]) -> dict[str, JsonValue]:
     """What must stay the same when the comparison is resumed."""
     free = FREE | {"output_dir", "objective"}
     training = json.loads(dump_config(config.training))
@@ -196,13 +198,13 @@ def _settings(config: CompareConfig, domains: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _check_same(before: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+def _check_same(before: Mapping[str, JsonValue], settings: Mapping[str, JsonValue], path: Path) -> None:
     """Raise `UserError` if the comparison that is there has other settings; says which.
 
     Settings that the version which began it did not have yet are at their defaults.
     """
     defaults = _settings(CompareConfig(data="", output_dir=Path()), {})
-    now: dict[str, Any] = json.loads(to_json(settings))
+    now: JsonObject = json.loads(to_json(settings))
     then = filled(before, json.loads(to_json(defaults)), now)
     if differing := [key for key in then.keys() | now.keys() if then.get(key) != now.get(key)]:
         raise other_settings(differing, then, now, path)

@@ -11,7 +11,6 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rectune.config import TaskConfig, TrainConfig
 from rectune.data.schema import Problem
@@ -131,7 +130,7 @@ def write_problems(folder: Path, problems: Problems) -> list[Path]:
     return paths
 
 
-def _record(name: str, problem: Problem) -> dict[str, Any]:
+def _record(name: str, problem: Problem) -> dict[str, object]:
     return {
         "problem_id": problem.problem_id.removeprefix(f"{name}/"),  # reading puts it in front again
         "prompt": [{"role": turn.role, "content": turn.content} for turn in problem.prompt],

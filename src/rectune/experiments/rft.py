@@ -19,7 +19,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from rectune.config import RFTConfig, dump_config
 from rectune.data.loading import PACKAGED
@@ -32,7 +34,15 @@ from rectune.grading.files import Summary, grade
 from rectune.grading.pool import check_item
 from rectune.grading.selection import UNJUDGED, select
 from rectune.objective_spec import make_phases
-from rectune.records import RFTProgress, RFTStage, TrainSummary, read_record, write_record
+from rectune.records import (
+    RFTProgress,
+    RFTStage,
+    SelectionCounts,
+    TrainSummary,
+    parse_line,
+    read_record,
+    write_record,
+)
 from rectune.runtime.io import check_writable, replace_file, translate_disk_errors
 from rectune.runtime.locks import lock
 from rectune.runtime.progress import reporter
@@ -69,7 +79,7 @@ class RFTResult:
 
     out: str
     method: str
-    counts: dict[str, Any]
+    counts: SelectionCounts
     train: TrainSummary
 
 
@@ -104,35 +114,40 @@ def train_rft(config: RFTConfig, *, resume: bool = False) -> RFTResult:
     return RFTResult(str(out), method, counts, result)
 
 
-def _make_rows(config: RFTConfig, problems: Sequence[Problem], stages: Stages, rows: Path) -> dict[str, Any]:
+def _make_rows(config: RFTConfig, problems: Sequence[Problem], stages: Stages, rows: Path) -> SelectionCounts:
     """All stages before training, as far as they are not done; returns the counts of the selection."""
     samples, graded = config.output_dir / "samples.jsonl", config.output_dir / "graded.jsonl"
     total = len(problems) * config.num_samples
 
-    def sample_all() -> dict[str, int]:
+    def sample_all() -> dict[str, JsonValue]:
         sample_answers(config, problems, samples)
         return {"samples": total}
 
-    def grade_all() -> dict[str, int]:
+    def grade_all() -> dict[str, JsonValue]:
         with reporter(None, 0, total, "grading") as report:
             summary = grade(
                 samples, graded, workers=config.grading_workers, timeout=config.grading_timeout,
                 progress=lambda done: report(done, total, 0),
             )  # fmt: skip
-        return summary.counts
+        return dict(summary.counts)
 
-    def select_all() -> dict[str, Any]:
+    def select_all() -> dict[str, JsonValue]:
         purpose: Literal["sft", "dpo"] = "dpo" if rows.stem == "pairs" else "sft"
-        return select(
+        counts = select(
             graded, rows, purpose=purpose, per_problem=config.per_problem, balance=config.balance,
             unjudged=config.include_unjudged, unfinished=config.include_unfinished, seed=config.sampling_seed,
         )  # fmt: skip
+        return dict(counts.to_dict())
 
     stages.do("sample", samples, sample_all)
     each = f"{config.num_samples} each at temperature {config.temperature:g}"
     log.info("sampled: %s answers to %s problems, %s", f"{total:,}", f"{len(problems):,}", each)
-    _check_judged(stages.do("grade", graded, grade_all), graded)
-    return stages.do("select", rows, select_all)
+    verdicts = stages.do("grade", graded, grade_all)
+    _check_judged({name: count for name, count in verdicts.items() if isinstance(count, int)}, graded)
+    counts = stages.do("select", rows, select_all)
+    return parse_line(
+        SelectionCounts, counts, SelectionCounts.WHAT, str(stages.path), "give another --output-dir"
+    )
 
 
 class Stages:
@@ -163,7 +178,7 @@ class Stages:
             raise UserError("holds samples of something else", where=self.out, hint=hint)
         self._write()
 
-    def do(self, stage: str, file: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def do(self, stage: str, file: Path, work: Callable[[], dict[str, JsonValue]]) -> dict[str, JsonValue]:
         """Do a stage, which writes `file`, unless it is done; returns its counts."""
         done = self.record.stages.get(stage)
         if done is None or not file.is_file() or file.stat().st_size != done.bytes:
@@ -175,8 +190,7 @@ class Stages:
 
     def _take_over(self, begun: RFTProgress) -> None:
         """Take over the stages of the run that is there, as far as its settings allow."""
-        now: dict[str, Any] = self.record.settings
-        then: dict[str, Any] = begun.settings
+        now, then = self.record.settings, begun.settings
         if "rows.template" in then:
             hint = "give another --output-dir, and its samples.jsonl as --samples"
             raise UserError(
@@ -184,7 +198,8 @@ class Stages:
             )
         changed = [name for name in now if then.get(name) != now[name]]
         trained = (self.out / "train" / "config.json").exists()
-        more = now["num_samples"] > then.get("num_samples", 0)
+        number, before = now["num_samples"], then.get("num_samples", 0)
+        more = isinstance(number, int) and isinstance(before, int) and number > before
         later = (*LATER, "num_samples") if more else LATER
         fixed = [name for name in changed if trained or name not in later]
         if fixed:
@@ -199,7 +214,7 @@ class Stages:
         write_record(self.path, self.record)
 
 
-def _settings(config: RFTConfig, problems: Sequence[Problem], *, paired: bool) -> dict[str, Any]:
+def _settings(config: RFTConfig, problems: Sequence[Problem], *, paired: bool) -> dict[str, JsonValue]:
     """What decides the rows: a change of one of these is a change of what is trained on."""
     listed = [asdict(problem) | {"where": ""} for problem in problems]
     content = json.dumps(listed, sort_keys=True, default=str)
@@ -273,7 +288,7 @@ def _check_judged(counts: dict[str, int], graded: Path) -> None:
         )
 
 
-def plan(config: RFTConfig) -> dict[str, Any]:
+def plan(config: RFTConfig) -> dict[str, object]:
     """The upper limits of a run; reads the problems, loads no model and writes nothing."""
     method, paired = method_of(config)
     config = as_trained(config.model, config)
@@ -297,22 +312,23 @@ def method_of(config: RFTConfig) -> tuple[str, bool]:
     return ", then ".join(names), "pair" in phases[0].columns
 
 
-def kept(method: str, counts: dict[str, Any]) -> str:
+def kept(method: str, counts: SelectionCounts) -> str:
     """One line on what the selection kept, and why not more."""
-    of = f"of {counts['samples']:,} samples"
-    without = f"{counts['without_correct']:,} of {counts['problems']:,} problems have no correct answer"
-    cut = [f"{counts['cut_off']:,} of the correct are cut at the token limit"] * bool(counts["cut_off"])
-    if "pairs" in counts:
-        none = f"{counts['without_wrong']:,} no wrong one"
-        return "; ".join([f"{method} makes {counts['pairs']:,} pairs {of}", f"{without}, {none}", *cut])
-    more = counts["correct"] - counts["cut_off"] - counts["kept"]
-    limited = counts["settings"]["per_problem"] is not None
+    of = f"of {counts.samples:,} samples"
+    without = f"{counts.without_correct:,} of {counts.problems:,} problems have no correct answer"
+    cut = [f"{counts.cut_off:,} of the correct are cut at the token limit"] * bool(counts.cut_off)
+    if counts.pairs is not None:
+        none = f"{counts.without_wrong:,} no wrong one"
+        return "; ".join([f"{method} makes {counts.pairs:,} pairs {of}", f"{without}, {none}", *cut])
+    assert counts.kept is not None
+    more = counts.correct - counts.cut_off - counts.kept
+    limited = counts.settings.per_problem is not None
     why = "repeat another or exceed per_problem" if limited else "repeat another"
     rest = [f"{more:,} of the correct {why}"] * bool(more)
-    return "; ".join([f"{method} keeps {counts['kept']:,} {of}", without, *rest, *cut])
+    return "; ".join([f"{method} keeps {counts.kept:,} {of}", without, *rest, *cut])
 
 
-def table(result: RFTResult) -> dict[str, Any]:
+def table(result: RFTResult) -> dict[str, object]:
     """The row that the command line prints."""
     counts, before, after = result.counts, result.train.before, result.train.after
     figure = "margin" if "margin" in after else "nll"
@@ -320,10 +336,10 @@ def table(result: RFTResult) -> dict[str, Any]:
     shown = {f"{figure} {when}": f"{of[figure]:.3f}" for when, of in moments.items() if of}
     return {
         "method": result.method,
-        "samples": counts["samples"],
-        "correct": f"{counts['correct'] / counts['samples']:.1%}",
-        **({"pairs": counts["pairs"]} if "pairs" in counts else {"rows": counts["kept"]}),
-        "problems used": f"{counts['used_problems']} of {counts['problems']}",
+        "samples": counts.samples,
+        "correct": f"{counts.correct / counts.samples:.1%}",
+        **({"pairs": counts.pairs} if counts.pairs is not None else {"rows": counts.kept}),
+        "problems used": f"{counts.used_problems} of {counts.problems}",
         "steps": result.train.steps,
         **shown,
     }

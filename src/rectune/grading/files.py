@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pydantic import field_validator
 
@@ -164,7 +164,7 @@ def _with_verdict(line: bytes, grade: Grade) -> bytes:
     return line.strip()[:-1].rstrip() + b", " + json.dumps(grade.fields()).encode()[1:] + b"\n"
 
 
-def _ungraded(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _ungraded(fields: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in fields.items() if name not in ADDED}
 
 

@@ -11,12 +11,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rectune.errors import UserError, unknown_name
 from rectune.grading.files import graded_lines
-from rectune.records import VERDICTS, Graded
-from rectune.runtime.io import check_output, write_json, write_jsonl
+from rectune.records import VERDICTS, Graded, SelectionCounts, SelectionSettings, write_record
+from rectune.runtime.io import check_output, write_jsonl
 
 PURPOSES = ("sft", "dpo")
 UNJUDGED = ("timeout", "error")
@@ -56,7 +56,7 @@ def select(
     unjudged: bool = False,
     unfinished: bool = False,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> SelectionCounts:
     """Write rows or pairs to `out`, and the counts beside it, to `OUT.counts.json`; returns the counts.
 
     Answers to a problem that differ only in spacing count once. A row is `prompt` (the turns; the text as the
@@ -98,21 +98,27 @@ def select(
         if counts["cut_off"]:
             hint = f"{counts['cut_off']} correct ones are cut at the token limit: raise it, or --include-unfinished"
         raise UserError(f"has no {lacking}", where=graded, hint=hint)
-    counts["kept" if purpose == "sft" else "pairs"] = sum(map(len, chosen.values()))
-    counts["used_problems"] = len(chosen)
+    selected, used = sum(map(len, chosen.values())), len(chosen)
     if balance:
         most = max(map(len, chosen.values()))
         chosen = {id: [records[i % len(records)] for i in range(most)] for id, records in chosen.items()}
     written = [record for records in chosen.values() for record in records]
-    counts["written"] = len(written)
-    settings = {
-        "graded": str(graded), "purpose": purpose, "per_problem": per_problem, "balance": balance,
-        "temperature": temperature, "samples_per_problem": counts["samples"] / counts["problems"],
-        "unjudged": unjudged, "unfinished": unfinished, "seed": seed,
-    }  # fmt: skip
-    result = {"format": 1, **counts, "settings": settings}
+    settings = SelectionSettings(
+        graded=str(graded), purpose=purpose, per_problem=per_problem, balance=balance,
+        temperature=temperature, samples_per_problem=counts["samples"] / counts["problems"],
+        unjudged=unjudged, unfinished=unfinished, seed=seed,
+    )  # fmt: skip
+    result = SelectionCounts.model_validate(
+        {
+            **counts,
+            "kept" if purpose == "sft" else "pairs": selected,
+            "used_problems": used,
+            "written": len(written),
+            "settings": settings,
+        }
+    )
     write_jsonl(out, written)
-    write_json(out.with_name(out.name + ".counts.json"), result, indent=2)
+    write_record(out.with_name(out.name + ".counts.json"), result)
     return result
 
 

@@ -185,7 +185,7 @@ class Probe:
         self.packed = pack([len(row) for row in encoded], capacity(config))
         self.batches = [collate([encoded[i] for i in batch], device) for batch in self.packed]
         self.where = [holdout.where(row) for row in rows]
-        self.start: dict[str, Any] = {}  # figures of the base model
+        self.start: Figures = {}  # figures of the base model
         self.said: set[str] = set()  # warnings given
         training = scorer.model.training
         scorer.model.eval()
@@ -229,7 +229,7 @@ class Probe:
         self.scorer.model.train(training)
         self.now = columns["logp"].cpu()
         ends = columns["logp"].exp()[columns["structural"]]
-        figures: dict[str, Any] = {
+        figures: Figures = {
             "kl": _mean(columns["kl"]),
             "entropy": _mean(columns["entropy"]),
             "eos_p": _mean(ends),
@@ -245,7 +245,7 @@ class Probe:
                 log.warning("drift at step %d: %s", step, sentence(name, figures, self.start, self.config))
         self.said |= set(crossed)
         seconds = round(time.perf_counter() - began, 3)
-        return MetricsLine(step=step, kind="drift", **figures, warnings=crossed, seconds=seconds)
+        return MetricsLine.of(step, "drift", {**figures, "warnings": crossed, "seconds": seconds})
 
     def write(self, path: Path) -> None:
         """Write `token_logprobs.json`: log-probs of the rows' targets before training and when last measured."""

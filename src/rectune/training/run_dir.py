@@ -204,21 +204,23 @@ def other_settings(
     return UserError(f"cannot go on with other settings: {changes}", where=where, hint=hint)
 
 
-def filled(before: JsonObject, defaults: JsonObject, now: JsonObject) -> JsonObject:
+def filled(
+    before: Mapping[str, object], defaults: Mapping[str, object], now: Mapping[str, object]
+) -> JsonObject:
     """The settings of an earlier version: those that it did not have yet, or left open, are at their default."""
     kept = {key: value for key, value in before.items() if key not in ("format", "decided")}
-    before = {**defaults, **kept}
+    settings: JsonObject = {**defaults, **kept}
     for key, value in defaults.items():
-        if isinstance(value, dict) and isinstance(given := before[key], dict):
-            before[key] = {**value, **given}
-    if before.get("epsilon_high", 0) is None:
-        before["epsilon_high"] = before["epsilon"]
-    if before.get("dtype") == "auto":
-        before["dtype"] = now["dtype"]
-    if before.get("min_eos_weight", 0) is None:
-        before["min_eos_weight"] = now["min_eos_weight"]
-        before["reference_model"] = before["reference_model"] or now["reference_model"]
-    return before
+        if isinstance(value, dict) and isinstance(given := settings[key], dict):
+            settings[key] = {**value, **given}
+    if settings.get("epsilon_high", 0) is None:
+        settings["epsilon_high"] = settings["epsilon"]
+    if settings.get("dtype") == "auto":
+        settings["dtype"] = now["dtype"]
+    if settings.get("min_eos_weight", 0) is None:
+        settings["min_eos_weight"] = now["min_eos_weight"]
+        settings["reference_model"] = settings["reference_model"] or now["reference_model"]
+    return settings
 
 
 def environment() -> Environment:
