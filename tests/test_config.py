@@ -159,6 +159,12 @@ def test_a_bad_recipe_is_one_line(tmp_path: Path, text: str, line: str) -> None:
         ({"columns": "prompt"}, "--columns: 'prompt' is not of the form prompt=FIELD"),
         ({"report_to": "tensorbord"}, "--report-to: must be 'tensorboard', 'wandb' or 'trackio'"),
         ({"max_length": 1}, "--max-length: must be at least 2 (got 1)"),
+        ({"learning_rate": True}, "--learning-rate: must be a number (got True)"),
+        ({"max_steps": True}, "--max-steps: must be a number (got True)"),
+        (
+            {"objective": {"name": "power", "alpha": 0.3}},
+            "--objective: is no table; give objective = 'power:alpha=0.3'",
+        ),
         ({"seed": -1}, "--seed: must be at least 0 (got -1)"),
         ({"seed": 2**63}, "--seed: must be below 4294967296"),
         ({"output_dir": "runs/\udcff"}, "--output-dir: is not Unicode"),

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rectune.config.names import objective_text
 from rectune.errors import UserError
 
 
@@ -27,6 +28,8 @@ def _as_text(value: object) -> object:
 
 
 def _as_objective(value: object) -> object:
+    if isinstance(value, dict):  # as rectune 0.1 had it
+        raise ValueError(f"is no table; give objective = '{objective_text(value)}'")
     if not callable(value):
         return value
     from rectune.objective_spec import text_of  # with torch: slow to import

@@ -24,6 +24,8 @@ else:  # pragma: no cover
 
 Config = TypeVar("Config", bound=Settings)
 
+_NUMBERS = (int, float, int | None, float | None)
+
 
 @overload
 def load_config(recipe: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainConfig: ...
@@ -61,6 +63,10 @@ def load_config(
     for key, value in given.items():
         if key not in kind.model_fields:
             raise _unknown(key, value, kind, origin[key])
+        if (
+            isinstance(value, bool) and kind.model_fields[key].annotation in _NUMBERS
+        ):  # pydantic takes true for 1
+            raise UserError(f"must be a number (got {value})", where=origin[key])
         try:
             json.dumps([key, value], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:  # a file's name of other bytes, for one: no config.json could hold it
