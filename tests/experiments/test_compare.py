@@ -191,7 +191,7 @@ def test_another_comparison_in_the_folder_is_refused(
         ("sft,sft", {}, "--objectives: 'sft' is given twice"),
         ("sft,dft", {"seeds": 0}, "--seeds: must be at least 1 (got 0)"),
         ("sft", {"tasks_in": [], "tasks_out": []}, "nothing to compare on; give --tasks-in"),
-        ("sft", {"tasks_in": ["gsm9k"]}, "unknown benchmark 'gsm9k'"),
+        ("sft", {"tasks_in": ["gsm9k"]}, "unknown task or file 'gsm9k'"),
         ("sft,dft", {"race": "10"}, "--race: '10' is not a budget"),
         ("sft", {"race": "1h"}, "--race: requires at least two objectives"),
         (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -118,7 +117,7 @@ def rft_(config: RFTConfig, *, resume: Switch = False, dry_run: Switch = False, 
         return
     result = train_rft(config, resume=resume)
     if json:
-        print_lines(to_text({**asdict(result), "train": result.train.to_dict()}))
+        print_lines(to_text(result.to_dict()))
         return
     print_table([table(result)])
     print_lines(f"Run: {result.train.out}")

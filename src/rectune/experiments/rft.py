@@ -82,6 +82,11 @@ class RFTResult:
     counts: SelectionCounts
     train: TrainSummary
 
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        counts, train = self.counts.to_dict(), self.train.to_dict()
+        return {"out": self.out, "method": self.method, "counts": counts, "train": train}
+
 
 def train_rft(config: RFTConfig, *, resume: bool = False) -> RFTResult:
     """Train a model on its own graded answers; writes the folder `config.output_dir`.
