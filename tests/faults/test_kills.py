@@ -193,7 +193,7 @@ def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
     settings = {
         "model": task["model"], "problems": task["inside"], "reward": f"{tmp_path / 'rewards.py'}:even", "max_steps": 6,
         "problems_per_step": 2, "num_samples": 4, "max_new_tokens": 12, "learning_rate": 3e-3, "dtype": "float32",
-        "save_steps": 1, "rollouts_every": 1,
+        "save_steps": 1, "save_rollout_steps": 1,
     }  # fmt: skip
 
     def same(one: Path, other: Path) -> None:
