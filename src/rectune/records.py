@@ -910,6 +910,31 @@ class RLState(CheckpointState):
     idle: int
 
 
+class RolloutLine(Record):
+    """One line of rollouts/step-N.jsonl: an answer, and what it earned.
+
+    Attributes:
+        step: From 1.
+        question: The last turn of the prompt.
+        reward: NaN (null in the file) where the answer could not be judged.
+        advantage: Mean over its tokens; None for an answer that takes no part in the loss.
+        tokens: Number of them.
+    """
+
+    format: int = FORMAT
+    step: int
+    problem_id: str
+    sample_index: int
+    question: str
+    text: str
+    answer: str | list[str]
+    reward: float
+    verdict: str
+    advantage: float | None
+    tokens: int
+    finish_reason: str
+
+
 class RunSummary(FileRecord):
     """summary.json of a finished run."""
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from rectune.config import RLConfig
 from rectune.data.tokenization import IGNORED, Encoded
 from rectune.models.scorer import Scorer
-from rectune.records import Figures
+from rectune.records import Figures, RolloutLine
 from rectune.rl.advantages import (
     degenerate_groups,
     explained_variance,
@@ -156,26 +155,25 @@ def rollout_figures(rollout: Rollout) -> Figures:
 
 def save_rollout(rollout: Rollout, prompts: PromptSet, path: Path, step: int) -> None:
     """A rollout as JSON lines, for people to read."""
-    records: list[dict[str, Any]] = []
+    lines = []
     for i, (answer, earned) in enumerate(zip(rollout.answers, rollout.earned, strict=True)):
         problem = prompts.problems[rollout.problems[i]]
         advantage = rollout.columns[i].get("advantage")
-        record = {
-            "format": 1,
-            "step": step + 1,
-            "problem_id": problem.problem_id,
-            "sample_index": answer.request.sample_index,
-            "question": problem.prompt[-1].content,
-            "text": answer.text,
-            "answer": problem.answer,
-            "reward": earned.reward,
-            "verdict": earned.verdict,
-            "advantage": None if advantage is None else float(advantage.mean()),
-            "tokens": len(answer.token_ids),
-            "finish_reason": answer.finish_reason,
-        }
-        records.append(record)
-    write_jsonl(path, records)
+        line = RolloutLine(
+            step=step + 1,
+            problem_id=problem.problem_id,
+            sample_index=answer.request.sample_index,
+            question=problem.prompt[-1].content,
+            text=answer.text,
+            answer=problem.answer,
+            reward=earned.reward,
+            verdict=earned.verdict,
+            advantage=None if advantage is None else float(advantage.mean()),
+            tokens=len(answer.token_ids),
+            finish_reason=answer.finish_reason,
+        )
+        lines.append(line.to_dict())
+    write_jsonl(path, lines)
 
 
 def compute_advantages(

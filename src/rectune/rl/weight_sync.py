@@ -8,7 +8,7 @@ below /v1), and the server has to see the same file system. Any other server is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class ReloadingServer:
             )
         self._ask("/reset_prefix_cache", {})
 
-    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    def _ask(self, path: str, body: Mapping[str, object]) -> Mapping[str, object] | None:
         """The server's answer; None where it does not know the path."""
         status, text = self.api.call(path, body)
         if status in (404, 405):
