@@ -111,7 +111,7 @@ def test_data_by_position_beside_a_recipe_and_underscores(trained: list[Any], tm
         (["rl", "--num-generations", "4"], "use --num-samples"),
         (["eval", "--benchmark-file", "p"], "unknown option --benchmark-file; use --tasks"),
         (["train", "a.jsonl", "b.jsonl"], "b.jsonl: not a TOML recipe; give settings as flags"),
-        (["train", "a.jsonl", "--data", "b.jsonl"], "--data: given by position and as a flag"),
+        (["train", "a.jsonl", "--data", "b.jsonl"], "--data: given both by position and as a flag"),
         (["list", "objektives"], "objectives"),
         (["list", "benchmarks"], "Use tasks."),
         (

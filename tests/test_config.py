@@ -167,8 +167,8 @@ def test_a_bad_recipe_is_one_line(tmp_path: Path, text: str, line: str) -> None:
         ),
         ({"seed": -1}, "--seed: must be at least 0 (got -1)"),
         ({"seed": 2**63}, "--seed: must be below 4294967296"),
-        ({"output_dir": "runs/\udcff"}, "--output-dir: is not Unicode"),
-        ({"columns": {"prompt": "\udcff"}}, "--columns: is not Unicode"),
+        ({"output_dir": "runs/\udcff"}, "--output-dir: the name is not Unicode"),
+        ({"columns": {"prompt": "\udcff"}}, "--columns: the name is not Unicode"),
     ],
 )
 def test_a_bad_flag_is_one_line(overrides: dict[str, object], line: str) -> None:

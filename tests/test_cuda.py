@@ -92,7 +92,7 @@ def test_ids_that_do_not_exist_leave_the_gpu_usable() -> None:
     """An index out of range on a GPU is an assertion there, behind which nothing more can be computed."""
     case, model = Case(41, 1031, torch.float32).cuda(), tiny_model().cuda()
     for target in (1031, -100):
-        with pytest.raises(UserError, match=f"target {target} is no id of a vocabulary of 1031"):
+        with pytest.raises(UserError, match=f"target {target} is not an id of a vocabulary of 1031"):
             token_columns(case.hidden, case.weight, torch.full_like(case.targets, target))
     with pytest.raises(UserError, match="are on cpu and cuda:0"):
         token_columns(case.hidden, case.weight.cpu(), case.targets)

@@ -25,13 +25,13 @@ def test_a_damaged_record_is_one_line(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load_record(tmp_path / "a.json", "one", "two")
     assert str(error.value).splitlines() == [
-        f"{tmp_path / 'a.json'}: is damaged; remove it and run again: it is made anew"
+        f"{tmp_path / 'a.json'}: the file is damaged; remove it and run again: it is made anew"
     ]
 
 
 def test_a_record_of_another_version_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"one": 1, "format": 9}')
-    with pytest.raises(UserError, match="is of format 9, this version reads 1"):
+    with pytest.raises(UserError, match="the file has format 9, this version reads 1"):
         load_record(tmp_path / "a.json", "one")
 
 

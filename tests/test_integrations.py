@@ -114,7 +114,9 @@ def test_forms_of_outputs_and_counts() -> None:
 @pytest.mark.parametrize("label", [7, -1])
 def test_a_label_outside_the_vocabulary(label: int) -> None:
     outputs = {"logits": torch.randn(1, 3, 7)}
-    with pytest.raises(UserError, match=f"target {label} is no id of a vocabulary of 7; .* the label -100"):
+    with pytest.raises(
+        UserError, match=f"target {label} is not an id of a vocabulary of 7; .* the label -100"
+    ):
         dft_loss(outputs, torch.tensor([[-100, 2, label]]))
 
 

@@ -70,7 +70,7 @@ def test_a_run_is_resumed_only_with_the_file_that_it_began_with(file: Path, toy:
     trained({**toy, "save_steps": 1}, out, objective, until=1)
     file.write_text(CAUTIOUS.replace("-beta", "beta"))
     with pytest.raises(
-        UserError, match=r"my_losses.py: has changed since the run began.*objective/my_losses.py"
+        UserError, match=r"my_losses.py: the file has changed since the run began.*objective/my_losses.py"
     ):
         trained({**toy, "save_steps": 1}, out, objective, resume=True)
     file.write_text(CAUTIOUS)

@@ -54,19 +54,19 @@ VERBS = {
 SOME = ("train", "plan", "diagnose", "compare", "compare plan")
 WRONG = [
     *((verb, "--data", "{g}/nope.jsonl", "nope.jsonl: no such file") for verb in (*SOME, "dpo")),
-    *((verb, "--data", "{g}/empty", "empty: has no file of rows") for verb in SOME),
+    *((verb, "--data", "{g}/empty", "empty: the folder has no file of rows") for verb in SOME),
     *((verb, "--chat-template", "{g}/nope.jinja", "nope.jinja: no such template") for verb in (*SOME, "rft")),
     *((verb, "--model", "{g}/nope", "nope: no such folder") for verb in VERBS
       if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
     *((verb, "--model", "{g}/empty", "empty: no config.json") for verb in VERBS
       if verb not in ("grade", "select", "report", "reproduce", "eval by name")),
-    *((verb, "--output-dir", "{g}/file/x", "file/x: cannot be written (Not a directory)")
+    *((verb, "--output-dir", "{g}/file/x", "file/x: the folder cannot be written (Not a directory)")
       for verb in VERBS if verb not in ("sample", "grade", "select", "report", "eval by name")),
     ("sample", "--output", "{g}/file/s.jsonl", "cannot be written"),
     ("grade", "--output", "{g}/file/s.jsonl", "cannot be written"),
     ("select", "--output", "{g}/file/s.jsonl", "cannot be written"),
     ("report", "--output", "{g}/file/s.html", "cannot be written"),
-    *((verb, "--output", "{g}/empty", "empty: cannot be written (Is a directory)")
+    *((verb, "--output", "{g}/empty", "empty: the file cannot be written (Is a directory)")
       for verb in ("sample", "grade", "select", "report")),
     *((verb, "--eval-data", "{g}/nope.jsonl", "eval_data: no such file")
       for verb in ("train", "plan", "dpo", "compare", "compare plan", "rft", "rft plan")),

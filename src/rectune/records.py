@@ -1035,9 +1035,9 @@ def read_record(path: Path, kind: type[AnyFile]) -> AnyFile:
     try:
         content = load_json(path)
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+        raise UserError(f"the file cannot be read ({error.strerror or error})", where=path) from None
     except ValueError as error:
-        raise UserError(f"is not JSON ({error})", where=path, hint=kind.HINT) from None
+        raise UserError(f"the file is not JSON ({error})", where=path, hint=kind.HINT) from None
     if isinstance(content, dict):
         check_format(content, path, kind.FORMAT)
     return parse_line(kind, content, kind.WHAT, str(path), kind.HINT)

@@ -221,8 +221,8 @@ def test_tool_calls_are_learnt(arguments: object, content: str) -> None:
         (NO_TOOL_TURNS, WITH_TOOL, "", r"does not write the turn 2 \(tool\)"),
         (QWEN3, (Turn("user", "a"), answer("b", reasoning_content="R"), Turn("user", "c"), answer("d")), "",
          "rewrites turn 1 once later turns follow"),
-        (CHATML, (Turn("user", "a"), answer(" <|im_end|>\n")), "", r"an answer is nothing but <\|im_end\|>; remove"),
-        (CHATML, (Turn("user", f"a{START}"), answer("b")), "", r"holds U\+FDD0"),
+        (CHATML, (Turn("user", "a"), answer(" <|im_end|>\n")), "", r"an answer contains only <\|im_end\|>; remove"),
+        (CHATML, (Turn("user", f"a{START}"), answer("b")), "", r"contains U\+FDD0"),
     ],
 )  # fmt: skip
 def test_what_a_template_leaves_out_is_refused(

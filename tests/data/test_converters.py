@@ -101,7 +101,7 @@ def test_multiple_choice(record: dict[str, Any]) -> None:
         (["B", "A"], {"answer": "A"}, r"field 'answer' \(A\) is several choices"),
         (["3", "4", "5", "6"], {"answer": "3"}, "is several choices"),
         (["x", "y"], {"answer": "x", "answerKey": "B"}, "answer and answerKey name different choices"),
-        (["x", "y"], {}, "does not say which choice is right"),
+        (["x", "y"], {}, "the right choice is missing"),
         (["x"], {"answer": 0}, "does not hold 2 to 26 choices"),
         (["x", None], {"answer": 0}, "holds a choice that is null"),
         ("x, y", {"answer": 0}, "is text, not a list"),
@@ -221,13 +221,17 @@ def test_other_fields_are_noted_once() -> None:
         (
             "prompt_completion",
             {"prompt": CHAT[:1], "completion": "yo", "context": "so"},
-            "'context' cannot be put",
+            "'context' cannot be added",
         ),
-        ("prompt_completion", {"prompt": "hi", "completion": CHAT[1:], "reasoning": "r"}, "put it there"),
+        (
+            "prompt_completion",
+            {"prompt": "hi", "completion": CHAT[1:], "reasoning": "r"},
+            "put the thinking into the messages",
+        ),
         (
             "prompt_completion",
             {"prompt": [{"role": "system", "content": "s"}, *CHAT[:1]], "completion": "yo", "system": "t"},
-            "two system messages",
+            "two different system messages",
         ),
         (
             "prompt_completion",
@@ -354,7 +358,7 @@ def test_two_questions_are_not_one() -> None:
 
 def test_an_empty_question_is_counted() -> None:
     notes = noted("prompt_completion", {"prompt": " ", "completion": "a"})[1]
-    assert notes.said == {"rows ask an empty question; kept": 1}
+    assert notes.said == {"rows have an empty question; kept": 1}
 
 
 @pytest.mark.parametrize(

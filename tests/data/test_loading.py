@@ -126,7 +126,7 @@ def test_sharegpt_speakers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("mark", "field 'images' is not supported"), ("parts", r"content\[0\]' is no text but image")],
+    [("mark", "field 'images' is not supported"), ("parts", r"content\[0\]' is not text but image")],
 )
 def test_pictures(tmp_path: Path, name: str, what: str) -> None:
     """TIGER-AI-Lab/VLM2Vec#65"""
@@ -243,7 +243,7 @@ def test_a_folder_for_each_configuration(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"in several folders \(main, socratic\); choose one as .*d:NAME"):
         rows(tmp_path / "d", tmp_path)
     assert completions(f"{tmp_path / 'd'}:socratic", tmp_path) == ["socratic"]
-    with pytest.raises(UserError, match="has no configuration 'nosuch'"):
+    with pytest.raises(UserError, match="the dataset has no configuration 'nosuch'"):
         rows(f"{tmp_path / 'd'}:nosuch", tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_a_card_with_configurations(tmp_path: Path) -> None:
     lines(folder / "other" / "a.jsonl", {"prompt": "a", "completion": "other"})
     (folder / "README.md").write_text(CARD)
     with pytest.raises(
-        UserError, match=r"has several configurations; choose one as .*d:NAME, known: main, other"
+        UserError, match=r"the dataset has several configurations; choose one as .*d:NAME, known: main, other"
     ):
         rows(folder, tmp_path)
     assert completions(f"{folder}:main", tmp_path) == ["train"]
@@ -262,10 +262,10 @@ def test_a_card_with_configurations(tmp_path: Path) -> None:
     assert completions(f"{folder}:other", tmp_path) == ["other"]
     with pytest.raises(UserError, match=r"has no split 'test'; choose with --split: train"):
         rows(f"{folder}:other", tmp_path, split="test")
-    with pytest.raises(UserError, match=r"has no configuration 'mian'; known: main, other"):
+    with pytest.raises(UserError, match=r"the dataset has no configuration 'mian'; known: main, other"):
         rows(f"{folder}:mian", tmp_path)
     (folder / "main" / "test-00000-of-00001.jsonl").unlink()
-    with pytest.raises(UserError, match=r"lacks the files of its split 'test' \(main/test-\*\)"):
+    with pytest.raises(UserError, match=r"the folder lacks the files of split 'test' \(main/test-\*\)"):
         rows(f"{folder}:main", tmp_path, split="test")
     (folder / "README.md").write_text(
         CARD.replace("- config_name: other", "  default: true\n- config_name: other")
@@ -388,42 +388,42 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 BAD: list[tuple[str, bytes, str]] = [
-    ("a.jsonl", b"", "a.jsonl: is empty"),
-    ("a.jsonl", b"\n\n", "a.jsonl: is empty"),
+    ("a.jsonl", b"", "a.jsonl: the file is empty"),
+    ("a.jsonl", b"\n\n", "a.jsonl: the file is empty"),
     ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', r"a.jsonl:2: malformed JSON \("),
-    ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n[1]\n', "a.jsonl:2: is a JSON list, not an object"),
+    ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n[1]\n', "a.jsonl:2: the line is a JSON list, not an object"),
     ("a.jsonl", b"[" * 100_000, "a.jsonl:1: malformed JSON"),
-    ("a.jsonl", '{"prompt": "é", "completion": "b"}'.encode("latin-1"), "a.jsonl:1: is not UTF-8"),
-    ("a.jsonl", '{"prompt": "a", "completion": "b"}'.encode("utf-16"), "a.jsonl:1: is not UTF-8"),
+    ("a.jsonl", '{"prompt": "é", "completion": "b"}'.encode("latin-1"), "a.jsonl:1: the text is not UTF-8"),
+    ("a.jsonl", '{"prompt": "a", "completion": "b"}'.encode("utf-16"), "a.jsonl:1: the text is not UTF-8"),
     ("a.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "a.jsonl:2: field 'completion' is missing"),
     ("a.jsonl", b'{"prompt": "a", "completion": 5}\n', "a.jsonl:1: field 'completion' is number, not text"),
     ("a.jsonl", b'{"prompt": "a", "completion": ""}\n', "a.jsonl:1: the completion is empty"),
-    ("a.jsonl", b'{"prompt": "a", "completion": "\\ud800"}\n', "a.jsonl:1: a text holds half of a surrogate"),
+    ("a.jsonl", b'{"prompt": "a", "completion": "\\ud800"}\n', "a.jsonl:1: a text contains half of a surrogate"),
     ("a.jsonl", b'{"prompt": "a", "completion": "b", "prompt": "c"}', "an object has the key 'prompt' twice"),
     ("a.json", b'[\n{"prompt": "a", "completion": "b", "prompt": "c"}]', "a.json:2: an object has the key 'prompt'"),
     ("a.jsonl", b'{"text": "a"}\n', "a.jsonl:1: no known row format has the fields text"),
-    ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: is a broken gzip file"),
-    ("a.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-12], "is a broken gzip file"),
-    ("a.json", b"[]", "a.json: is empty"),
+    ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: the gzip file is broken"),
+    ("a.jsonl.gz", gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 99, mtime=0)[:-12], "gzip file is broken"),
+    ("a.json", b"[]", "a.json: the file is empty"),
     ("a.json", b'{\n"train": [{"prompt": "a", "completion": "b"}]}', "a.json: is neither an array of objects, nor"),
     ("a.jsonl", b'[{"prompt": "a", "completion": "b"}]', "a JSON list, not an object; .* ends in .json"),
     ("a.json", b'[{"prompt": "a", "completion": "b"}]\n[]', r"a.json:1: has more behind its array of records \(\[\]\)"),
     ("a.json", b'{"data": [{"prompt": "a", "completion": "b"}], "x": [1]}', r'has more behind .* \(, "x": \[1\]\}\)'),
     ("a.json", b'{"data": [{"prompt": "a", "completion": "b"}]', r"a.json:1: ends before its last \}"),
-    ("a.json", b'[{"prompt": "a", "completion": "b"},\n{"prompt": }]', "a.json:2: malformed .*; nothing behind it"),
+    ("a.json", b'[{"prompt": "a", "completion": "b"},\n{"prompt": }]', "a.json:2: malformed .*; the rest of the file"),
     ("a.json", b'[{"prompt": "a", "completion": "b"},\n', "a.json:2: malformed JSON"),
-    ("a.json", b'[{"prompt": "a", "completion": "b"},\n 5]', "a.json:2: the array holds something else"),
-    ("a.json", '[\n{"prompt": "é", "completion": "b"}]'.encode("latin-1"), "a.json:2: is not UTF-8"),
+    ("a.json", b'[{"prompt": "a", "completion": "b"},\n 5]', "a.json:2: the array contains items"),
+    ("a.json", '[\n{"prompt": "é", "completion": "b"}]'.encode("latin-1"), "a.json:2: the text is not UTF-8"),
     ("a.json", b'{"version": 1}', "a.json:1: no known row format"),
-    ("a.csv", b"", "a.csv: is empty"),
-    ("a.csv", b"prompt,completion\n", "a.csv: is empty"),
-    ("a.csv", b"prompt,completion,prompt\na,b,c\n", "a.csv:1: has two columns named 'prompt'"),
+    ("a.csv", b"", "a.csv: the file is empty"),
+    ("a.csv", b"prompt,completion\n", "a.csv: the file is empty"),
+    ("a.csv", b"prompt,completion,prompt\na,b,c\n", "a.csv:1: the table has two columns named 'prompt'"),
     ("a.csv", b"prompt,completion\na,b\na\n", "a.csv:3: has 1 fields, the header 2"),
     ("a.csv", b'prompt,completion\na,b\n"a,b\n', "a.csv:3: malformed CSV"),
     ("a.csv", b"prompt,completion\na,b\na,\n", "a.csv:3: the completion is empty"),
-    ("a.parquet", b"no parquet", "a.parquet:1: is broken Parquet"),
-    ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a.parquet: is a Git LFS pointer"),
-    ("a.txt", b"hello", "a.txt: is not a file of rows; known: .jsonl"),
+    ("a.parquet", b"no parquet", "a.parquet:1: the Parquet"),
+    ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a.parquet: the file is a Git LFS"),
+    ("a.txt", b"hello", "a.txt: this is not a file of rows; known: .jsonl"),
 ]  # fmt: skip
 
 

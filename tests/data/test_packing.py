@@ -74,7 +74,7 @@ def test_rows_without_targets_and_no_rows_at_all() -> None:
 
 
 def test_the_first_token_cannot_be_a_target() -> None:
-    with pytest.raises(ValueError, match="nothing stands before it"):
+    with pytest.raises(ValueError, match="it has no preceding token"):
         collate([row([5, 6], 1), row([5, 6], 0)])
 
 

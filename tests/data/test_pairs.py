@@ -128,7 +128,7 @@ GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
             {"chosen": [Q, said("a")], "rejected": [{**Q, "content": "z"}, said("b")]},
             "p.jsonl:2: 'chosen' does not begin with an answer",
         ),
-        ([1], "p.jsonl:2: is a JSON list, not an object"),
+        ([1], "p.jsonl:2: the line is a JSON list, not an object"),
     ],
 )
 @pytest.mark.parametrize("format", ["chosen", "rejected"])

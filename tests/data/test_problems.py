@@ -103,7 +103,7 @@ def test_unread_fields_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
         ('{"messages": [{"role": "user", "content": "a"}], "answer": 0, "choices": ["x", "y"]}', "'choices' cannot"),
         ("", "has no problems"),
         ('{"prompt": "a"}', "p.jsonl:1: field 'answer' is missing; has: prompt"),
-        ('{"answer": "a"}', "p.jsonl:1: has no question"),
+        ('{"answer": "a"}', "p.jsonl:1: the problem has no question"),
         ('{"prompt": 1, "answer": "a"}', "p.jsonl:1: field 'prompt' is number"),
         ('{"prompt": "a", "answer": true}', "field 'answer' is true/false"),
         ('{"prompt": "a", "answer": "####"}', "field 'answer' is empty"),

@@ -64,7 +64,7 @@ def test_questions_stay_together(asked: list[int], share: float, seed: int) -> N
     most = max(1, round(len(asked) * share), min(sizes))
     if most >= len(asked):
         with pytest.raises(
-            UserError, match=rf"rows that ask the same stay together; different questions: {len(sizes)}"
+            UserError, match=rf"rows with the same question stay together; different questions: {len(sizes)}"
         ):
             split_holdout(asked, share, seed)
         return

@@ -176,7 +176,7 @@ def test_none_is_the_texts_as_they_are() -> None:
     with pytest.raises(UserError, match="f:1: template none takes one prompt and one completion"):
         assert_join(row("a", "b", "c", "d"), tokenizer, "none")
     first = encode_row(row("", "yo"), tokenizer, choose_template("none", tokenizer))
-    assert first.labels[0] == -100  # nothing stands before it
+    assert first.labels[0] == -100  # it has no preceding token
     collate([first])
 
 
@@ -217,7 +217,11 @@ def test_template_that_keeps_only_the_last_thinking() -> None:
     [
         (LLAMA2, row("hi", "yo", system="s"), r"refuses this conversation \(System role not supported\)"),
         (LLAMA2, Row((*row("hi").turns, *row("hi", "yo").turns), "f:1"), "roles must alternate"),
-        (CHATML, Row((Turn("assistant", "yo", True),), "f:1"), "begins with the assistant's turn"),
+        (
+            CHATML,
+            Row((Turn("assistant", "yo", True),), "f:1"),
+            "the conversation begins with the assistant's turn",
+        ),
         (DROPS_THINKING, row("hi", "<think>x</think>yo"), "drops or moves a part"),
         (OPENS_THINKING, row("hi", "yo"), "drops or moves a part"),
         (NO_END, row("hi", "yo"), "without a token of its own"),
@@ -240,7 +244,7 @@ def test_template_file(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(chat_template=None)
     encoded = assert_join(row("hi", "yo"), tokenizer, str(tmp_path / "t.jinja"))
     assert tokenizer.decode(encoded.input_ids).startswith("## user\nhi")
-    with pytest.raises(UserError, match="nosuch: template cannot be read"):
+    with pytest.raises(UserError, match="nosuch: the template cannot be read"):
         choose_template("nosuch", tokenizer)
 
 

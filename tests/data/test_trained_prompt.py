@@ -106,7 +106,7 @@ def test_parts_of_a_run_are_no_models(tmp_path):
     run = make_run(tmp_path)
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     with pytest.raises(
-        UserError, match=r"step-000002: is a part of a run, not a model; give the run itself: .*run$"
+        UserError, match=r"step-000002: this is a part of a run, not a model; give the run itself: .*run$"
     ):
         run_prompt(str(run / "checkpoints" / "step-000002"))
 
@@ -137,10 +137,10 @@ def test_rows_that_are_gone_or_few_leave_the_wrapping_open(tmp_path):
 
 def test_broken_runs_are_named(tmp_path):
     run = make_run(tmp_path, {"template": "none", "columns": 1})
-    with pytest.raises(UserError, match=r"config.json: its settings are not of this version"):
+    with pytest.raises(UserError, match=r"config.json: the settings are of another version"):
         run_prompt(str(run))
     (run / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json: cannot be read"):
+    with pytest.raises(UserError, match=r"config.json: the file cannot be read"):
         run_prompt(str(run))
     run = make_run(tmp_path / "b")
     (run / "model").rmdir()

@@ -144,7 +144,7 @@ GOOD = line("a", 0, "wrong").to_dict()
     ("lines", "said"),
     [
         ([line("a", 0, "wrong")], "g.jsonl: 1 of 2 samples of problem a are missing"),
-        ([line("a", 0, "wrong"), line("a", 1, "wrong", fingerprint="g")], "g.jsonl:2: holds samples of two"),
+        ([line("a", 0, "wrong"), line("a", 1, "wrong", fingerprint="g")], "g.jsonl:2: the folder has samples of two"),
         ([{"problem_id": "a", "sample_index": 0, "text": "4"}], "g.jsonl:1: is not a graded sample"),
         ([{**GOOD, "verdict": "maybe"}], "g.jsonl:1: unknown verdict 'maybe'"),
         ([{**GOOD, "grader": ["math"]}], "g.jsonl:1: is not a graded sample"),

@@ -70,7 +70,10 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
     assert result.training_run == str(run)
     assert result.protocol.system == "Be brief."
     [warning] = result.warnings
-    assert warning == "p asks '{question}', the training rows 'Question: {question}\\nCalculation:'"
+    assert (
+        warning
+        == "the prompt of p is '{question}', that of the training rows 'Question: {question}\\nCalculation:'"
+    )
     asked = prompt(tmp_path / "eval/samples.jsonl")
     assert asked.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
     caplog.set_level(logging.WARNING, "rectune")
@@ -91,7 +94,7 @@ def test_a_run_without_a_model_says_so(trained: Any, tmp_path: Path) -> None:
     (run / "adapter").rename(tmp_path / "gone")
     from rectune.errors import UserError
 
-    with pytest.raises(UserError, match="the run has no model yet; train it to the end"):
+    with pytest.raises(UserError, match="the run has no model yet; finish training first"):
         run_eval(str(run), tmp_path / "eval", CASES / "39-lora-run-eval/p.jsonl", **SHORT)
 
 

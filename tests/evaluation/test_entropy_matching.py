@@ -134,19 +134,19 @@ def test_out_of_reach_is_said(evaluated):
 
 def test_mistakes_are_one_clear_line(evaluated):
     save(evaluated / "other", seed=3)
-    with pytest.raises(UserError, match="is not the model of this evaluation"):
+    with pytest.raises(UserError, match="this is not the model of the evaluation"):
         match(evaluated / "other", evaluated / "own", 1.0)
     warm = evaluated / "warm"
     shutil.copytree(evaluated / "own", warm)
     numbers = json.loads((warm / "evaluation.json").read_text())
     numbers["protocol"]["temperature"] = 0.7
     (warm / "evaluation.json").write_text(json.dumps(numbers))
-    with pytest.raises(UserError, match="was not sampled at temperature 1 and top-p 1"):
+    with pytest.raises(UserError, match="the answers were not sampled at temperature 1 and top-p 1"):
         match(evaluated / "run", warm, 1.0)
     lines = lines_of(evaluated / "own")
-    with pytest.raises(UserError, match="made by another tokenizer or template"):
+    with pytest.raises(UserError, match="made with another tokenizer or template"):
         encoded_answers(lines, byte_tokenizer(), "none")
-    with pytest.raises(UserError, match="has no turns or token_ids, so it cannot be scored"):
+    with pytest.raises(UserError, match="the sample has no turns or token_ids, so it cannot be scored"):
         encoded_answers([lines[0].model_copy(update={"turns": []})], byte_tokenizer())
-    with pytest.raises(UserError, match="no token of an answer"):
+    with pytest.raises(UserError, match="the answers have no tokens"):
         entropy_function(Scorer(tiny_model()), [])

@@ -200,10 +200,10 @@ def test_a_bad_record_is_named_with_its_line(tmp_path, record, said):
 
 def test_bad_records_of_special_layouts_are_named(tmp_path):
     for name, record, said in (
-        ("gsm8k", {"question": "x?", "answer": "so it is 4"}, "no answer behind '####'"),
-        ("minerva", {"problem": "x?", "solution": "no box"}, "neither an answer nor a box"),
-        ("olympiadbench", {"question": "x?", "final_answer": "2"}, "is no list of answers"),
-        ("mbpp", {"task_id": 11, "text": "x", "code": "y", "test_list": []}, "is no list of tests"),
+        ("gsm8k", {"question": "x?", "answer": "so it is 4"}, "no answer after '####'"),
+        ("minerva", {"problem": "x?", "solution": "no box"}, "the problem has no answer"),
+        ("olympiadbench", {"question": "x?", "final_answer": "2"}, "is not a list of answers"),
+        ("mbpp", {"task_id": 11, "text": "x", "code": "y", "test_list": []}, "is not a list of tests"),
     ):
         write(tmp_path / f"{name}.jsonl", record)
         with pytest.raises(UserError, match=said):
@@ -220,10 +220,10 @@ def test_other_mistakes_are_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=r"singleop: not packaged.*redistributed under MIT"):
         load_task("singleop")
     write(tmp_path / "aime25.jsonl", *[{"problem": "x?", "answer": "1", "id": "a"}] * 2)
-    with pytest.raises(UserError, match=r"aime25.jsonl:2: problem id aime25/a is that of .*:1 too"):
+    with pytest.raises(UserError, match=r"aime25.jsonl:2: problem id aime25/a is used in .*:1 too"):
         load_task("aime25", include_path=tmp_path)
     one = write(tmp_path / "one.jsonl", {"prompt": "x?", "answer": "1"})
-    with pytest.raises(UserError, match=r"no \{question\}"):
+    with pytest.raises(UserError, match=r"must contain \{question\}"):
         load_task(one, prompt="Answer!")
     bad = write(tmp_path / "bad.jsonl", {"prompt": "x?", "answer": "1", "grader": "maths"})
     with pytest.raises(UserError, match=r"bad.jsonl:1: unknown grader 'maths'; did you mean 'math'"):

@@ -67,7 +67,7 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         ("sft", 2e-3),
         ("dft", 2e-3),
     ]
-    assert "the recipe's is ignored" in err
+    assert "objective of the recipe is ignored" in err
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_comparison_begun_before_some_settings_were_there_is_the_same(
 @pytest.mark.parametrize(
     ("objectives", "how", "settings", "line"),
     [
-        ("sft,dft", {"num_samples": 3}, {}, "cannot go on with other settings: n was 2, is 3; restore them"),
+        ("sft,dft", {"num_samples": 3}, {}, "cannot be resumed with other settings: n was 2, is 3; restore them"),
         ("sft,dft", {"limit": 5}, {}, "limit was None, is 5"),
         ("sft,dft", {}, {"batch_size": 4, "seed": 1}, "batch_size was 8, is 4, seed was 0, is 1"),
         ("sft,dft", {"tasks_out": []}, {}, "benchmarks was {'inside': 'in', 'outside': 'out'}, is"),
@@ -199,13 +199,13 @@ def test_another_comparison_in_the_folder_is_refused(
             {"race": "14steps"},
             "--race: 14steps is too little: 2 arms to step 3 and one of them to step 12",
         ),
-        ("sft,dft", {"sweep": [0.0]}, "--sweep: a learning rate is above 0"),
+        ("sft,dft", {"sweep": [0.0]}, "--sweep: learning rates must be between 0 and 1"),
         ("sft,dft", {"sweep_steps": 3}, "--sweep-steps: requires --sweep"),
         ("sft,dft", {"validation": "gsm8k"}, "--validation: requires --sweep or --race"),
         (
             "sft,dft",
             {"sweep": [1e-3], "tasks_in": []},
-            "no problems to judge choices on besides the verdict's",
+            "sweep and race need other problems than the verdict",
         ),
     ],
 )
@@ -284,7 +284,10 @@ def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Recor
         ("{", "comparison.json: is not JSON"),
         ("[]", "comparison.json: is not a comparison"),
         ('{"format": 1}', "comparison.json: is not a comparison"),
-        ('{"format": 9, "settings": {}, "arms": [], "seeds": []}', "is of format 9, this version reads 1"),
+        (
+            '{"format": 9, "settings": {}, "arms": [], "seeds": []}',
+            "the file has format 9, this version reads 1",
+        ),
     ],
 )
 def test_a_damaged_record_is_said_to_be(run: Run, tmp_path: Path, text: str, line: str) -> None:

@@ -58,7 +58,7 @@ def test_what_is_written_reads_back_and_stays(task: Task, tmp_path: Path) -> Non
             other.problem_id, other.prompt, other.answer, other.grader, other.extra,
         )  # fmt: skip
     assert write_problems(tmp_path / "problems", problems) == [written]
-    with pytest.raises(UserError, match="the problems of own are not those this folder began with"):
+    with pytest.raises(UserError, match="the problems of own have changed since this folder was created"):
         write_problems(tmp_path / "problems", {"own": problems["own"][:2]})
 
 
@@ -72,9 +72,13 @@ def test_a_quarter_in_domain_is_set_aside_and_nothing_else(task: Task, tmp_path:
     assert set_aside(problems, domains, 0)[0] == chosen
     assert set_aside(problems, domains, 1)[0] != chosen
     check_apart(chosen, rest)
-    with pytest.raises(UserError, match="--validation: 8 of the 8 problems of inside are the verdict's, too"):
+    with pytest.raises(
+        UserError, match="--validation: 8 of the 8 problems of inside are also used for the verdict"
+    ):
         check_apart(chosen, problems)
-    with pytest.raises(UserError, match=r"no problems to judge choices on.*give --validation, or --tasks-in"):
+    with pytest.raises(
+        UserError, match=r"sweep and race need other problems.*give --validation, or --tasks-in"
+    ):
         set_aside({"outside": problems["outside"]}, domains, 0)
 
 

@@ -83,7 +83,7 @@ def test_missing_files(
     for path in list(last.glob(gone)):
         path.unlink()
     run(resume=True)
-    said = f"{last}: damaged ({'state.json' if gone == '*' else gone} is missing), so it is passed over"
+    said = f"{last}: the checkpoint is damaged ({'state.json' if gone == '*' else gone} is missing) and is skipped"
     assert said in caplog.text
     same_runs(whole, out)
 

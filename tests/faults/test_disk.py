@@ -110,7 +110,7 @@ def test_a_full_disk_under_samples(toy: dict[str, Any], tmp_path: Path) -> None:
     )
     with (
         files_of_at_most(cut.stat().st_size + 200),
-        pytest.raises(UserError, match=r"2: cannot be written \(File too"),
+        pytest.raises(UserError, match=r"2: the file cannot be written \(File too"),
     ):
         sample(toy["model"], problems, out=cut, **how)
     sample(toy["model"], problems, out=cut, **how)
@@ -118,7 +118,7 @@ def test_a_full_disk_under_samples(toy: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(run: Any) -> None:
-    with pytest.raises(UserError, match=r"^/proc/rectune: cannot be written \("):
+    with pytest.raises(UserError, match=r"^/proc/rectune: the file cannot be written \("):
         run("/proc/rectune")
 
 
@@ -127,7 +127,9 @@ def test_other_errors_stay_what_they_are() -> None:
         with pytest.raises(type(error)) as caught, translate_disk_errors("out"):
             raise error
         assert caught.value is error
-    words = r"^out: cannot be written \(No space left on device\); free some space, then run it again"
+    words = (
+        r"^out: the file cannot be written \(No space left on device\); free some space, then run it again"
+    )
     with pytest.raises(UserError, match=words), translate_disk_errors("out"):
         raise RuntimeError("while serializing: I/O error: No space left on device (os error 28)")
 
@@ -211,7 +213,7 @@ def test_half_written_lines_of_metrics(
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:-20] + "\n" + "".join(lines[1:]) + '{"step": 4, "kind": "tr')
     run(resume=True)
-    assert caplog.text.count("metrics.jsonl: a line was cut off; it is left out") == 2
+    assert caplog.text.count("metrics.jsonl: an incomplete line was removed") == 2
     same_runs(whole, out)
     assert [line["step"] for line in metrics(out, "train")] == [1, 2, 3, 4, 5, 6]
     assert json.loads(path.read_text().splitlines()[0])["step"] == 0
@@ -250,5 +252,5 @@ def test_a_disk_that_is_really_full(run: Any, whole: Path, small_disk: Path) -> 
 def test_a_disk_that_became_read_only(run: Any, small_disk: Path) -> None:
     run(str(small_disk / "run"), until=2)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(UserError, match=r"disk/run: cannot be written \(Read-only file system\)"):
+    with pytest.raises(UserError, match=r"disk/run: the file cannot be written \(Read-only file system\)"):
         run(str(small_disk / "run"), resume=True)

@@ -31,7 +31,7 @@ def test_a_run(run: Any, tmp_path: Path, name: str) -> None:
     assert run(max_steps=1, resume=True) == result
     with_format(tmp_path / "run" / name, 2)
     words = (
-        rf"{name}: is of format 2, this version reads 1; use the later rectune version that wrote it, or give"
+        rf"{name}: the file has format 2, this version reads 1; use the later rectune version that wrote it,"
     )
     with pytest.raises(UserError, match=words):
         run(max_steps=1, resume=True)
@@ -47,7 +47,7 @@ def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     with_format(path, None)
     sample(toy["model"], problems, out=path, **how)
     with_format(path, 2)
-    with pytest.raises(UserError, match=r"samples.jsonl:1: is of format 2, this version reads 1"):
+    with pytest.raises(UserError, match=r"samples.jsonl:1: the file has format 2, this version reads 1"):
         sample(toy["model"], problems, out=path, **how)
 
     file = tmp_path / "own.jsonl"
@@ -58,14 +58,14 @@ def test_samples_and_evaluation(toy: dict[str, Any], tmp_path: Path) -> None:
     with_format(out / "evaluation.json", None)
     assert read_evaluation(out).benchmarks == result.benchmarks
     with_format(out / "evaluation.json", 2)
-    with pytest.raises(UserError, match=r"evaluation.json: is of format 2, this version reads 1"):
+    with pytest.raises(UserError, match=r"evaluation.json: the file has format 2, this version reads 1"):
         read_evaluation(out)
 
 
 def test_a_comparison(tmp_path: Path) -> None:
     record: dict[str, Any] = {"format": 7, "settings": {}, "arms": [], "seeds": []}
     (tmp_path / "comparison.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"comparison.json: is of format 7, this version reads 1"):
+    with pytest.raises(UserError, match=r"comparison.json: the file has format 7, this version reads 1"):
         read_comparison(tmp_path)
 
 

@@ -74,7 +74,7 @@ def test_it_gives_up_at_the_last_good_checkpoint(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), {3, 4, 5}))
-        words = r"run: no finite gradient in 2 steps in a row, up to step 5; the last good .*/step-000003; start again"
+        words = r"run: no finite gradient in 2 consecutive steps, up to step 5; the last good .*/step-000003"
         with pytest.raises(UserError, match=words):
             run(max_nonfinite_steps=2)
     good = last_good_checkpoint(out / "checkpoints")
@@ -92,7 +92,7 @@ def test_without_a_good_step_there_is_no_checkpoint(run: Any, monkeypatch: pytes
 def test_a_run_whose_steps_are_all_skipped_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though they are fewer than `max_nonfinite_steps`."""
     monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
-    with pytest.raises(UserError, match="no finite gradient in 6 steps in a row, up to step 6"):
+    with pytest.raises(UserError, match="no finite gradient in 6 consecutive steps, up to step 6"):
         run(max_nonfinite_steps=10)
 
 
@@ -180,7 +180,7 @@ def test_what_did_not_fit_where_weights_were_sharded_is_not_tried_again(
     run("run", until=2)
     kept = tmp_path / "run" / "micro_batch_limit-1.json"
     kept.write_text('{"format": 1, "micro_batch_tokens": "few"}\n')
-    with pytest.raises(UserError, match=r"micro_batch_limit-1.json: is damaged; remove it"):
+    with pytest.raises(UserError, match=r"micro_batch_limit-1.json: the file is damaged; remove it"):
         run("run", resume=True)
     kept.unlink()
     keep_limit(tmp_path / "run", 1, 40)

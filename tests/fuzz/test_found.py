@@ -141,7 +141,7 @@ def test_a_report_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) -> None:
         os.mkfifo(path)
     found = report([folder])
     assert "SECRET" not in json.dumps(found.to_dict()) + markdown(found)
-    assert sum("no ordinary file" in note.what for note in found.notes) >= 6
+    assert sum("not a regular file" in note.what for note in found.notes) >= 6
 
 
 def test_a_report_reads_no_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def test_limits_must_be_positive(tmp_path: Path) -> None:
 
 def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", [])
-    with pytest.raises(UserError, match="holds no samples"):
+    with pytest.raises(UserError, match="the file has no samples"):
         grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -100,10 +100,10 @@ def test_helpers_come_along_and_usage_does_not() -> None:
         ({"input_output": {"inputs": ["1"], "outputs": []}}, "1 inputs, but 0 outputs"),
         ({"input_output": {"input": 3}}, "no 'inputs' and 'outputs'"),
         ({"private_test_cases": "eJxrYJmaxQABPdwA"}, "no JSON"),
-        ({"public_test_cases": [{"input": "1"}]}, "no list of tests"),
+        ({"public_test_cases": [{"input": "1"}]}, "not a list of tests"),
         ({"public_test_cases": [{"input": "1", "output": "1", "testtype": "functional"}]}, "function's name"),
         ({"public_test_cases": [{"input": "1", "output": "1", "testtype": "graphic"}]}, "no such test type"),
-        ({"test": "assert f(1)", "prompt": 3}, "extra.prompt is no text"),
+        ({"test": "assert f(1)", "prompt": 3}, "extra.prompt is not text"),
     ],
 )
 def test_tests_that_cannot_be_read_are_refused(extra: dict, says: str) -> None:

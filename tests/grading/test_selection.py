@@ -154,12 +154,12 @@ def test_answers_cut_at_the_limit_are_no_demonstrations(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([line("a", 0, "wrong")], "g.jsonl: has no correct answer"),
-        ([line("a", 0, "correct"), line("a", 1, "correct", fingerprint="g")], "g.jsonl:2: is a sample of"),
+        ([line("a", 0, "wrong")], "g.jsonl: the file has no correct answer"),
+        ([line("a", 0, "correct"), line("a", 1, "correct", fingerprint="g")], "g.jsonl:2: the file has samples of two"),
         ([{"problem_id": "a", "text": "4"}], "g.jsonl:1: is not a graded sample (no field 'verdict'); run"),
         ([line("a", 0, "right")], "g.jsonl:1: unknown verdict 'right'"),
-        ([line("a", 0, "correct", turns=[], prompt=None)], "g.jsonl:1: has no prompt"),
-        ([], "g.jsonl: holds no samples"),
+        ([line("a", 0, "correct", turns=[], prompt=None)], "g.jsonl:1: the sample has no prompt"),
+        ([], "g.jsonl: the file has no samples"),
     ],
 )  # fmt: skip
 def test_bad_samples_are_one_clear_line_and_nothing_is_written(tmp_path, lines, said):
@@ -174,7 +174,7 @@ def test_other_mistakes(graded, tmp_path):
         select(graded, tmp_path / "o.jsonl", purpose="rft")
     with pytest.raises(UserError, match=r"--per-problem: must be at least 1 \(got 0\)"):
         select(graded, tmp_path / "o.jsonl", purpose="sft", per_problem=0)
-    with pytest.raises(UserError, match="written over"):
+    with pytest.raises(UserError, match="overwritten"):
         select(graded, graded, purpose="sft")
     with graded.open("a") as file:
         file.write('{"problem_id": "a", "te')

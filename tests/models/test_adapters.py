@@ -153,7 +153,7 @@ def expect(folder: Path, base: Path, *words: str) -> None:
 NAMES: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
     "missing": (
         lambda name: name.removeprefix("base_model.model."),
-        ("8 of its 8 tensors fit nothing of the base model BASE: model.layers.0.", "'base_model.model.' is missing"),
+        ("8 tensors match nothing of the base model BASE: model.layers.0.", "'base_model.model.' is missing"),
     ),
     "doubled": (lambda name: f"base_model.model.{name}", ("'base_model.model.' is too much",)),
     "language model": (
@@ -165,11 +165,11 @@ NAMES: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
     "compiled": (lambda name: name.replace("model.model.", "model._orig_mod.model."), ("'_orig_mod.' is too",)),
     "partly": (
         lambda name: name if "layers.0" in name else name.removeprefix("base_model.model."),
-        ("4 of its 8 tensors fit nothing", "model.layers.1.mlp.down_proj.lora_A.weight", "is missing"),
+        ("4 of the adapter's 8 tensors match nothing", "model.layers.1.mlp.down_proj.lora_A.weight", "is missing"),
     ),
     "other module": (
         lambda name: name.replace("q_proj", "Wqkv"),
-        ("4 of its 8 tensors fit nothing", "no such module: is it another architecture?"),
+        ("4 of the adapter's 8 tensors match nothing", "no such module: is it another architecture?"),
     ),
 }  # fmt: skip
 
@@ -184,14 +184,14 @@ def test_names_that_fit_nothing(make: Make, base: Path, kind: str) -> None:
 SIZES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "more layers": (
         {"num_hidden_layers": 4},
-        ("8 of its 16 tensors fit nothing", "layers.2.", "for 4 layers, the base has 2: another size"),
+        ("8 of the adapter's 16 tensors match nothing", "layers.2.", "for 4 layers, the base has 2: another size"),
     ),
     "fewer layers": ({"num_hidden_layers": 1}, ("lacks 4 of the 8 tensors", "layers.1.", "fewer modules")),
     "wider": (
         {"hidden_size": 64},
-        ("6 of its 8 tensors have another shape", "lora_A.weight is [4, 64], not [4, 32]", "another size"),
+        ("6 of the adapter's 8 tensors have another shape", "lora_A.weight is [4, 64], not [4, 32]", "another size"),
     ),
-    "wider inside": ({"intermediate_size": 96}, ("2 of its 8 tensors have another shape", "[4, 96], not [4, 64]")),
+    "wider inside": ({"intermediate_size": 96}, ("2 of the adapter's 8 tensors have", "[4, 96], not [4, 64]")),
 }  # fmt: skip
 
 
@@ -219,24 +219,24 @@ def test_a_config_that_is_not_the_weights(make: Make, base: Path) -> None:
     expect(folder, base, "layers.0.", "of this layer among its target_modules")
     change(folder, layers_to_transform=None)
     change(folder, target_modules=["Wqkv"])
-    expect(folder, base, "does not fit its base model BASE: Target modules {'Wqkv'} not found")
+    expect(folder, base, "the adapter does not match its base model BASE: Target modules {'Wqkv'} not found")
     change(folder, target_modules=["q_proj", "down_proj"], modules_to_save=["embed_tokens"])
     expect(
         folder, base, "lacks 1 of the 9 tensors", "embed_tokens.weight", "modules_to_save are not in the file"
     )
     change(folder, modules_to_save=None, task_type="SEQ_CLS")
-    expect(folder, base, "is an adapter for SEQ_CLS")
+    expect(folder, base, "this adapter is for SEQ_CLS")
     change(folder, task_type="CAUSAL_LM", peft_type="NEW")
-    expect(folder, base, "cannot be read by the installed peft")
+    expect(folder, base, "the adapter cannot be read by the installed peft")
 
 
 def test_files_that_are_not_whole(make: Make, base: Path) -> None:
     folder = make()
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[:-50])
-    expect(folder, base, "is damaged or not whole")
+    expect(folder, base, "is damaged or incomplete")
     (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
-    expect(folder, base, "is a Git LFS pointer, not the file that it stands for; git lfs pull")
+    expect(folder, base, "this is a Git LFS pointer, not the file itself; git lfs pull")
     save_file({}, folder / WEIGHTS)
     expect(folder, base, "lacks 8 of the 8 tensors")
     shutil.copy(folder / WEIGHTS, folder / "adapters.safetensors")
@@ -254,13 +254,13 @@ def test_weights_that_were_not_gathered(make: Make, base: Path) -> None:
     expect(
         folder,
         base,
-        "8 of its 8 tensors have another shape",
+        "8 of the adapter's 8 tensors have another shape",
         "is [0], not",
         "(ZeRO-3, FSDP) that were not gathered",
     )
     save_file(tensors, folder / WEIGHTS)
     rename(folder, lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module."))
-    expect(folder, base, "4 of its 8 tensors fit nothing", "'_fsdp_wrapped_module.' is too much")
+    expect(folder, base, "4 of the adapter's 8 tensors match nothing", "'_fsdp_wrapped_module.' is too much")
 
 
 def test_trained_tokens_that_the_base_does_not_have(make: Make, base: Path) -> None:
@@ -284,7 +284,9 @@ def test_a_base_that_is_not_here(make: Make, base: Path, name: str, monkeypatch:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     folder = make()
     change(folder, base_model_name_or_path=name)
-    expect(folder, base, f"its base model cannot be loaded ({name}", "set base_model_name_or_path")
+    expect(
+        folder, base, f"the base model of the adapter cannot be loaded ({name}", "set base_model_name_or_path"
+    )
     change(folder, base_model_name_or_path=str(folder))
     expect(folder, base, "names itself as its base model")
 
@@ -318,15 +320,15 @@ def test_whole_weights_beside_it_are_not_taken_and_that_is_said(
         shutil.copy(base / name, folder)
     with caplog.at_level(logging.WARNING, "rectune"):
         assert_same_logits(folder)
-    assert "has an adapter and whole weights (model.safetensors): the adapter is taken" in caplog.text
+    assert "has an adapter and whole weights (model.safetensors); the adapter is used" in caplog.text
     (folder / WEIGHTS).unlink()
-    expect(folder, base, "to take the weights beside it (model.safetensors), remove adapter_config.json")
+    expect(folder, base, "to use the weights in this folder (model.safetensors), remove adapter_config.json")
 
 
 def test_sampling_says_so_too(make: Make, base: Path, tmp_path: Path) -> None:
     problems = read_problems(CASES / "20-adapter-keys-mismatch" / "p.jsonl")
     folder = rename(make(), lambda name: name.removeprefix("base_model.model."))
-    with pytest.raises(UserError, match="fit nothing of the base model"):
+    with pytest.raises(UserError, match="match nothing of the base model"):
         sample(str(folder), problems, out=tmp_path / "s.jsonl")
     assert not (tmp_path / "s.jsonl").exists()
 
@@ -361,7 +363,7 @@ def test_the_log_names_the_adapter_beside_its_base(
 def test_engines_that_take_an_adapters_folder(make: Make, base: Path, tmp_path: Path) -> None:
     folder = make()
     problems = read_problems(CASES / "46-adapter-beside-config" / "p.jsonl")
-    with pytest.raises(UserError, match="is an adapter, and the vllm engine takes whole models"):
+    with pytest.raises(UserError, match="this is an adapter, and the vllm backend takes whole models"):
         sample(str(folder), problems, out=tmp_path / "s.jsonl", engine=EngineSpec("vllm"))
     assert load_tokenizer(str(folder)).get_vocab() == byte_tokenizer().get_vocab()  # that of its base
 

@@ -80,7 +80,7 @@ def test_something_else_in_the_way(wheel: Path) -> None:
     folder = converted_folder(NAME)
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="in the way of a converted model; remove it"):
+    with pytest.raises(UserError, match="this file prevents the conversion of the model; remove it"):
         packaged_folder(NAME)
     assert (folder / "notes.txt").exists()
 

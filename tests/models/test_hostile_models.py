@@ -55,10 +55,10 @@ def test_an_index_of_weights_names_safetensors_of_its_folder_only(
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="no safetensors file of this folder"):
+    with pytest.raises(UserError, match="not a safetensors file of this folder"):
         load_model(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(UserError, match="no index of weights"):
+    with pytest.raises(UserError, match="not an index of weights"):
         load_model(folder)
     assert not (tmp_path / "bomb").exists()
 

@@ -202,7 +202,7 @@ def test_fifty_runs(copy: Any, tmp_path: Path) -> None:
     assert len(found.arms) == 50 and found.title == "50 arms compared"
     assert len(html) < 6_000_000
     assert "of 50 arms the first 6 are shown side by side" in notes(found)
-    assert "of 50 arms the first 12 are judged" in notes(found)
+    assert "of 50 arms only the first 12 are compared" in notes(found)
     assert len(found.verdict.judged.benchmarks["sums"].pairs) == 66
 
 

@@ -236,7 +236,7 @@ def test_from_the_command_line(
     [
         (["report"], "no folder given"),
         (["report", "nowhere"], "nowhere: no such folder"),
-        (["report", "file"], "file: is a file, not a folder"),
+        (["report", "file"], "file: this is a file, not a folder"),
         (["report", "."], "nothing to report"),
         (["report", "RUN", "--tasks-in", "gsm9"], "unknown benchmark 'gsm9'; known: sums"),
         (["report", "RUN", "--output", "file/x.html"], "cannot be written"),

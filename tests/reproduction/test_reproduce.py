@@ -113,7 +113,7 @@ def test_mini_plan_or_refusal(name: str, tmp_path: Path, capsys: pytest.CaptureF
     code = main(["reproduce", name, "--dry-run", "--output-dir", str(tmp_path / "out")])
     said = capsys.readouterr()
     if RECIPES[name].no_mini:
-        assert code == 2 and name in said.err and "cannot be done at mini scale" in said.err
+        assert code == 2 and name in said.err and "this recipe has no mini scale" in said.err
     else:
         assert code == 0 and "minutes" in said.out
     assert not (tmp_path / "out").exists()

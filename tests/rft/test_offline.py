@@ -189,7 +189,7 @@ def test_a_finished_run_is_left_alone(
     result = offline_run.train_rft(config, resume=True)
     assert result.train.steps == 4 and result.counts.samples == 48
     assert {path: path.read_bytes() for path in whole.rglob("*.json*")} == before
-    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="the folder already has a run; continue with --resume"):
         offline_run.train_rft(config)
 
 
@@ -203,7 +203,7 @@ def test_settings_that_may_change_before_training_and_not_after(
     out = tmp_path / "run"
     before = (out / "samples.jsonl").read_bytes()
     with pytest.raises(
-        UserError, match=r"offline.json: cannot go on with other settings: temperature was 1.0"
+        UserError, match=r"offline.json: the run cannot be resumed with other settings: temperature was 1.0"
     ):
         run(resume=True, temperature=0.7)
     with pytest.raises(UserError, match="num_samples was 4, is 2"):
@@ -248,9 +248,7 @@ def test_a_verifier_that_always_fails(
     drawn = [line | {"text": "def yes(): pass"} for line in lines(whole / "samples.jsonl")]
     programs.write_text("".join(json.dumps(line) + "\n" for line in drawn))
     given = {"problems": str(tests), "num_samples": 1, "samples": str(programs)}
-    says = (
-        r"graded.jsonl: the verifier judged none of the 2 answers \(2 times timeout\); raise grading_timeout"
-    )
+    says = r"graded.jsonl: the grader graded none of the 2 answers \(2 times timeout\); raise grading_timeout"
     with pytest.raises(UserError, match=says):
         run(**given, grading_timeout=0.3)
     assert len(lines(tmp_path / "run" / "samples.jsonl")) == 2 and not (tmp_path / "run" / "train").exists()
@@ -284,7 +282,7 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
         ({"problems": "no-benchmark"}, "no-benchmark"),
         ({"data": "rows.jsonl"}, "unknown setting 'data'"),
         ({"data_format": "gsm8k"}, "unknown setting 'data_format'"),
-        ({"grader": "code"}, "a code problem without tests"),
+        ({"grader": "code"}, "the code problem has no tests"),
         ({"samples": "nothing.jsonl"}, "no such file"),
     ],
 )
@@ -297,7 +295,7 @@ def test_mistakes_cost_nothing(run: Any, tmp_path: Path, settings: dict[str, str
 def test_samples_of_something_else(run: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "samples.jsonl").touch()
-    with pytest.raises(UserError, match="holds samples of something else"):
+    with pytest.raises(UserError, match="the folder has samples of another run"):
         run()
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
@@ -337,5 +335,5 @@ def test_on_the_command_line(
     result = json.loads(capsys.readouterr().out)
     assert result["method"] == "RFT" and result["train"]["steps"] == 4
     assert cli.main(command) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "the folder already has a run" in capsys.readouterr().err
     assert len(read_problems(asked["problems"])) == 12

@@ -142,10 +142,10 @@ def test_other_problems_or_settings_are_refused(run: Any, toy: dict[str, Any], t
     problems.write_text(Path(toy["problems"]).read_text())
     with pytest.raises(UserError, match="the service is gone"):
         run(problems=problems, reward="from_third", save_steps=1)
-    with pytest.raises(UserError, match="already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="the folder already has a run; continue with --resume"):
         run(problems=problems, reward="from_third", save_steps=1)
-    with pytest.raises(UserError, match="cannot go on with other settings: learning_rate was"):
+    with pytest.raises(UserError, match="the run cannot be resumed with other settings: learning_rate was"):
         run(problems=problems, reward="from_third", save_steps=1, learning_rate=1e-5, resume=True)
     problems.write_text(problems.read_text() + json.dumps({"prompt": "one more", "answer": "1"}) + "\n")
-    with pytest.raises(UserError, match="the problems are not those the run began with"):
+    with pytest.raises(UserError, match="the problems have changed since the run began"):
         run(problems=problems, reward="from_third", save_steps=1, resume=True)

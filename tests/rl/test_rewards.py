@@ -88,14 +88,14 @@ def test_a_reward_that_is_not_there(run: Any, tmp_path: Path, name: str, words: 
 
 def test_a_file_that_cannot_be_run(run: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import nothing_like_it\n")
-    with pytest.raises(UserError, match=r"broken.py: cannot be run \(ModuleNotFoundError"):
+    with pytest.raises(UserError, match=r"broken.py: the file cannot be run \(ModuleNotFoundError"):
         run(reward=f"{tmp_path / 'broken.py'}:f")
 
 
 def test_a_failure_in_the_middle_loses_nothing(run: Any, tmp_path: Path) -> None:
     """It fails in the third step; with no checkpoint due, one is written, and the run goes on from there."""
     with pytest.raises(
-        UserError, match=r"the service is gone for problem '.*mend it and go on with --resume"
+        UserError, match=r"the service is gone for problem '.*fix it and continue with --resume"
     ):
         run(reward="from_third", save_steps=0)
     assert len(metrics(tmp_path / "run", "train")) == 2
@@ -111,7 +111,7 @@ def test_a_failure_in_the_middle_loses_nothing(run: Any, tmp_path: Path) -> None
 def test_a_verifier_that_always_fails(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer times out: counted, no update, and after ten steps one line."""
     monkeypatch.setattr(reward.Grader, "grade", lambda self, items: [("timeout", "") for _ in items])
-    with pytest.raises(UserError, match=r"no answer could be judged.*in 10 steps in a row"):
+    with pytest.raises(UserError, match=r"no answer could be graded.*in 10 consecutive steps"):
         run(reward="grader", max_steps=12)
     lines = metrics(tmp_path / "run", "train")
     assert len(lines) == loop._MAX_IDLE_STEPS == 10
@@ -121,5 +121,5 @@ def test_a_verifier_that_always_fails(run: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_a_problem_that_its_grader_cannot_judge(run: Any, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b", "grader": "code"}) + "\n")
-    with pytest.raises(UserError, match=r"p.jsonl:1: a code problem without tests"):
+    with pytest.raises(UserError, match=r"p.jsonl:1: the code problem has no tests"):
         run(reward="grader", problems=tmp_path / "p.jsonl")

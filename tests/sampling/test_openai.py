@@ -413,7 +413,7 @@ def test_without_logprobs_or_ids_the_run_stops_in_one_line(
 def test_unreachable_server_and_missing_address_are_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no answer: .*is the server running there"):
         OpenAIEngine(str(folder), f"http://127.0.0.1:{free_port()}/v1")
-    with pytest.raises(UserError, match="is no address"):
+    with pytest.raises(UserError, match="is not an address"):
         OpenAIEngine(str(folder), "localhost:8000")
     with pytest.raises(UserError, match="base_url"):
         sample(str(folder), PROBLEMS, out=folder / "s.jsonl", engine=EngineSpec("openai"))

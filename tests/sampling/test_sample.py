@@ -179,7 +179,7 @@ def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"num_samples": 0}, "^num_samples: 0 is out of range"),
+    ({"num_samples": 0}, "^num_samples: must be at least 1 \\(got 0\\)"),
     ({"params": SamplingParams(temperature=-1.0)}, "^temperature: "),
     ({"params": SamplingParams(temperature=float("nan"))}, "^temperature: "),
     ({"params": SamplingParams(top_p=0.0)}, "^top_p: "),

@@ -87,9 +87,9 @@ def test_resume(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     mistake(
         capsys,
         [*flags({**settings, "seed": 1}), "--resume"],
-        "cannot go on with other settings: seed was 0, is 1",
+        "the run cannot be resumed with other settings: seed was 0, is 1",
     )
-    mistake(capsys, flags(settings), "already holds a run; go on with --resume")
+    mistake(capsys, flags(settings), "the folder already has a run; continue with --resume")
 
 
 def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
@@ -117,7 +117,7 @@ def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str)
         ({"objective": "sft+dft"}, "objective: 'sft+dft': each phase needs a share"),
         ({"data": "nothing.jsonl"}, "nothing.jsonl"),
         ({"model": "/nothing"}, "/nothing: no such folder"),
-        ({"output_dir": "/dev/null/run"}, "/dev/null/run: cannot be written (Not a directory)"),
+        ({"output_dir": "/dev/null/run"}, "/dev/null/run: the folder cannot be written (Not a directory)"),
         ({"eval_data": "nothing.jsonl"}, "eval_data: no such file: nothing.jsonl"),
         ({"chat_template": "nothing.jinja"}, "nothing.jinja"),
         ({"lora_r": 2, "lora_target_modules": "lm_head"}, "lora_target_modules: an adapter on the head"),
@@ -161,4 +161,4 @@ def test_a_file_in_place_of_the_run_folder(
 ) -> None:
     settings["output_dir"].write_text("")
     assert main(["train", *flags(settings)]) == 2
-    assert "run: cannot be written (File exists)" in capsys.readouterr().err
+    assert "run: the folder cannot be written (File exists)" in capsys.readouterr().err

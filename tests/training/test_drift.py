@@ -245,7 +245,7 @@ def test_nothing_to_watch_is_said_once(run: Any, caplog: pytest.LogCaptureFixtur
     with caplog.at_level("INFO", "rectune"):
         out = run(eval_split_size=0).out
     assert metrics(out, "drift") == []
-    assert caplog.text.count("drift: not watched, since there are no hold-out rows") == 1
+    assert caplog.text.count("drift: not measured, because there are no held-out rows") == 1
     caplog.clear()
     with caplog.at_level("INFO", "rectune"):
         run("off", drift_rows=0)
@@ -259,7 +259,9 @@ def test_a_model_that_cannot_be_sampled_from_is_watched_all_the_same(
     AutoTokenizer.from_pretrained(toy["model"]).save_pretrained(tmp_path / "model")
     with caplog.at_level("INFO", "rectune"):
         last = metrics(run(model=str(tmp_path / "model"), max_length=36).out, "drift")[-1]
-    assert caplog.text.count("drift: no sampled answers, since no prompt leaves the model room for one") == 1
+    assert (
+        caplog.text.count("drift: no sampled answers, because no prompt leaves the model room for one") == 1
+    )
     assert last["kl"] > 0
     assert [last[name] for name in ("repetition", "length", "stopped")] == [None] * 3
     caplog.clear()
@@ -269,7 +271,7 @@ def test_a_model_that_cannot_be_sampled_from_is_watched_all_the_same(
     with caplog.at_level("INFO", "rectune"):
         probe = Probe(scorer, AutoTokenizer.from_pretrained(config.model), config, read_data(config).holdout)
         assert probe.measure(0).to_dict()["length"] is None
-    assert "the local engine cannot run LlamaForCausalLM (linear_attention)" in caplog.text
+    assert "the hf backend cannot run LlamaForCausalLM (linear_attention)" in caplog.text
 
 
 def test_rows_are_few_and_whole(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

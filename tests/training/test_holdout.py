@@ -67,6 +67,6 @@ def test_a_holdout_file_that_asks_the_same_is_said(tmp_path: Path, caplog: pytes
     path.write_text("\n".join(lines) + "\n")
     load(CASE, tmp_path, eval_data=str(path))
     assert (
-        f"{path}: 1 of its 2 rows ask what training rows ask; figures on them say little about new questions"
+        f"{path}: 1 of 2 rows have a question that training rows have; their metrics say little about new questions"
         in caplog.messages
     )

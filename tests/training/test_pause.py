@@ -56,7 +56,7 @@ def test_the_model_at_a_pause_is_that_of_the_step(toy: dict[str, Any], tmp_path:
 def test_a_pause_at_the_end_is_no_pause_and_behind_is_refused(toy: dict[str, Any], tmp_path: Path) -> None:
     config = load_config(None, {**toy, "output_dir": tmp_path / "run"})
     train(config, until=4)
-    with pytest.raises(UserError, match="is at step 4 already, beyond step 2"):
+    with pytest.raises(UserError, match="the run is already at step 4, beyond step 2"):
         train(config, resume=True, until=2)
     assert train(config, resume=True, until=6).steps == 6
     assert (tmp_path / "run" / "summary.json").exists()

@@ -206,13 +206,14 @@ def test_a_finished_run_is_left_alone(run: Any, tmp_path: Path, caplog: pytest.L
 
 def test_a_folder_with_a_run_needs_resume_and_the_same_settings(run: Any, tmp_path: Path) -> None:
     run(save_steps=2)
-    with pytest.raises(UserError, match="run: already holds a run; go on with --resume"):
+    with pytest.raises(UserError, match="run: the folder already has a run; continue with --resume"):
         run(save_steps=2)
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError) as caught:
         run(resume=True, save_steps=2, seed=1, objective="sft")
-    assert "cannot go on with other settings: min_eos_weight was 1.0, is 0.0, objective was" in str(
-        caught.value
+    assert (
+        "the run cannot be resumed with other settings: min_eos_weight was 1.0, is 0.0, objective was"
+        in str(caught.value)
     )
     assert "seed was 0, is 1" in str(caught.value)
     moved = tmp_path / "moved"
@@ -226,7 +227,7 @@ def test_other_rows_are_refused(run: Any, toy: dict[str, Any], tmp_path: Path) -
     run(data=str(data), save_steps=2)
     (tmp_path / "run" / "summary.json").unlink()
     data.write_text(data.read_text().replace("7 and 0?", "7 and 9?"))
-    with pytest.raises(UserError, match=r"rows.jsonl: the rows are not those the run began with \(32 rows"):
+    with pytest.raises(UserError, match=r"rows.jsonl: the rows have changed since the run began \(32 rows"):
         run(resume=True, data=str(data), save_steps=2)
 
 
@@ -254,7 +255,9 @@ def test_only_damaged_checkpoints_are_refused(run: Any, tmp_path: Path) -> None:
     (tmp_path / "run" / "summary.json").unlink()
     for step in (2, 4):
         flip(tmp_path / "run" / "checkpoints" / f"step-00000{step}" / "weights.safetensors")
-    with pytest.raises(UserError, match=r"step-000002: is damaged \(weights.safetensors has another"):
+    with pytest.raises(
+        UserError, match=r"step-000002: the checkpoint is damaged \(weights.safetensors has another"
+    ):
         run(resume=True, save_steps=2)
 
 
@@ -266,7 +269,9 @@ def test_a_checkpoint_of_another_format(run: Any, tmp_path: Path) -> None:
     del content["checksums"]["state.json"]
     content["checksums"]["state.json"] = checkpoints._own_checksum(content)
     state.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"step-000004: is of format 99, this version reads 1; use the later"):
+    with pytest.raises(
+        UserError, match=r"step-000004: the file has format 99, this version reads 1; use the later"
+    ):
         run(resume=True, save_steps=2)
 
 

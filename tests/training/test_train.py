@@ -99,7 +99,7 @@ def test_evaluations_without_finite_figures_choose_nothing(run: Any, monkeypatch
 
 
 def test_choosing_needs_holdout_rows(run: Any) -> None:
-    with pytest.raises(UserError, match="metric_for_best_model: 'nll' needs hold-out rows"):
+    with pytest.raises(UserError, match="metric_for_best_model: 'nll' needs held-out rows"):
         run(metric_for_best_model="nll", eval_steps=1, eval_split_size=0)
 
 
@@ -209,7 +209,7 @@ def test_rows_that_all_ask_the_same(run: Any, tmp_path: Path, caplog: pytest.Log
     )
     done = run("one", data=str(data), eval_split_size=0.05, max_steps=2)
     assert (done.before, done.after) == ({}, {})
-    assert "all rows ask the same question" in caplog.text
+    assert "all rows have the same question" in caplog.text
     with pytest.raises(UserError, match="leaves none to train on"):
         run("share", data=str(data), eval_split_size=0.5, max_steps=2)
 
@@ -240,12 +240,14 @@ def test_broken_gradients_skip_the_step_and_then_give_up(
 ) -> None:
     loss = Phase.loss
     monkeypatch.setattr(Phase, "loss", lambda *args: loss(*args) * float("nan"))
-    with pytest.raises(UserError, match="no finite gradient in 9 steps in a row, up to step 9"):
+    with pytest.raises(UserError, match="no finite gradient in 9 consecutive steps, up to step 9"):
         run("few", max_steps=9)  # all of a short run: nothing was trained
     assert "step 9: the loss or gradient is not finite, in " in caplog.text
     assert "NaN" not in (tmp_path / "few" / "metrics.jsonl").read_text()
     assert not (tmp_path / "few" / "model").exists()
-    with pytest.raises(UserError, match="no finite gradient in 10 steps in a row, up to step 10") as caught:
+    with pytest.raises(
+        UserError, match="no finite gradient in 10 consecutive steps, up to step 10"
+    ) as caught:
         run("many", max_steps=12)
     assert "\n" not in str(caught.value)
 

@@ -156,7 +156,7 @@ def entropy_function(
 def _states(scorer: Scorer, rows: Sequence[Encoded], tokens: int, seed: int) -> tuple[Tensor, Tensor]:
     """Hidden states and targets at `tokens` of the positions where an answer's token was drawn."""
     if not any(label != -100 for row in rows for label in row.labels):
-        raise UserError("no token of an answer to measure entropy at")
+        raise UserError("the answers have no tokens to measure entropy on")
     device = scorer.causal.get_input_embeddings().weight.device
     lengths = [len(row) for row in rows]
     states, targets = [], []
@@ -184,11 +184,11 @@ def encoded_answers(
     for line in lines:
         name = f"sample {line.sample_index} of problem {line.problem_id}"
         if not line.turns or line.token_ids is None:
-            raise UserError("has no turns or token_ids, so it cannot be scored", where=name)
+            raise UserError("the sample has no turns or token_ids, so it cannot be scored", where=name)
         if line.problem_id not in prompts:
             ids = prompt_ids([Turn(**turn.to_dict()) for turn in line.turns], tokenizer, chosen)
             if str(tokenizer.decode(ids)) != line.prompt:
-                raise UserError("its prompt was made by another tokenizer or template", where=name)
+                raise UserError("the prompt was made with another tokenizer or template", where=name)
             prompts[line.problem_id] = ids
         before = prompts[line.problem_id]
         labels = [-100] * len(before) + line.token_ids
@@ -202,7 +202,7 @@ def _entropies(
     evaluation = read_evaluation(Path(own))
     protocol = evaluation.protocol
     if (protocol.temperature, protocol.top_p) != (temperature, 1):
-        raise UserError(f"was not sampled at temperature {temperature:g} and top-p 1", where=own)
+        raise UserError(f"the answers were not sampled at temperature {temperature:g} and top-p 1", where=own)
     ids = [problem_id for task in evaluation.benchmarks.values() for problem_id in task.problem_ids]
     samples = read_graded(Path(own) / "graded.jsonl", ids, protocol.n).values()
     lines = _subsample([line for lines in samples for line in lines], tokens, seed)
@@ -211,7 +211,7 @@ def _entropies(
     dtype, _ = choose_dtype(protocol.precision, device)
     loaded, tokenizer = load_model(name, dtype=dtype, device=device)
     if protocol.engine in ("hf", "local") and fingerprint(loaded) != evaluation.fingerprint:
-        raise UserError("is not the model of this evaluation", where=model, hint=f"see {own}")
+        raise UserError("this is not the model of the evaluation", where=model, hint=f"see {own}")
     rows = encoded_answers(lines, tokenizer, protocol.template_file or protocol.template)
     return entropy_function(Scorer(loaded), rows, tokens=tokens, seed=seed)
 

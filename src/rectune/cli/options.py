@@ -53,7 +53,7 @@ def takes(
                 if name is None:
                     raise UserError("not a TOML recipe", where=value, hint="give settings as flags")
                 if name in settings:
-                    raise UserError("given by position and as a flag", where=flag(name))
+                    raise UserError("given both by position and as a flag", where=flag(name))
                 settings[name] = value
             verb(load_config(path, settings, kind, recipe or kind), **given)
 

@@ -70,7 +70,7 @@ def load_config(
         try:
             json.dumps([key, value], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:  # a file's name of other bytes, for one: no config.json could hold it
-            raise UserError("is not Unicode", where=origin[key], hint="use another name") from None
+            raise UserError("the name is not Unicode", where=origin[key], hint="use another name") from None
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -139,7 +139,7 @@ def read_toml(recipe: Path) -> dict[str, Any]:
             raise UserError("no such recipe", where=recipe)
         return tomllib.loads(recipe.read_text("utf-8"))
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=recipe) from None
+        raise UserError(f"the recipe cannot be read ({error.strerror})", where=recipe) from None
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         what = re.sub(r" \(at .*\)$", "", str(error))

@@ -98,7 +98,7 @@ class Marks:
         if not isinstance(value, str):
             return value
         if START in value or END in value:
-            raise UserError("holds U+FDD0 or U+FDD1, which are no characters", where=where)
+            raise UserError("the text contains U+FDD0 or U+FDD1, which are not characters", where=where)
         pattern = _any_of(self.control)
         return pattern.sub(rf"{START}\g<0>{END}", value) if pattern else value
 
@@ -251,7 +251,7 @@ def _read(name: str, named: dict[str, str]) -> str:
     except (OSError, UnicodeDecodeError, RuntimeError, ValueError) as error:
         also = f", or one of the tokenizer's: {', '.join(sorted(named))}" if named else ""
         raise UserError(
-            f"template cannot be read ({error})", where=name[:200], hint=f"or use auto or none{also}"
+            f"the template cannot be read ({error})", where=name[:200], hint=f"or use auto or none{also}"
         ) from None
 
 
@@ -323,7 +323,7 @@ def _probed(template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
         raise UserError(
             f"{template.name} ends the assistant's turn without a token of its own",
             where="chat_template",
-            hint="let it write {{ eos_token }} behind the assistant's content",
+            hint="let it write {{ eos_token }} after the assistant's content",
         )
     prompt = writer.text(turns[:1], "chat_template", generation=True)
     written = sorted(token for token in {found[0], *any_token.findall(prompt)} if token.strip())
@@ -397,7 +397,7 @@ class Writer:
         if turn.role == "assistant":
             content, end = self.marks.without_end(content)
         if turn.supervised and end and not content.strip() and not turn.fields:
-            raise UserError(f"an answer is nothing but {end}", where=where, hint="remove the row")
+            raise UserError(f"an answer contains only {end}", where=where, hint="remove the row")
         fields: Message = json.loads(turn.fields) if turn.fields else {}
         for call in fields.get("tool_calls") or ():
             function = call.get("function", call)
@@ -412,7 +412,9 @@ class Writer:
     def _text(self, conversation: _Conversation, generation: bool) -> str:
         if not conversation.messages:
             hint = "put a user turn before it"
-            raise UserError("begins with the assistant's turn", where=conversation.where, hint=hint)
+            raise UserError(
+                "the conversation begins with the assistant's turn", where=conversation.where, hint=hint
+            )
         write = self._bare if self.template.text is None else self._rendered
         text = write(conversation, generation)
         return text if text.startswith(self.template.bos) else self.template.bos + text
@@ -444,11 +446,11 @@ class Writer:
                 return run([_with_text_arguments(message) for message in conversation.messages])
         except TemplateSyntaxError as error:
             what = f"{self.template.name} is not a Jinja template (line {error.lineno}: {error.message})"
-            hint = "mend it, or give another with --chat-template FILE"
+            hint = "fix it, or give another with --chat-template FILE"
             raise UserError(what, where="chat_template", hint=hint) from None
         except REFUSALS as error:
             what = f"{self.template.name} refuses this conversation ({error})"
-            hint = "change the row, or give a template of your own with --chat-template FILE"
+            hint = "change the row, or give your own template with --chat-template FILE"
             raise UserError(what, where=conversation.where, hint=hint) from None
 
     def prompt(self, turns: Sequence[Turn], where: str, *, tools: str = "") -> tuple[list[Piece], str]:
@@ -505,7 +507,7 @@ class Writer:
             raise UserError(
                 f"{self.template.name} does not write the answer as generation would: it drops or moves a part of it",
                 where=row.where,
-                hint="often the thinking; give a template of your own with --chat-template FILE",
+                hint="often the thinking; give your own template with --chat-template FILE",
             )
         return [*pieces, Piece(before, full[len(prompt) : end], True)]
 
@@ -577,7 +579,7 @@ class Writer:
         return UserError(
             f"{self.template.name} does not write the {what}",
             where=conversation.where,
-            hint=f"give a template that does with --chat-template{named}, or take the field out of the rows",
+            hint=f"give a template that does with --chat-template{named}, or remove the field from the rows",
         )
 
 

@@ -68,7 +68,7 @@ def _verdict(value: object, info: ValidationInfo) -> bool | None:
         return False
     if is_number(value):
         what = f"field {place.name(info)} is {word}: neither a good answer (1) nor a bad one (0)"
-        raise place.error(what, "mend it, or leave the field unread with --ignore-fields")
+        raise place.error(what, "fix it, or leave the field unread with --ignore-fields")
     if truth(value) is None and holds(value):
         _unread(info)
     return truth(value)
@@ -153,11 +153,14 @@ class Single(Demonstration, Question):
         """The prompt and the answer; only the answer is supervised."""
         before = self.prompt_turns(prompt, place.where)
         if isinstance(prompt, str) and not prompt.strip():
-            place.said.add("rows ask an empty question; kept")
+            place.said.add("rows have an empty question; kept")
         if isinstance(completion, str):
             return (*before, answer_turn(completion, self.reasoning_content))
         if self.reasoning_content:
-            raise place.error("has thinking beside a completion that is messages", "put it there")
+            raise place.error(
+                "the row has a thinking field, but its completion is messages",
+                "put the thinking into the messages",
+            )
         return (*before, *completion)
 
 
@@ -283,7 +286,7 @@ class MultipleChoice(Single):
         answers = {"answer": self.answer, "answerKey": self.answerKey, "label": self.label}
         index = right_choice(self.choices, answers, place.where)
         if index is None:
-            place.said.add("rows do not say which choice is right; left out")
+            place.said.add("rows do not name the right choice; left out")
             return ()
         target = f"{self.choices.letter(index)}. {self.choices.texts[index]}"
         return self.pair(self.choices.ask(self.question), target, place)
@@ -514,7 +517,7 @@ def check_columns(columns: Mapping[str, str], record: RawRecord, where: str, for
             raise unknown_name("column", key, known, where="columns")
     for key in ("prompt", "completion") if format == "mapping" else ():
         if key not in columns:
-            raise UserError("does not say which field it is", where=f"columns.{key}")
+            raise UserError("no field is named", where=f"columns.{key}")
     for field in columns.values():
         if field not in record:
             raise unknown_name("field", field, map(str, record), where=where)
@@ -698,7 +701,7 @@ class ProblemRecord(Question):
                 self.choices, {"answer": self.answer, "answerKey": self.answerKey}, place.where
             )
             if index is None:
-                raise place.error("does not say which choice is right")
+                raise place.error("the right choice is missing")
             gold = list(dict.fromkeys((self.choices.letter(index), self.choices.texts[index])))
         if gold is None:
             hint = f"has: {', '.join(record)}"
@@ -711,7 +714,9 @@ class ProblemRecord(Question):
     def _asked(self, place: Place) -> Turns:
         own = self.prompt if self.messages is None or isinstance(self.prompt, tuple) else self.messages
         if own is None:
-            raise place.error("has no question", "expected one of prompt, question, problem or messages")
+            raise place.error(
+                "the problem has no question", "expected one of prompt, question, problem or messages"
+            )
         if self.choices is not None:
             if not isinstance(own, str):
                 what = "field 'choices' cannot be put below a question that is messages"
@@ -721,7 +726,7 @@ class ProblemRecord(Question):
         while turns and turns[-1].role == "assistant":  # the answer is for the model to write
             turns = turns[:-1]
         if not turns:
-            raise place.error("field 'messages' asks nothing")
+            raise place.error("field 'messages' has no question")
         return turns
 
     def _for_grader(self, place: Place) -> RawRecord | None:

@@ -174,7 +174,7 @@ def _without_faults(encoded: datasets.Dataset, rows: int, source: str, *, skip: 
     faults = Faults(source)
     for text in fault[fault != ""]:
         faults.add(UserError(str(text)))
-    hint = "mend or remove these rows, or set --skip-bad-rows"
+    hint = "fix or remove these rows, or set --skip-bad-rows"
     faults.settle(rows, skip=skip and faults.count < rows, hint=hint)
     return encoded.select(np.flatnonzero(fault == ""))
 

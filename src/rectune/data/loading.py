@@ -98,7 +98,7 @@ def open_source(source: str, *, split: str = "train") -> Records:
         return _files(source, found)
     if path.exists():
         if file_type(path) not in READERS:
-            raise UserError("is not a file of rows", where=source, hint=f"known: {', '.join(READERS)}")
+            raise UserError("this is not a file of rows", where=source, hint=f"known: {', '.join(READERS)}")
         return _files(source, [path])
     if file_type(path) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source):
         raise UserError("no such file or folder", where=source)
@@ -124,7 +124,7 @@ def from_hub(source: str, *, split: str) -> Records:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
         raise UserError(
-            f"is no file or folder, and cannot be loaded from the hub ({reason})",
+            f"this is not a file or folder, and cannot be loaded from the hub ({reason})",
             where=source,
             hint="a config of a hub dataset is given as owner/name:config",
         ) from None
@@ -142,13 +142,15 @@ def _files(source: str, paths: list[Path]) -> Records:
         for path in paths:
             with path.open("rb") as file:
                 if file.read(len(_POINTER)) == _POINTER:
-                    raise UserError("is a Git LFS pointer, not the data", where=path, hint="run git lfs pull")
+                    raise UserError(
+                        "the file is a Git LFS pointer, not the data", where=path, hint="run git lfs pull"
+                    )
             empty = True
             for line, record in READERS[file_type(path)](path):
                 empty = False
                 yield f"{named[path]}:{line}", record
             if empty:
-                raise UserError("is empty", where=path)
+                raise UserError("the file is empty", where=path)
 
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
@@ -180,7 +182,7 @@ def split_files(folder: Path, *, config: str, split: str, source: str) -> list[P
     if config:
         folder = folder / config
         if not folder.is_dir():
-            raise UserError(f"has no configuration '{config}'", where=source)
+            raise UserError(f"the dataset has no configuration '{config}'", where=source)
     if (folder / "dataset_dict.json").is_file():
         listed = _json_object(folder / "dataset_dict.json").get("splits")
         splits = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -199,14 +201,16 @@ def _json_object(path: Path) -> RawRecord:
     try:
         value = load_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=path) from None
+        raise UserError(f"the file cannot be read ({error})", where=path) from None
     return value if isinstance(value, dict) else {}
 
 
 def _chosen_split(splits: Iterable[str], split: str, source: str) -> str:
     if split not in splits:
         names = ", ".join(sorted(splits)) or "none"
-        raise UserError(f"has no split '{split}'", where=source, hint=f"choose with --split: {names}")
+        raise UserError(
+            f"the dataset has no split '{split}'", where=source, hint=f"choose with --split: {names}"
+        )
     return split
 
 
@@ -218,7 +222,7 @@ def _readme_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
     try:
         card = yaml.safe_load(header[1]) if header else None
     except yaml.YAMLError as error:
-        raise UserError(f"its header is no YAML ({error})", where=path) from None
+        raise UserError(f"the header is not valid YAML ({error})", where=path) from None
     configs = card.get("configs") if isinstance(card, dict) else None
     return {
         str(entry.get("config_name", "default")): entry
@@ -230,12 +234,12 @@ def _readme_configs(folder: Path) -> dict[str, Mapping[str, Any]]:
 def _choose_config(configs: Mapping[str, Mapping[str, Any]], config: str, source: str) -> str:
     names = ", ".join(sorted(configs))
     if config and config not in configs:
-        raise UserError(f"has no configuration '{config}'", where=source, hint=f"known: {names}")
+        raise UserError(f"the dataset has no configuration '{config}'", where=source, hint=f"known: {names}")
     default = [name for name, entry in configs.items() if entry.get("default") or name == "default"]
     fit = [config] if config else list(configs) if len(configs) == 1 else default
     if len(fit) != 1:
         hint = f"choose one as {source}:NAME, known: {names}"
-        raise UserError("has several configurations", where=source, hint=hint)
+        raise UserError("the dataset has several configurations", where=source, hint=hint)
     return fit[0]
 
 
@@ -251,14 +255,14 @@ def _listed(folder: Path, data_files: Any, split: str, source: str) -> list[Path
     found: set[Path] = set()
     for pattern in [given] if isinstance(given, str) else map(str, given):
         if "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise UserError(f"its card names files outside of it ({pattern})", where=source)
+            raise UserError(f"the dataset card names files outside the folder ({pattern})", where=source)
         matches = {path for path in folder.glob(pattern) if path.is_file()}
         if not matches:
-            raise UserError(f"lacks the files of its split '{split}' ({pattern})", where=source)
+            raise UserError(f"the folder lacks the files of split '{split}' ({pattern})", where=source)
         found |= matches
     for path in found:
         if file_type(path) not in READERS:
-            raise UserError(f"its file {path.name} is of a kind that is not read", where=source)
+            raise UserError(f"files like {path.name} cannot be read", where=source)
     return sorted(found)
 
 
@@ -271,11 +275,11 @@ def _by_name(folder: Path, split: str, source: str) -> list[Path]:
     }
     found = {path: name for path, name in found.items() if not any(p.startswith(".") for p in path.parts)}
     if not found:
-        raise UserError("has no file of rows", where=source)
+        raise UserError("the folder has no file of rows", where=source)
     splits = {name for name in found.values() if name is not None}
     if not splits:
         if split != "train":
-            raise UserError(f"has no split '{split}': its files are of none", where=source)
+            raise UserError(f"the dataset has no split '{split}': its files are not split", where=source)
         return [folder / path for path in found]
     split = _chosen_split(splits, SPLITS.get(split, split), source)
     chosen = [path for path, name in found.items() if name == split]
@@ -381,11 +385,11 @@ class Intake:
         Raises:
             UserError: There are faulty records that are not to be skipped, or no row.
         """
-        hint = "mend or remove these rows, or leave them out with --skip-bad-rows"
+        hint = "fix or remove these rows, or leave them out with --skip-bad-rows"
         self.faults.settle(self.rows + self.faults.count, skip=options.skip_bad_rows, hint=hint)
         self.notes.say(self.source)
         if self.dataset is None:
-            raise UserError("has no row with a target", where=self.source)
+            raise UserError("no row has a target", where=self.source)
         inferred = options.data_format == "auto" and self.format != "mapping"
         how = " (inferred from its first rows)" if inferred else ""
         log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, how)
@@ -446,7 +450,7 @@ def _resolve_format(records: Records, options: DataConfig) -> str:
     look = [(where, record) for where, record in first if not isinstance(record, UserError)]
     if not look:
         wrong = next((record for _, record in first if isinstance(record, UserError)), None)
-        raise wrong or UserError("has no rows", where=records.name)
+        raise wrong or UserError("the file has no rows", where=records.name)
     where, first_record = look[0]
     format = options.data_format
     if format == "auto" and options.columns:
@@ -490,7 +494,7 @@ def _stored(row: Row) -> RawRecord:
         said = json.dumps([turns, row.tools], ensure_ascii=False).encode()
         (row.where + row.source).encode()
     except UnicodeEncodeError:
-        raise UserError("a text holds half of a surrogate pair", where=row.where) from None
+        raise UserError("a text contains half of a surrogate pair", where=row.where) from None
     digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big", signed=True)
     return {"turns": turns, "where": row.where, "source": row.source, "tools": row.tools, "digest": digest}
 
@@ -509,7 +513,7 @@ def read_problems(path: Path | str) -> list[Problem]:
     ]
     faults.settle(len(problems) + faults.count)
     if not problems:
-        raise UserError("has no problems", where=path)
+        raise UserError("the file has no problems", where=path)
     notes.say(str(path))
     return problems
 

@@ -139,7 +139,7 @@ def _content(value: object, info: ValidationInfo) -> str:
         kind = part.get("type", "text") if isinstance(part, Mapping) else f"a bare {json_type(part)}"
         if kind not in _TEXTS or not isinstance(part.get("text"), str):
             hint = _PARTS.get(str(kind), MEDIA["image"].hint)
-            raise place.error(f"'{place.name(info)[1:-1]}[{i}]' is no text but {kind}", hint)
+            raise place.error(f"'{place.name(info)[1:-1]}[{i}]' is not text but {kind}", hint)
         words.append(part["text"])
     return "".join(words)
 
@@ -147,7 +147,7 @@ def _content(value: object, info: ValidationInfo) -> str:
 def _trained(value: object, info: ValidationInfo) -> bool:
     place, trained = place_of(info), truth(value)
     if trained is None:
-        what = f"field {place.name(info)} is {json.dumps(value, default=str)}: a turn is trained on or not"
+        what = f"field {place.name(info)} is {json.dumps(value, default=str)}; it must be true or false"
         raise place.error(what, "true, false, 1 or 0")
     return trained
 
@@ -208,10 +208,10 @@ def read_message(item: object, place: Place) -> Turn:
     if message.role in CALLS:
         content = ""
     if role != "assistant" and message.train:
-        what = f"'{here}' is to be trained on, but is no assistant's message"
+        what = f"'{here}' is marked as a target, but is not an assistant message"
         raise place.error(what, "only assistant messages are trained on")
     if role != "assistant" and calls:
-        raise place.error(f"'{here}' has tool calls, but is no assistant's message")
+        raise place.error(f"'{here}' has tool calls, but is not an assistant message")
     thinking = message.reasoning_content
     fields = {
         "reasoning_content": "" if _thought(thinking, content or "") else thinking,
@@ -262,7 +262,7 @@ def _tools(value: object, info: ValidationInfo) -> list[Any]:
             with suppress(ValueError, RecursionError):
                 tool = json.loads(tool)
         if not isinstance(tool, Mapping) or not tool:
-            raise place.error(f"field {place.name(info)} holds a tool that is no object")
+            raise place.error(f"field {place.name(info)} contains a tool that is not an object")
         bare = "name" in tool and not tool.keys() & {"type", "function"}
         tools.append({"type": "function", "function": tool} if bare else tool)
     return tools
@@ -346,7 +346,7 @@ class Question(Schema):
         else:
             for name in ("context", "history"):
                 if getattr(self, name):
-                    what = f"field '{name}' cannot be put in front of a prompt that is messages"
+                    what = f"field '{name}' cannot be added to a prompt that is messages"
                     raise UserError(what, where=where, hint="make it part of the messages")
             turns = unsupervised(prompt)
         return with_system(turns, self.system, where)
@@ -365,7 +365,7 @@ def with_system(turns: Turns, system: str, where: str) -> Turns:
     if turns and turns[0].role in ("system", "developer"):
         if turns[0].content.strip() == system.strip():
             return turns
-        raise UserError("has two system messages that differ", where=where, hint="keep one")
+        raise UserError("the row has two different system messages", where=where, hint="keep one")
     return (Turn("system", system), *turns)
 
 
@@ -415,7 +415,7 @@ def _call(call: object, here: str, where: str) -> dict[str, object]:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
             raise UserError(
-                f"'{here}' calls {inner['name']} with arguments that are no JSON", where=where
+                f"'{here}' calls {inner['name']} with arguments that are not JSON", where=where
             ) from None
     kept = {k: v for k, v in given.items() if k in ("id", "type")}
     return {
@@ -489,9 +489,7 @@ def right_choice(options: Options, answers: Mapping[str, Any], where: str) -> in
     if len(indices) > 1:
         raise UserError(f"{' and '.join(found)} name different choices", where=where)
     if not found:
-        raise UserError(
-            "does not say which choice is right", where=where, hint="expected answer or answerKey"
-        )
+        raise UserError("the right choice is missing", where=where, hint="expected answer or answerKey")
     return indices.pop() if indices else None
 
 

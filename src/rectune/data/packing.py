@@ -90,11 +90,11 @@ def collate(encoded: Sequence[EncodedLike], device: torch.device | str | None = 
     """Lay rows out one behind the other; rows without targets, and no rows at all, are fine.
 
     Raises:
-        ValueError: The first token of a row is a target, though nothing stands before it.
+        ValueError: The first token of a row is a target, though it has no preceding token.
     """
     lengths = [len(row.input_ids) for row in encoded]
     if any(length and row.labels[0] != -100 for row, length in zip(encoded, lengths, strict=True)):
-        raise ValueError("the first token of a row cannot be a target: nothing stands before it")
+        raise ValueError("the first token of a row cannot be a target: it has no preceding token")
 
     def joined(arrays: list[np.ndarray], dtype: type) -> torch.Tensor:
         flat: np.ndarray = np.concatenate([*arrays, np.empty(0, dtype)], dtype=dtype, casting="unsafe")

@@ -39,13 +39,15 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise UserError("is no ordinary file", where=path, hint="a pipe or a device can be read but once")
+            raise UserError(
+                "this is not a regular file", where=path, hint="pipes and devices can be read only once"
+            )
         with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"is a broken gzip file ({error})", where=path) from None
+        raise UserError(f"the gzip file is broken ({error})", where=path) from None
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+        raise UserError(f"the file cannot be read ({error.strerror or error})", where=path) from None
 
 
 def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -53,7 +55,7 @@ def byte_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
             if len(line) == LONGEST:
-                raise UserError(f"is longer than {LONGEST >> 20} MiB", where=f"{path}:{number}")
+                raise UserError(f"the line is longer than {LONGEST >> 20} MiB", where=f"{path}:{number}")
             yield number, line
 
 
@@ -72,7 +74,7 @@ def _decoded(line: bytes, number: int, path: Path) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise UserError(
-            "is not UTF-8", where=f"{path}:{number}", hint="convert the file, for example with iconv"
+            "the text is not UTF-8", where=f"{path}:{number}", hint="convert the file, for example with iconv"
         ) from None
 
 
@@ -93,7 +95,7 @@ def parse_object(text: str, where: str) -> RawRecord:
             if isinstance(value, list)
             else ""
         )
-        raise UserError(f"is a JSON {json_type(value)}, not an object", where=where, hint=hint)
+        raise UserError(f"the line is a JSON {json_type(value)}, not an object", where=where, hint=hint)
     check_text(text, value, where)
     return value
 
@@ -114,7 +116,7 @@ def check_text(text: str, value: object, where: str) -> None:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise UserError("a text holds half of a surrogate pair", where=where) from None
+            raise UserError("a text contains half of a surrogate pair", where=where) from None
 
 
 def json_type(value: object) -> str:
@@ -224,7 +226,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, RawRecord | UserError]]:
             if header is None:
                 header = fields
                 if twice := [name for name in header if header.count(name) > 1]:
-                    raise UserError(f"has two columns named '{twice[0]}'", where=f"{path}:{line}")
+                    raise UserError(f"the table has two columns named '{twice[0]}'", where=f"{path}:{line}")
             elif fields:
                 if len(fields) == len(header):
                     yield line, dict(zip(header, fields, strict=True))
@@ -274,7 +276,7 @@ def _numbered(
                 number += 1
                 yield number, without_nulls(record)
     except (ArrowException, OSError) as error:
-        raise UserError(f"is broken {kind} ({error})", where=f"{path}:{number + 1}") from None
+        raise UserError(f"the {kind} file is broken ({error})", where=f"{path}:{number + 1}") from None
 
 
 def read_json(path: Path) -> Iterator[tuple[int, RawRecord | UserError]]:
@@ -297,7 +299,7 @@ def read_json(path: Path) -> Iterator[tuple[int, RawRecord | UserError]]:
         text, begins = content.decode(), len(content[: opening.end()].decode())
     except UnicodeDecodeError as error:
         where = f"{path}:{content.count(_LINE_END, 0, error.start) + 1}"
-        raise UserError("is not UTF-8", where=where, hint="convert the file") from None
+        raise UserError("the text is not UTF-8", where=where, hint="convert the file") from None
     yield from _array(text, begins, path, in_object=opening[1] != b"[")
 
 
@@ -317,9 +319,9 @@ def _array(text: str, at: int, path: Path, *, in_object: bool) -> Iterator[tuple
         except (ValueError, RecursionError) as error:
             wrong_line = line + text.count("\n", at, getattr(error, "pos", at))
             raise UserError(
-                f"malformed JSON ({getattr(error, 'msg', error)}); nothing behind it in this file can be read",
+                f"malformed JSON ({getattr(error, 'msg', error)}); the rest of the file cannot be read",
                 where=f"{path}:{wrong_line}",
-                hint="mend the file, or write one object a line to a .jsonl file",
+                hint="fix the file, or write one object a line to a .jsonl file",
             ) from None
         yield line, _object(record, text[done:at], where)
         line += text.count("\n", done, at)
@@ -333,7 +335,7 @@ def _array(text: str, at: int, path: Path, *, in_object: bool) -> Iterator[tuple
 
 def _object(record: object, text: str, where: str) -> RawRecord | UserError:
     if not isinstance(record, dict):
-        return UserError("the array holds something else than objects", where=where)
+        return UserError("the array contains items that are not objects", where=where)
     try:
         check_text(text, record, where)
     except UserError as error:

@@ -58,7 +58,7 @@ def split_holdout(asked: Sequence[int] | np.ndarray, share: float, seed: int) ->
     """
     n = len(asked)
     if not 0 <= share < 1:
-        raise UserError(f"a share of {share} cannot be kept aside", where="eval_split_size", hint="0 to 1")
+        raise UserError(f"must be from 0 to 1 (got {share})", where="eval_split_size", hint="0 to 1")
     if share == 0:
         return list(range(n)), []
     aside = max(1, round(n * share))
@@ -66,7 +66,7 @@ def split_holdout(asked: Sequence[int] | np.ndarray, share: float, seed: int) ->
     aside = max(aside, min(sizes.tolist(), default=1))
     if aside >= n:
         raise UserError(
-            f"keeping {aside} of {n} rows aside leaves none to train on (rows that ask the same stay together; "
+            f"holding out {aside} of {n} rows leaves none to train on (rows with the same question stay together; "
             f"different questions: {len(sizes)})",
             where="eval_split_size",
             hint="give rows of more questions, or eval_split_size = 0",
@@ -118,7 +118,7 @@ def plan_steps(
 ) -> StepPlan:
     """The plan for `epochs` passes over `n` rows, or for `steps` full steps where that is given."""
     if n == 0:
-        raise UserError("no rows to train on", hint="all were dropped, kept aside, or never there")
+        raise UserError("no rows to train on", hint="all were dropped or held out, or the data is empty")
     return StepPlan(n, batch_size, math.ceil(n * epochs) if steps is None else steps * batch_size, seed)
 
 

@@ -95,7 +95,7 @@ class Faults:
             self.first.append(str(error))
         return False
 
-    def settle(self, rows: int, *, skip: bool = False, hint: str = "mend or remove these rows") -> None:
+    def settle(self, rows: int, *, skip: bool = False, hint: str = "fix or remove these rows") -> None:
         """Say the faulty rows in the log, one a line, and their number.
 
         Args:

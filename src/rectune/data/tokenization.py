@@ -164,7 +164,7 @@ class _Tokens:
         for text in texts if not self.direct else ():
             if found := re.search(f"{START}(.*?){END}", text, re.DOTALL):
                 what = f"this tokenizer cannot write {found[1]} as text"
-                raise UserError(what, where=where, hint="take it out, or give chat_template = none")
+                raise UserError(what, where=where, hint="remove it, or give chat_template = none")
 
     def _as_text(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts in which control tokens are marked that are text."""

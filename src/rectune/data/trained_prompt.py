@@ -82,7 +82,7 @@ def run_prompt(model: str) -> RunPrompt | None:
     try:
         rows = DataConfig.model_validate({k: config[k] for k in DataConfig.model_fields if k in config})
     except ValidationError:
-        raise UserError("its settings are not of this version", where=run / "config.json") from None
+        raise UserError("the settings are of another version", where=run / "config.json") from None
     data = str(config["problems" if online else "data"])
     return RunPrompt(run, answering(folder), data, rows, online)
 
@@ -100,10 +100,12 @@ def answering(folder: Path) -> Path:
     if run == folder or run.parent == folder:
         there = [run / name for name in WEIGHTS if (run / name).is_dir()]
         if not there:
-            raise UserError("the run has no model yet", where=run, hint="train it to the end")
+            raise UserError("the run has no model yet", where=run, hint="finish training first")
         return there[0]
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError("is a part of a run, not a model", where=folder, hint=f"give the run itself: {run}")
+        raise UserError(
+            "this is a part of a run, not a model", where=folder, hint=f"give the run itself: {run}"
+        )
     return folder
 
 
@@ -118,7 +120,7 @@ def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
             config = load_json(path) if path.is_file() else None
         except (ValueError, OSError) as error:
             if run in (folder, *near):
-                raise UserError(f"cannot be read ({error})", where=path) from None
+                raise UserError(f"the file cannot be read ({error})", where=path) from None
             continue
         if isinstance(config, dict) and (
             {"algorithm", "problems"} <= set(config) or {"objective", "data"} <= set(config)

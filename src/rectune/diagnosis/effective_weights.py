@@ -46,7 +46,7 @@ def parse(objectives: Sequence[str | Objective]) -> list[Phase]:
         parsed = parse_objective(text)
         if len(parsed) > 1:
             raise UserError(
-                f"'{text}' has phases, and a diagnosis sees one moment",
+                f"'{text}' has phases, which cannot be diagnosed together",
                 where="objectives",
                 hint=f"name them one by one: {', '.join(phase.label for phase in parsed)}",
             )

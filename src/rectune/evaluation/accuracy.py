@@ -58,9 +58,9 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> dict[str, lis
         models.setdefault(line.fingerprint, where)
         if len(models) > 1:
             raise UserError(
-                f"holds samples of two models (see {next(iter(models.values()))})",
+                f"the folder has samples of two models (see {next(iter(models.values()))})",
                 where=where,
-                hint="evaluate each model in a folder of its own",
+                hint="evaluate each model in its own folder",
             )
         if line.problem_id in samples and 0 <= line.sample_index < n:
             samples[line.problem_id][line.sample_index] = line
@@ -82,7 +82,7 @@ def verdict_matrix(folder: Path, task: str) -> tuple[list[str], np.ndarray]:
     """
     evaluation = read_evaluation(folder)
     if task not in evaluation.benchmarks:
-        raise UserError(f"holds no evaluation on {task}", where=folder)
+        raise UserError(f"the folder has no evaluation on {task}", where=folder)
     ids = evaluation.benchmarks[task].problem_ids
     return ids, correct_matrix(read_graded(Path(folder) / "graded.jsonl", ids, evaluation.protocol.n))
 

@@ -148,7 +148,7 @@ def _result(name: str, task: TaskPrompts, lines: Mapping[str, Sequence[Graded]])
     ids = [problem.problem_id for problem in task.problems]
     scores = score({problem_id: lines[problem_id] for problem_id in ids})
     if unknown := scores.verdicts["timeout"] + scores.verdicts["error"]:
-        log.warning("%s: %d answers could not be judged; they are not counted correct", name, unknown)
+        log.warning("%s: %d answers could not be graded; they count as not correct", name, unknown)
     declared = TASKS.get(name)
     return TaskResult(
         **dict(scores),

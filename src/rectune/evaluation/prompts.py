@@ -143,7 +143,9 @@ def warn_of_mismatches(
         for name, task in prompts.items():
             used = _wrapping_of(task, run.wrapping)
             if used != run.wrapping:
-                warnings.append(f"{name} asks {used!r}, the training rows {run.wrapping!r}")
+                warnings.append(
+                    f"the prompt of {name} is {used!r}, that of the training rows {run.wrapping!r}"
+                )
     for warning in warnings:
         log.warning("PROMPT MISMATCH: %s", warning)
     return warnings

@@ -160,7 +160,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: below 0.05, the family-wise error is below 5 %."""
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not np.all((p >= 0) & (p <= 1)):
-        raise UserError("p-values have to be a list of numbers in [0, 1]")
+        raise UserError("p-values must be a list of numbers in [0, 1]")
     order = np.argsort(p, kind="stable")
     adjusted = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     result = np.empty_like(p)
@@ -195,14 +195,14 @@ def _rows(matrix: Matrix, name: str) -> list[np.ndarray]:
     except (TypeError, ValueError):
         raise UserError(f"{name} is not a matrix of numbers", hint="problems x samples, 0 or 1") from None
     if not rows:
-        raise UserError(f"{name} holds no problems")
+        raise UserError(f"{name} has no problems")
     for index, row in enumerate(rows):
         if row.ndim != 1:
-            raise UserError(f"{name} has to be problems x samples", hint="for one sample each: x[:, None]")
+            raise UserError(f"{name} must be problems x samples", hint="for one sample each: x[:, None]")
         if not len(row):
             raise UserError("no samples", where=f"{name}, problem {index}")
         if not np.all((row >= 0) & (row <= 1)):  # false for NaN as well
-            raise UserError("values have to be in [0, 1] and not NaN", where=f"{name}, problem {index}")
+            raise UserError("values must be in [0, 1] and not NaN", where=f"{name}, problem {index}")
     return rows
 
 
@@ -210,7 +210,7 @@ def _binary_rows(matrix: Matrix) -> list[np.ndarray]:
     rows = _rows(matrix, "correct")
     for index, row in enumerate(rows):
         if not np.all((row == 0) | (row == 1)):
-            raise UserError("verdicts have to be 0 or 1", where=f"correct, problem {index}")
+            raise UserError("verdicts must be 0 or 1", where=f"correct, problem {index}")
     return rows
 
 

@@ -45,7 +45,7 @@ def gsm8k(record: RawRecord, where: str) -> TaskDoc:
     solution = _text(record, ("answer",), where)
     answer = solution.rpartition("####")[2].strip().replace(",", "") if "####" in solution else ""
     if not answer:
-        raise UserError("no answer behind '####'", where=where)
+        raise UserError("no answer after '####'", where=where)
     return TaskDoc(_text(record, ("question",), where), answer, _id(record))
 
 
@@ -62,7 +62,7 @@ def olympiadbench(record: RawRecord, where: str) -> TaskDoc:
         question = f"{record['context']}\n{question}"
     answers = _first(record, ("final_answer",), where)
     if not isinstance(answers, list) or not answers:
-        raise UserError("field 'final_answer' is no list of answers", where=where)
+        raise UserError("field 'final_answer' is not a list of answers", where=where)
     extra: dict[str, object] = {}
     if record.get("is_multiple_answer"):
         extra["multiple"] = True
@@ -91,7 +91,7 @@ def mbpp(record: RawRecord, where: str) -> TaskDoc | None:
         return None
     tests = _first(record, ("test_list",), where)
     if not isinstance(tests, list) or not tests:
-        raise UserError("field 'test_list' is no list of tests", where=where)
+        raise UserError("field 'test_list' is not a list of tests", where=where)
     shown = "\n".join(map(str, tests))
     extra: dict[str, object] = {
         "test_list": tests,
@@ -114,7 +114,7 @@ def _first(record: RawRecord, names: tuple[str, ...], where: str) -> Any:
 def _text(record: RawRecord, names: tuple[str, ...], where: str) -> str:
     value = _first(record, names, where)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"field '{names[0]}' is empty or no text", where=where)
+        raise UserError(f"field '{names[0]}' is empty or not text", where=where)
     return value
 
 
@@ -123,7 +123,7 @@ def _answer(record: RawRecord, where: str) -> str | list[str]:
     if isinstance(solution, str) and not any(record.get(name) not in (None, "") for name in ANSWER):
         if boxed := extract_answer(solution, ["boxed"]):  # MATH's and Minerva's own files
             return boxed
-        raise UserError("neither an answer nor a box in its solution", where=where)
+        raise UserError("the problem has no answer, and its solution has no box", where=where)
     value = _first(record, ANSWER, where)
     if isinstance(value, list) and value:
         return [_written(answer, "answer", where) for answer in value]
@@ -319,7 +319,7 @@ def _from_hub(task: Task) -> Records:
     try:
         return from_hub(task.hub, split=task.split)
     except UserError as error:
-        raise _missing(task, f"not packaged; {task.hub} {error.what}") from None
+        raise _missing(task, f"not packaged; {task.hub}: {error.what}") from None
 
 
 def _missing(task: Task, why: str) -> UserError:
@@ -338,7 +338,7 @@ def _problems(task: Task, records: Records, prompt: str, system: str | None) -> 
             continue
         id = f"{task.name}/{index if doc.id is None else doc.id}"
         if id in places:
-            raise UserError(f"problem id {id} is that of {places[id]} too", where=where)
+            raise UserError(f"problem id {id} is used in {places[id]} too", where=where)
         places[id] = where
         turns = _with_system((_user_turn(prompt, doc.question),), system)
         problems.append(Problem(id, turns, doc.answer, task.grader, where, doc.extra or None))
@@ -347,7 +347,7 @@ def _problems(task: Task, records: Records, prompt: str, system: str | None) -> 
 
 def _user_turn(prompt: str, question: str) -> Turn:
     if "{question}" not in prompt:
-        raise UserError("the prompt has no {question} in it", where="--prompt")
+        raise UserError("the prompt must contain {question}", where="--prompt")
     return Turn("user", prompt.replace("{question}", question))
 
 

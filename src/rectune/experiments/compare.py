@@ -54,7 +54,7 @@ def compare(config: CompareConfig) -> Comparison:
     resumes = on_interrupt(lambda: f"{grid.out}: stopped; run it again, it resumes")
     with lock(grid.out, "comparing"), translate_disk_errors(grid.out), resumes:
         if config.lora_r and not config.merge_adapter:
-            log.info("merge_adapter: on, because answers are sampled from plain models")
+            log.info("merge_adapter: on, because answers are sampled from merged models")
         comparison = run_grid(grid)
         from rectune.reporting.report import report
 
@@ -70,7 +70,7 @@ def _checked_grid(config: CompareConfig) -> Grid:
             hint="train each objective with accelerate launch, evaluate the runs, then rectune report RUN...",
         )
     if "objective" in config.model_fields_set:
-        log.info("objective: the recipe's is ignored, --objectives says what is compared")
+        log.info("objective of the recipe is ignored; --objectives names the objectives to compare")
     grid = make_grid(config)
     _check_inputs(grid)
     if grid.race:
@@ -172,7 +172,7 @@ def _problems(config: CompareConfig, domains: dict[str, str]) -> tuple[Problems,
 
 def _check_choices(config: CompareConfig, arms: int) -> None:
     if any(not 0 < rate < 1 for rate in config.sweep):
-        raise UserError("a learning rate is above 0 and below 1", where="--sweep", hint="such as 2e-5,5e-5")
+        raise UserError("learning rates must be between 0 and 1", where="--sweep", hint="such as 2e-5,5e-5")
     if config.sweep_steps is not None and not config.sweep:
         raise UserError("requires --sweep", where="--sweep-steps")
     if config.validation is not None and not (config.sweep or config.race):

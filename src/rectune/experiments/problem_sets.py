@@ -78,15 +78,15 @@ def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tupl
     inside = [name for name in problems if domains[name] == "in"]
     if not inside:
         raise UserError(
-            "there are no problems to judge choices on besides the verdict's",
+            "sweep and race need other problems than the verdict",
             where="--sweep, --race",
-            hint="give --validation, or --tasks-in, of which a quarter is then set aside",
+            hint="give --validation, or --tasks-in, a quarter of which is then held out",
         )
     chosen, rest = Problems(), dict(problems)
     for name in inside:
         every = problems[name]
         if len(every) < 2:
-            raise UserError(f"{name} has one problem: none can be set aside", hint="give --validation")
+            raise UserError(f"{name} has only one problem, so none can be held out", hint="give --validation")
         count = max(1, round(VALIDATION_SHARE * len(every)))
         places = set(random.Random(f"{seed}/{name}").sample(range(len(every)), count))
         chosen[name] = [problem for place, problem in enumerate(every) if place in places]
@@ -101,9 +101,9 @@ def check_apart(validation: Problems, verdict: Problems) -> None:
         shared = sum(problem.prompt in judged for problem in problems)
         if shared:
             raise UserError(
-                f"{shared} of the {len(problems)} problems of {name} are the verdict's, too",
+                f"{shared} of the {len(problems)} problems of {name} are also used for the verdict",
                 where="--validation",
-                hint="a choice judged on them would flatter the winner; give others",
+                hint="a choice made on them would favour the winner; give other problems",
             )
 
 
@@ -122,7 +122,7 @@ def write_problems(folder: Path, problems: Problems) -> list[Path]:
             write_text(path, text)
         elif path.read_text("utf-8") != text:
             raise UserError(
-                f"the problems of {name} are not those this folder began with",
+                f"the problems of {name} have changed since this folder was created",
                 where=path,
                 hint="restore them, or give another --output-dir",
             )

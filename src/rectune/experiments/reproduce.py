@@ -113,7 +113,7 @@ class Reproduction:
         if found is None:
             where = f"recipes/{module.replace('.', '/')}"
             hint = "put the recipe into recipes/paper of a checkout of the repository"
-            raise UserError(f"needs {where}, which is not beside it", where=self.path, hint=hint)
+            raise UserError(f"needs {where}, which is not next to the recipe", where=self.path, hint=hint)
         return found
 
 
@@ -157,7 +157,7 @@ def prepare(config: ReproduceConfig) -> Reproduction:
     recipe = load_recipe(path)
     if config.scale == "mini" and recipe.no_mini:
         hint = "--scale full, or --dry-run with it"
-        raise UserError(f"cannot be done at mini scale: {recipe.no_mini}", where=config.recipe, hint=hint)
+        raise UserError(f"this recipe has no mini scale: {recipe.no_mini}", where=config.recipe, hint=hint)
     seeds = config.seeds if config.seeds is not None else 3 if config.scale == "mini" else 1
     labels = [arm.label for arm in recipe.arms]
     for label in config.arms:

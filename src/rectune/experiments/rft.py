@@ -175,12 +175,12 @@ class Stages:
         )
         if self.path.exists():
             if not resume:
-                hint = "go on with --resume, or give another --output-dir"
-                raise UserError("already holds a run", where=self.out, hint=hint)
+                hint = "continue with --resume, or give another --output-dir"
+                raise UserError("the folder already has a run", where=self.out, hint=hint)
             self._take_over(read_record(self.path, RFTProgress))
         elif (self.out / "samples.jsonl").exists():
             hint = "give another --output-dir, and this file as --samples"
-            raise UserError("holds samples of something else", where=self.out, hint=hint)
+            raise UserError("the folder has samples of another run", where=self.out, hint=hint)
         self._write()
 
     def do(self, stage: str, file: Path, work: Callable[[], dict[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -199,7 +199,9 @@ class Stages:
         if "rows.template" in then:
             hint = "give another --output-dir, and its samples.jsonl as --samples"
             raise UserError(
-                "written by rectune 0.1, whose settings have other names", where=self.path, hint=hint
+                "the run was written by rectune 0.1, whose settings have other names",
+                where=self.path,
+                hint=hint,
             )
         changed = [name for name in now if then.get(name) != now[name]]
         trained = (self.out / "train" / "config.json").exists()
@@ -271,7 +273,7 @@ def _take_over(samples: Path, out: Path, problems: Sequence[Problem], n: int) ->
         for number, line in read_jsonl(samples, torn_last=True):
             index, problem = line.get("sample_index"), by_id.get(str(line.get("problem_id")))
             if not isinstance(index, int):
-                raise UserError("is not a line of samples", where=f"{samples}:{number}")
+                raise UserError("this is not a line of samples", where=f"{samples}:{number}")
             if problem is not None and index < n:
                 judged = {"answer": problem.answer, "grader": problem.grader, "extra": problem.extra}
                 file.write(json.dumps(line | judged, ensure_ascii=False) + "\n")
@@ -286,7 +288,7 @@ def _check_judged(counts: dict[str, int], graded: Path) -> None:
     if sum(failed.values()) == sum(counts.values()):
         how = " and ".join(f"{count:,} times {name}" for name, count in failed.items() if count)
         raise UserError(
-            f"the verifier judged none of the {sum(counts.values()):,} answers ({how})",
+            f"the grader graded none of the {sum(counts.values()):,} answers ({how})",
             where=graded,
             hint="raise grading_timeout and --resume, or correct the problems and give samples.jsonl to another "
             "--output-dir as --samples",

@@ -126,7 +126,7 @@ def _rung(
             if not is_evaluated(answers, validation, settings):
                 if run.is_finished:
                     raise UserError(
-                        f"is finished: it cannot be judged at step {step} any more", where=run.folder
+                        f"the run is finished and cannot be evaluated at step {step}", where=run.folder
                     )
                 with progress.task("rung", f"{run.name}, to step {step} of {grid.steps(arm)}"):
                     run.train(until=step)

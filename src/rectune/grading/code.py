@@ -158,7 +158,7 @@ def read_tests(extra: Mapping[str, Any], where: str | None = None) -> CodeTests:
     """
     for name in ("prompt", "entry_point", "test_setup_code"):
         if not isinstance(extra.get(name), str | None):
-            raise UserError(f"extra.{name} is no text", where=where)
+            raise UserError(f"extra.{name} is not text", where=where)
     setup = [str(extra.get("test_setup_code") or ""), *_texts(extra.get("test_imports"))]
     for name in PROGRAMS:
         if program := _texts(extra.get(name)):
@@ -169,7 +169,7 @@ def read_tests(extra: Mapping[str, Any], where: str | None = None) -> CodeTests:
         others = [name for name in extra if "test" in name and name not in _SETUP]
         unread = f" that can be read (extra has {', '.join(others)})" if others else ""
         hint = "give extra.test or extra.test_list, or inputs and outputs in extra.input_output"
-        raise UserError(f"a code problem without tests{unread}", where=where, hint=hint)
+        raise UserError(f"the code problem has no tests{unread}", where=where, hint=hint)
     return tests
 
 
@@ -199,7 +199,7 @@ def _read_pairs(extra: Mapping[str, Any], where: str | None) -> CodeTests | None
         lenient = lenient and not any(functional is not None for *_, functional in pairs)
         found += [(given, wanted, bool(functional)) for given, wanted, functional in pairs]
     if not found:
-        raise UserError("a code problem without tests", where=where, hint=f"extra.{fields[0][0]} is empty")
+        raise UserError("the code problem has no tests", where=where, hint=f"extra.{fields[0][0]} is empty")
     if not function and any(functional for *_, functional in found):
         what = "functional tests without the function's name"
         raise UserError(what, where=where, hint="give extra.fn_name")
@@ -223,7 +223,7 @@ def _parsed(value: Any, name: str, where: str | None) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         hint = "LiveCodeBench's packed private tests are a pickle: unpack them to JSON first"
-        raise UserError(f"extra.{name} is a text, but no JSON", where=where, hint=hint) from None
+        raise UserError(f"extra.{name} is text, but not JSON", where=where, hint=hint) from None
 
 
 def _pairs(value: Any, name: str, where: str | None) -> list[tuple[Any, Any, bool | None]]:
@@ -241,7 +241,7 @@ def _pairs(value: Any, name: str, where: str | None) -> list[tuple[Any, Any, boo
     for test in value if isinstance(value, list | tuple) else [value]:
         kind = test.get("testtype", test.get("type")) if isinstance(test, Mapping) else None
         if None in (_side(test, _INPUTS), _side(test, _OUTPUTS)):
-            raise UserError(f"extra.{name} is no list of tests with 'input' and 'output'", where=where)
+            raise UserError(f"extra.{name} is not a list of tests with 'input' and 'output'", where=where)
         if kind not in (None, "stdin", "stdin_stdout", "functional", "function_call"):
             raise UserError(f"extra.{name}: no such test type: {kind}", where=where)
         is_call = None if kind is None else kind.startswith("function")

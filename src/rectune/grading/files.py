@@ -110,7 +110,7 @@ def grade(
                     summary.counts[verdict.verdict] += 1
                     progress(summary.total)
                 if not summary.total:
-                    raise UserError("holds no samples", where=samples)
+                    raise UserError("the file has no samples", where=samples)
             except UserError:
                 if not existed and not summary.total:
                     out.unlink()
@@ -178,7 +178,7 @@ def _skip_graded(samples: Path, source: BinaryIO, out: Path, graded: BinaryIO, s
         while not original.strip():
             original, number = source.readline(), number + 1
             if not original:
-                raise UserError("holds more lines than the samples", where=out, hint=_OTHER)
+                raise UserError("the output has more lines than the samples", where=out, hint=_OTHER)
         try:
             before, after = json.loads(original), json.loads(line)
             same, verdict = _ungraded(before) == _ungraded(after), after.get("verdict")

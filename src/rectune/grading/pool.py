@@ -61,7 +61,7 @@ def check_item(grader: object, extra: Mapping[str, Any] | None, *, where: str | 
         read_tests(extra, where)
     rules = extra.get("extract") or []
     if not isinstance(rules, list | tuple) or not all(isinstance(rule, str) for rule in rules):
-        raise UserError("extra.extract is no list of texts", where=where)
+        raise UserError("extra.extract is not a list of texts", where=where)
     for rule in rules:
         if rule not in EXTRACTION:
             raise unknown_name("extraction rule", rule, EXTRACTION, where=where)

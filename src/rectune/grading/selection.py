@@ -82,7 +82,7 @@ def select(
         raise UserError(f"must be at least 1 (got {per_problem})", where="--per-problem")
     check_output(out)
     if graded.resolve() == out.resolve():
-        raise UserError("would be written over", where=graded, hint="give another --output")
+        raise UserError("the input would be overwritten", where=graded, hint="give another --output")
     answers, counts, temperature = _read(graded, unjudged=unjudged, unfinished=unfinished)
     chosen = {}
     for problem_id, distinct in answers.items():
@@ -97,7 +97,7 @@ def select(
         hint = "sample more, or easier problems"
         if counts["cut_off"]:
             hint = f"{counts['cut_off']} correct ones are cut at the token limit: raise it, or --include-unfinished"
-        raise UserError(f"has no {lacking}", where=graded, hint=hint)
+        raise UserError(f"the file has no {lacking}", where=graded, hint=hint)
     selected, used = sum(map(len, chosen.values())), len(chosen)
     if balance:
         most = max(map(len, chosen.values()))
@@ -132,7 +132,9 @@ def _read(
     for where, sample in graded_lines(path):
         first = first or sample
         if sample.fingerprint != first.fingerprint:
-            raise UserError("is a sample of a second model", where=where, hint="select from each model apart")
+            raise UserError(
+                "the file has samples of two models", where=where, hint="select from each model separately"
+            )
         distinct = answers.setdefault(sample.problem_id, _Answers(_prompt(sample, where)))
         counts["samples"] += 1
         counts[sample.verdict] += 1
@@ -146,7 +148,7 @@ def _read(
             if spelled:
                 same.setdefault(spelled, sample.text)
     if first is None:
-        raise UserError("holds no samples", where=path)
+        raise UserError("the file has no samples", where=path)
     counts["problems"] = len(answers)
     counts["without_correct"] = sum(not distinct.correct for distinct in answers.values())
     counts["without_wrong"] = sum(not distinct.wrong for distinct in answers.values())
@@ -157,5 +159,5 @@ def _prompt(sample: Graded, where: str) -> Prompt:
     if sample.turns:
         return [{"role": turn.role, "content": turn.content} for turn in sample.turns]
     if sample.prompt is None:
-        raise UserError("has no prompt to train with", where=where)
+        raise UserError("the sample has no prompt to train with", where=where)
     return sample.prompt

@@ -183,7 +183,7 @@ def _share(budget: int, hidden: Tensor, weight: Tensor, matrices: int) -> int:
     row_bytes = matrices * weight.shape[0] * hidden.element_size()
     if budget < row_bytes:
         raise UserError(
-            f"{budget} bytes hold no row of {weight.shape[0]} logits",
+            f"{budget} bytes are too few for a row of {weight.shape[0]} logits",
             where="logits_memory_mb",
             hint=f"give at least {row_bytes} bytes (the default is 256 MiB)",
         )
@@ -209,7 +209,7 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None)
         raise UserError(f"the head computes in bfloat16, float32 or float64, not {hidden.dtype}")
     if not weight.is_floating_point() or weight.itemsize < 2:
         raise UserError(
-            f"the head's weight is {weight.dtype}: quantised, and codes are no numbers to compute with"
+            f"the head's weight is quantised ({weight.dtype}), and the log-probabilities need unquantised weights"
         )
     check_targets(targets, weight.shape[0])
 
@@ -222,7 +222,7 @@ def check_targets(targets_N: Tensor, vocabulary: int) -> None:
     if least < 0 or most >= vocabulary:
         wrong = least if least < 0 else most
         hint = f"positions without a target have the label {IGNORE}, and are left out of targets"
-        raise UserError(f"target {wrong} is no id of a vocabulary of {vocabulary}", hint=hint)
+        raise UserError(f"target {wrong} is not an id of a vocabulary of {vocabulary}", hint=hint)
 
 
 def _dense(

@@ -87,9 +87,9 @@ def find_folder(name: str) -> Path | None:
             return answering(path)
         if path.exists():
             hint = "convert it to safetensors first" if path.suffix == ".gguf" else "give the folder it is in"
-            raise UserError("is a file, not the folder of a model", where=name, hint=hint)
+            raise UserError("this is a file, not the folder of a model", where=name, hint=hint)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, no such home
-        raise UserError(f"is not a valid model name ({error})", where=name[:200]) from None
+        raise UserError(f"this is not a valid model name ({error})", where=name[:200]) from None
     if name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise UserError("no such folder", where=name)
     return None
@@ -112,7 +112,7 @@ def base_of(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         base = None
     if not isinstance(base, str) or not base:
-        raise UserError("does not say which model it belongs to (base_model_name_or_path)", where=folder)
+        raise UserError("the adapter does not name its base model (base_model_name_or_path)", where=folder)
     if (within := adapter_folder(base)) is not None:
         what = "names itself as its base model" if within.samefile(folder) else "belongs to another adapter"
         raise UserError(
@@ -169,10 +169,10 @@ def _refuse_foreign_index(index: Path) -> None:
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError("is no index of weights", where=index) from None
+        raise UserError("this is not an index of weights", where=index) from None
     for name in names:
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
-            what = f"names {str(name)[:200]!r}, which is no safetensors file of this folder"
+            what = f"the index names {str(name)[:200]!r}, which is not a safetensors file of this folder"
             raise UserError(what, where=index, hint="pickle can run code when it is read")
     if absent := sorted(name for name in names if not (index.parent / name).is_file()):
         what = f"{len(absent)} of {len(names)} files of weights are not there: {absent[0]}"
@@ -183,7 +183,7 @@ def _refuse_pointer(file: Path) -> None:
     """Raise `UserError` for what git leaves in place of a large file where Git LFS is not installed."""
     with file.open("rb") as stream:
         if stream.read(40).startswith(b"version https://git-lfs"):
-            what = "is a Git LFS pointer, not the file that it stands for"
+            what = "this is a Git LFS pointer, not the file itself"
             raise UserError(what, where=file, hint="git lfs pull, or download the model anew")
 
 
@@ -196,7 +196,9 @@ def check_weights(file: Path) -> None:
         with safe_open(file, "numpy") as tensors:
             kinds = {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors has an exception of its own, and raises others too
-        raise UserError(f"is damaged or not whole ({error})", where=file, hint="copy it again") from error
+        raise UserError(
+            f"the file is damaged or incomplete ({error})", where=file, hint="copy it again"
+        ) from error
     for name, kind in kinds.items():
         last = name.rpartition(".")[2]
         if (kind in _CODES and "weight" in last) or last in ("qweight", "qzeros"):
@@ -206,9 +208,7 @@ def check_weights(file: Path) -> None:
 def quantised(method: str, where: object) -> UserError:
     """The error for weights that are codes, which would be computed with as if they were numbers."""
     hint = "give the model that it was made from; for an adapter, as base_model_name_or_path in adapter_config.json"
-    return UserError(
-        f"is quantised ({method}), and rectune trains and samples whole weights", where=where, hint=hint
-    )
+    return UserError(f"the model is quantised ({method}), which is not supported", where=where, hint=hint)
 
 
 def cache_folder() -> Path:
@@ -244,7 +244,9 @@ def packaged_folder(name: str) -> Path:
         except OSError:
             # Another process was first, and its copy is as good. Anything else must not be removed.
             if not (target / "config.json").is_file():
-                raise UserError("in the way of a converted model", where=target, hint="remove it") from None
+                raise UserError(
+                    "this file prevents the conversion of the model", where=target, hint="remove it"
+                ) from None
     return target
 
 

@@ -140,7 +140,7 @@ def _load_whole(
     if attn_implementation is None and "/" in str(
         config._attn_implementation
     ):  # transformers would fetch and run it
-        what = f"asks for attention code from elsewhere ({config._attn_implementation})"
+        what = f"the config requires attention code from elsewhere ({config._attn_implementation})"
         raise UserError(what, where=name, hint="remove attn_implementation from its config.json")
     model, info = _pretrained(
         transformers.AutoModelForCausalLM.from_pretrained,
@@ -171,7 +171,7 @@ def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
         raise UserError(what, where=name, hint=hint)
     surplus = sorted(info["unexpected_keys"])
     if any("lora_" in tensor or ".base_layer." in tensor for tensor in surplus):
-        what = f"the weights hold an adapter that was not merged ({surplus[0]})"
+        what = f"the weights contain an unmerged adapter ({surplus[0]})"
         raise UserError(
             what, where=name, hint="merge_and_unload it before saving, or save the adapter by itself"
         )
@@ -179,7 +179,7 @@ def _check_loaded(info: Mapping[str, Any], name: str | Path) -> None:
         listed = ", ".join(absent[:3]) + (" ..." if len(absent) > 3 else "")
         raise UserError(f"the weights lack {len(absent)} tensors of the model: {listed}", where=name)
     if surplus:
-        what = "%s: %d tensors of the weights have no place in the model that config.json describes: %s%s"
+        what = "%s: %d tensors of the weights are unknown to the model of config.json: %s%s"
         log.warning(what, name, len(surplus), surplus[0], " ..." if len(surplus) > 1 else "")
 
 
@@ -285,7 +285,7 @@ def _put_on(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     log.info("with the adapter %s", folder)
     if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
         log.warning(
-            "%s: has an adapter and whole weights (%s): the adapter is taken; for the weights, move them to a folder "
+            "%s has an adapter and whole weights (%s); the adapter is used. For the weights, move them to a folder "
             "without adapter_config.json", folder, whole[0],
         )  # fmt: skip
     return _pretrained(lambda source: load_adapter(model, Path(source)), folder, str(folder))  # type: ignore[no-any-return]
@@ -298,14 +298,16 @@ def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = 
     if not weights.is_file():
         hint = None
         if whole := sorted(file.name for file in folder.glob("model*.safetensors")):
-            hint = f"to take the weights beside it ({whole[0]}), remove adapter_config.json"
+            hint = f"to use the weights in this folder ({whole[0]}), remove adapter_config.json"
         if (folder / "adapters.safetensors").is_file():
-            hint = "adapters.safetensors is MLX's, which names tensors otherwise: fuse it into its model"
+            hint = "adapters.safetensors is MLX's, which uses other tensor names: fuse it into its model"
         if (folder / "adapter_model.bin").is_file():
             hint = (
-                "adapter_model.bin is pickle, which can run code: save the adapter anew with a present peft"
+                "adapter_model.bin is pickle, which can run code: save the adapter again with a current peft"
             )
-        raise UserError("no adapter_model.safetensors beside adapter_config.json", where=folder, hint=hint)
+        raise UserError(
+            "the folder has adapter_config.json, but no adapter_model.safetensors", where=folder, hint=hint
+        )
     check_weights(weights)
     trust = {"trust_remote_code": trust_remote_code}
     try:
@@ -313,7 +315,9 @@ def _check_adapter(folder: Path, name: str | Path, *, trust_remote_code: bool = 
         config = load_config(base, **trust)
     except UserError as error:
         hint = "set base_model_name_or_path in its adapter_config.json to where the base model is"
-        raise UserError(f"its base model cannot be loaded ({error})", where=name, hint=hint) from error
+        raise UserError(
+            f"the base model of the adapter cannot be loaded ({error})", where=name, hint=hint
+        ) from error
     check_adapter(folder, base, config, **trust)
     return base
 

@@ -60,7 +60,7 @@ def with_own_lora(config: Run) -> Run:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
-            "is not a LoRA adapter, so it cannot be trained further", where=config.model
+            "this is not a LoRA adapter, so it cannot be trained further", where=config.model
         ) from None
     for name, value in own.items():
         given, default = getattr(config, name), LoraConfig.model_fields[name].default
@@ -91,7 +91,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> PeftModel
     """
     need_peft()
     if config.lora_r == 0:
-        raise UserError("is 0, which means no adapter", where="lora_r")
+        raise UserError("lora_r is 0, which means no adapter", where="lora_r")
     if hasattr(model, "peft_config"):
         return unfreeze(model)  # type: ignore[no-any-return]
     import peft
@@ -180,10 +180,10 @@ def check_adapter(folder: Path, base: str, config: PreTrainedConfig, *, trust_re
     if settings.is_prompt_learning:
         kind = getattr(settings.peft_type, "value", settings.peft_type)
         raise UserError(
-            f"is a {kind} adapter, which adds tokens to the prompt", where=folder, hint="use LoRA"
+            f"this is a {kind} adapter, which adds tokens to the prompt", where=folder, hint="use LoRA"
         )
     if settings.task_type not in (None, "CAUSAL_LM"):
-        raise UserError(f"is an adapter for {settings.task_type}, not for a causal model", where=folder)
+        raise UserError(f"this adapter is for {settings.task_type}, not for a causal model", where=folder)
     try:
         with quiet(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -196,7 +196,9 @@ def check_adapter(folder: Path, base: str, config: PreTrainedConfig, *, trust_re
     except Exception as error:
         # peft's words for targets that the model lacks, and for settings it does not know
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"does not fit its base model {base}: {line[:300]}", where=folder) from error
+        raise UserError(
+            f"the adapter does not match its base model {base}: {line[:300]}", where=folder
+        ) from error
     if misfit.unknown or misfit.absent or misfit.shapes:
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         raise _error(misfit, len(state), folder, base, layers, int(getattr(settings, "r", 0)))
@@ -219,7 +221,7 @@ def read_settings(folder: Path) -> Any:
             return peft.PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # also KeyError and TypeError, for kinds and fields of another version
         line = next(iter(str(error).splitlines()), "")
-        what = f"cannot be read by the installed peft ({type(error).__name__}: {line[:200]})"
+        what = f"the adapter cannot be read by the installed peft ({type(error).__name__}: {line[:200]})"
         raise UserError(what, where=folder / "adapter_config.json") from error
 
 
@@ -269,15 +271,15 @@ def _error(
     of = f"of the base model {base}"
     if misfit.unknown:
         name = _first(misfit.unknown)
-        what = f"{len(misfit.unknown)} of its {total} tensors fit nothing {of}: {name}"
+        what = f"{len(misfit.unknown)} of the adapter's {total} tensors match nothing {of}: {name}"
         return UserError(what, where=folder, hint=_reason(name, misfit, layers))
     if misfit.shapes:
         name, (here, there) = next(iter(misfit.shapes.items()))
-        what = f"{len(misfit.shapes)} of its {total} tensors have another shape than those {of}"
+        what = f"{len(misfit.shapes)} of the adapter's {total} tensors have another shape than those {of}"
         what += f": {name} is {here}, not {there}"
         return UserError(what, where=folder, hint=_reason_of_shape(name, here, there, rank))
-    what = f"lacks {len(misfit.absent)} of the {len(misfit.expected)} tensors {of}: {_first(misfit.absent)}"
-    hint = "it belongs to a base with fewer modules, or was not saved whole"
+    what = f"the adapter lacks {len(misfit.absent)} of the {len(misfit.expected)} tensors {of}: {_first(misfit.absent)}"
+    hint = "it belongs to a base with fewer modules, or was saved incompletely"
     if any("lora_" not in name for name in misfit.absent):
         hint = "modules_to_save are not in the file"
     return UserError(what, where=folder, hint=hint)

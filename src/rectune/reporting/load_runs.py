@@ -122,8 +122,8 @@ def load_folders(folders: Iterable[Path], notes: NoteList) -> LoadedFolders:
         if not folder.exists():
             raise UserError("no such folder", where=folder)
         if not folder.is_dir():
-            hint = "give the run folder that it lies in"
-            raise UserError("is a file, not a folder", where=folder, hint=hint)
+            hint = "give the run folder that contains it"
+            raise UserError("this is a file, not a folder", where=folder, hint=hint)
         before = len(loaded)
         places = [_load_place(place, loaded, notes) for place in _walk(folder, notes)]
         if len(loaded) == before and not any(places):
@@ -246,7 +246,7 @@ def _is_ordinary(path: Path, notes: NoteList) -> bool:
     mode = path.lstat().st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # opening a folder says what is wrong
         return True
-    notes.add(path, "is no ordinary file but a link, a pipe or a device, and is not read")
+    notes.add(path, "is not a regular file (a link, a pipe or a device), and is not read")
     return False
 
 
@@ -355,9 +355,7 @@ def _run(place: Path, notes: NoteList) -> LoadedRun:
     for odd in odd_steps(updated, ("grad_norm",), "objective"):
         notes.add(place / "metrics.jsonl", odd)
     if not any(lines.values()):
-        notes.add(
-            place / "metrics.jsonl", "has no lines that can be read, so there are no curves of this run"
-        )
+        notes.add(place / "metrics.jsonl", "has no readable lines, so this run has no curves")
     named = next((name for name in _LOGPROBS if (place / name).exists()), _LOGPROBS[0])
     rows = read_object(place / named, notes).get("rows")
     run.probe = [row for row in map(_probe_row, rows if isinstance(rows, list) else []) if row]

@@ -73,7 +73,7 @@ def _judge_all(
     evaluated = [arm for arm in arms if arm.evaluations.get("main")]
     trained = [arm.label for arm in evaluated if arm.label != BASE]
     if len(trained) > MOST:
-        what = f"of {len(trained)} arms the first {MOST} are judged; give fewer folders to see others"
+        what = f"of {len(trained)} arms only the first {MOST} are compared; give fewer folders to see others"
         notes.add("evaluations", what)
         evaluated = [arm for arm in evaluated if arm.label not in trained[MOST:]]
     matched = [comparison.matched_to for comparison in loaded.comparisons.values()]
@@ -92,7 +92,7 @@ def _judge_all(
         if whole is None:
             whole = verdict
         else:
-            what = f"{', '.join(names)}: judged apart, so Holm's correction is over these alone"
+            what = f"{', '.join(names)}: compared separately, so Holm's correction is over these alone"
             notes.add("evaluations", what)
             _join(whole, verdict, names)
     return whole

@@ -104,5 +104,5 @@ class Rewards(ExitStack):
             if math.isfinite(reward):
                 return reward
             says = f"returned {value!r:.80}, not a finite number"
-        hint = "mend it and go on with --resume"
+        hint = "fix it and continue with --resume"
         raise UserError(f"{says} for problem '{problem.problem_id}'", where=self.name, hint=hint)

@@ -194,7 +194,7 @@ class RLTrainer:
             "algorithm: %s; precision: %s (%s)", config.algorithm, str(dtype).removeprefix("torch."), reason
         )
         log.info(
-            "problems: %s to learn on, %s held out, written with %s; %s steps of %s answers",
+            "problems: %s to train on, %s held out, written with %s; %s steps of %s answers",
             f"{len(problems):,}", f"{len(held_out):,}", self.template.name, f"{config.max_steps:,}",
             config.problems_per_step * config.num_samples,
         )  # fmt: skip
@@ -232,7 +232,7 @@ class RLTrainer:
                 self.idle = self.idle + 1 if broken and not figures["updates"] else 0
                 if self.idle == _MAX_IDLE_STEPS:
                     raise UserError(
-                        f"no answer could be judged, or no gradient was finite, in {self.idle} steps in a row",
+                        f"no answer could be graded, or no gradient was finite, in {self.idle} consecutive steps",
                         where=config.output_dir,
                         hint="look at OUT/rollouts, raise grading_timeout or lower learning_rate",
                     )
@@ -254,7 +254,7 @@ class RLTrainer:
         """The step of the checkpoint with this state, whose weights are loaded."""
         if state.data != self.prompts.fingerprint:
             raise UserError(
-                f"the problems are not those the run began with ({state.data}, now {self.prompts.fingerprint})",
+                f"the problems have changed since the run began ({state.data}, now {self.prompts.fingerprint})",
                 where=self.config.problems,
                 hint="restore them, or give another --output-dir",
             )

@@ -110,5 +110,5 @@ def translate_peer_failure() -> Iterator[None]:
         words = " ".join(str(error).split())[:200]
         raise UserError(
             f"another process of this command has ended or does not answer ({words})",
-            hint="what it said itself is above; start all of them again (train: with --resume)",
+            hint="see its own message above; start all processes again (train: with --resume)",
         ) from error

@@ -116,7 +116,7 @@ def load_record(
     except (ValueError, OSError):
         content = None
     if not isinstance(content, dict) or not set(names) <= set(content):
-        raise UserError("is damaged", where=path, hint=hint)
+        raise UserError("the file is damaged", where=path, hint=hint)
     check_format(content, path)
     return content
 
@@ -132,7 +132,7 @@ def check_format(content: Mapping[str, Any], path: Path | str, reads: int = FORM
         return
     later = isinstance(found, int) and found > reads
     raise UserError(
-        f"is of format {str(found)[:20]}, this version reads {reads}",
+        f"the file has format {str(found)[:20]}, this version reads {reads}",
         where=path,
         hint=f"use the {'later ' if later else ''}rectune version that wrote it, or give another --output-dir",
     )
@@ -155,13 +155,13 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         number = error.errno or errno.EIO
     if number:
-        raise UserError(f"cannot be written ({os.strerror(number)})", where=folder)
+        raise UserError(f"the folder cannot be written ({os.strerror(number)})", where=folder)
 
 
 def check_output(path: Path) -> None:
     """Check that a file can be written, as `check_writable` does for a folder."""
     if path.is_dir():
-        raise UserError("cannot be written (Is a directory)", where=path)
+        raise UserError("the file cannot be written (Is a directory)", where=path)
     check_writable(path.parent)
 
 
@@ -190,4 +190,6 @@ def translate_disk_errors(where: Path | str, hint: str = "run it again") -> Iter
 def _unwritable(number: int, where: object, hint: str) -> UserError:
     first = "free some space" if number in _FULL else "make it writable"
     first = "give another path" if number in _MISPLACED else first
-    return UserError(f"cannot be written ({os.strerror(number)})", where=where, hint=f"{first}, then {hint}")
+    return UserError(
+        f"the file cannot be written ({os.strerror(number)})", where=where, hint=f"{first}, then {hint}"
+    )

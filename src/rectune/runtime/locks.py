@@ -38,7 +38,7 @@ def lock(folder: Path, doing: str) -> Iterator[None]:
         # Not flock: a process forked by one that was killed would keep that one's lock.
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=folder) from None
+        raise UserError(f"the folder cannot be written ({error.strerror})", where=folder) from None
     name = os.path.realpath(folder)
     try:
         if name in _locked or not _take(handle, folder):
@@ -77,7 +77,9 @@ def _take(handle: int, folder: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-        log.warning("%s: cannot be locked (%s); do not use it from two processes", folder, error.strerror)
+        log.warning(
+            "%s: the folder cannot be locked (%s); do not use it from two processes", folder, error.strerror
+        )
         return True
     with suppress(OSError):  # a full disk: the number is for the message only
         os.ftruncate(handle, 0)

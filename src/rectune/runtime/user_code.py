@@ -33,7 +33,7 @@ def load_function(name: str, *, where: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"cannot be run ({type(error).__name__}: {error})", where=path) from None
+        raise UserError(f"the file cannot be run ({type(error).__name__}: {error})", where=path) from None
     found = getattr(module, function, None)
     if not callable(found):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]

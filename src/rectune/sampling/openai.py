@@ -157,10 +157,10 @@ class OpenAIClient:
     def __init__(self, url: str, *, timeout: float, retries: int) -> None:
         if not url.startswith(("http://", "https://")):
             hint = "such as http://localhost:8000/v1"
-            raise UserError(f"'{url}' is no address", where="base_url", hint=hint)
+            raise UserError(f"'{url}' is not an address", where="base_url", hint=hint)
         if "@" in url.split("/")[2]:
             hint = "put the key in OPENAI_API_KEY"
-            raise UserError("has a name or a password in it", where="base_url", hint=hint)
+            raise UserError("the address contains a name or a password", where="base_url", hint=hint)
         self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
 
     def models(self) -> list[ModelEntry]:

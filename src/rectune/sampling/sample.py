@@ -103,9 +103,9 @@ def sample(
 
 def _check_problems(problems: Sequence[Problem], num_samples: int) -> None:
     if num_samples < 1:
-        raise UserError(f"{num_samples} is out of range", where="num_samples", hint="must be at least 1")
+        raise UserError(f"must be at least 1 (got {num_samples})", where="num_samples")
     if not problems:
-        raise UserError("there is no problem to sample answers for", where="problems")
+        raise UserError("no problems to sample answers for", where="problems")
     counts = Counter(p.problem_id for p in problems)
     if repeated := next((name for name, count in counts.items() if count > 1), None):
         where = [p.where for p in problems if p.problem_id == repeated]

@@ -51,7 +51,7 @@ class SamplingParams:
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
         ):
             if not valid:
-                raise UserError(f"{getattr(self, name)} is out of range", where=name, hint=f"must be {rule}")
+                raise UserError(f"must be {rule} (got {getattr(self, name)})", where=name)
         if not all(self.stop):
             raise UserError("a stop text is empty", where="stop")
 

@@ -35,7 +35,9 @@ class VLLMEngine:
     def __init__(self, model: str, *, template: str = "auto", dtype: str = "auto") -> None:
         if adapter_folder(model) is not None:
             hint = "merge it, or use --backend hf"
-            raise UserError("is an adapter, and the vllm engine takes whole models", where=model, hint=hint)
+            raise UserError(
+                "this is an adapter, and the vllm backend takes whole models", where=model, hint=hint
+            )
         if find_spec("vllm") is None:
             raise UserError("vLLM is not installed", where="backend", hint="pip install 'rectune[vllm]'")
         from vllm import LLM

@@ -186,7 +186,7 @@ class Gradients:
             raise UserError(
                 f"out of memory at {tokens} tokens at once",
                 where=self.config.output_dir,
-                hint=f"start again with --resume: it goes on with micro-batches of at most {self.limit}, as torchrun"
+                hint=f"start again with --resume: it continues with micro-batches of at most {self.limit}, as torchrun"
                 " --max-restarts does by itself",
             )
         log.warning(
@@ -222,7 +222,7 @@ def run_deterministically(device: torch.device, function: Callable[[], T]) -> T:
                 raise
             _unable.append(str(error))
         reason = _unable[0].partition(",")[0].partition(". ")[0]
-        log.warning("a run that goes on will not have the same bits as one never stopped: %s", reason)
+        log.warning("a resumed run will not be bit-identical to an uninterrupted one: %s", reason)
     return function()
 
 

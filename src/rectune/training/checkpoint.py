@@ -164,9 +164,11 @@ def last_good_checkpoint(folder: Path) -> Path | None:
         damage = _damage(checkpoint)
         if not damage:
             return checkpoint
-        log.warning("%s: damaged (%s), so it is passed over", checkpoint, damage)
+        log.warning("%s: the checkpoint is damaged (%s) and is skipped", checkpoint, damage)
     if found:
-        raise UserError(f"is damaged ({damage})", where=found[0], hint="remove the folder to start afresh")
+        raise UserError(
+            f"the checkpoint is damaged ({damage})", where=found[0], hint="remove the folder to start afresh"
+        )
     return None
 
 
@@ -248,7 +250,7 @@ def _checksum(path: Path) -> int:
 def _read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with safe_open(path, "pt") as file:
         if set(file.keys()) != set(tensors):
-            raise UserError("holds the weights of another model", where=path)
+            raise UserError("the checkpoint has the weights of another model", where=path)
         for name, tensor in tensors.items():
             tensor.copy_(like(tensor, file.get_tensor(name)))
 

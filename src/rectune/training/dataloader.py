@@ -249,7 +249,7 @@ def load_data(
     everything = encoded(texts.rows)
     if config.metric_for_best_model != "last" and config.eval_data is None and config.eval_split_size == 0:
         raise UserError(
-            f"'{config.metric_for_best_model}' needs hold-out rows",
+            f"'{config.metric_for_best_model}' needs held-out rows",
             where="metric_for_best_model",
             hint="set eval_split_size or eval_data",
         )
@@ -286,7 +286,7 @@ def _asks_one(config: TrainConfig, asked: np.ndarray) -> bool:
         return False
     if config.eval_split_size != SplitConfig.model_fields["eval_split_size"].default:
         return False
-    log.warning("all rows ask the same question: none of them is kept aside for evaluation (eval_split_size)")
+    log.warning("all rows have the same question: none is held out for evaluation (eval_split_size)")
     return True
 
 
@@ -297,7 +297,7 @@ def _say_holdout(config: TrainConfig, train: np.ndarray, holdout: np.ndarray) ->
     log.info("hold-out: %s rows, %s questions%s", rows, asked, ", none of them trained on" * (not shared))
     if shared:
         log.warning(
-            "%s: %s of its %s rows ask what training rows ask; figures on them say little about new questions",
+            "%s: %s of %s rows have a question that training rows have; their metrics say little about new questions",
             config.eval_data or "hold-out", f"{shared:,}", rows,
         )  # fmt: skip
 
@@ -308,7 +308,7 @@ def _without_cut(split: Split) -> Split:
     whole = ~cut[split.members].any(axis=1)
     log.info("%s of %s rows are too long; left out", f"{int((~whole).sum()):,}", f"{len(whole):,}")
     if not whole.any():
-        raise UserError("no row fits in whole", where="max_length", hint="make it larger")
+        raise UserError("every row is too long", where="max_length", hint="make it larger")
     return replace(split, members=split.members[whole])
 
 

@@ -202,7 +202,7 @@ class Probe:
         ][:ANSWERS]
         self.engine = self._engine(config) if answers else None
         log.info(
-            "drift: watched on %d hold-out rows with %d targets%s",
+            "drift: measured on %d held-out rows with %d targets%s",
             len(rows), len(self.before),
             f", and on {len(self.requests)} answers of at most {self.limit} tokens" if self.engine else "",
         )  # fmt: skip
@@ -278,7 +278,7 @@ class Probe:
             template = run_template(config.output_dir, config.chat_template, self.tokenizer)
             engine = HFEngine(self.scorer.model, self.tokenizer, template, exact=False)
         except UserError as error:
-            log.info("drift: no sampled answers, since %s", error.what)
+            log.info("drift: no sampled answers, because %s", error.what)
             return None
         ends = [engine.limit(len(request.prompt_ids)) for request in self.requests]
         self.requests = [
@@ -287,7 +287,7 @@ class Probe:
             if end is None or len(request.prompt_ids) + self.limit <= end[0]
         ]
         if not self.requests:
-            log.info("drift: no sampled answers, since no prompt leaves the model room for one")
+            log.info("drift: no sampled answers, because no prompt leaves the model room for one")
             return None
         return engine
 
@@ -299,7 +299,7 @@ class Probe:
                 self.engine.complete(self.requests, SamplingParams(1.0, 1.0, self.limit, self.config.seed))
             )
         except UserError as error:  # a feature of its attention that shows in the forward pass only
-            log.info("drift: no sampled answers, since %s", error.what)
+            log.info("drift: no sampled answers, because %s", error.what)
             self.engine = None
             return []
 
@@ -320,10 +320,10 @@ def make_probe(
     if not config.drift_rows or not (sharded or accelerator.is_main_process):
         return None
     if not len(holdout):
-        log.info("drift: not watched, since there are no hold-out rows")
+        log.info("drift: not measured, because there are no held-out rows")
         return None
     if sharded:
-        log.info("drift: no sampled answers, since the weights are sharded over processes")
+        log.info("drift: no sampled answers, because the weights are sharded over processes")
     speaks = accelerator.is_main_process
     return Probe(scorer, tokenizer, config, holdout, accelerator.device, answers=not sharded, speaks=speaks)
 

@@ -65,7 +65,7 @@ class MetricsLog:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError, RecursionError):
-                log.warning("%s: a line was cut off; it is left out", self.path)
+                log.warning("%s: an incomplete line was removed", self.path)
         write_text(self.path, "".join(kept))
 
     def sync(self) -> None:

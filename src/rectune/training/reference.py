@@ -72,20 +72,22 @@ def read(path: Path, belongs: Mapping[str, str]) -> tuple[Tensor, dict[str, str]
         with safe_open(path, "pt") as file:
             header = dict(file.metadata() or {})
             if "ref_logp" not in file.keys() or "format" not in header:  # noqa: SIM118
-                raise UserError("holds no ref_logp", where=path, hint="it is no file that rectune has kept")
+                raise UserError("the file has no ref_logp", where=path, hint="it was not written by rectune")
             values: Tensor = file.get_tensor("ref_logp")
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+        raise UserError(f"the file cannot be read ({error.strerror or error})", where=path) from None
     except SafetensorError as error:
         raise Damaged(f"is damaged ({error})", where=path) from None
     if header["format"] != FORMAT:
-        raise UserError(f"is of format {header['format']}, this version reads {FORMAT}", where=path)
+        raise UserError(f"the file has format {header['format']}, this version reads {FORMAT}", where=path)
     for name, now in belongs.items():
         if header.get(name) != now:
             what = _BELONGS.get(name, f"another {name}")
-            raise UserError(f"belongs to {what}: {header.get(name)}, not {now}", where=path, hint="remove it")
+            raise UserError(
+                f"the file belongs to {what}: {header.get(name)}, not {now}", where=path, hint="remove it"
+            )
     if header.get("checksum") != _checksum(values):
-        raise Damaged("is damaged (another checksum than when it was written)", where=path)
+        raise Damaged("the file is damaged (its checksum has changed)", where=path)
     return values, header
 
 
@@ -162,7 +164,7 @@ def reference_logprobs(
     path = cached_file(config.data, belongs)
     found = _kept(path, belongs, accelerator)
     if found is None:
-        log.info("ref_logp: computing it for %s with %s", rows.name, given or "the weights as they are")
+        log.info("ref_logp: computing it for %s with %s", rows.name, given or "the initial weights")
         found = _compute(reference, rows, accelerator)
         if accelerator.is_local_main_process:
             whose = {"reference": given or config.model, "template": data.template.name}
@@ -206,7 +208,7 @@ def load_reference(
         raise UserError(
             f"{config.reference_model} has another tokenizer than the model ({sizes})",
             where="reference_model",
-            hint="the token ids mean other words there; take a model with the same tokenizer",
+            hint="its token ids differ; use a model with the same tokenizer",
         )
     identity = fingerprint(model)
     for parameter in model.requires_grad_(False).parameters():  # buffers stay exact, as in `Masters`
@@ -292,6 +294,6 @@ def _kept(path: Path, belongs: dict[str, str], accelerator: Accelerator) -> Tens
         try:
             found, _ = read(path, belongs)
         except Damaged as error:
-            log.warning("%s: it is computed anew", error)
+            log.warning("%s: it is computed again", error)
     everywhere = gather_object([found is not None]) if accelerator.num_processes > 1 else [found is not None]
     return found if all(everywhere) else None

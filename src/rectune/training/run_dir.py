@@ -95,9 +95,9 @@ def check_run(config: CheckpointConfig, *, resume: bool) -> None:
     begun = path.exists()
     if begun and not resume:
         raise UserError(
-            "already holds a run",
+            "the folder already has a run",
             where=config.output_dir,
-            hint="go on with --resume, or give another --output-dir",
+            hint="continue with --resume, or give another --output-dir",
         )
     if begun:
         _check_same(config, path)
@@ -151,7 +151,7 @@ def _check_sources(config: CheckpointConfig) -> None:
             continue
         if file.expanduser().read_text("utf-8") != kept.read_text("utf-8"):
             hint = f"the run began with {kept}: restore that, or give another --output-dir"
-            raise UserError("has changed since the run began", where=file, hint=hint)
+            raise UserError("the file has changed since the run began", where=file, hint=hint)
 
 
 def keep_limit(out: Path, process: int, tokens: int) -> None:
@@ -174,7 +174,11 @@ def kept_limit(out: Path) -> int | None:
     ):  # the latter of version 0.1
         limit = load_record(path, "micro_batch_tokens")["micro_batch_tokens"]
         if not isinstance(limit, int) or limit < 1:
-            raise UserError("is damaged", where=path, hint="remove it: what fits is then found out anew")
+            raise UserError(
+                "the file is damaged",
+                where=path,
+                hint="remove it; the size that fits is then determined again",
+            )
         limits.append(limit)
     return min(limits, default=None)
 
@@ -183,7 +187,7 @@ def _check_same(config: CheckpointConfig, path: Path) -> None:
     try:
         before: JsonObject = load_json(path)
     except ValueError:
-        raise UserError("is no JSON", where=path, hint="give another --output-dir") from None
+        raise UserError("the file is not JSON", where=path, hint="give another --output-dir") from None
     check_format(before, path)
     defaults: Any = type(config).model_construct  # without the settings that have none
     now = settled(config)
@@ -201,7 +205,7 @@ def other_settings(
     """The error for settings that are not those with which the folder was begun."""
     changes = ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in sorted(names))
     hint = "restore them, or give another --output-dir" + hint
-    return UserError(f"cannot go on with other settings: {changes}", where=where, hint=hint)
+    return UserError(f"the run cannot be resumed with other settings: {changes}", where=where, hint=hint)
 
 
 def filled(

@@ -154,7 +154,9 @@ class Trainer:
         state = self.checkpoints.load(TrainState) if resume else None
         start = self._restore(state) if state else 0
         if start > last:
-            raise UserError(f"is at step {start} already, beyond step {last}", where=config.output_dir)
+            raise UserError(
+                f"the run is already at step {start}, beyond step {last}", where=config.output_dir
+            )
         limits = [state.limit if state else None, kept_limit(config.output_dir) if resume else None]
         limit = min(filter(None, limits), default=None)
         if limit:
@@ -181,14 +183,14 @@ class Trainer:
         data, identity = self.data, self.ref_logp.identity if self.ref_logp else None
         if not data.is_of(state.data):
             raise UserError(
-                f"the rows are not those the run began with ({state.data}, now {data.fingerprint})",
+                f"the rows have changed since the run began ({state.data}, now {data.fingerprint})",
                 where=self.config.data,
                 hint="restore them, or give another --output-dir; an earlier version may have split or cut them"
-                " otherwise",
+                " differently",
             )
         if identity and state.reference not in (None, identity):
             raise UserError(
-                f"is not the one the run began with ({state.reference}, now {identity})",
+                f"the reference has changed since the run began ({state.reference}, now {identity})",
                 where="reference_model",
                 hint="restore it, or give another --output-dir",
             )
@@ -363,7 +365,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         good = last_good_checkpoint(self.checkpoints.folder)
         return UserError(
-            f"no finite gradient in {self.skipped} steps in a row, up to step {step}; "
+            f"no finite gradient in {self.skipped} consecutive steps, up to step {step}; "
             + (f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"),
             where=self.config.output_dir,
             hint="start again in another --output-dir, for instance with a lower learning_rate",
@@ -377,9 +379,7 @@ class Trainer:
         log.info("objective: %s", shown)
         if least := phases[0].min_eos_weight:
             names = " and ".join(phase.name for phase in phases if phase.vanishes())
-            reason = (
-                f", because {names} gives no weight to what the model never says (0 is the paper's Eq. 9)"
-            )
+            reason = f", because {names} gives no weight to tokens that the model never writes (0 is the paper's Eq. 9)"
             reason = reason if config.min_eos_weight is None else ""
             log.info("min_eos_weight: turn-ending and special tokens keep weight %g%s", least, reason)
         log.info("precision: %s", precision)

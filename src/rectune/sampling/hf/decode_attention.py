@@ -142,7 +142,7 @@ def attend(
     extra = sorted(k for k in ("s_aux", "position_bias", "cache") if unknown.get(k) is not None)
     if plan is None or extra or query.shape[2] != 1:
         raise UserError(
-            f"the local engine cannot run {type(module).__name__} ({', '.join(extra) or 'no plan'})",
+            f"the hf backend cannot run {type(module).__name__} ({', '.join(extra) or 'no plan'})",
             hint="serve the model and use --backend openai",
         )
     query = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])

@@ -81,7 +81,7 @@ class HFEngine:
         self._calls, self._training = 0, False  # calls in progress, and the model's mode before the first
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         if self.batch_size < 1:
-            raise UserError(f"{batch_size} is out of range", where="batch_size", hint="must be at least 1")
+            raise UserError(f"must be at least 1 (got {batch_size})", where="batch_size")
         check_architecture(self.model)
         choose_per_row(self.model)
         ends = self.model.generation_config.eos_token_id
@@ -279,6 +279,6 @@ def check_architecture(model: PreTrainedModel) -> None:
         unsupported.add("its own attention code")
     if unsupported:
         raise UserError(
-            f"the local engine cannot run {type(model).__name__} ({', '.join(sorted(unsupported))})",
+            f"the hf backend cannot run {type(model).__name__} ({', '.join(sorted(unsupported))})",
             hint="serve it, and use --backend openai",
         )
