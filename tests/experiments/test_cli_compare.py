@@ -81,7 +81,7 @@ def test_from_a_recipe(words: list[str], tmp_path: Path, capsys: pytest.CaptureF
         ),
         (["--sweep", "1e-4,x"], "--sweep: must be a number (got 'x')"),
         (["--race", "soon"], "--race: 'soon' is not a budget"),
-        (["--tasks", "gsm9k"], "--tasks: unknown benchmark 'gsm9k'"),
+        (["--tasks", "gsm9k"], "unknown task or file 'gsm9k'"),
         (["--seeds", "x"], "--seeds"),
         (["--bach-size", "3"], "--bach-size"),
     ],
