@@ -252,7 +252,7 @@ def test_a_verifier_that_always_fails(
     with pytest.raises(UserError, match=says):
         run(**given, grading_timeout=0.3)
     assert len(lines(tmp_path / "run" / "samples.jsonl")) == 2 and not (tmp_path / "run" / "train").exists()
-    with pytest.raises(UserError, match="judged none"):  # judged anew, from the same answers
+    with pytest.raises(UserError, match="graded none"):  # judged anew, from the same answers
         run(**given, grading_timeout=0.4, resume=True)
 
 
