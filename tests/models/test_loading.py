@@ -217,7 +217,8 @@ def test_other_names_of_the_entry(folder: Path, key: str) -> None:
 def test_codes_that_no_config_tells_of(folder: Path, dtype: torch.dtype) -> None:
     rewrite(folder, lambda tensors: {k: t.to(dtype) if "q_proj" in k else t for k, t in tensors.items()})
     with pytest.raises(
-        UserError, match=r"model.safetensors: the model is quantised \(model.layers.0.self_attn.q_proj.weight is"
+        UserError,
+        match=r"model.safetensors: the model is quantised \(model.layers.0.self_attn.q_proj.weight is",
     ):
         load_model(folder)
 
