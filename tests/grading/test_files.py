@@ -105,7 +105,7 @@ BAD = [
     ('{"answer": "4", "text": "4", "grader": "maths"}', "did you mean 'math'"),
     ('{"answer": "4", "text": "4", "extra": {"extract": ["box"]}}', "did you mean 'boxed'"),
     ('{"answer": "4", "text": "4", "extra": {"tolerance": "small"}}', "tolerance"),
-    ('{"answer": "4", "text": "x", "grader": "code"}', "without tests"),
+    ('{"answer": "4", "text": "x", "grader": "code"}', "has no tests"),
     ('{"answer": "4", "text": "\udce9"}', "not JSON"),
 ]
 
