@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     folder = tmp_path / "died" / "checkpoints"
     flip(folder / "step-000004" / file)
     run("died", resume=True, save_steps=2)
-    assert "step-000004: damaged" in caplog.text
+    assert "step-000004: the checkpoint is damaged" in caplog.text
     same_runs(whole, tmp_path / "died")
 
 
