@@ -281,7 +281,7 @@ def test_a_dry_run_tells_the_time_from_finished_runs(compared: tuple[Path, Recor
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("{", "comparison.json: is not JSON"),
+        ("{", "comparison.json: the file is not JSON"),
         ("[]", "comparison.json: is not a comparison"),
         ('{"format": 1}', "comparison.json: is not a comparison"),
         (

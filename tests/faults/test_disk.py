@@ -118,7 +118,7 @@ def test_a_full_disk_under_samples(toy: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(run: Any) -> None:
-    with pytest.raises(UserError, match=r"^/proc/rectune: the file cannot be written \("):
+    with pytest.raises(UserError, match=r"^/proc/rectune: the folder cannot be written \("):
         run("/proc/rectune")
 
 

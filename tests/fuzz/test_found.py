@@ -63,7 +63,7 @@ def test_a_line_of_the_longest_kind_is_read_whole(tmp_path: Path, monkeypatch: p
     (tmp_path / "x.jsonl").write_text('{"a": "012345"}\n{"a": "01234567"}\n')
     lines = read_jsonl(tmp_path / "x.jsonl")
     assert next(lines) == (1, {"a": "012345"})
-    with pytest.raises(UserError, match=r"x.jsonl:2: is longer than"):
+    with pytest.raises(UserError, match=r"x.jsonl:2: the line is longer than"):
         next(lines)
 
 

@@ -247,7 +247,7 @@ def test_code_is_found_in_prose() -> None:
 
 
 def test_a_problem_without_tests_is_refused() -> None:
-    with pytest.raises(UserError, match="without tests"):
+    with pytest.raises(UserError, match="has no tests"):
         grade_code(SQUARE, {})
 
 

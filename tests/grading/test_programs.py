@@ -94,12 +94,12 @@ def test_helpers_come_along_and_usage_does_not() -> None:
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ({}, "without tests"),
+        ({}, "has no tests"),
         ({"tests_to_run": "assert f"}, "tests_to_run"),
-        ({"test_list": [1]}, "without tests"),
+        ({"test_list": [1]}, "has no tests"),
         ({"input_output": {"inputs": ["1"], "outputs": []}}, "1 inputs, but 0 outputs"),
         ({"input_output": {"input": 3}}, "no 'inputs' and 'outputs'"),
-        ({"private_test_cases": "eJxrYJmaxQABPdwA"}, "no JSON"),
+        ({"private_test_cases": "eJxrYJmaxQABPdwA"}, "not JSON"),
         ({"public_test_cases": [{"input": "1"}]}, "not a list of tests"),
         ({"public_test_cases": [{"input": "1", "output": "1", "testtype": "functional"}]}, "function's name"),
         ({"public_test_cases": [{"input": "1", "output": "1", "testtype": "graphic"}]}, "no such test type"),

@@ -293,7 +293,7 @@ def test_shards_that_are_absent(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_git_lfs_pointers(folder: Path, name: str) -> None:
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
-    with pytest.raises(UserError, match=f"{name}: is a Git LFS pointer, .*git lfs pull"):
+    with pytest.raises(UserError, match=f"{name}: this is a Git LFS pointer, .*git lfs pull"):
         load_model(folder)
 
 

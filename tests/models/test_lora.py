@@ -52,7 +52,7 @@ def test_an_unknown_target_lists_the_known_ones(target: str) -> None:
 
 
 def test_rank_0_and_missing_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"lora_r: is 0"):
+    with pytest.raises(UserError, match=r"lora_r is 0"):
         add_lora(tiny_model(), LoraConfig(), 0)
     monkeypatch.setattr(lora_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rectune\[peft\]'"):
