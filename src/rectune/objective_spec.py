@@ -63,11 +63,6 @@ class Phase:
         shown = (f"{setting}={value:g}" for setting, value in self.settings.items())
         return " ".join([self.name.rpartition("/")[2], *shown])
 
-    @property
-    def source(self) -> Path | None:
-        """The file of a function of the user's own."""
-        return Path(self.name.rpartition(":")[0]) if ":" in self.name else None
-
     def loss(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Loss of each token, shape (N,): see `apply_objective`."""
         return apply_objective(self.function, columns, min_eos_weight=self.min_eos_weight, **self.settings)
@@ -97,7 +92,7 @@ def parse_objective(text: str) -> tuple[Phase, ...]:
         UserError: Another form, an unknown objective, column or setting (lists the known ones), shares that do not add
             up to 1, or a function of the user's own that does not follow the contract.
     """
-    parts = re.split(r"\+(?![\d.])", text.strip())
+    parts = _phase_texts(text)
     phases, end = [], 0.0
     for part in parts:
         name, settings, share = _split(part.strip(), text)
@@ -276,10 +271,14 @@ def weight_vanishes_at_zero(objective: str | Objective, **settings: Any) -> bool
     return bool(weight[0] < 0.05 * weight.max())
 
 
-def sources(phases: Iterable[Phase]) -> dict[str, str]:
-    """Source text of the user's own objectives, by file name; a run keeps it."""
-    files = {phase.source for phase in phases} - {None}
-    return {file.name: file.expanduser().read_text("utf-8") for file in files if file is not None}
+def source_files(text: str) -> list[Path]:
+    """The files of the user's own functions that an objective's text names; none of them is run."""
+    names = [_split(part.strip(), text)[0] for part in _phase_texts(text)]
+    return [Path(name.rpartition(":")[0]).expanduser() for name in names if ":" in name]
+
+
+def _phase_texts(text: str) -> list[str]:
+    return re.split(r"\+(?![\d.])", text.strip())
 
 
 def _split(part: str, text: str) -> tuple[str, dict[str, str], float | None]:

@@ -25,7 +25,7 @@ from rectune.data.tokenization import stop_ids
 from rectune.data.trained_prompt import TEMPLATE
 from rectune.errors import UserError
 from rectune.models.load import choose_dtype, quiet_bars
-from rectune.objective_spec import make_phases, parse_objective, sources
+from rectune.objective_spec import make_phases, source_files
 from rectune.records import Environment, RunSummary, read_record
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import (
@@ -118,9 +118,9 @@ def open_run(config: CheckpointConfig, template: Template, steps: int, **decided
     `decided` are further figures that the settings left open, such as the length at which rows are cut.
     """
     with translate_disk_errors(config.output_dir):
-        for name, text in sources(make_phases(config) if isinstance(config, TrainConfig) else ()).items():
+        for file in source_files(config.objective) if isinstance(config, TrainConfig) else ():
             (config.output_dir / SOURCES).mkdir(exist_ok=True)
-            write_text(config.output_dir / SOURCES / name, text)
+            write_text(config.output_dir / SOURCES / file.name, file.read_text("utf-8"))
         if template.text is not None and not (config.output_dir / "config.json").exists():
             write_text(config.output_dir / TEMPLATE, template.kept())
         found = {"template": template.name, "turn_end": template.closing, "steps": steps, **decided}
@@ -146,10 +146,9 @@ def settled(config: Settings) -> JsonObject:
 
 def _check_sources(config: CheckpointConfig) -> None:
     """Raise `UserError` where the file of an objective of the user's own is not what the run began with."""
-    for phase in parse_objective(config.objective) if isinstance(config, TrainConfig) else ():
-        if (file := phase.source) is None or not (kept := config.output_dir / SOURCES / file.name).is_file():
-            continue
-        if file.expanduser().read_text("utf-8") != kept.read_text("utf-8"):
+    for file in source_files(config.objective) if isinstance(config, TrainConfig) else ():
+        kept = config.output_dir / SOURCES / file.name
+        if kept.is_file() and file.read_text("utf-8") != kept.read_text("utf-8"):
             hint = f"the run began with {kept}: restore that, or give another --output-dir"
             raise UserError("the file has changed since the run began", where=file, hint=hint)
 
