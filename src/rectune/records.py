@@ -578,6 +578,81 @@ class PaperTables(Record):
     notes: list[str]
 
 
+class PointScore(Accuracy):
+    """Accuracy of a point on one domain's problems: mean over seeds and problems, and of each seed."""
+
+    by_seed: dict[str, float]
+
+
+class Point(Record):
+    """A model that could be shipped: a run, a place on the line from the base model to it, or a mean of models.
+
+    Attributes:
+        arm: Slug of its arm: "base", "dft", or "sft+dft" for the mean of two arms' models.
+        label: As it is shown: "base", "dft", "dft at 0.5", "mean of sft and dft".
+        at: Share of the way from the base model (0) to the tuned one (1).
+        step: Optimizer step, for a point of accuracy over steps; None: the end of training.
+        folders: Seed to the folder, below OUT, whose `evaluation`, `greedy` and `validation` are this point's.
+        scores: "in" and "out" to accuracy on the verdict's problems, as they were sampled.
+        greedy: The same at temperature 0.
+        validation: The same on the problems that choices are judged on.
+    """
+
+    arm: str
+    label: str
+    at: float = 1.0
+    step: int | None = None
+    folders: dict[str, str] = {}
+    scores: dict[str, PointScore] = {}
+    greedy: dict[str, PointScore] = {}
+    validation: dict[str, PointScore] = {}
+
+
+class Power(Record):
+    """How likely a true difference is to be shown, said before training.
+
+    Attributes:
+        domain: "in" (shown not to lose more than the margin) or "out" (shown to be better).
+        difference: The true difference, a fraction.
+        chance: That it is shown, a fraction.
+    """
+
+    domain: str
+    problems: int
+    seeds: int
+    difference: float
+    chance: float
+
+
+class Decision(Record):
+    """Which model to ship: not worse in domain by more than the margin, and better out of domain.
+
+    Attributes:
+        margin: What may be lost in domain, a fraction.
+        against: Label of the model that it is compared with.
+        outcome: "ship" (the chosen point), "keep" (the reference), "base" (do not train) or "undecided".
+        ship: Label of the model to ship; None where undecided.
+        chosen: Label of the point that was chosen on validation problems, and confirmed or not; None without any.
+        sentence: The outcome in one sentence, with figures in points.
+        inside, outside: The chosen point minus the reference on the verdict's problems.
+        non_inferior, superior: What was shown of it.
+        base_temperature: Temperature at which the base model is best on validation problems; 0 is greedy.
+    """
+
+    margin: float
+    against: str
+    outcome: Literal["ship", "keep", "base", "undecided"]
+    ship: str | None
+    chosen: str | None
+    sentence: str
+    inside: ArmDifference | None = None
+    outside: ArmDifference | None = None
+    non_inferior: bool = False
+    superior: bool = False
+    base_temperature: float | None = None
+    power: list[Power] = []
+
+
 class Comparison(FileRecord):
     """comparison.json: what an experiment is, what was chosen, and its verdict. docs/comparison.md describes it."""
 
@@ -597,6 +672,8 @@ class Comparison(FileRecord):
     sweep: SweepResult | None = None
     race: RaceResult | None = None
     matched_to: str | None = None
+    points: list[Point] = []
+    decision: Decision | None = None
     verdict: Verdict | None = None
     paper: PaperTables | None = None
 
