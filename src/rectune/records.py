@@ -593,7 +593,7 @@ class Point(Record):
         at: Share of the way from the base model (0) to the tuned one (1).
         step: Optimizer step, for a point of accuracy over steps; None: the end of training.
         folders: Seed to the folder, below OUT, whose `evaluation`, `greedy` and `validation` are this point's.
-        scores: "in" and "out" to accuracy on the verdict's problems, as they were sampled.
+        scores: "in" and "out" ("" for tasks of neither) to accuracy on the verdict's problems, as they were sampled.
         greedy: The same at temperature 0.
         validation: The same on the problems that choices are judged on.
     """

@@ -59,6 +59,17 @@ def test_the_record(compared: tuple[Path, Record], task: Task) -> None:
     assert verdict["inside"]["arms"]["sft"]["mean"] > verdict["inside"]["arms"]["base"]["mean"]
     pairs = {(pair["a"], pair["b"]): pair for pair in verdict["inside"]["pairs"]}
     assert set(pairs) == {("sft", "base"), ("dft", "base"), ("dft", "sft")}
+    points = {point["label"]: point for point in record["points"]}
+    assert {label: point["at"] for label, point in points.items()} == {"base": 0.0, "sft": 1.0, "dft": 1.0}
+    for label, point in points.items():  # the figures of the verdict
+        assert (out / point["folders"]["0"] / "evaluation").is_dir()
+        for task, domain in record["benchmarks"].items():
+            arm = verdict[task]["arms"][label]
+            assert {name: point["scores"][domain][name] for name in ("mean", "low", "high", "by_seed")} == {
+                name: arm[name] for name in ("mean", "low", "high", "by_seed")
+            }
+            assert point["greedy"][domain]["mean"] == arm["greedy"]
+        assert point["validation"] == {}
     assert record["verdict"]["sentences"]
     assert (out / "report.html").stat().st_size > 10_000
 

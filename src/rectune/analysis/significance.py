@@ -334,7 +334,7 @@ def _arm(task: _TaskArms, label: str, comparison: _Comparison) -> ArmResult:
     together = join_seeds(answers)
     shape = describe(together)
     return ArmResult(
-        **_accuracy(x_S, comparison.level)._asdict(),
+        **mean_accuracy_of(x_S, comparison.level)._asdict(),
         seeds=len(x_S),
         by_seed={str(seed): float(x.mean()) for seed, x in zip(runs, x_S, strict=True)},
         greedy=float(np.mean(greedy)) if greedy else None,
@@ -347,8 +347,13 @@ def _arm(task: _TaskArms, label: str, comparison: _Comparison) -> ArmResult:
     )
 
 
-def _accuracy(x_S: Sequence[np.ndarray], level: float) -> Interval:
-    """Mean over seeds and problems; each limit is the wider of the one over problems alone and the two-way one."""
+def mean_accuracy_of(x_S: Sequence[np.ndarray], level: float = 0.95) -> Interval:
+    """Mean over seeds and problems; each limit is the wider of the one over problems alone and the two-way one.
+
+    Args:
+        x_S: For each seed the verdicts on the same problems, (P, N).
+        level: Of the interval.
+    """
     x_SP = np.stack([x.mean(1) for x in x_S])
     over_problems = mean_interval(x_SP.T, level)
     if len(x_S) < 2 or np.ptp(x_SP) == 0 or x_SP.shape[1] < 2:

@@ -19,6 +19,7 @@ from rectune.config import RLConfig
 from rectune.experiments.entropy_control import choose_target, evaluate_matched, mean_entropy
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
+from rectune.experiments.interpolation import make_points
 from rectune.experiments.lr_sweep import sweep
 from rectune.experiments.problem_sets import write_problems
 from rectune.experiments.successive_halving import race
@@ -50,7 +51,9 @@ def run_grid(grid: Grid) -> Comparison:
     if begun is None:
         shutil.rmtree(grid.out / "problems", ignore_errors=True)  # of an attempt without an answer
     else:  # an older verdict stands until there is a new one
-        record = record.model_copy(update={"verdict": begun.verdict, "matched_to": begun.matched_to})
+        record = record.model_copy(
+            update={name: getattr(begun, name) for name in ("verdict", "matched_to", "points")}
+        )
     files = write_problems(grid.out / "problems" / "verdict", grid.problems)
     validation = write_problems(grid.out / "problems" / "validation", grid.validation)
     _evaluate_base(grid, files)
@@ -73,7 +76,8 @@ def run_grid(grid: Grid) -> Comparison:
     verdict = compare_runs(
         _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target
     )  # fmt: skip
-    record = record.model_copy(update={"matched_to": target, "verdict": verdict})
+    points = make_points(grid, left)
+    record = record.model_copy(update={"matched_to": target, "points": points, "verdict": verdict})
     write_record(grid.out / COMPARISON, record)
     return record
 
