@@ -39,7 +39,7 @@ QUICK := $(addprefix tests/, \
   training/test_pairs.py training/test_determinism.py sampling/test_token_sampler.py sampling/test_kv_cache.py \
   grading/test_expression.py grading/test_math.py grading/test_selection.py evaluation/test_tasks.py \
   evaluation/test_decomposition.py evaluation/test_accuracy.py experiments/test_problems.py \
-  diagnosis/test_diagnose.py rft/test_offline.py::test_the_settings_are_these rl/test_advantages.py \
+  diagnosis/test_diagnose.py rft/test_rft.py::test_the_settings_are_these rl/test_advantages.py \
   rl/test_objective.py pages/test_pages.py reporting/test_report.py \
   reproduction/test_paper.py faults/test_damage.py fuzz/test_found.py)
 test-quick: $(STAMP)

@@ -13,9 +13,8 @@ from hostile import ALL, comparison, hostile_diagnosis
 from rectune.cli.app import main, run
 from rectune.cli.console import print_lines, print_table
 from rectune.diagnosis.page import summary
-from rectune.errors import UserError
+from rectune.errors import UserError, visible
 from rectune.records import Diagnosis
-from rectune.runtime.escape import visible
 
 ACTING = set("\x00\x07\x08\x0b\x0c\r\x1b\x7f\x85\x9b\u202a\u202e\u2066\u200f\ud800")
 

@@ -28,8 +28,7 @@ from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings
 from rectune.experiments.reproduce import Recipe, RecipeArm, make_config
 from rectune.models.load import quiet_bars
-from rectune.runtime.io import load_record, write_json, write_jsonl
-from rectune.runtime.locks import wait_for_lock
+from rectune.runtime.io import load_record, wait_for_lock, write_json, write_jsonl
 from rectune.training.trainer import train
 
 from .stories import Story, answered, spoil, stories, vocabulary

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rectune.experiments.compare import compare as compare
     from rectune.experiments.rft import train_rft as train_rft
     from rectune.grading.files import grade as grade
-    from rectune.grading.selection import select as select
+    from rectune.grading.files import select as select
     from rectune.integrations import dft_loss as dft_loss
     from rectune.integrations import grader_reward as grader_reward
     from rectune.integrations import objective_loss as objective_loss
@@ -66,7 +66,7 @@ _HOME = {
     "SamplingParams": "rectune.sampling.types",
     "EngineSpec": "rectune.sampling.types",
     "grade": "rectune.grading.files",
-    "select": "rectune.grading.selection",
+    "select": "rectune.grading.files",
     "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",

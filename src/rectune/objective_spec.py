@@ -29,7 +29,7 @@ from torch import Tensor
 from rectune.columns import COLUMNS
 from rectune.errors import UserError, unknown_name
 from rectune.objectives import OBJECTIVES, Objective
-from rectune.runtime.user_code import load_function
+from rectune.runtime.io import load_function
 
 FORMS = "dft, power:alpha=0.5, sft@0.3+dft@0.7 or FILE.py:FUNCTION"
 

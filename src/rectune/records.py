@@ -743,7 +743,7 @@ class RFTStage(Record):
 
 
 class RFTProgress(FileRecord):
-    """offline.json."""
+    """rft.json."""
 
     WHAT = "the record of an RFT run"
     HINT = "give another --output-dir"
@@ -751,6 +751,12 @@ class RFTProgress(FileRecord):
     config: dict[str, JsonValue] = {}
     settings: dict[str, JsonValue]
     stages: dict[str, RFTStage]
+
+
+def rft_record(folder: Path) -> Path | None:
+    """The record of the RFT run in a folder: rft.json, or offline.json as earlier versions wrote; None without one."""
+    paths = (folder / "rft.json", folder / "offline.json")
+    return next((path for path in paths if path.is_file()), None)
 
 
 class TargetFigures(Record):

@@ -12,7 +12,7 @@ from rectune.config import DataConfig
 from rectune.data.loading import read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.errors import UserError
-from rectune.grading.selection import select
+from rectune.grading.files import select
 
 CASES = Path(__file__).parents[1] / "cases"
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]

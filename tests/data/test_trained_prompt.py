@@ -59,17 +59,13 @@ def test_a_run_without_a_merged_model_is_its_adapter(tmp_path):
     assert find_folder(str(run)) == run / "adapter"
 
 
-def test_an_offline_run_is_the_run_in_it(tmp_path):
-    run = make_run(tmp_path)
-    run.rename(tmp_path / "train")
-    (tmp_path / "offline.json").write_text("{}")
-    assert run_prompt(str(tmp_path)).model == tmp_path / "train" / "model"
-
-
-def test_an_offline_run_that_has_not_trained_yet_says_so(tmp_path):
-    (tmp_path / "offline.json").write_text("{}")
+@pytest.mark.parametrize("record", ["rft.json", "offline.json"])  # the second of earlier versions
+def test_an_rft_run_is_the_run_in_it(tmp_path, record):
+    (tmp_path / record).write_text("{}")
     with pytest.raises(UserError, match="the run has no model yet"):
         find_folder(str(tmp_path))
+    make_run(tmp_path).rename(tmp_path / "train")
+    assert run_prompt(str(tmp_path)).model == tmp_path / "train" / "model"
 
 
 def test_names_from_within_the_run(tmp_path, monkeypatch):

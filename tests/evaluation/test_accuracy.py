@@ -78,7 +78,7 @@ def test_wrong_answers_vote_together_however_they_are_written():
 def test_a_majority_of_equal_wrong_answers_is_wrong(tmp_path):
     """facebookresearch/deepconf#15: one wrong answer in three spellings against two right ones."""
     case = Path(__file__).parents[1] / "cases" / "41-majority-of-equal-wrongs" / "in.jsonl"
-    grade(case, tmp_path / "graded.jsonl", workers=1)
+    grade(case, tmp_path / "graded.jsonl", grading_workers=1)
     numbers = score(read_graded(tmp_path / "graded.jsonl", ["p"], 5))
     assert numbers.avg.mean == 0.4
     assert numbers.maj_at["5"].mean == 0

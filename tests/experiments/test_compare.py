@@ -18,7 +18,7 @@ from rectune.experiments.compare import make_grid
 from rectune.experiments.comparison_tables import tables
 from rectune.experiments.runner import run_grid
 from rectune.records import Comparison
-from rectune.runtime.locks import lock
+from rectune.runtime.io import lock
 from training_runs import metrics, weights
 
 Record = dict[str, Any]

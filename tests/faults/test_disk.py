@@ -21,8 +21,7 @@ import pytest
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.grading.files import grade
-from rectune.runtime.io import translate_disk_errors
-from rectune.runtime.locks import lock
+from rectune.runtime.io import lock, translate_disk_errors
 from rectune.sampling.sample import sample
 from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training import checkpoint as checkpoints
@@ -137,7 +136,7 @@ def test_other_errors_stay_what_they_are() -> None:
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from rectune.runtime.locks import lock
+from rectune.runtime.io import lock
 with lock(Path(sys.argv[1]), "training"):
     if os.fork() == 0:
         os.close(1)
@@ -174,7 +173,7 @@ def test_two_processes_on_one_file_of_answers(tmp_path: Path) -> None:
     with graded.open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"graded.jsonl: another process is writing to this file"):
-            grade(samples, graded, workers=1)
+            grade(samples, graded, grading_workers=1)
 
 
 def test_one_process_holds_a_folder_once(tmp_path: Path) -> None:

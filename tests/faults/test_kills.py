@@ -29,7 +29,7 @@ pytestmark = pytest.mark.faults
 
 SEED = int(os.environ.get("RECTUNE_FAULTS_SEED") or random.SystemRandom().randrange(10**6))
 KILLS = int(os.environ.get("RECTUNE_FAULTS_KILLS", "50"))
-SHARES = {"train": 0.36, "sample": 0.12, "eval": 0.14, "compare": 0.14, "online": 0.14, "offline": 0.1}
+SHARES = {"train": 0.36, "sample": 0.12, "eval": 0.14, "compare": 0.14, "online": 0.14, "rft": 0.1}
 """Of the kills, by verb."""
 
 
@@ -222,7 +222,7 @@ def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
     )
 
 
-def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
+def test_rft(warm: Warm, tmp_path: Path, task: Task) -> None:
     said = ("yes", "no", "yes!", "no!")  # a model that is right half of the time
     rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
     asked = [
@@ -247,7 +247,7 @@ def test_offline(warm: Warm, tmp_path: Path, task: Task) -> None:
     torture(
         warm,
         tmp_path,
-        "offline",
+        "rft",
         lambda out: ["rft", *flags({**settings, "output_dir": out})],
         ["--resume"],
         same,

@@ -15,7 +15,7 @@ from rectune.cli.app import main
 from rectune.config import flag
 from rectune.grading import files
 from rectune.runtime.signals import Stopped
-from rectune.sampling.writer import SamplesFile
+from rectune.sampling.sample import SamplesFile
 from rectune.training.accumulation import Gradients
 from rectune.training.checkpoint import list_checkpoints
 from training_runs import same_runs

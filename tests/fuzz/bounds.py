@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rectune.errors import UserError
-from rectune.runtime.escape import visible
+from rectune.errors import UserError, visible
 
 SECONDS, WAITING = 10, 60
 """Of the processor; and of waiting besides (for a pipe, a lock), where a busy machine counts, too."""

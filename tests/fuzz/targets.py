@@ -261,10 +261,9 @@ SAMPLE = {
 def samples(draw: Draw) -> None:
     """Files of samples: gone on with, read for grading, and their graded form selected from."""
     from rectune.evaluation.accuracy import read_graded, score
-    from rectune.grading.files import Summary, _lines, _skip_graded
-    from rectune.grading.selection import select
+    from rectune.grading.files import Summary, _lines, _skip_graded, select
     from rectune.records import Sample
-    from rectune.sampling.writer import SamplesFile
+    from rectune.sampling.sample import SamplesFile
 
     other = {
         **SAMPLE,

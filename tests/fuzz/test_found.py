@@ -19,12 +19,12 @@ from rectune.errors import UserError
 from rectune.evaluation.accuracy import read_graded
 from rectune.grading import grade
 from rectune.grading.code_extraction import extract_code
+from rectune.grading.files import select
 from rectune.grading.pool import check_item
-from rectune.grading.selection import select
 from rectune.records import Sample
 from rectune.reporting import load_runs as read
 from rectune.reporting.report import markdown, report
-from rectune.sampling.writer import SamplesFile
+from rectune.sampling.sample import SamplesFile
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_a_grader_needs_of_another_kind(extra: Any) -> None:
 def test_lines_to_grade_that_are_too_deep(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(UserError, match="not JSON"):
-        grade(tmp_path / "s.jsonl", tmp_path / "g.jsonl", workers=1)
+        grade(tmp_path / "s.jsonl", tmp_path / "g.jsonl", grading_workers=1)
 
 
 def test_code_is_found_at_once_among_empty_lines() -> None:

@@ -39,7 +39,7 @@ VERDICTS_OF_ROWS = ["correct", "wrong", "unparsed", "correct", "correct", "corre
 
 def test_lines_keep_their_bytes_and_order_and_get_a_verdict(tmp_path: Path) -> None:
     lines = write(tmp_path / "in.jsonl", ROWS)
-    summary = grade(tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl", workers=2)
+    summary = grade(tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl", grading_workers=2)
     graded = (tmp_path / "new" / "out.jsonl").read_text().splitlines()
     assert [json.loads(line)["verdict"] for line in graded] == VERDICTS_OF_ROWS
     assert [json.loads(line)["extracted"] for line in graded][:2] == ["4", "5"]
@@ -51,7 +51,7 @@ def test_lines_keep_their_bytes_and_order_and_get_a_verdict(tmp_path: Path) -> N
 
 def test_grading_a_graded_file_again_replaces_its_verdicts(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", [{"verdict": "wrong", "answer": "4", "text": "4", "extracted": "?", "z": 1}])
-    grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", workers=1)
+    grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", grading_workers=1)
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert row == {"verdict": "correct", "answer": "4", "text": "4", "extracted": "4", "z": 1}
 
@@ -59,17 +59,17 @@ def test_grading_a_graded_file_again_replaces_its_verdicts(tmp_path: Path) -> No
 def test_a_run_goes_on_after_a_torn_line_and_after_growth(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", ROWS[:3])
     out = tmp_path / "out.jsonl"
-    grade(tmp_path / "in.jsonl", out, workers=1)
+    grade(tmp_path / "in.jsonl", out, grading_workers=1)
     whole = out.read_bytes()
     out.write_bytes(whole[:-9])  # torn in its last line
-    summary = grade(tmp_path / "in.jsonl", out, workers=1)
+    summary = grade(tmp_path / "in.jsonl", out, grading_workers=1)
     assert (out.read_bytes(), summary.resumed) == (whole, 2)
     write(tmp_path / "in.jsonl", ROWS)
-    summary = grade(tmp_path / "in.jsonl", out, workers=1)
+    summary = grade(tmp_path / "in.jsonl", out, grading_workers=1)
     assert out.read_bytes().startswith(whole)
     assert [json.loads(line)["verdict"] for line in out.read_text().splitlines()] == VERDICTS_OF_ROWS
     assert (summary.resumed, sum(summary.counts.values())) == (3, 6)
-    assert grade(tmp_path / "in.jsonl", out, workers=1, resume=False).resumed == 0
+    assert grade(tmp_path / "in.jsonl", out, grading_workers=1, resume=False).resumed == 0
 
 
 def test_a_killed_run_is_finished_by_the_next_without_loss_or_duplicates(tmp_path: Path) -> None:
@@ -117,19 +117,19 @@ def test_a_bad_line_is_named_and_lines_before_it_are_kept(tmp_path: Path, line: 
         (good + "\n" + good + line + "\n" + good).encode(errors="surrogateescape")
     )
     with pytest.raises(UserError, match=message) as caught:
-        grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", workers=1)
+        grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", grading_workers=1)
     assert caught.value.where == f"{tmp_path / 'in.jsonl'}:4"
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
     if line is BAD[0][0]:
         (tmp_path / "in.jsonl").write_text(good + "\n" + good + good)
-        assert grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", workers=1).counts["correct"] == 3
+        assert grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", grading_workers=1).counts["correct"] == 3
 
 
 def test_an_output_of_other_samples_is_refused_untouched(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     write(tmp_path / "a.jsonl", ROWS[:2])
     write(tmp_path / "b.jsonl", [ROWS[1]])
-    grade(tmp_path / "a.jsonl", out, workers=1)
+    grade(tmp_path / "a.jsonl", out, grading_workers=1)
     before = out.read_bytes()
     for other, message in [
         ("b.jsonl", "not the graded form"),
@@ -137,18 +137,18 @@ def test_an_output_of_other_samples_is_refused_untouched(tmp_path: Path) -> None
         ("none", "no such file"),
     ]:
         with pytest.raises(UserError, match=message):
-            grade(tmp_path / other, out, workers=1)
+            grade(tmp_path / other, out, grading_workers=1)
     write(tmp_path / "b.jsonl", ROWS[:1])
     with pytest.raises(UserError, match="more lines than the samples"):
-        grade(tmp_path / "b.jsonl", out, workers=1)
+        grade(tmp_path / "b.jsonl", out, grading_workers=1)
     assert out.read_bytes() == before
 
 
 def test_limits_must_be_positive(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", ROWS[:1])
     for settings, line in (
-        ({"timeout": 0.0}, "--grading-timeout: must be above 0"),
-        ({"workers": 0}, "at least 1"),
+        ({"grading_timeout": 0.0}, "--grading-timeout: must be above 0"),
+        ({"grading_workers": 0}, "at least 1"),
     ):
         with pytest.raises(UserError, match=line):
             grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **settings)

@@ -13,7 +13,7 @@ from rectune.data.loading import read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError
-from rectune.grading.selection import select
+from rectune.grading.files import select
 from toys import byte_tokenizer
 
 TURNS = [{"role": "system", "content": "Be brief.", "supervised": False},
@@ -114,7 +114,7 @@ def test_dpo_pairs_use_each_answer_once(graded, tmp_path):
 
 
 def test_unjudged_answers_lose_only_if_asked(graded, tmp_path):
-    select(graded, tmp_path / "pairs.jsonl", purpose="dpo", unjudged=True)
+    select(graded, tmp_path / "pairs.jsonl", purpose="dpo", include_unjudged=True)
     pairs = {pair["problem_id"]: pair for pair in read(tmp_path / "pairs.jsonl")}
     assert pairs["d"]["rejected"] in {"d-0", "d-2"}
 
@@ -146,7 +146,7 @@ def test_answers_cut_at_the_limit_are_no_demonstrations(tmp_path):
     graded = write(tmp_path / "g.jsonl", lines)
     assert select(graded, tmp_path / "o.jsonl", purpose="sft").cut_off == 1
     assert [row["completion"] for row in read(tmp_path / "o.jsonl")] == ["a-1"]
-    assert select(graded, tmp_path / "o.jsonl", purpose="sft", unfinished=True).kept == 2
+    assert select(graded, tmp_path / "o.jsonl", purpose="sft", include_unfinished=True).kept == 2
     with pytest.raises(UserError, match="1 correct ones are cut at the token limit"):
         select(write(tmp_path / "g.jsonl", lines[:1]), tmp_path / "o.jsonl", purpose="sft")
 

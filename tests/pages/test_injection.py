@@ -10,10 +10,10 @@ import pytest
 
 from hostile import ALL, TEXTS, check_inert, comparison, hostile_diagnosis
 from rectune.diagnosis.page import render_page
+from rectune.errors import visible
 from rectune.pages.render import render_html, write_page
 from rectune.records import Diagnosis
 from rectune.reporting.report import report
-from rectune.runtime.escape import visible
 
 NAME = "<img src=x onerror=owned=1>\u202e\x1b[31m"
 """Of folders and benchmarks: without a slash, which no name can have."""

@@ -26,7 +26,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of a short offline run, without `out`."""
+    """Settings of a short RFT run, without `output_dir`."""
     folder = tmp_path_factory.mktemp("asked")
     tiny_model().save_pretrained(folder / "raw")
     byte_tokenizer().save_pretrained(folder / "raw")
@@ -61,7 +61,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def run(asked: dict[str, Any], tmp_path: Path) -> Run:
-    """An offline run: `run("name", resume=False, **settings)`."""
+    """An RFT run: `run("name", resume=False, **settings)`."""
 
     def start(name: str = "run", *, resume: bool = False, **settings: Any) -> RFTResult:
         config = load_config(None, {**asked, "output_dir": tmp_path / name, **settings}, RFTConfig)

@@ -15,8 +15,8 @@ from rectune.data.chat_template import choose_template
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.models.load import load_model
-from rectune.rl.prompt_batches import load_prompts
 from rectune.rl.rl_trainer import dry_run as plan
+from rectune.rl.rollout import load_prompts
 from toys import byte_tokenizer, tiny_model
 from training_runs import metrics, weights
 

@@ -12,9 +12,9 @@ import pytest
 from rectune.cli.app import main
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
-from rectune.rl import reward
 from rectune.rl import rl_trainer as loop
-from rectune.rl.reward import Rewards
+from rectune.rl import rollout
+from rectune.rl.rollout import Rewards
 from training_runs import metrics
 
 PROBLEM = Problem("p1", (Turn("user", "2 + 2?"),), "4", "exact", "problems.jsonl:1")
@@ -30,7 +30,7 @@ def test_graders_give_one_or_nothing() -> None:
 
 
 def test_what_could_not_be_judged_is_not_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward.Grader, "grade", lambda self, items: [("timeout", ""), ("error", "")])
+    monkeypatch.setattr(rollout.Grader, "grade", lambda self, items: [("timeout", ""), ("error", "")])
     with Rewards("grader", 5.0) as rewards:
         earned = rewards.judge([(PROBLEM, "4"), (PROBLEM, "4")])
     assert all(math.isnan(one.reward) for one in earned)
@@ -110,7 +110,7 @@ def test_a_failure_in_the_middle_loses_nothing(run: Any, tmp_path: Path) -> None
 
 def test_a_verifier_that_always_fails(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every answer times out: counted, no update, and after ten steps one line."""
-    monkeypatch.setattr(reward.Grader, "grade", lambda self, items: [("timeout", "") for _ in items])
+    monkeypatch.setattr(rollout.Grader, "grade", lambda self, items: [("timeout", "") for _ in items])
     with pytest.raises(UserError, match=r"no answer could be graded.*in 10 consecutive steps"):
         run(reward="grader", max_steps=12)
     lines = metrics(tmp_path / "run", "train")

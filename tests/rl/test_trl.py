@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 from rectune.config import RLConfig
 from rectune.data.tokenization import Encoded
 from rectune.rl.policy import Policy, TokenLimit
-from rectune.rl.reward import Earned
-from rectune.rl.rollout import Rollout
+from rectune.rl.rollout import Earned, Rollout
 from rectune.rl.update import _Minibatch
 from rectune.sampling.types import Completion, Request
 from rectune.training.mixed_precision import Masters

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rectune.sampling.hf import cpu
 from rectune.sampling.hf.cpu import BLOCK, ROWS, PackedLinears, attend, bag_rows, batch_invariant_sizes
-from rectune.sampling.hf.scheduler import Scheduler
+from rectune.sampling.hf.engine import Scheduler
 from toys import tiny_model
 
 WHY = "this torch or processor has no products with packed weights"

@@ -14,8 +14,15 @@ from rectune.errors import UserError
 from rectune.models.folder import find_folder
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.sample import sample
-from rectune.sampling.stop_strings import cut, stopped_by, template_stops
-from rectune.sampling.types import Completion, EngineSpec, Request, SamplingParams
+from rectune.sampling.types import (
+    Completion,
+    EngineSpec,
+    Request,
+    SamplingParams,
+    cut,
+    stopped_by,
+    template_stops,
+)
 from toys import byte_tokenizer, tiny_model
 
 REQUEST = Request("p", 0, (1,))

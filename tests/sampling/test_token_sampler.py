@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rectune.sampling.hf.token_sampler import CANDIDATES, _nucleus_floor, sample_tokens, uniforms
+from rectune.sampling.hf.engine import CANDIDATES, _nucleus_floor, sample_tokens, uniforms
 
 
 def test_streams_are_stable_across_versions_and_processes():

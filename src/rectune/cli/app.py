@@ -18,9 +18,8 @@ from cyclopts import App, CoercionError, CycloptsError, UnknownCommandError, Unk
 import rectune
 from rectune.cli import VERBS
 from rectune.cli.console import messages
-from rectune.errors import UserError
+from rectune.errors import UserError, visible
 from rectune.runtime.distributed import exit_process
-from rectune.runtime.escape import visible
 from rectune.runtime.signals import interruptible, stopped_by
 
 app = App(

@@ -218,7 +218,7 @@ def grade_(
     """
     from rectune.grading import grade
 
-    print_lines(grade(samples, output, workers=grading_workers, timeout=grading_timeout))
+    print_lines(grade(samples, output, grading_workers=grading_workers, grading_timeout=grading_timeout))
 
 
 def select_(
@@ -245,11 +245,11 @@ def select_(
         include_unfinished: Also use correct answers that reached the token limit.
         seed: Random seed of the choice of answers, if there are more than per_problem.
     """
-    from rectune.grading.selection import select
+    from rectune.grading.files import select
 
     counts = select(
         graded, output, purpose=purpose, per_problem=per_problem, balance=balance,
-        unjudged=include_unjudged, unfinished=include_unfinished, seed=seed,
+        include_unjudged=include_unjudged, include_unfinished=include_unfinished, seed=seed,
     )  # fmt: skip
     print_table([counts.to_dict()])
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from rectune.errors import visible
 from rectune.runtime.distributed import share
-from rectune.runtime.escape import visible
 
 
 def print_lines(*lines: object) -> None:

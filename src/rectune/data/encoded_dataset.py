@@ -34,8 +34,7 @@ from rectune.data.loading import count_duplicates, default_cache, row_of
 from rectune.data.schema import Faults, Row
 from rectune.data.tokenization import IGNORED, Encoded, EncodedBatch, encode_batch
 from rectune.errors import UserError
-from rectune.runtime.io import translate_disk_errors
-from rectune.runtime.locks import wait_for_lock
+from rectune.runtime.io import translate_disk_errors, wait_for_lock
 
 log = logging.getLogger("rectune")
 

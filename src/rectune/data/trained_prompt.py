@@ -22,6 +22,7 @@ from rectune.config import DataConfig, PromptConfig
 from rectune.config.names import with_new_names
 from rectune.data.loading import read_problems
 from rectune.errors import UserError
+from rectune.records import rft_record
 from rectune.runtime.io import load_json
 
 log = logging.getLogger("rectune")
@@ -66,7 +67,7 @@ class RunPrompt:
 
 
 def run_prompt(model: str) -> RunPrompt | None:
-    """The training prompt of `model`: a run, the folder of an offline run, or a model in one; None for any other model.
+    """The training prompt of `model`: a run, the folder of an RFT run, or a model in one; None for any other model.
 
     Raises:
         UserError: A run without a model, a folder of it that is none, or whose config cannot be read.
@@ -88,13 +89,13 @@ def run_prompt(model: str) -> RunPrompt | None:
 
 
 def answering(folder: Path) -> Path:
-    """The model of a run, where `folder` is one or that of an offline run; else the folder itself.
+    """The model of a run, where `folder` is one or that of an RFT run; else the folder itself.
 
     Raises:
         UserError: A run without a model, or a folder of a run that holds none.
     """
     found = _find(folder)
-    if found is None and not (folder / "offline.json").is_file():
+    if found is None and rft_record(folder) is None:
         return folder
     run = found[0] if found else folder
     if run == folder or run.parent == folder:
@@ -113,8 +114,8 @@ def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
     """The run that a folder is or belongs to, and its config."""
     inside = folder.resolve()  # a link to a run's model is the run's
     near = [inside.parent] if inside.name in WEIGHTS else []
-    offline = [folder / "train"] if (folder / "offline.json").is_file() else []
-    for run in (folder, *offline, *near, inside.parent, inside.parent.parent):
+    of_rft = [folder / "train"] if rft_record(folder) else []
+    for run in (folder, *of_rft, *near, inside.parent, inside.parent.parent):
         path = run / "config.json"
         try:
             config = load_json(path) if path.is_file() else None

@@ -17,11 +17,11 @@ from markupsafe import Markup
 from rectune.diagnosis.measure import EXAMPLE_TOKENS
 from rectune.diagnosis.risks import STRONG, WEAK
 from rectune.diagnosis.token_classes import CLASSES
+from rectune.errors import visible
 from rectune.pages.format import number, percent
 from rectune.pages.plots import figure
 from rectune.pages.render import render_html
 from rectune.records import Diagnosis, ExampleRow, ObjectiveEffect, TargetFigures
-from rectune.runtime.escape import visible
 from rectune.training.metrics import PROBABILITY_BINS, histogram
 
 BINS = len(PROBABILITY_BINS) - 1

@@ -67,8 +67,7 @@ def evaluate(
     from rectune.grading import grade
     from rectune.runtime.progress import reporter
     from rectune.sampling.sample import frozen_template, sample
-    from rectune.sampling.stop_strings import check_stops
-    from rectune.sampling.types import EngineSpec, SamplingParams
+    from rectune.sampling.types import EngineSpec, SamplingParams, check_stops
 
     out, run = config.output_dir, run_prompt(config.model)
     model = str(run.model) if run else config.model

@@ -28,10 +28,9 @@ from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
 from rectune.experiments.successive_halving import check_affordable, rungs
 from rectune.objective_spec import label_of, make_phases, parse_objective, slug_of
 from rectune.records import Comparison
-from rectune.runtime.io import JsonObject, check_writable, load_record, to_json, translate_disk_errors
-from rectune.runtime.locks import lock
+from rectune.runtime.io import JsonObject, check_writable, load_record, lock, to_json, translate_disk_errors
 from rectune.runtime.signals import on_interrupt
-from rectune.sampling.stop_strings import check_stops
+from rectune.sampling.types import check_stops
 from rectune.training.dataloader import check_named, read_texts, with_models_own
 from rectune.training.dry_run import plans
 from rectune.training.run_dir import FREE, filled, other_settings

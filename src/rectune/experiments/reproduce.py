@@ -31,8 +31,7 @@ from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, RunConfig
 from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
 from rectune.recipes import find_recipe, load_code
-from rectune.runtime.io import check_writable
-from rectune.runtime.locks import lock
+from rectune.runtime.io import check_writable, lock
 from rectune.training.run_dir import other_settings
 
 KINDS: dict[str, type[Settings]] = {"train": TrainConfig, "rft": RFTConfig, "rl": RLConfig}

@@ -4,7 +4,7 @@
     OUT/graded.jsonl    with a verdict                          `rectune grade`
     OUT/rows.jsonl      correct ones, or OUT/pairs.jsonl        `rectune select`
     OUT/train/          the run folder of training              `rectune train`
-    OUT/offline.json    settings, and the counts of each stage
+    OUT/rft.json        settings, and the counts of each stage
 
 The objective decides the method: `sft` on the model's correct answers is RFT, `dft` the paper's offline DFT, `iw_sft`
 weights them by how much more probable they have become, and `dpo` compares correct with wrong ones.
@@ -30,9 +30,8 @@ from rectune.data.schema import Problem
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
 from rectune.evaluation.prompts import load_problems
-from rectune.grading.files import Summary, grade
+from rectune.grading.files import UNJUDGED, Summary, grade, select
 from rectune.grading.pool import check_item
-from rectune.grading.selection import UNJUDGED, select
 from rectune.objective_spec import make_phases
 from rectune.records import (
     RFTProgress,
@@ -41,10 +40,10 @@ from rectune.records import (
     TrainSummary,
     parse_line,
     read_record,
+    rft_record,
     write_record,
 )
-from rectune.runtime.io import check_writable, replace_file, translate_disk_errors
-from rectune.runtime.locks import lock
+from rectune.runtime.io import check_writable, lock, replace_file, translate_disk_errors
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.sample import frozen_template, sample
@@ -131,7 +130,7 @@ def _make_rows(config: RFTConfig, problems: Sequence[Problem], stages: Stages, r
     def grade_all() -> dict[str, JsonValue]:
         with reporter(None, 0, total, "grading") as report:
             summary = grade(
-                samples, graded, workers=config.grading_workers, timeout=config.grading_timeout,
+                samples, graded, grading_workers=config.grading_workers, grading_timeout=config.grading_timeout,
                 progress=lambda done: report(done, total, 0),
             )  # fmt: skip
         return dict(summary.counts)
@@ -140,7 +139,8 @@ def _make_rows(config: RFTConfig, problems: Sequence[Problem], stages: Stages, r
         purpose: Literal["sft", "dpo"] = "dpo" if rows.stem == "pairs" else "sft"
         counts = select(
             graded, rows, purpose=purpose, per_problem=config.per_problem, balance=config.balance,
-            unjudged=config.include_unjudged, unfinished=config.include_unfinished, seed=config.sampling_seed,
+            include_unjudged=config.include_unjudged, include_unfinished=config.include_unfinished,
+            seed=config.sampling_seed,
         )  # fmt: skip
         return dict(counts.to_dict())
 
@@ -167,7 +167,8 @@ class Stages:
     """
 
     def __init__(self, config: RFTConfig, problems: Sequence[Problem], *, paired: bool, resume: bool) -> None:
-        self.out, self.path = config.output_dir, config.output_dir / "offline.json"
+        self.out = config.output_dir
+        self.path = rft_record(self.out) or self.out / "rft.json"
         self.record = RFTProgress(
             config=config.model_dump(mode="json"),
             settings=_settings(config, problems, paired=paired),

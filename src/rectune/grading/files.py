@@ -1,25 +1,43 @@
-"""Grading a file: the same lines with a verdict, in the same order, resumable after any kill."""
+"""Files of answers: `grade` adds a verdict to each line, `select` makes training data of the graded ones.
+
+A graded file has the lines of the samples in the same order; grading is resumable after any kill. Of graded answers
+`select` makes rows for RFT/RAFT and offline DFT (`sft` keeps correct answers), or pairs for DPO (a correct answer with
+a wrong one). The paper samples n = 4 answers per problem at T = 1 and keeps every correct one: hence at most 4 rows of
+a problem by default. Rows hold the turns that were sampled from, so that training with the same template reads the
+same prompt tokens.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from pydantic import field_validator
 
 from rectune.data.readers import read_jsonl
-from rectune.errors import UserError
+from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import Grader, Item, check_item
-from rectune.records import ADDED, VERDICTS, Grade, Graded, Record, parse_line
-from rectune.runtime.io import check_output, translate_disk_errors
-from rectune.runtime.locks import lock_file
+from rectune.records import (
+    ADDED,
+    VERDICTS,
+    Grade,
+    Graded,
+    Record,
+    SelectionCounts,
+    SelectionSettings,
+    parse_line,
+    write_record,
+)
+from rectune.runtime.io import check_output, lock_file, translate_disk_errors, write_jsonl
 from rectune.runtime.signals import on_interrupt
 
 _OTHER = "it belongs to other samples: choose another output or start anew without resuming"
@@ -66,8 +84,8 @@ def grade(
     samples: Path,
     out: Path,
     *,
-    workers: int | None = None,
-    timeout: float = 5.0,
+    grading_workers: int | None = None,
+    grading_timeout: float = 5.0,
     resume: bool = True,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Summary:
@@ -78,8 +96,8 @@ def grade(
     was killed resumes where it stopped, and so does one whose `samples` has grown.
 
     Args:
-        workers: Answers graded at once; all cores if None.
-        timeout: Seconds for one answer.
+        grading_workers: Answers graded at once; all cores if None.
+        grading_timeout: Seconds for one answer.
         resume: False starts `out` anew.
         progress: Called with the number of lines done, after each.
 
@@ -90,10 +108,10 @@ def grade(
     if not samples.is_file():
         raise UserError("no such file", where=samples)
     check_output(out)
-    if not 0 < timeout < math.inf:
-        raise UserError(f"must be above 0 (got {timeout})", where="--grading-timeout")
-    if workers is not None and workers < 1:
-        raise UserError(f"must be at least 1 (got {workers})", where="--grading-workers")
+    if not 0 < grading_timeout < math.inf:
+        raise UserError(f"must be above 0 (got {grading_timeout})", where="--grading-timeout")
+    if grading_workers is not None and grading_workers < 1:
+        raise UserError(f"must be at least 1 (got {grading_workers})", where="--grading-workers")
     existed = out.exists()
     if existed and samples.samefile(out):
         raise UserError("input and output are the same file", where=out)
@@ -102,7 +120,8 @@ def grade(
     with translate_disk_errors(out), open(samples, "rb") as source, _opened(out, anew=not resume) as graded:
         number = _skip_graded(samples, source, out, graded, summary)
         lines, ahead = tee(_lines(samples, source, number))
-        with on_interrupt(lambda: f"{out}: {summary.total} {words}"), Grader(workers, timeout) as grader:
+        pool = Grader(grading_workers, grading_timeout)
+        with on_interrupt(lambda: f"{out}: {summary.total} {words}"), pool as grader:
             try:
                 for verdict in grader.stream(item for _, item in ahead):
                     graded.write(_with_verdict(next(lines)[0], verdict))
@@ -151,9 +170,9 @@ def _lines(path: Path, source: BinaryIO, number: int) -> Iterator[tuple[bytes, I
         except (ValueError, RecursionError) as error:
             hint = "a torn last line can be deleted"
             raise UserError(f"not JSON ({error})", where=where, hint=hint) from None
-        asked = parse_line(Ungraded, content, "a sample to grade", where, "a line needs 'answer' and 'text'")
-        check_item(asked.grader, asked.extra, where=where)
-        yield line, (asked.answer, asked.text, asked.grader, asked.extra)
+        sample = parse_line(Ungraded, content, "a sample to grade", where, "a line needs 'answer' and 'text'")
+        check_item(sample.grader, sample.extra, where=where)
+        yield line, (sample.answer, sample.text, sample.grader, sample.extra)
 
 
 def _with_verdict(line: bytes, grade: Grade) -> bytes:
@@ -193,3 +212,148 @@ def _skip_graded(samples: Path, source: BinaryIO, out: Path, graded: BinaryIO, s
     graded.seek(end)
     graded.truncate()
     return number
+
+
+PURPOSES = ("sft", "dpo")
+UNJUDGED = ("timeout", "error")
+Prompt = str | list[dict[str, str]]
+"""The turns as messages, or the prompt's text where the sample has no turns."""
+
+
+@dataclass
+class _Answers:
+    """The distinct answers to one problem, each with its text, in the order of the file."""
+
+    prompt: Prompt
+    correct: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, object]]:
+        return [{"prompt": self.prompt, "completion": text} for text in self.correct.values()]
+
+    def pairs(self, rng: random.Random) -> list[dict[str, object]]:
+        """Correct answers with as many wrong ones, matched at random."""
+        better, worse = list(self.correct.values()), list(self.wrong.values())
+        rng.shuffle(better)
+        rng.shuffle(worse)
+        return [
+            {"prompt": self.prompt, "chosen": chosen, "rejected": rejected}
+            for chosen, rejected in zip(better, worse, strict=False)
+        ]
+
+
+def select(
+    graded: Path,
+    out: Path,
+    *,
+    purpose: Literal["sft", "dpo"],
+    per_problem: int | None = 4,
+    balance: bool = False,
+    include_unjudged: bool = False,
+    include_unfinished: bool = False,
+    seed: int = 0,
+) -> SelectionCounts:
+    """Write rows or pairs to `out`, and the counts to `OUT.counts.json`; returns the counts.
+
+    Answers to a problem that differ only in spacing count once. A row is `prompt` (the turns; the text as the
+    model read it where the samples do not have them, for `chat_template = "none"`) and `completion`; a pair
+    is `prompt`, `chosen` and `rejected`, every answer in at most one pair.
+
+    Args:
+        graded: Graded samples of one model.
+        per_problem: Maximum number of rows or pairs of a problem, chosen with the seed; None keeps all.
+        balance: Repeat rows or pairs until every problem has as many as the one with most.
+        include_unjudged: Also take answers whose grading timed out or broke as the rejected ones of pairs.
+        include_unfinished: Also take answers that were cut at the token limit as correct ones; training on such a
+            row teaches to stop there.
+
+    Raises:
+        UserError: A line that is not a graded sample, samples of two models, nothing to keep, or impossible
+        settings.
+    """
+    graded, out = Path(graded), Path(out)
+    if purpose not in PURPOSES:
+        raise unknown_name("purpose", purpose, PURPOSES, where="--for")
+    if per_problem is not None and per_problem < 1:
+        raise UserError(f"must be at least 1 (got {per_problem})", where="--per-problem")
+    check_output(out)
+    if graded.resolve() == out.resolve():
+        raise UserError("the input would be overwritten", where=graded, hint="give another --output")
+    answers, counts, temperature = _read_answers(graded, include_unjudged, include_unfinished)
+    chosen = {}
+    for problem_id, distinct in answers.items():
+        rng = random.Random(f"{seed} {problem_id}")  # of its own, so that other problems change nothing
+        found = distinct.rows() if purpose == "sft" else distinct.pairs(rng)
+        if per_problem is not None and len(found) > per_problem:
+            found = [found[i] for i in sorted(rng.sample(range(len(found)), per_problem))]
+        if found:
+            chosen[problem_id] = [{"problem_id": problem_id, **record} for record in found]
+    if not chosen:
+        lacking = "correct answer" if purpose == "sft" else "problem with both a correct and a wrong answer"
+        hint = "sample more, or easier problems"
+        if counts["cut_off"]:
+            hint = f"{counts['cut_off']} correct ones are cut at the token limit: raise it, or --include-unfinished"
+        raise UserError(f"the file has no {lacking}", where=graded, hint=hint)
+    selected, used = sum(map(len, chosen.values())), len(chosen)
+    if balance:
+        most = max(map(len, chosen.values()))
+        chosen = {id: [records[i % len(records)] for i in range(most)] for id, records in chosen.items()}
+    written = [record for records in chosen.values() for record in records]
+    settings = SelectionSettings(
+        graded=str(graded), purpose=purpose, per_problem=per_problem, balance=balance,
+        temperature=temperature, samples_per_problem=counts["samples"] / counts["problems"],
+        unjudged=include_unjudged, unfinished=include_unfinished, seed=seed,
+    )  # fmt: skip
+    result = SelectionCounts.model_validate(
+        {
+            **counts,
+            "kept" if purpose == "sft" else "pairs": selected,
+            "used_problems": used,
+            "written": len(written),
+            "settings": settings,
+        }
+    )
+    write_jsonl(out, written)
+    write_record(out.with_name(out.name + ".counts.json"), result)
+    return result
+
+
+def _read_answers(
+    path: Path, unjudged: bool, unfinished: bool
+) -> tuple[dict[str, _Answers], Counter[str], float | None]:
+    """The answers by problem, how many of what there are, and the temperature of the first."""
+    answers: dict[str, _Answers] = {}
+    counts = Counter(dict.fromkeys(("samples", *VERDICTS, "cut_off", "duplicates"), 0))
+    first: Graded | None = None
+    for where, sample in graded_lines(path):
+        first = first or sample
+        if sample.fingerprint != first.fingerprint:
+            raise UserError(
+                "the file has samples of two models", where=where, hint="select from each model separately"
+            )
+        distinct = answers.setdefault(sample.problem_id, _Answers(_prompt_of(sample, where)))
+        counts["samples"] += 1
+        counts[sample.verdict] += 1
+        correct = sample.verdict == "correct"
+        if correct and sample.finish_reason == "length" and not unfinished:
+            counts["cut_off"] += 1
+        elif sample.verdict not in UNJUDGED or unjudged:
+            spelled = " ".join(sample.text.split())
+            same = distinct.correct if correct else distinct.wrong
+            counts["duplicates"] += spelled in same
+            if spelled:
+                same.setdefault(spelled, sample.text)
+    if first is None:
+        raise UserError("the file has no samples", where=path)
+    counts["problems"] = len(answers)
+    counts["without_correct"] = sum(not distinct.correct for distinct in answers.values())
+    counts["without_wrong"] = sum(not distinct.wrong for distinct in answers.values())
+    return answers, counts, first.temperature
+
+
+def _prompt_of(sample: Graded, where: str) -> Prompt:
+    if sample.turns:
+        return [{"role": turn.role, "content": turn.content} for turn in sample.turns]
+    if sample.prompt is None:
+        raise UserError("the sample has no prompt to train with", where=where)
+    return sample.prompt

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from rectune.runtime.escape import visible
+from rectune.errors import visible
 
 COLOURS = (
     "#0b7bc1", "#d95f02", "#1b9e77", "#cc79a7", "#b8860b", "#7570b3", "#56b4e9", "#e6503c", "#66a61e", "#a6761d",

@@ -18,8 +18,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+from rectune.errors import visible
 from rectune.pages.format import FORMATS
-from rectune.runtime.escape import visible
 from rectune.runtime.io import translate_disk_errors, write_text
 
 _SPACES = str.maketrans({"\n": "⏎", "\t": "⇥"})

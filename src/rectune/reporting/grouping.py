@@ -14,10 +14,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rectune.config import ObjectiveConfig
-from rectune.errors import UserError
+from rectune.errors import UserError, visible
 from rectune.objective_spec import label_of, make_phases
 from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, LoadedRun, NoteList
-from rectune.runtime.escape import visible
 from rectune.runtime.io import JsonObject
 from rectune.training.run_dir import FREE
 

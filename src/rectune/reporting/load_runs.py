@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 from rectune.config.names import with_new_names
 from rectune.errors import UserError
-from rectune.records import Comparison, Diagnosis, Evaluation, FileRecord, parse_line
+from rectune.records import Comparison, Diagnosis, Evaluation, FileRecord, parse_line, rft_record
 from rectune.reporting.page_model import Note
 from rectune.runtime.io import JsonObject
 from rectune.training.metrics import PROBABILITY_BINS
@@ -149,7 +149,7 @@ def _load_place(place: Path, loaded: LoadedFolders, notes: NoteList) -> bool:
         loaded.comparisons[place] = comparison
     if "diagnosis.json" in names and (diagnosis := _record(place, Diagnosis, notes)):
         loaded.diagnoses[place] = diagnosis
-    if names & {"evaluation.json", "graded.jsonl"} and "offline.json" not in names:
+    if names & {"evaluation.json", "graded.jsonl"} and rft_record(place) is None:
         if evaluation := _record(place, Evaluation, notes):
             loaded.evaluations[place] = EvaluationFolder(place, evaluation)
     elif _is_run(place, names):

@@ -1,6 +1,6 @@
 """From rewards to advantages: within a group of answers (GRPO), or per token by GAE (PPO).
 
-Pure functions on tensors without gradient. What a reward is, is in `reward.py`; what is done with an advantage in
+Pure functions on tensors without gradient. Rewards are in `rollout.py`; what is done with an advantage in
 `objectives.py`.
 
 Shapes: G problems, n answers to each, A answers, N tokens of all answers one behind the other.

@@ -1,15 +1,22 @@
-"""The policy: the model in training with, for PPO, a value head on the same body; and what is asked of it.
+"""The policy: the model in training with, for PPO, a value head on the same body; and a server that samples from it.
 
 The value of a token is that of the state before it: a linear function, zero at first, of the same last hidden state
 that predicts the token. The losses are in `objectives.py`, advantages in `advantages.py`.
+
+A server samples from the weights in training: they are saved, and the server is told to read them. SGLang answers
+`POST /update_weights_from_disk`; vLLM, where it runs with VLLM_SERVER_DEV_MODE=1, `POST /collective_rpc` with its
+workers' `reload_weights`, after which its cached prefixes are discarded. Both addresses are next to /v1, not below it,
+and the server has to see the same file system. Any other server is refused by name.
 
 Shapes: N target tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +28,9 @@ from rectune.errors import UserError
 from rectune.logprobs.elementwise import Shape, entropy_of, shaped_logits
 from rectune.models.scorer import Head, Scorer
 from rectune.runtime.memory import repeat_while_out_of_memory
+from rectune.sampling.openai import OpenAIClient, OpenAIEngine
+from rectune.sampling.types import Completion, Request, SamplingParams
+from rectune.training.run_dir import save_model
 
 log = logging.getLogger("rectune")
 
@@ -41,7 +51,7 @@ class TokenLimit:
         self.tokens = tokens
 
     def fit(self, work: Callable[[int], Made], lengths: Sequence[int]) -> Made:
-        """What `work` gives with the capacity that rows of these lengths have; begun again with less if need be.
+        """What `work` gives with the capacity that rows of these lengths have, or a smaller one where memory runs out.
 
         Raises:
             UserError: The longest row does not fit into memory by itself.
@@ -74,7 +84,7 @@ class Policy(nn.Module):
     Args:
         model: A causal model that a `Scorer` can score, or a peft model around one.
         value: Give it a value head.
-        temperature: Of the draws; log-probabilities and entropies are those of the tempered model.
+        temperature: Of the sampling; log-probabilities and entropies are those of the tempered model.
         memory_budget: Bytes for the head's logits.
     """
 
@@ -156,3 +166,65 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float
         near = old_value + (value - old_value).clamp(-clip, clip)
         error = torch.maximum(error, (near - returns).square())
     return 0.5 * error
+
+
+class ReloadingServer:
+    """A `OpenAIEngine` whose server reads the model's present weights before each call.
+
+    Args:
+        engine: Of the server.
+        model, tokenizer: Saved to `folder` before each call.
+        folder: Where the server finds them, by the same path.
+
+    Raises:
+        UserError: The server cannot reload weights.
+    """
+
+    def __init__(self, engine: OpenAIEngine, model: Any, tokenizer: Any, folder: Path) -> None:
+        self.engine, self.model, self.folder = engine, model, folder.absolute()
+        self.name, self.model_name = engine.name, engine.model_name
+        self.tokenizer, self.template = tokenizer, engine.template
+        self.api = OpenAIClient(engine.api.url.removesuffix("/v1"), timeout=engine.api.timeout, retries=0)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.engine.fingerprint
+
+    def complete(self, requests: Iterable[Request], settings: SamplingParams) -> Iterator[Completion]:
+        """As any engine's, from the weights as they are now."""
+        save_model(self.folder, self.model, self.tokenizer, self.template)
+        self.reload()
+        return self.engine.complete(requests, settings)
+
+    def reload(self) -> None:
+        """Have the server read the folder: by SGLang's address, else by vLLM's."""
+        answer = self._ask("/update_weights_from_disk", {"model_path": str(self.folder)})
+        if answer is not None:
+            if answer.get("success") is not True:
+                said = answer.get("message") or answer
+                raise UserError(f"the server cannot read the weights: {said}", where=self.folder)
+            return
+        method = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
+        if self._ask("/collective_rpc", method) is None:
+            raise UserError(
+                "this server cannot reload weights",
+                where=self.api.url,
+                hint="SGLang can, vLLM with VLLM_SERVER_DEV_MODE=1 can; or use backend = 'hf'",
+            )
+        self._ask("/reset_prefix_cache", {})
+
+    def _ask(self, path: str, body: Mapping[str, object]) -> Mapping[str, object] | None:
+        """The server's answer; None where it does not know the path."""
+        status, text = self.api.call(path, body)
+        if status in (404, 405):
+            return None
+        try:
+            answer = json.loads(text or "{}")
+        except ValueError:
+            answer = {"message": text[:200]}
+        if not 200 <= status < 300:
+            said = answer.get("message") if isinstance(answer, dict) else answer
+            raise UserError(
+                f"the server cannot reload weights: {status} {said or ''}", where=self.api.url + path
+            )
+        return answer if isinstance(answer, dict) else {}

@@ -21,17 +21,18 @@ from rectune.errors import UserError
 from rectune.models.load import choose_dtype, load_model
 from rectune.models.lora import add_lora, merge_lora, starts_from_adapter, with_own_lora
 from rectune.records import Figures, MetricsLine, RLState, RLSummary, write_record
-from rectune.rl.policy import Policy, TokenLimit
-from rectune.rl.prompt_batches import check_room, load_prompts, read_inputs
-from rectune.rl.reward import Rewards
+from rectune.rl.policy import Policy, ReloadingServer, TokenLimit
 from rectune.rl.rollout import (
+    Rewards,
+    check_room,
     compute_advantages,
     evaluate_policy,
     generate_rollouts,
+    load_prompts,
+    read_inputs,
     save_rollout,
 )
 from rectune.rl.update import trained, update
-from rectune.rl.weight_sync import ReloadingServer
 from rectune.runtime.distributed import default_device, on_cpu
 from rectune.runtime.progress import progress
 from rectune.runtime.signals import Stopped, defer_signals

@@ -1,23 +1,45 @@
-"""A rollout: answers of the policy as it is now, what they earned, and the advantage of each of their tokens.
+"""A rollout: prompts, answers of the policy as it is now, their rewards, and the advantage of each of their tokens.
 
-Every draw is keyed by (seed, step, problem, index), so that a run that goes on draws what it would have drawn.
-Engines are in `rectune.sampling`, rewards in `reward.py`, advantages in `advantages.py`.
+Every sample is keyed by (seed, step, problem, index), so that a resumed run samples what an uninterrupted one would.
+Engines are in `rectune.sampling`, the formulas of advantages in `advantages.py`.
+
+A reward is 1 or 0 by a grader, or what a Python function of the user's returns:
+
+    def reward(prompt: str, text: str, answer: str | list[str], extra: dict) -> float
+
+It is called with these names, once for each answer: `prompt` is the last turn of the question, `text` what the model
+wrote (special tokens removed), `answer` and `extra` what the problem's line has (`{}` without extra). It returns a
+finite number (or a bool). Its file is run when it is named, and only then.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rectune.config import RLConfig
+from rectune.data.chat_template import Template, check_template
+from rectune.data.findings import say_findings
+from rectune.data.schema import Problem
 from rectune.data.tokenization import IGNORED, Encoded
+from rectune.errors import UserError, unknown_name
+from rectune.evaluation.prompts import load_problems
+from rectune.grading.files import UNJUDGED
+from rectune.grading.pool import GRADERS, Grader, check_item
+from rectune.models.limits import embeddings, no_embedding, positions
+from rectune.models.load import check_model
 from rectune.models.scorer import Scorer
 from rectune.records import Figures, RolloutLine
 from rectune.rl.advantages import (
@@ -28,14 +50,158 @@ from rectune.rl.advantages import (
     whitened,
 )
 from rectune.rl.policy import Policy, TokenLimit
-from rectune.rl.prompt_batches import PromptSet
-from rectune.rl.reward import Earned, Rewards
-from rectune.runtime.io import write_jsonl
-from rectune.sampling.sample import all_stops
+from rectune.runtime.io import check_writable, load_function, write_jsonl
+from rectune.sampling.sample import all_stops, problem_prompt
 from rectune.sampling.types import Completion, Engine, Request, SamplingParams
 
+Function = Callable[..., Any]
+
+
+class Earned(NamedTuple):
+    """What one answer earned.
+
+    Attributes:
+        reward: NaN where it could not be judged.
+        correct: By a grader; None under a function.
+        verdict: The grader's word, or "" under a function.
+    """
+
+    reward: float
+    correct: bool | None
+    verdict: str
+
+
+class Rewards(ExitStack):
+    """Judges answers; a context manager, since graders are processes.
+
+    Args:
+        reward: As in the settings: "grader", a grader's name, or FILE.py:FUNCTION.
+        timeout: Seconds for one answer, for graders.
+
+    Raises:
+        UserError: No such grader, file or function, or a file that cannot be run.
+    """
+
+    def __init__(self, reward: str, timeout: float) -> None:
+        super().__init__()
+        self.name, self.function, self.grader = reward, None, ""
+        if ".py" in reward:
+            self.function = load_function(reward, where="reward")
+        elif reward != "grader":
+            if reward not in GRADERS:
+                known = ("grader", *GRADERS, "FILE.py:FUNCTION")
+                raise unknown_name("reward", reward, known, where="reward")
+            self.grader = reward
+        self.pool = None if self.function else self.enter_context(Grader(timeout=timeout))
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raise `UserError` at the first problem that the grader cannot judge by what its line has."""
+        for problem in [] if self.function else problems:
+            check_item(self.grader or problem.grader, problem.extra, where=problem.where or None)
+
+    def judge(self, answers: Sequence[tuple[Problem, str]]) -> list[Earned]:
+        """What each answer (a problem and the model's words) earned, in order.
+
+        Raises:
+            UserError: The function raised, or returned no finite number; names the problem.
+        """
+        if self.function is not None:
+            return [Earned(self._call(problem, text), None, "") for problem, text in answers]
+        assert self.pool is not None
+        items = [(p.answer, text, self.grader or p.grader, p.extra) for p, text in answers]
+        return [
+            Earned(
+                math.nan if verdict in UNJUDGED else float(verdict == "correct"),
+                verdict == "correct",
+                verdict,
+            )
+            for verdict, *_ in self.pool.grade(items)
+        ]
+
+    def _call(self, problem: Problem, text: str) -> float:
+        assert self.function is not None
+        extra = problem.extra or {}
+        given = {"prompt": problem.prompt[-1].content, "text": text, "answer": problem.answer, "extra": extra}
+        try:
+            value = self.function(**given)
+        except (Exception, SystemExit) as error:  # whatever a user's code raises is theirs to correct
+            says = f"raised {type(error).__name__}: {error}"
+        else:
+            try:
+                reward = math.nan if isinstance(value, str) else float(value)
+            except (TypeError, ValueError, RuntimeError, OverflowError):
+                reward = math.nan
+            if math.isfinite(reward):
+                return reward
+            says = f"returned {value!r:.80}, not a finite number"
+        hint = "fix it and continue with --resume"
+        raise UserError(f"{says} for problem '{problem.problem_id}'", where=self.name, hint=hint)
+
+
+def read_inputs(config: RLConfig) -> tuple[list[Problem], list[Problem]]:
+    """The problems to learn on and those kept apart, once all other paths of the config were looked at.
+
+    Raises:
+        UserError: A path that leads nowhere, or problems that cannot be used.
+    """
+    check_writable(config.output_dir)
+    check_model(config.model)
+    check_template(config.chat_template)
+    kept = load_problems(config.eval_problems, system=config.system_prompt) if config.eval_problems else []
+    return load_problems(config.problems, system=config.system_prompt), kept
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Problems with their prompts.
+
+    Attributes:
+        prompts: Token ids of each, as the policy reads them.
+    """
+
+    problems: list[Problem]
+    prompts: list[tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @property
+    def fingerprint(self) -> str:
+        """What a resumed run must find again: how many, and a checksum of prompts and answers."""
+        content = [
+            (p.problem_id, ids, p.answer, p.grader, p.extra)
+            for p, ids in zip(self.problems, self.prompts, strict=True)
+        ]
+        checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+        return f"{len(self):,} problems, checksum {checksum:08x}"
+
+
+def check_room(
+    prompts: PromptSet, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> None:
+    """Raise `UserError` for a problem with a token or, with its answer, positions that the model does not have."""
+    places, known = positions(model), embeddings(model)
+    for problem, ids in zip(prompts.problems, prompts.prompts, strict=True):
+        where = problem.where or f"problem '{problem.problem_id}'"
+        if max(ids) >= known:
+            raise no_embedding(max(ids), known, tokenizer, where)
+        if places is not None and len(ids) + max_new_tokens > places:
+            what = f"{len(ids)} prompt tokens and max_new_tokens = {max_new_tokens} exceed the {places} positions"
+            raise UserError(
+                f"{what} of the model", where=where, hint="lower max_new_tokens, or shorten the prompt"
+            )
+
+
+def load_prompts(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> PromptSet:
+    """The problems' prompts, those that `rectune sample` and `rectune eval` make."""
+    say_findings(problems, tokenizer, template)
+    return PromptSet(list(problems), [problem_prompt(problem, tokenizer, template) for problem in problems])
+
+
 _SEEDS = 1_000_003
-"""Seeds of draws are seed * this + step, as training seeds its dropout."""
+"""Seeds of samples are seed * this + step, as training seeds its dropout."""
 
 
 @dataclass
@@ -85,12 +251,12 @@ class Rollout:
 def generate_rollouts(
     engine: Engine, rewards: Rewards, prompts: PromptSet, places: Sequence[int], config: RLConfig, step: int
 ) -> Rollout:
-    """Draw `config.num_samples` answers to each of the problems at `places` and judge them."""
+    """Sample `config.num_samples` answers to each of the problems at `places` and judge them."""
     return _sample(engine, rewards, prompts, places, config.num_samples, config, config.seed * _SEEDS + step)
 
 
 def evaluate_policy(engine: Engine, rewards: Rewards, prompts: PromptSet, config: RLConfig) -> Figures:
-    """Figures of answers to hold-out problems; the same draws at every step."""
+    """Figures of answers to hold-out problems; the same seeds at every step."""
     return rollout_figures(
         _sample(engine, rewards, prompts, range(len(prompts)), config.eval_num_samples, config, config.seed)
     )
@@ -112,7 +278,7 @@ def _sample(
         name, first = (
             prompts.problems[place].problem_id,
             n * seen[place],
-        )  # a problem twice in a step draws anew
+        )  # a problem twice in a step has other samples
         requests += [Request(name, first + i, prompts.prompts[place]) for i in range(n)]
         problems += [place] * n
         seen[place] += 1
@@ -136,12 +302,12 @@ def encoded(answer: Completion) -> Encoded:
 def rollout_figures(rollout: Rollout) -> Figures:
     """Reward, length and the like over all answers; `correct` is None under a user's function.
 
-    `sample_nll` is that of the drawn tokens by the model that drew them, at temperature 1: an estimate of its entropy.
+    `sample_nll` is that of the sampled tokens by the model itself, at temperature 1: an estimate of its entropy.
     """
     rewards = rollout.rewards_Gn[~rollout.rewards_Gn.isnan()]
     judged = [earned.correct for earned in rollout.earned if earned.correct is not None]
     count = max(1, len(rollout.answers))
-    drawn = [logp for answer in rollout.answers for logp in answer.logprobs]
+    logprobs = [logp for answer in rollout.answers for logp in answer.logprobs]
     return {
         "reward": float(rewards.mean()) if len(rewards) else None,
         "reward_std": float(rewards.std(correction=0)) if len(rewards) else None,
@@ -149,7 +315,7 @@ def rollout_figures(rollout: Rollout) -> Figures:
         "length": sum(rollout.lengths) / count,
         "stopped": sum(answer.finish_reason == "stop" for answer in rollout.answers) / count,
         "unjudged": len(rollout.answers) - len(rollout.used),
-        "sample_nll": -sum(drawn) / len(drawn) if drawn else None,
+        "sample_nll": -sum(logprobs) / len(logprobs) if logprobs else None,
     }
 
 

@@ -1,26 +1,31 @@
-"""Files: written whole or not at all, JSON read with one error line, and what the disk refuses as one line.
+"""Files: written whole or not at all, JSON read with one error line, locks, disk errors as one line,
+and functions in a Python file of the user's.
 
-Appending lines is in `data/jsonl.py`, locks are in `locks.py`.
+A lock keeps a folder or a file for one process; the system gives it up when that process dies. Where a file system has
+no locks, the log says so. Appending lines is in `data/readers.py`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import importlib.util
 import json
+import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
-from rectune.errors import UserError
+from rectune.errors import UserError, unknown_name
 
 FORMAT = 1
+"""Of the files that this version writes; each says it as `format`. Without one they are from before, and the same."""
 JsonObject: TypeAlias = dict[str, object]
 """The content of a JSON file whose fields are not known, such as a run's settings of another version."""
-"""Of the files that this version writes; each says it as `format`. Without one they are from before, and the same."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -193,3 +198,137 @@ def _unwritable(number: int, where: object, hint: str) -> UserError:
     return UserError(
         f"the file cannot be written ({os.strerror(number)})", where=where, hint=f"{first}, then {hint}"
     )
+
+
+log = logging.getLogger("rectune")
+
+_locked: set[str] = set()  # a lock of `lockf` does not keep out its own process
+
+
+@contextmanager
+def lock(folder: Path, doing: str) -> Iterator[None]:
+    """Keep a folder for this process, by a lock on FOLDER/.lock.
+
+    Args:
+        folder: Made if it is missing, and removed again where an error comes before anything is written into it.
+        doing: What the other process is said to do, such as "training".
+
+    Raises:
+        UserError: Another process has locked it, or it cannot be written.
+    """
+    made = [place for place in (folder / ".lock", folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not flock: a process forked by one that was killed would keep that one's lock.
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"the folder cannot be written ({error.strerror})", where=folder) from None
+    name = os.path.realpath(folder)
+    try:
+        if name in _locked or not _take(handle, folder):
+            pid = os.pread(handle, 20, 0).decode(errors="replace").strip()
+            who = f" (process {pid})" if pid.isdecimal() else ""
+            raise UserError(
+                f"another process{who} is {doing} in this folder",
+                where=folder,
+                hint="wait for it, or give another --output-dir",
+            )
+        _locked.add(name)
+        try:
+            yield
+        except BaseException:
+            _remove_empty(made)
+            raise
+        finally:
+            _locked.discard(name)
+    finally:
+        os.close(handle)
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    """Remove the lock and the folders that were made, the innermost first, if there is nothing else in them."""
+    with suppress(OSError):
+        if made and [path.name for path in made[0].parent.iterdir()] == [".lock"]:
+            made[0].unlink()
+            for place in made[1:]:
+                place.rmdir()
+
+
+def _take(handle: int, folder: Path) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        log.warning(
+            "%s: the folder cannot be locked (%s); do not use it from two processes", folder, error.strerror
+        )
+        return True
+    with suppress(OSError):  # a full disk: the number is for the message only
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return True
+
+
+def lock_file(file: IO[bytes], path: Path) -> None:
+    """Keep an open file for this process until it is closed.
+
+    Raises:
+        UserError: Another process has locked it.
+    """
+    try:
+        fcntl.flock(
+            file, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # other handles of this process may read it meanwhile
+    except BlockingIOError:
+        raise UserError("another process is writing to this file", where=path) from None
+
+
+@contextmanager
+def wait_for_lock(folder: Path, doing: str) -> Iterator[None]:
+    """Be the only process at work in a folder of the cache, once the others are done.
+
+    Args:
+        folder: Made if it is missing; it gets a file `.lock`.
+        doing: What another process is said to do, such as "encoding these rows".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:  # not flock, as in `lock`
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            log.info("another process is %s; waiting for it", doing)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def load_function(name: str, *, where: str) -> Callable[..., Any]:
+    """The function that FILE.py:FUNCTION names; the file is run.
+
+    Args:
+        name: Path of a Python file, a colon and the name of a function in it.
+        where: Setting that an error message names.
+
+    Raises:
+        UserError: Another form, no such file or function, or a file that cannot be run.
+    """
+    file, _, function = name.rpartition(":")
+    path = Path(file).expanduser()
+    if path.suffix != ".py" or not function:
+        raise UserError(f"'{name}' is not of the form FILE.py:FUNCTION", where=where)
+    if not path.is_file():
+        raise UserError(f"no such file: {file}", where=where, hint="give FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(f"rectune_user_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the file cannot be run ({type(error).__name__}: {error})", where=path) from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise unknown_name("function", function, known, where=path)
+    return found  # type: ignore[no-any-return]

@@ -48,8 +48,7 @@ from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.load import load_tokenizer
-from rectune.sampling.stop_strings import cut, special_stops
-from rectune.sampling.types import Completion, Request, SamplingParams, sample_key
+from rectune.sampling.types import Completion, Request, SamplingParams, cut, sample_key, special_stops
 
 log = logging.getLogger("rectune")
 

@@ -1,32 +1,47 @@
 """Sampling: problems in, a resumable file of samples out, whichever engine generates them.
 
 An engine turns requests (prompt ids and the key of a sample) into completions with log-probs, in any order. `sample`
-makes the requests, leaves out those that the file already has, and appends a line per completion. The protocol is in
-`types.py`; the engines are `hf/engine.py`, `openai.py` and `vllm.py`; the file is in `writer.py`.
+makes the requests, leaves out those that the file (`SamplesFile`) already has, and appends a line per completion. A
+line is written whole or, where a run is killed in the middle of it, removed at the next opening. The protocol is in
+`types.py`; the engines are `hf/engine.py`, `openai.py` and `vllm.py`.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import TracebackType
+from typing import IO
 
-from rectune.data.chat_template import check_template, choose_template, without_date
+from transformers import PreTrainedTokenizerBase
+
+from rectune.data.chat_template import Template, check_template, choose_template, without_date
 from rectune.data.findings import say_findings
+from rectune.data.readers import append_jsonl, read_jsonl
 from rectune.data.schema import Problem
 from rectune.data.tokenization import prompt_ids
 from rectune.data.trained_prompt import TEMPLATE, run_prompt
 from rectune.errors import UserError, unknown_name
 from rectune.models.load import load_tokenizer
-from rectune.records import Sample, SampledTurn
-from rectune.runtime.distributed import share
-from rectune.runtime.io import check_output, translate_disk_errors, write_text
+from rectune.records import Sample, SampledTurn, parse_line
+from rectune.runtime.distributed import share, wait_for_all
+from rectune.runtime.io import check_format, check_output, lock_file, translate_disk_errors, write_text
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
-from rectune.sampling.stop_strings import check_stops, template_stops
-from rectune.sampling.types import Completion, Engine, EngineSpec, Request, SamplingParams
-from rectune.sampling.writer import shared_file
+from rectune.sampling.types import (
+    Completion,
+    Engine,
+    EngineSpec,
+    Request,
+    SamplingParams,
+    check_stops,
+    template_stops,
+)
 
 BACKENDS = ("hf", "openai", "vllm")
 
@@ -72,7 +87,9 @@ def sample(
     params = replace(params, stop=all_stops(engine, params.stop))
     say_findings(problems, engine.tokenizer, engine.template)
     by_id = {problem.problem_id: problem for problem in problems}
-    prompts = {name: _prompt(engine, problem) for name, problem in by_id.items()}
+    prompts = {
+        name: problem_prompt(problem, engine.tokenizer, engine.template) for name, problem in by_id.items()
+    }
     texts = {name: str(engine.tokenizer.decode(list(ids))) for name, ids in prompts.items()}
     expected = {}
     for name, problem in by_id.items():
@@ -117,9 +134,11 @@ def all_stops(engine: Engine, stop: Sequence[str]) -> tuple[str, ...]:
     return check_stops((*stop, *template_stops(engine.tokenizer, engine.template)))
 
 
-def _prompt(engine: Engine, problem: Problem) -> tuple[int, ...]:
-    """The prompt's token ids, those of training."""
-    ids = prompt_ids(problem.prompt, engine.tokenizer, engine.template)
+def problem_prompt(
+    problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> tuple[int, ...]:
+    """The token ids of a problem's prompt, those of training. `UserError` for an empty one."""
+    ids = prompt_ids(problem.prompt, tokenizer, template)
     if not ids:
         raise UserError(f"problem '{problem.problem_id}' has an empty prompt", where=problem.where or None)
     return tuple(ids)
@@ -207,3 +226,150 @@ def frozen_template(folder: Path, name: str, model: str) -> str:
         if not path.is_file() or without_date(path.read_text("utf-8")) != template.saved():
             write_text(path, template.kept())
     return str(path)
+
+
+log = logging.getLogger("rectune")
+
+SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens", "stop")
+PROBLEM = ("prompt", "answer", "grader")
+"""Fields in which the samples of a file have to agree, and those in which the samples of a problem have to."""
+
+Key = tuple[str, int]
+"""Problem id and sample index."""
+
+
+class SamplesFile:
+    """A samples file opened for appending; a context manager.
+
+    Args:
+        path: Created, with its folder, if it is missing.
+        expected: For each problem id a sample as it would be now; text, tokens and index do not matter.
+
+    Attributes:
+        finished: Keys of the samples that the file has.
+
+    Raises:
+        UserError: A line is not a sample, occurs twice, or is of another model, other settings or another prompt; or
+            another process is writing to the file.
+    """
+
+    def __init__(self, path: Path, expected: Mapping[str, Sample]) -> None:
+        self.path, self.finished = Path(path), set[Key]()
+        self._expected = expected
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> SamplesFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("ab")
+        try:
+            lock_file(file, self.path)
+            append_jsonl(self.path, ())  # removes a torn last line
+            self.read()
+        except UserError:
+            file.close()
+            raise
+        self._file = file
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def append(self, sample: Sample) -> None:
+        """Write one line; it has reached the operating system when this returns."""
+        line = json.dumps(sample.to_dict(), ensure_ascii=False).encode() + b"\n"
+        self.append_line(line, (sample.problem_id, sample.sample_index))
+
+    def append_line(self, line: bytes, key: Key) -> None:
+        """As `append`, a line as another file has it."""
+        assert self._file is not None
+        self._file.write(line)
+        self._file.flush()
+        self.finished.add(key)
+
+    def read(self) -> set[Key]:
+        """Check all lines; returns `finished`. The file need not be opened for it."""
+        for number, content in read_jsonl(self.path):
+            where = f"{self.path}:{number}"
+            check_format(content, where)
+            hint = "write to another file, or remove this one"
+            sample = parse_line(Sample, content, "a line of samples", where, hint)
+            key = (sample.problem_id, sample.sample_index)
+            if key in self.finished:
+                raise UserError(f"sample {key[1]} of problem '{key[0]}' occurs twice", where=where)
+            if difference := self._difference(sample):
+                raise UserError(difference, where=where, hint=hint)
+            self.finished.add(key)
+        return self.finished
+
+    def _difference(self, sample: Sample) -> str:
+        """What a sample differs in from one as it would be now; "" for nothing that matters."""
+        now = self._expected.get(sample.problem_id) or next(iter(self._expected.values()))
+        fields = SETTINGS + PROBLEM if sample.problem_id in self._expected else SETTINGS
+        name = next((name for name in fields if getattr(sample, name) != getattr(now, name)), None)
+        if name is None:
+            return ""
+        if name == "fingerprint":
+            then = f"{sample.model}, {sample.fingerprint}"
+            return f"was sampled from another model ({then}; now {now.model}, {now.fingerprint})"
+        if name in PROBLEM:
+            return f"problem '{sample.problem_id}' had another {name} when this file was sampled"
+        return f"was sampled with {name} = {getattr(sample, name)}, now {getattr(now, name)}"
+
+
+@contextmanager
+def shared_file(out: Path, expected: Mapping[str, Sample]) -> Iterator[SamplesFile]:
+    """The file to append to, opened: `out` in a single process, else a part of it, which is merged into it afterwards.
+
+    Args:
+        out: File of samples.
+        expected: As in `SamplesFile`, in the order of the problems.
+
+    Raises:
+        UserError: As `SamplesFile`, or another process has ended early.
+    """
+    index, of = share()
+    if of == 1:
+        if _parts(out):
+            _merge(out, expected)
+        with SamplesFile(out, expected) as file:
+            yield file
+        return
+    if index == 0:
+        _merge(out, expected)
+    else:
+        log.setLevel(logging.WARNING)  # only the first process logs
+    wait_for_all()
+    finished = SamplesFile(out, expected).read()
+    wait_for_all()  # all have read it before the first one appends
+    with SamplesFile(out.with_name(f".{out.name}.{index}-of-{of}.part"), expected) as file:
+        file.finished |= finished
+        yield file
+    wait_for_all()
+    if index == 0:
+        _merge(out, expected)
+    wait_for_all()
+
+
+def _parts(out: Path) -> list[Path]:
+    return sorted(out.parent.glob(f".{out.name}.*-of-*.part"))
+
+
+def _merge(out: Path, expected: Mapping[str, Sample]) -> None:
+    """Append the samples of all parts to `out`, by problem and index, and remove the parts."""
+    place = {problem_id: number for number, problem_id in enumerate(expected)}
+    lines: dict[Key, bytes] = {}
+    parts = _parts(out)
+    for part in parts:
+        with SamplesFile(part, expected):  # removes a torn last line and checks every other
+            for line in part.read_bytes().splitlines(keepends=True):
+                content = json.loads(line)
+                lines[content["problem_id"], content["sample_index"]] = line
+    with SamplesFile(out, expected) as file:
+        for key in sorted(lines, key=lambda key: (place.get(key[0], len(place)), key)):
+            if key not in file.finished:
+                file.append_line(lines[key], key)
+    for part in parts:
+        part.unlink()

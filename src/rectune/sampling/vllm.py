@@ -12,8 +12,7 @@ from rectune.data.chat_template import choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.folder import adapter_folder, find_folder
-from rectune.sampling.stop_strings import cut, special_stops
-from rectune.sampling.types import Completion, Request, SamplingParams, sample_key
+from rectune.sampling.types import Completion, Request, SamplingParams, cut, sample_key, special_stops
 
 WAVE = 4096  # requests handed over at once, so that finished ones reach the file before all are done
 

@@ -35,11 +35,11 @@ from rectune.runtime.io import (
     check_writable,
     load_json,
     load_record,
+    lock,
     translate_disk_errors,
     write_json,
     write_text,
 )
-from rectune.runtime.locks import lock
 
 log = logging.getLogger("rectune")
 

@@ -17,12 +17,12 @@ from rectune.data.loading import default_cache, read_problems, read_rows, row_at
 from rectune.data.schema import Turn
 from rectune.data.tokenization import encode_row, prompt_ids
 from rectune.errors import UserError
-from rectune.experiments import rft as offline_run
+from rectune.experiments import rft
 from rectune.experiments.rft import plan
 from rectune.grading import files as grading_files
 from rectune.models.load import load_model
 from rectune.sampling import sample as engine
-from rectune.sampling.writer import SamplesFile
+from rectune.sampling.sample import SamplesFile
 from rectune.training.metrics_log import MetricsLog
 from training_runs import Died, dies_at, metrics, weights
 
@@ -43,7 +43,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    offline_run.train_rft(load_config(None, {**asked, "output_dir": out}, RFTConfig))
+    rft.train_rft(load_config(None, {**asked, "output_dir": out}, RFTConfig))
     return out
 
 
@@ -147,7 +147,7 @@ def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: di
 MOMENTS = [
     (SamplesFile, "append", 20),
     (grading_files, "_with_verdict", 30),
-    (offline_run, "select", 1),
+    (rft, "select", 1),
     (MetricsLog, "add", 3),
 ]
 
@@ -184,26 +184,26 @@ def test_a_finished_run_is_left_alone(
 ) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*.json*")}
     for name in ("sample", "grade", "select"):
-        monkeypatch.delattr(offline_run, name)  # not even looked at
+        monkeypatch.delattr(rft, name)  # not even looked at
     config = load_config(None, {**asked, "output_dir": whole}, RFTConfig)
-    result = offline_run.train_rft(config, resume=True)
+    result = rft.train_rft(config, resume=True)
     assert result.train.steps == 4 and result.counts.samples == 48
     assert {path: path.read_bytes() for path in whole.rglob("*.json*")} == before
     with pytest.raises(UserError, match="the folder already has a run; continue with --resume"):
-        offline_run.train_rft(config)
+        rft.train_rft(config)
 
 
 def test_settings_that_may_change_before_training_and_not_after(
     run: Any, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(offline_run, "train", dies_at(1, offline_run.train))
+        patch.setattr(rft, "train", dies_at(1, rft.train))
         with pytest.raises(Died):
             run()
     out = tmp_path / "run"
     before = (out / "samples.jsonl").read_bytes()
     with pytest.raises(
-        UserError, match=r"offline.json: the run cannot be resumed with other settings: temperature was 1.0"
+        UserError, match=r"rft.json: the run cannot be resumed with other settings: temperature was 1.0"
     ):
         run(resume=True, temperature=0.7)
     with pytest.raises(UserError, match="num_samples was 4, is 2"):
@@ -299,7 +299,7 @@ def test_samples_of_something_else(run: Any, tmp_path: Path) -> None:
         run()
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "offline.json").write_text("{}")
+    (tmp_path / "run" / "rft.json").write_text("{}")
     with pytest.raises(UserError, match="is not the record of an RFT run"):
         run(resume=True)
 
