@@ -129,3 +129,13 @@ def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, model: str) -> None:
     assert main(["train", "--model", model, *flags, "--max-length", "64", "--output-dir", str(run)]) == 0
     written = check(rows, model=str(run)).rendered
     assert "Be brief." in "".join(piece.text for piece in written)
+
+
+def test_weights(tmp_path: Path) -> None:
+    source = lines(tmp_path / "a.jsonl", {**ROW, "weight": 0.5}, {**ROW, "weight": 0}, {**ROW, "weight": 4})
+    result = check(source)
+    assert result.weights is not None
+    assert "weights of the answers: mean 1.5, from 0 to 4, 33.3% are 0" in summary(result)
+    assert "  assistant (target, weight 0.5): yo" in summary(result)
+    assert result.duplicates == 2  # in what they say
+    assert check(lines(tmp_path / "b.jsonl", {**ROW, "weight": 1})).weights is None

@@ -29,6 +29,10 @@ COLUMNS: dict[str, Column] = {
     "kl": Column("head", "KL(base || model) over the whole vocabulary, in nats; differentiable"),
     "row": Column("batch", "index of the row that the token belongs to, int64"),
     "structural": Column("batch", "whether the token ends a turn or is special"),
+    "weight": Column(
+        "batch",
+        "weight of the token's row and turn over the mean of all targets; the loss is multiplied with it",
+    ),
     "pair": Column("pairs", "index of the pair that the token's row belongs to, int64"),
     "sign": Column("pairs", "+1 in the better row of a pair, -1 in its worse row"),
     "ref_logp": Column("reference", "log-probability of the target under the reference model, in nats"),

@@ -697,6 +697,18 @@ class SelectionSettings(Record):
     seed: int
 
 
+class RowWeights(Record):
+    """Weights of the answers to learn from; `mean` by targets once they are encoded, `zero` the share that is 0."""
+
+    mean: float
+    min: float
+    max: float
+    zero: float
+
+    def __str__(self) -> str:
+        return f"mean {self.mean:.4g}, from {self.min:.4g} to {self.max:.4g}, {self.zero:.1%} are 0"
+
+
 class SelectionCounts(FileRecord):
     """FILE.counts.json beside selected rows or pairs.
 

@@ -189,7 +189,7 @@ def test_messages_as_json_text() -> None:
         ("prompt_completion", {"choices": ["a", "b"]}, "choices"),
         ("prompt_completion", {"score": 0.25}, "score"),
         ("prompt_completion", {"rating": "2"}, "rating"),
-        ("prompt_completion", {"weight": 0.5}, "weight"),
+        ("prompt_completion", {"train": False}, "train"),
     ],
 )
 def test_what_changes_the_meaning_is_refused(format: str, more: dict[str, Any], name: str) -> None:

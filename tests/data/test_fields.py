@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectune.data.converters import FORMATS, ProblemRecord, detect_format, to_row
-from rectune.data.fields import Notes, Place, holds
+from rectune.data.fields import Notes, Place, holds, is_number, truth
 from rectune.data.messages import IN_MESSAGE, IN_RECORD, Message
 from rectune.data.schema import Problem, Row
 from rectune.errors import UserError
@@ -157,7 +157,10 @@ def test_no_field_of_a_message_is_dropped(name: str, value: object) -> None:
     if field in notes.ignored:
         assert row.turns[3] == row.turns[1]
     elif holds(value) and Message.names()[name] == "train":
-        assert row.turns[3].supervised is (value in (1, "1", "true", True))
+        number = float(value) if is_number(value) else truth(value)
+        assert number is not None
+        assert row.turns[3].supervised is (number > 0)
+        assert row.turns[3].weight == (float(number) or 1)
     elif holds(value) and not isinstance(value, bool | int | float):
         written = " ".join(leaves(asdict(row)))
         assert all(text.strip() in written for text in leaves(value))

@@ -59,7 +59,8 @@ def test_fields(message: dict[str, Any], content: str, fields: dict[str, Any]) -
     (True, True), (1, True), (1.0, True), ("true", True), (None, True),
 ])  # fmt: skip
 def test_weights(name: str, value: object, trained: bool) -> None:
-    assert one(said(**{name: value})).supervised is trained
+    turn = one(said(**{name: value}))
+    assert (turn.supervised, turn.weight) == (trained, 1)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,8 @@ def test_speakers(speaker: str, role: str) -> None:
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        (said(weight=0.5), r"field 'messages\[0\].weight' is 0.5; it must be true or false"),
+        (said(weight=-0.5), r"field 'messages\[0\].weight' is -0.5; a weight is a number from 0 to 1e\+30"),
+        (said(loss=0.5), r"field 'messages\[0\].loss' is 0.5; it must be true or false"),
         (said(train="maybe"), "must be true or false"),
         (said(weight=1, train=False), r"'messages\[0\].weight' and 'messages\[0\].train' differ"),
         (said(mask=1), r"field 'messages\[0\].mask' is not supported; say \"train\""),

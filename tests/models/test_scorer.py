@@ -27,6 +27,7 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     structural: list[bool]
+    weight: tuple[float, ...] = ()
 
 
 def row(length: int, prompt: int, seed: int) -> Encoded:
@@ -116,7 +117,7 @@ def test_columns_are_in_order_and_say_their_row() -> None:
     with torch.no_grad():
         columns = Scorer(model).columns(collate(ROWS), names)
         alone = [Scorer(model).columns(collate([r]), names) for r in ROWS]
-    assert set(columns) == {*names, "row", "structural"}
+    assert set(columns) == {*names, "row", "structural", "weight"}
     for name in (*names, "structural"):
         torch.testing.assert_close(columns[name], torch.cat([c[name] for c in alone]))
     counts = [sum(label != -100 for label in r.labels) for r in ROWS]

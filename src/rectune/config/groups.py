@@ -229,7 +229,8 @@ class LoggingConfig(Settings):
     drift_rows: int = Field(16, ge=0)
     """Held-out rows on which drift from the base model is measured at each evaluation; 0 measures none."""
     metric_for_best_model: Literal["last", "nll", "mean_p"] = "last"
-    """Weights to save: the last, or the best by held-out NLL or mean p; never by the loss."""
+    """Weights to save: the last, or the best by held-out NLL or mean p (weighted where rows have weights); never by
+    the loss."""
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb", "trackio"], ...], BeforeValidator(split_names)
     ] = ()

@@ -191,6 +191,7 @@ class Piece:
     before: str
     target: str
     supervised: bool
+    weight: float = 1.0
 
 
 def choose_template(name: str | Template, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -474,7 +475,8 @@ class Writer:
             before = self._text(conversation.first(i), True)
             end = self._turn_end(text, before, conversation.first(i + 1))
             if end is not None:
-                pieces.append(Piece(text[done : len(before)], text[len(before) : end], turn.supervised))
+                target = text[len(before) : end]
+                pieces.append(Piece(text[done : len(before)], target, turn.supervised, turn.weight))
                 done = end
             elif turn.supervised:
                 raise UserError(
@@ -509,7 +511,7 @@ class Writer:
                 where=row.where,
                 hint="often the thinking; give your own template with --chat-template FILE",
             )
-        return [*pieces, Piece(before, full[len(prompt) : end], True)]
+        return [*pieces, Piece(before, full[len(prompt) : end], True, row.turns[last].weight)]
 
     def _turn_end(self, text: str, before: str, conversation: _Conversation) -> int | None:
         """Where the last message, behind `before`, ends in `text`; None where that is not what it says."""

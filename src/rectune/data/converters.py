@@ -25,6 +25,7 @@ from rectune.data.fields import (
     Text,
     holds,
     is_number,
+    loss_weight,
     place_of,
     text,
     truth,
@@ -135,6 +136,10 @@ class Demonstration(Schema):
     """Tools for the chat template, also as JSON text."""
     source: Annotated[str, PlainValidator(_source)] = ""
     """Origin of the row, for reports."""
+    weight: Annotated[
+        float | None, PlainValidator(loss_weight), Names("weight", "loss_weight", "sample_weight")
+    ] = None
+    """What the loss of the row's targets is multiplied with, relative to the other rows; 1 if it is missing."""
 
     def turns(self, place: Place) -> Turns:
         """The conversation; empty where the row has no target by its own marks, which `place` then says."""
@@ -570,10 +575,15 @@ def _row(record: RawRecord, place: Place, format: str, columns: Mapping[str, str
         prompt, *answers = read.sides(place)
         for answer in answers:  # both, so that the rows of the two formats stay those of the same pairs
             _check_targets(answer, place.where)
+        if any(turn.weight != 1 for answer in answers for turn in answer):
+            raise place.error("a message has a weight, and pairs have none", "remove it")
         turns = (*prompt, *answers[PAIR.index(format)])
     else:
         assert isinstance(read, Demonstration)
         turns, source = read.turns(place), read.source
+        if read.weight is not None:
+            weight = read.weight
+            turns = tuple(replace(t, weight=t.weight * weight) if t.supervised else t for t in turns)
         if read.label is False and format != "multiple_choice":
             place.said.add("rows are marked as bad answers; left out")
             return None

@@ -44,6 +44,8 @@ _SCHEMA = pyarrow.schema(
         "input_ids": _IDS,
         "labels": _IDS,
         "structural": pyarrow.list_(pyarrow.bool_()),
+        "weight": pyarrow.list_(pyarrow.float64()),
+        "weight_sum": pyarrow.float64(),
         "length": _INT32,
         "supervised": _INT32,
         "truncated": pyarrow.bool_(),
@@ -52,12 +54,14 @@ _SCHEMA = pyarrow.schema(
         "fault": pyarrow.string(),
     }
 )
-"""Columns of the encoded rows on disk; `checksum` is the CRC-32 of ids and labels, `fault` says why a row has none."""
+"""Columns of the encoded rows on disk: `weight` is empty where it is 1 throughout, `checksum` is the CRC-32 of ids,
+labels and weight, `fault` says why a row has none."""
 _NO_TOKENS: dict[str, list[int] | int] = {
-    "input_ids": [], "labels": [], "structural": [], "length": 0, "supervised": 0, "truncated": False, "checksum": 0,
+    "input_ids": [], "labels": [], "structural": [], "weight": [], "weight_sum": 0, "length": 0, "supervised": 0,
+    "truncated": False, "checksum": 0,
 }  # fmt: skip
 
-_VERSION = 5  # of the cached files; raise it when the same row would encode differently
+_VERSION = 6  # of the cached files; raise it when the same row would encode differently
 _BATCH = 1000  # rows that are encoded together
 _WORTH = 20_000  # rows that a further process has to find before its start pays
 
@@ -94,8 +98,9 @@ class EncodedRows:
     """Encoded rows on disk.
 
     Attributes:
-        dataset: Columns input_ids, labels (int32), structural (bool), length, supervised (int32), truncated
-            (bool), row (int64, index in the dataset of rows) and checksum.
+        dataset: Columns input_ids, labels (int32), structural (bool), weight (float64), weight_sum (float64, over
+            targets), length, supervised (int32), truncated (bool), row (int64, index in the dataset of rows) and
+            checksum.
         counts: Over all of them.
     """
 
@@ -107,7 +112,7 @@ class EncodedRows:
 
     def __getitem__(self, index: int) -> Encoded:
         record = self.dataset[int(index)]
-        return Encoded(record["input_ids"], record["labels"], record["structural"])
+        return Encoded(record["input_ids"], record["labels"], record["structural"], record["weight"] or ())
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -120,8 +125,13 @@ class EncodedRows:
         return _column(self.dataset, "supervised")
 
     @cached_property
+    def weight_sums(self) -> np.ndarray:
+        """(rows,) float64: sum of the weights of each row's targets."""
+        return _column(self.dataset, "weight_sum")
+
+    @cached_property
     def checksums(self) -> np.ndarray:
-        """(rows,) uint32: of each row's ids and labels."""
+        """(rows,) uint32: of each row's ids, labels and weights."""
         return _column(self.dataset, "checksum")
 
 
@@ -297,12 +307,20 @@ def _table(batch: EncodedBatch, indices: np.ndarray, max_length: int) -> pyarrow
     offsets = np.concatenate([[0], lengths[kept].cumsum()]).astype(np.int32)
     spans = [slice(start, end) for start, end in itertools.pairwise(offsets.tolist())]
     flat = {"input_ids": ids, "labels": labels, "structural": batch.structural[inside]}
+    weight, sizes, starts = batch.weight[inside], lengths[kept], offsets[:-1]
+    weighted = np.logical_or.reduceat(weight != 1, starts)
+    ends = np.concatenate([[0], (sizes * weighted).cumsum()]).astype(np.int32)
     columns = {name: pyarrow.ListArray.from_arrays(offsets, values) for name, values in flat.items()} | {
-        "length": lengths[kept],
+        "weight": pyarrow.ListArray.from_arrays(ends, weight[weighted.repeat(sizes)]),
+        "weight_sum": np.add.reduceat(np.where(labels != IGNORED, weight, 0.0), starts),
+        "length": sizes,
         "supervised": supervised[kept],
         "truncated": (whole > max_length)[kept],
         "row": indices[kept],
-        "checksum": [zlib.crc32(labels[span], zlib.crc32(ids[span])) for span in spans],
+        "checksum": [
+            zlib.crc32(weight[span] if uneven else b"", zlib.crc32(labels[span], zlib.crc32(ids[span])))
+            for span, uneven in zip(spans, weighted, strict=True)
+        ],
         "fault": [""] * len(spans),
     }
     return pyarrow.table(columns, schema=_SCHEMA)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +245,23 @@ def truth(value: object) -> bool | None:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     return None
+
+
+MAX_WEIGHT = 1e30
+"""Of a row or a turn: so that no sum of weights overflows."""
+
+
+def loss_weight(value: object, info: ValidationInfo) -> float:
+    """A factor of a loss: a number from 0 on, also as text, true or false; UserError for anything else."""
+    if not holds(value):  # an empty cell
+        return 1.0
+    known, place = truth(value), place_of(info)
+    weight = known if known is not None else float(str(value)) if is_number(value) else math.nan
+    if not 0 <= weight <= MAX_WEIGHT:
+        said = json_type(value) if isinstance(value, list | dict) else value
+        what = f"field {place.name(info)} is {said}; a weight is a number from 0 to {MAX_WEIGHT:g}"
+        raise place.error(what, "fix it, or leave the field unread with --ignore-fields")
+    return float(weight)
 
 
 def is_number(value: object) -> bool:

@@ -27,11 +27,19 @@ import pyarrow
 import yaml
 
 from rectune.config import DataConfig
-from rectune.data.converters import FORMATS, ProblemRecord, check_columns, detect_format, to_row
-from rectune.data.fields import Notes, Place
+from rectune.data.converters import (
+    FORMATS,
+    Demonstration,
+    ProblemRecord,
+    check_columns,
+    detect_format,
+    to_row,
+)
+from rectune.data.fields import Notes, Place, names_of
 from rectune.data.readers import CHUNK, READERS, file_type, jsonl_records, without_nulls
 from rectune.data.schema import Faults, Problem, RawRecord, Row, Turn
 from rectune.errors import UserError, unknown_name
+from rectune.records import RowWeights
 from rectune.runtime.io import load_json
 
 if TYPE_CHECKING:
@@ -319,7 +327,13 @@ def _config_named(relative: Path) -> str:
 
 
 _TEXT = pyarrow.string()
-_TURN = {"role": _TEXT, "content": _TEXT, "supervised": pyarrow.bool_(), "fields": _TEXT}
+_TURN = {
+    "role": _TEXT,
+    "content": _TEXT,
+    "supervised": pyarrow.bool_(),
+    "fields": _TEXT,
+    "weight": pyarrow.float64(),
+}
 _SCHEMA = pyarrow.schema(
     {
         "turns": pyarrow.list_(pyarrow.struct(_TURN.items())),
@@ -331,7 +345,7 @@ _SCHEMA = pyarrow.schema(
 )
 """Columns of the rows on disk: a Row's fields, and 64 bits that equal rows share."""
 
-_VERSION = 12  # of the cached files; raise it when a converter changes what it writes
+_VERSION = 13  # of the cached files; raise it when a converter changes what it writes
 _LOOK = 20  # records that the format is inferred from
 _BATCH = 1000  # rows that are written together
 
@@ -393,6 +407,11 @@ class Intake:
         inferred = options.data_format == "auto" and self.format != "mapping"
         how = " (inferred from its first rows)" if inferred else ""
         log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, how)
+        given = sum(
+            self.notes.read[name] for name in names_of("weight", Demonstration.model_fields["weight"])
+        )
+        if 0 < given < self.rows:
+            log.warning("%s: %s rows have no weight; it is 1", self.source, f"{self.rows - given:,}")
         if duplicates := count_duplicates(self.dataset):
             log.warning("%s: %s rows repeat an earlier one; kept", self.source, f"{duplicates:,}")
         return self.dataset
@@ -435,7 +454,9 @@ def row_at(dataset: datasets.Dataset, index: int) -> Row:
 
 def row_of(record: Mapping[str, Any]) -> Row:
     """The `Row` in one record of such a dataset."""
-    turns = tuple(Turn(t["role"], t["content"], t["supervised"], t["fields"]) for t in record["turns"])
+    turns = tuple(
+        Turn(t["role"], t["content"], t["supervised"], t["fields"], t["weight"]) for t in record["turns"]
+    )
     return Row(turns, record["where"], record["source"], record["tools"])
 
 
@@ -443,6 +464,23 @@ def count_duplicates(dataset: datasets.Dataset) -> int:
     """How many rows say the same as an earlier one."""
     digests = dataset.with_format("numpy", columns=["digest"])[:]["digest"]
     return len(dataset) - len(np.unique(digests))
+
+
+def weights_of(dataset: datasets.Dataset) -> RowWeights | None:
+    """The weights of all answers to learn from; None where all are 1."""
+    parts = []
+    for batch in dataset.select_columns(["turns"]).with_format("arrow").iter(1000):
+        turns = batch["turns"].combine_chunks().flatten()
+        parts.append(turns.field("weight").filter(turns.field("supervised")).to_numpy())
+    weight = np.concatenate([np.empty(0), *parts])
+    if (weight == 1).all():
+        return None
+    return RowWeights(
+        mean=float(weight.mean()),
+        min=float(weight.min()),
+        max=float(weight.max()),
+        zero=float((weight == 0).mean()),
+    )
 
 
 def _resolve_format(records: Records, options: DataConfig) -> str:
@@ -491,7 +529,8 @@ def _write(
 def _stored(row: Row) -> RawRecord:
     turns = [asdict(turn) for turn in row.turns]
     try:
-        said = json.dumps([turns, row.tools], ensure_ascii=False).encode()
+        texts = [{name: turn[name] for name in turn if name != "weight"} for turn in turns]
+        said = json.dumps([texts, row.tools], ensure_ascii=False).encode()
         (row.where + row.source).encode()
     except UnicodeEncodeError:
         raise UserError("a text contains half of a surrogate pair", where=row.where) from None

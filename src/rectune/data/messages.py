@@ -25,6 +25,7 @@ from rectune.data.fields import (
     Text,
     is_number,
     json_list,
+    loss_weight,
     place_of,
     text,
     truth,
@@ -92,8 +93,13 @@ IN_RECORD: Mapping[str, Refusal] = {
     **MEDIA,
     **PARTS_OF_QUESTION,
     **_each(
-        "weight loss_weight sample_weight train training mask loss_mask",
-        f"rows have no weights; remove or repeat rows, {_LEAVE}",
+        "weight loss_weight sample_weight",
+        f"pairs have no weights; remove or repeat pairs, {_LEAVE}",
+        lambda value: truth(value) is not True,
+    ),
+    **_each(
+        "train training mask loss_mask",
+        f"give the row a 'weight' of 0 or remove it, {_LEAVE}",
         lambda value: truth(value) is not True,
     ),
     **_each(
@@ -144,12 +150,14 @@ def _content(value: object, info: ValidationInfo) -> str:
     return "".join(words)
 
 
-def _trained(value: object, info: ValidationInfo) -> bool:
+def _trained(value: object, info: ValidationInfo) -> float:
     place, trained = place_of(info), truth(value)
+    if trained is None and place.name(info).endswith("weight'"):
+        return loss_weight(value, info)
     if trained is None:
         what = f"field {place.name(info)} is {json.dumps(value, default=str)}; it must be true or false"
         raise place.error(what, "true, false, 1 or 0")
-    return trained
+    return float(trained)
 
 
 class Message(Schema):
@@ -172,10 +180,11 @@ class Message(Schema):
     tool_call_id: Text = ""
     """Which call a tool answers; given to the chat template."""
     train: Annotated[
-        bool | None, PlainValidator(_trained),
+        float | None, PlainValidator(_trained),
         Names("train", "weight", "loss", "training", "train_on_turn", "trainable", "loss_weight", "loss_mask"),
     ] = None  # fmt: skip
-    """Whether an assistant's message is a target: true, false, 1, 0."""
+    """Whether an assistant's message is a target: true, false, 1, 0; as `weight` or `loss_weight` also what the loss
+    of its targets is multiplied with."""
 
 
 def read_messages(items: list[Any], field: str, place: Place) -> tuple[Turn, ...]:
@@ -219,7 +228,8 @@ def read_message(item: object, place: Place) -> Turn:
         "name": message.name,
         "tool_call_id": message.tool_call_id,
     }
-    return Turn(role, content or "", role == "assistant" and message.train is not False, dump(fields))
+    weight = 1.0 if message.train is None or role != "assistant" else message.train
+    return Turn(role, content or "", role == "assistant" and weight > 0, dump(fields), weight or 1.0)
 
 
 def _plain_turn(item: object, place: Place) -> Turn | None:
@@ -309,7 +319,7 @@ def _context(value: object, info: ValidationInfo) -> str:
 
 
 def unsupervised(turns: Iterable[Turn]) -> Turns:
-    return tuple(replace(turn, supervised=False) for turn in turns)
+    return tuple(replace(turn, supervised=False, weight=1.0) for turn in turns)
 
 
 System = Annotated[Text, Names("system", "system_prompt", "system_message", "system_instruction")]

@@ -19,7 +19,7 @@ from rectune.errors import UserError
 
 
 class EncodedLike(Protocol):
-    """What `collate` reads of a row: three sequences of equal length."""
+    """What `collate` reads of a row: sequences of equal length, of which `weight` may be empty."""
 
     @property
     def input_ids(self) -> Sequence[int]: ...
@@ -27,6 +27,8 @@ class EncodedLike(Protocol):
     def labels(self) -> Sequence[int]: ...
     @property
     def structural(self) -> Sequence[bool]: ...
+    @property
+    def weight(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Batch:
         structural: (1, T) bool, True at targets that end a turn or are special tokens.
         rows: (T,) int64, index within the batch of the row that each position belongs to.
         row_lengths: Tokens of each row; on the host, since attention needs them as numbers.
+        weight: (1, T) float32, what the loss of each target is multiplied with.
     """
 
     input_ids: torch.Tensor
@@ -49,6 +52,7 @@ class Batch:
     structural: torch.Tensor
     rows: torch.Tensor
     row_lengths: list[int]
+    weight: torch.Tensor
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -86,8 +90,13 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def collate(encoded: Sequence[EncodedLike], device: torch.device | str | None = None) -> Batch:
+def collate(
+    encoded: Sequence[EncodedLike], device: torch.device | str | None = None, *, mean_weight: float = 1.0
+) -> Batch:
     """Lay rows out one behind the other; rows without targets, and no rows at all, are fine.
+
+    Args:
+        mean_weight: What the rows' weights are divided by.
 
     Raises:
         ValueError: The first token of a row is a target, though it has no preceding token.
@@ -107,4 +116,8 @@ def collate(encoded: Sequence[EncodedLike], device: torch.device | str | None = 
         structural=joined([np.asarray(row.structural) for row in encoded], np.bool_)[None],
         rows=joined([np.repeat(np.arange(len(lengths)), lengths)], np.int64),
         row_lengths=lengths,
+        weight=joined(
+            [np.asarray(row.weight or np.ones(len(row.input_ids))) / mean_weight for row in encoded],
+            np.float32,
+        )[None],
     )

@@ -25,12 +25,14 @@ class Turn:
     Attributes:
         fields: JSON object of what else the chat template may read of the message (`reasoning_content`,
             `tool_calls`, `name`, `tool_call_id`); "" for none.
+        weight: What the loss of its targets is multiplied with, as the file has it (its row's weight included).
     """
 
     role: str
     content: str
     supervised: bool = False
     fields: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

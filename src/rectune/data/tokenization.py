@@ -31,17 +31,19 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as token ids; all three have one entry per token.
+    """One row as token ids; all have one entry per token.
 
     Attributes:
         input_ids: Ids, the prompt's first.
         labels: The id itself at targets, -100 elsewhere; not shifted. The first position never is a target.
         structural: True at targets that end a turn or are special tokens.
+        weight: What the loss of a target is multiplied with; empty where all are 1.
     """
 
     input_ids: list[int]
     labels: list[int]
     structural: list[bool]
+    weight: Sequence[float] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,12 +67,14 @@ class EncodedBatch:
     Attributes:
         input_ids, labels: int32, one entry per token.
         structural: bool, one entry per token.
-        ends: int64, one entry per row: where it ends in the other three.
+        weight: float64, one entry per token.
+        ends: int64, one entry per row: where it ends in the others.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     structural: np.ndarray
+    weight: np.ndarray
     ends: np.ndarray
 
     def __len__(self) -> int:
@@ -78,7 +82,13 @@ class EncodedBatch:
 
     def __getitem__(self, row: int) -> Encoded:
         part = slice(self.ends[row - 1] if row else 0, self.ends[row])
-        return Encoded(*(column[part].tolist() for column in (self.input_ids, self.labels, self.structural)))
+        weight = self.weight[part]
+        return Encoded(
+            self.input_ids[part].tolist(),
+            self.labels[part].tolist(),
+            self.structural[part].tolist(),
+            weight.tolist() if (weight != 1).any() else (),
+        )
 
 
 def prompt_ids(
@@ -269,7 +279,11 @@ def _columns(
     ends = piece_ends[np.cumsum([len(row) for row in rows], dtype=np.int64) - 1]
     first = ends - np.diff(ends, prepend=0)
     target[first] = structural[first] = False  # nothing stands before it, so it cannot be predicted
-    return EncodedBatch(ids, np.where(target, ids, np.int32(IGNORED)), structural, ends)
+    weights = np.array([piece.weight for row in rows for piece in row], np.float64)
+    weight = _by_turns(np.ones_like(weights), weights).repeat(_by_turns(ahead, targets))
+    return EncodedBatch(
+        ids, np.where(target, ids, np.int32(IGNORED)), structural, np.where(target, weight, 1.0), ends
+    )
 
 
 def _by_turns(one: np.ndarray, other: np.ndarray) -> np.ndarray:

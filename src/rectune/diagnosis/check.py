@@ -19,12 +19,20 @@ from pydantic import Field, JsonValue
 from rectune.config import DataConfig
 from rectune.data.converters import FOR_THE_GRADER, PAIR, ProblemRecord, detect_format, fits, to_row
 from rectune.data.fields import Notes
-from rectune.data.loading import Intake, count_duplicates, intake, open_source, problems_of, row_at
+from rectune.data.loading import (
+    Intake,
+    count_duplicates,
+    intake,
+    open_source,
+    problems_of,
+    row_at,
+    weights_of,
+)
 from rectune.data.schema import LISTED, Faults, Problem, RawRecord, Turn
 from rectune.data.tokenization import IGNORED
 from rectune.errors import UserError
 from rectune.grading.pool import check_item
-from rectune.records import Record
+from rectune.records import Record, RowWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +51,7 @@ class CheckedTurn(Record):
     content: str
     supervised: bool
     fields: dict[str, JsonValue]
+    weight: float = 1.0
 
 
 class CheckedExample(Record):
@@ -102,6 +111,7 @@ class CheckResult(Record):
         errors: What training or sampling would stop at.
         example: None where nothing can be used.
         template, rendered: How a model's template writes the example; only with a model.
+        weights: Of the answers of rows, where any is not 1.
         tokens, findings: Of rows, only with a model.
     """
 
@@ -121,6 +131,7 @@ class CheckResult(Record):
     example: CheckedExample | None = None
     template: str = ""
     rendered: list[TextPiece] = Field(default_factory=list)
+    weights: RowWeights | None = None
     tokens: CheckedTokens | None = None
     findings: list[str] = Field(default_factory=list)
 
@@ -182,6 +193,8 @@ def _rows(
     if read.dataset is None:
         result.errors = result.errors or [f"{source}: has no row with a target"]
         return result
+    if weights := weights_of(read.dataset):
+        result.weights = weights
     index = 0
     if model is not None:
         try:
@@ -258,6 +271,7 @@ def _turns(turns: Sequence[Turn]) -> list[CheckedTurn]:
             content=turn.content,
             supervised=turn.supervised,
             fields=json.loads(turn.fields) if turn.fields else {},
+            **({"weight": turn.weight} if turn.weight != 1 else {}),
         )
         for turn in turns
     ]
@@ -356,6 +370,8 @@ def summary(result: CheckResult) -> list[str]:
         fields = ", ".join(f"{field} ({count:,})" for field, count in counts.items())
         lines.append(f"fields {title}: {fields or 'none'}")
     lines += [f"{count:,} {said}" for said, count in result.said.items()]
+    if result.weights is not None:
+        lines.append(f"weights of the answers: {result.weights}")
     lines.append(f"faulty rows: {result.faults.count:,}")
     lines += [f"  {fault}" for fault in result.faults.first]
     if result.faults.count > LISTED:
@@ -386,5 +402,6 @@ def _conversation(turns: Sequence[CheckedTurn]) -> list[str]:
     lines = []
     for turn in turns:
         fields = f" {json.dumps(turn.fields, ensure_ascii=False)}" if turn.fields else ""
-        lines.append(f"  {turn.role}{' (target)' if turn.supervised else ''}: {turn.content}{fields}")
+        target = f" (target, weight {turn.weight:g})" if turn.weight != 1 else " (target)"
+        lines.append(f"  {turn.role}{target * turn.supervised}: {turn.content}{fields}")
     return lines

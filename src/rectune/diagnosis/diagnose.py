@@ -23,8 +23,8 @@ from rectune.config import DataConfig, DiagnoseConfig, as_flags
 from rectune.data.chat_template import check_template, choose_template
 from rectune.data.contamination import find_overlap
 from rectune.data.encoded_dataset import EncodedRows
-from rectune.data.findings import token_findings
-from rectune.data.loading import read_rows, row_at
+from rectune.data.findings import Finding, token_findings
+from rectune.data.loading import read_rows, row_at, weights_of
 from rectune.data.packing import Batch, collate
 from rectune.data.tokenization import token_texts
 from rectune.data.trained_prompt import as_trained, run_prompt
@@ -126,7 +126,7 @@ def diagnose(
             max_length=config.max_length,
             overlap=_overlap(dataset, problems or {}),
             duplicates=_duplicates(dataset) if encoded.counts.duplicates else (),
-            findings=token_findings(dataset, tokenizer, template),
+            findings=[*_weights(dataset), *token_findings(dataset, tokenizer, template)],
         )
     )
     overall = overall_figures(measured)
@@ -183,6 +183,15 @@ def _duplicates(dataset: datasets.Dataset) -> list[str]:
     _, first = np.unique(digests, return_index=True)
     repeated = np.setdiff1d(np.arange(len(digests)), first)[:10]
     return [str(dataset[int(i)]["where"]) for i in repeated]
+
+
+def _weights(dataset: datasets.Dataset) -> Iterable[Finding]:
+    """That rows have weights, which the figures do not count."""
+    if weights := weights_of(dataset):
+        remedy = "training multiplies losses with them; the diagnosis counts each target once"
+        finding = Finding("weights", f"are read with weights ({weights})", remedy, len(dataset), len(dataset))
+        log.warning("%s", finding)
+        yield finding
 
 
 def _overlap(dataset: datasets.Dataset, problems: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ _FINDINGS: dict[str, tuple[str, Severity]] = {
     "template in text": ("markers", "high"), "control tokens": ("control tokens", "high"),
     "special tokens": ("special tokens", "medium"), "today's date": ("date", "low"),
     "own end": ("own end", "low"), "spaces": ("spaces", "low"), "names": ("names", "medium"),
-    "own start": ("own start", "low"),
+    "own start": ("own start", "low"), "weights": ("weights", "low"),
 }  # fmt: skip
 """What texts bring along (`data/findings.py`), as a risk: its name and severity."""
 

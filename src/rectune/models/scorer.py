@@ -165,8 +165,8 @@ class Scorer:
             reference: Scorer of the model that `kl` and `ref_logp` refer to; `without_adapter()` for LoRA.
 
         Returns:
-            The named columns, each (N,), and always `row` (int64) and `structural` (bool). `logp` and `kl` are
-            differentiable; with no target at all they are empty and still connected to the parameters.
+            The named columns, each (N,), and always `row` (int64), `structural` (bool) and `weight` (float32). `logp`
+            and `kl` are differentiable; with no target at all they are empty and still connected to the parameters.
         """
         return self._with_weights(lambda: self._columns(batch, names, reference))
 
@@ -202,7 +202,11 @@ class Scorer:
             "memory_budget": self.memory_budget,
         }
         target = index + 1
-        extra = {"row": batch.rows[target], "structural": batch.structural[0, target]}
+        extra = {
+            "row": batch.rows[target],
+            "structural": batch.structural[0, target],
+            "weight": batch.weight[0, target],
+        }
         if "hidden" in names:
             extra["hidden"] = hidden
         ref: dict[str, Any] = {}
@@ -325,7 +329,8 @@ def _two_rows(first: Tensor, second: Tensor, reach: int | None = None) -> Batch:
         positions[0, lengths[0] - 1] = reach
     labels = torch.full_like(ids, -100)
     rows = torch.arange(2, device=ids.device).repeat_interleave(torch.tensor(lengths, device=ids.device))
-    return Batch(ids, positions, labels, torch.zeros_like(ids, dtype=torch.bool), rows, lengths)
+    nowhere, weight = torch.zeros_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.float32)
+    return Batch(ids, positions, labels, nowhere, rows, lengths, weight)
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -156,7 +156,7 @@ class Gradients:
         if self.old and "old_logp" in phase.columns:
             with torch.no_grad():
                 columns["old_logp"] = self.old.columns(batch)["logp"]
-        return columns, phase.loss(columns)
+        return columns, phase.loss(columns) * columns["weight"]
 
     def _is_finite(self, rows: list[int], phase: Phase, divisor: int, *, mine: bool) -> bool:
         """Of the gradient of these rows, or of no rows where they are not `mine`."""

@@ -23,7 +23,7 @@ from rectune.config import SplitConfig, TrainConfig, TrainerConfig
 from rectune.data.chat_template import Template, check_template
 from rectune.data.converters import PAIR
 from rectune.data.encoded_dataset import EncodedRows
-from rectune.data.loading import PACKAGED, local_path, read_rows
+from rectune.data.loading import PACKAGED, local_path, read_rows, weights_of
 from rectune.data.packing import Batch, collate, pack
 from rectune.data.sampler import StepPlan, plan_steps, questions, split_holdout, subsample
 from rectune.data.trained_prompt import as_trained
@@ -31,6 +31,7 @@ from rectune.errors import UserError
 from rectune.models.limits import encode_for, longest_row
 from rectune.models.load import check_model
 from rectune.models.lora import with_own_lora
+from rectune.records import RowWeights
 from rectune.runtime.io import check_writable
 from rectune.training.metrics_log import check_trackers
 from rectune.training.run_dir import run_template
@@ -80,6 +81,28 @@ class Split:
         return sums
 
     @cached_property
+    def mean_weight(self) -> float:
+        """Mean weight of the split's targets, by which weights are divided: exactly 1 where rows have none."""
+        return float(self.encoded.weight_sums[self.members].sum() / max(1, self.supervised.sum())) or 1.0
+
+    def row_weights(self) -> RowWeights | None:
+        """The weights of the split's answers; None where all are 1.
+
+        Raises:
+            UserError: All are 0.
+        """
+        if weights_of(self.rows) is None:
+            return None
+        records = self.encoded.dataset.with_format("numpy", columns=["row"])[:]["row"][self.members[:, 0]]
+        found = weights_of(self.rows.select(records.tolist()))
+        if found is None:
+            return None
+        if not self.encoded.weight_sums[self.members].any():
+            what = "the weights of all rows to train on are 0"
+            raise UserError(what, where=self.where(0), hint="give some row a weight above 0")
+        return found.model_copy(update={"mean": self.mean_weight})
+
+    @cached_property
     def asked(self) -> np.ndarray:
         """What each row of the split asks, as a number that rows share which ask the same: (rows,)."""
         rows = self.encoded.dataset.with_format("numpy", columns=["row"])[:]["row"]
@@ -91,7 +114,9 @@ class Split:
         return str(self.rows[self.encoded.dataset[int(self.members[row][0])]["row"]]["where"])
 
     def batch(self, rows: list[int], device: object = None) -> Batch:
-        return collate([self.encoded[i] for row in rows for i in self.members[row]], device)  # type: ignore[arg-type]
+        """The rows of the split that are named, their weights divided by the split's mean."""
+        encoded = [self.encoded[i] for row in rows for i in self.members[row]]
+        return collate(encoded, device, mean_weight=self.mean_weight)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -121,7 +146,7 @@ class TrainingData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What a run that goes on must find again: sizes and a checksum of the rows' ids and labels."""
+        """What a run that goes on must find again: sizes and a checksum of the rows' ids, labels and weights."""
         checksum = zlib.crc32(self.train.encoded.checksums[self.train.members.ravel()])
         return f"{len(self.train):,} rows, {sum(self.train.lengths()):,} tokens, checksum {checksum:08x}"
 
@@ -254,6 +279,8 @@ def load_data(
             hint="set eval_split_size or eval_data",
         )
     train, holdout = _split(config, everything, encoded(texts.holdout) if texts.holdout is not None else None)
+    if weights := train.row_weights():
+        log.info("weights of the answers: %s; losses are multiplied with weight / mean", weights)
     plan = plan_steps(
         len(train),
         config.batch_size,

@@ -59,6 +59,7 @@ def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
 def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
     lengths, steps = data.train.lengths(), len(data.plan)
     trained = sum(lengths[row] for step in range(steps) for row in data.plan.rows(step))
+    weights = data.train.row_weights()
     return {
         "config": settled(data.config),
         "objective": [f"{phase.name} until step {round(phase.end * steps)}" for phase in phases],
@@ -67,6 +68,7 @@ def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
         "holdout_rows": len(data.holdout),
         "tokens": sum(lengths),
         "supervised_tokens": int(data.train.supervised.sum()),
+        **({"weights": weights.to_dict()} if weights else {}),
         "steps": steps,
         "tokens_to_train_on": trained,
         "tokens_per_step": round(trained / steps),

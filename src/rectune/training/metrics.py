@@ -49,6 +49,7 @@ class Monitor:
     def add(self, columns: Mapping[str, Tensor], loss: Tensor | None = None) -> None:
         """Keep a micro-batch's columns, each (N,), and the loss of each token."""
         seen = {name: columns[name] for name in (*MONITORED, "structural")}
+        seen["row_weight"] = columns["weight"]
         if "pair" in columns:  # DPO: the better answers' tokens, and of each pair its margin
             seen = {name: column[columns["sign"] > 0] for name, column in seen.items()}
             seen["margin"] = sum_by(
@@ -56,7 +57,7 @@ class Monitor:
             )
         if loss is not None and self.phase is not None:
             seen["loss"] = loss
-            seen["weight"] = self.phase.weight(columns)
+            seen["weight"] = self.phase.weight(columns) * columns["weight"]
             if "pair" in columns:
                 seen["loss"] = sum_by(columns["pair"], loss)
                 seen["weight"] = seen["weight"] * columns["sign"]
@@ -70,6 +71,8 @@ class Monitor:
         `weight` mean effective weight; `entropy` in nats; `accuracy` share of targets that are top-1;
         `eos_p` mean probability of turn-ending and special targets (None without any); `low_p` and `high_p`
         shares of targets with p < 0.01 and p > 0.9; `supervised` number of targets.
+        Where rows have weights, `objective` and `weight` include them, and there are `weighted_nll` and
+        `weighted_mean_p`; the other figures count each target once.
         A pass that only evaluates also gets `histogram`, counts in `PROBABILITY_BINS`. Over pairs these are figures of
         the better answers, `objective` is per pair, and there are `margin` (mean over pairs, in nats: by how much
         log p / p_ref of the better answer exceeds the worse one's) and `preferred` (share of pairs where it does).
@@ -95,6 +98,13 @@ class Monitor:
             "high_p": _mean(p > 0.9),
             "supervised": len(p),
         }
+        weight = columns["row_weight"].double()
+        if (weight != 1).any() and weight.sum() > 0:
+            of_all = weight / weight.mean()
+            figures |= {
+                "weighted_nll": -_mean(of_all * columns["logp"]),
+                "weighted_mean_p": _mean(of_all * p),
+            }
         if "margin" in columns:
             figures |= {"margin": _mean(columns["margin"]), "preferred": _mean(columns["margin"] > 0)}
         if "loss" in columns:

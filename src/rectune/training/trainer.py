@@ -402,10 +402,10 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _badness(metric: str, figures: Figures) -> float:
-    """What an evaluation is judged by, smaller is better; never the objective's own value."""
+    """What an evaluation is judged by, smaller is better, by the rows' weights; never the objective's own value."""
     if metric == "last" or not figures:
         return math.inf
-    value = figures[metric]
+    value = figures.get(f"weighted_{metric}", figures[metric])
     assert isinstance(value, float)
     return value if metric == "nll" else -value
 
