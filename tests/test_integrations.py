@@ -14,7 +14,8 @@ from transformers import Trainer, TrainingArguments
 import rectune
 from rectune.errors import UserError
 from rectune.integrations import dft_loss, grader_reward, objective_loss
-from rectune.objective_spec import apply_objective
+from rectune.logprobs import token_columns
+from rectune.objective_spec import apply_objective, column_names
 from toys import byte_tokenizer, tiny_model
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "own_loop.py"
@@ -91,6 +92,15 @@ def test_other_objectives_in_a_trainer(tmp_path: Path, objective: str, settings:
     assert_same_step(after_a_step(tmp_path, loss, 2, 2), by_hand(objective, **settings))
 
 
+@pytest.mark.parametrize("objective", ["eaft", "deft", "idft", "lower_mass"])
+def test_columns_of_the_head_come_from_the_logits(objective: str) -> None:
+    logits, labels = torch.randn(1, 4, 30, dtype=torch.float64), torch.tensor([[-100, 2, 3, 4]])
+    inputs = (logits[0, :3], torch.eye(30, dtype=torch.float64), labels[0, 1:])
+    columns = token_columns(*inputs, column_names(objective))
+    loss = objective_loss(objective)({"logits": logits.float()}, labels)
+    torch.testing.assert_close(loss, apply_objective(objective, columns).mean().float())
+
+
 def test_the_comparison_sees_another_objective(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         assert_same_step(after_a_step(tmp_path, objective_loss("sft"), 2, 2), by_hand("dft"))
@@ -121,7 +131,7 @@ def test_a_label_outside_the_vocabulary(label: int) -> None:
 
 
 def test_what_a_trainer_cannot_give_is_refused() -> None:
-    for name, column in (("eaft", "entropy20"), ("iw_sft", "ref_logp"), ("psft", "old_logp"), ("asft", "kl")):
+    for name, column in (("iw_sft", "ref_logp"), ("psft", "old_logp"), ("asft", "kl")):
         with pytest.raises(
             UserError, match=f"{name} reads {column}, which a transformers Trainer does not have"
         ):

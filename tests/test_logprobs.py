@@ -110,6 +110,10 @@ def test_all_columns_against_dense(dtype: torch.dtype, v: int, rows: int) -> Non
     p = exact.softmax(-1)
     tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(ours["entropy"].double(), -(p * p.log()).sum(1), **tolerance)
+    torch.testing.assert_close(ours["log_sum_p2"].double(), p.square().sum(1).log(), **tolerance)
+    if dtype != torch.bfloat16:  # which rounds logits, and so decides ties
+        below = torch.where(p <= p.gather(1, case.targets[:, None]), p, 0).sum(1)
+        torch.testing.assert_close(ours["lower_mass"].double(), below, **tolerance)
     best = p.sort(descending=True).values[:, :20]
     best = best / best.sum(1, keepdim=True)
     torch.testing.assert_close(ours["entropy20"].double(), -(best * best.log()).sum(1), **tolerance)
@@ -128,6 +132,13 @@ def test_columns_come_alone_and_in_the_order_asked() -> None:
 def test_a_target_that_ties_counts_as_top() -> None:
     columns = token_columns(torch.ones(2, 1), torch.ones(3, 1), torch.tensor([0, 2]), ("top1",))
     assert columns["top1"].all()
+    both = [
+        token_columns(torch.ones(1, 1), weight, torch.tensor([1]), ("lower_mass",), implementation=how)["lower_mass"]  # type: ignore
+        for weight in (torch.tensor([[2.0], [1.0], [1.0]]), torch.tensor([[0.0], [1.0], [1.0]]))
+        for how in ("plain", "dense")
+    ]  # fmt: skip
+    half = 2 / (2 + torch.e)
+    torch.testing.assert_close(torch.cat(both), torch.tensor([half, half, 1.0, 1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

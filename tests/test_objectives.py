@@ -43,6 +43,9 @@ def columns(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Columns:
         "ref_logp": logp + 0.6 * noise(),
         "old_logp": logp + 0.3 * noise(),
         "entropy20": 3 * torch.rand(12, generator=g, dtype=torch.float64),
+        "entropy": 4 * torch.rand(12, generator=g, dtype=torch.float64),
+        "log_sum_p2": torch.rand(12, generator=g, dtype=torch.float64).log(),
+        "lower_mass": torch.rand(12, generator=g, dtype=torch.float64),
         "kl": torch.rand(12, generator=g, dtype=torch.float64),
     }
     return {
@@ -69,7 +72,18 @@ def margin(c: Columns) -> Tensor:
     return 0.1 * torch.stack([log_ratio[c["pair"] == pair].sum() for pair in c["pair"]])
 
 
+def logit(p: float | Tensor) -> Tensor:
+    return torch.as_tensor(p, dtype=torch.float64).logit()
+
+
 WEIGHTS: dict[str, Closed] = {
+    "rectified": lambda c: torch.where(c["logp"].exp() < 0.1, c["logp"].exp(), 1.0),
+    "infosft": lambda c: (
+        c["logp"].exp() * (1 - logit(c["logp"].exp()) / logit(0.93)).clamp(min=0).to(c["logp"].dtype)
+    ),
+    "deft": lambda c: c["logp"].exp() ** c["log_sum_p2"].exp(),
+    "idft": lambda c: c["logp"].exp() ** (-(c["logp"] + c["entropy"])).exp().clamp(0.1, 2),
+    "lower_mass": lambda c: (c["lower_mass"] >= 0.5).to(c["logp"].dtype),
     "dpo": lambda c: c["sign"] * 0.1 * (-margin(c)).sigmoid(),
     "sft": lambda c: torch.ones_like(c["logp"]),
     "dft": lambda c: c["logp"].exp(),
@@ -149,6 +163,8 @@ def test_every_objective_has_a_closed_form() -> None:
         ("floor", {"minimum": 0.3}, lambda p: p.clamp(min=0.3)),
         ("mixture", {"share": 0.9}, lambda p: 0.9 * p + 0.1),
         ("focal", {"gamma": 0}, lambda p: torch.ones_like(p)),
+        ("rectified", {"tau": "0.5"}, lambda p: torch.where(p < 0.5, p, 1.0)),
+        ("infosft", {"ceiling": 0.75}, lambda p: (p * (1 - logit(p) / math.log(3))).clamp(min=0)),
     ],
 )
 def test_settings_as_numbers_and_strings(name: str, settings: dict[str, object], weight: Closed) -> None:
@@ -167,7 +183,10 @@ def test_a_dft_without_stop_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(AssertionError):
         check_gradient(mutant, "dft")
     monkeypatch.setattr(objectives, "sg", lambda tensor: tensor)
-    for name in ("dft", "power", "floor", "mixture", "uncertain", "sequence_dft", "geometric_dft", "asft"):
+    for name in (
+        "dft", "power", "floor", "mixture", "uncertain", "sequence_dft", "geometric_dft", "asft", "rectified",
+        "infosft", "deft", "idft",
+    ):  # fmt: skip
         with pytest.raises(AssertionError):
             test_value_and_weight(name, torch.float64)
     test_value_and_weight("sft", torch.float64)  # has no weight to stop
@@ -180,6 +199,33 @@ def test_focal_gradient_passes_through_the_weight() -> None:
     sure = torch.zeros(2, dtype=torch.float32, requires_grad=True)  # p = 1
     objectives.focal(sure, gamma=0.5).sum().backward()
     assert sure.grad is not None and sure.grad.isfinite().all()
+
+
+def test_deft_and_infosft_at_some_probabilities() -> None:
+    """DEFT near SFT where the distribution is flat and near DFT where it is peaked; InfoSFT's peak in the middle."""
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    info = effective_weight("infosft", {"logp": p.log()})
+    assert float(p[info.argmax()]) == pytest.approx(0.57)
+    assert [float(info[i]) for i in (0, 56, 59)] == pytest.approx([0.028, 0.508, 0.506], abs=5e-4)
+    assert (info[p > 0.93] == 0).all()
+    rare = torch.full((2,), 0.001, dtype=torch.float64).log()
+    spread = torch.tensor([0.05, 0.9], dtype=torch.float64).log()
+    deft = effective_weight("deft", {"logp": rare, "log_sum_p2": spread})
+    torch.testing.assert_close(deft, torch.tensor([0.71, 0.002], dtype=torch.float64), rtol=0.01, atol=1e-4)
+
+
+def test_idft_without_its_stop_gradient_can_push_a_target_down() -> None:
+    """p^g as losses.py of its released code has it, with a gradient: the true weight is p^g (1 + g log p)."""
+    logp, entropy = torch.tensor([0.3]).double().log(), torch.tensor([0.2]).double()
+
+    def released(logp: Tensor, entropy: Tensor) -> Tensor:
+        g = (-(logp + entropy) / 2).exp().clamp(0.1, 2).detach()
+        return -(g * logp).exp() * logp
+
+    c, g = {"logp": logp, "entropy": entropy}, math.exp(-(math.log(0.3) + 0.2) / 2)
+    weight = float(effective_weight(released, c))
+    assert weight == pytest.approx(0.3**g * (1 + g * math.log(0.3))) == pytest.approx(-0.135, abs=5e-4)
+    assert float(effective_weight("idft", c, beta=2)) == pytest.approx(0.3**g)
 
 
 # --- Rows -----------------------------------------------------------------------------------------------
@@ -276,6 +322,7 @@ def test_protect_gives_structural_tokens_a_least_weight(
 
 
 VANISHES = {
+    "rectified": True, "infosft": True, "deft": True, "idft": True, "lower_mass": True,
     "sft": False, "dft": True, "power": True, "threshold": True, "floor": False, "mixture": False,
     "uncertain": True, "focal": False, "sequence_dft": True, "geometric_dft": True, "eaft": False, "iw_sft": False,
     "iw_sft_sequence": False, "psft": False, "asft": True, "dpo": False,
@@ -318,6 +365,15 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
     assert "setting of power 'alfa'" in str(error.value) and "alpha" in str(error.value)
     with pytest.raises(UserError, match="known: none"):
         apply_objective("dft", c, alpha=1)
+    for text, allowed in (
+        ("rectified:tau=1", "tau of rectified must be between 0 and 1 .got 1."),
+        ("infosft:ceiling=0.5", "ceiling of infosft must be between 0.5 and 1 .got 0.5."),
+        ("idft:beta=0", "beta of idft must be above 0 .got 0."),
+        ("lower_mass:q=-1", "between 0 and 1"),
+        ("rectified:tau=nan", "'nan' is not a number"),
+    ):
+        with pytest.raises(UserError, match=allowed):
+            parse_objective(text)
     with pytest.raises(UserError, match="'much' is not a number"):
         apply_objective("power", c, alpha="much")
     with pytest.raises(UserError) as error:

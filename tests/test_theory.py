@@ -73,3 +73,14 @@ def test_equation_13_dft_descends_minus_p() -> None:
     expert = torch.tensor([1, 3, 0])
     dft = policy.gradient(apply_objective("dft", {"logp": policy.logp(expert)}).sum())
     torch.testing.assert_close(dft, policy.gradient(-policy.logp(expert).exp().sum()), rtol=1e-12, atol=1e-14)
+
+
+def test_deft_descends_the_deformed_log() -> None:
+    """arXiv:2602.11424: the gradient of (1 - p^a) / a with a, the sum of squared probabilities, held fixed."""
+    policy = ToyPolicy()
+    expert = torch.tensor([1, 3, 0])
+    logp = policy.logp(expert)
+    squares = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    deft = policy.gradient(apply_objective("deft", {"logp": logp, "log_sum_p2": squares.log()}).sum())
+    deformed = ((1 - (squares * policy.logp(expert)).exp()) / squares).sum()
+    torch.testing.assert_close(deft, policy.gradient(deformed), rtol=1e-12, atol=1e-14)

@@ -25,6 +25,12 @@ COLUMNS: dict[str, Column] = {
     ),
     "entropy": Column("head", "entropy of the model's distribution, in nats"),
     "entropy20": Column("head", "entropy of the 20 most probable tokens, renormalised, in nats"),
+    "log_sum_p2": Column(
+        "head", "log of the sum of squared probabilities, in nats: minus the Rényi entropy of order 2"
+    ),
+    "lower_mass": Column(
+        "head", "sum of the probabilities of all tokens that are at most as likely as the target"
+    ),
     "top1": Column("head", "whether the target is the most probable token"),
     "kl": Column("head", "KL(base || model) over the whole vocabulary, in nats; differentiable"),
     "row": Column("batch", "index of the row that the token belongs to, int64"),

@@ -14,15 +14,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rectune.columns import HEAD_COLUMNS
 from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import GRADERS, Grader
-from rectune.logprobs import check_targets, supervised_positions
+from rectune.logprobs import check_targets, columns_of_logits, supervised_positions
 from rectune.objective_spec import apply_objective, check_settings, column_names, resolve
 from rectune.objectives import Objective
 
 __all__ = ["dft_loss", "grader_reward", "objective_loss"]
 
-_COLUMNS = ("logp", "row")
+_COLUMNS = ("row", *(name for name in HEAD_COLUMNS if name != "kl"))
 
 
 class LossFunction(Protocol):
@@ -34,8 +35,9 @@ class LossFunction(Protocol):
 
 
 def objective_loss(objective: str | Objective, **settings: float) -> LossFunction:
-    """Any objective over `logp` and `row` as `Trainer(compute_loss_func=objective_loss("power", alpha=0.5))`.
+    """An objective as `Trainer(compute_loss_func=objective_loss("power", alpha=0.5))`.
 
+    It may read `row` and what logits give: all columns of the head but `kl`.
     The sum over tokens is divided by `num_items_in_batch`, which the trainer counts over the accumulated batch and all
     processes, so accumulation gives the gradient of the whole batch.
 
@@ -44,7 +46,8 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
     """
     function = resolve(objective)
     settings = check_settings(function, settings)
-    if missing := [name for name in column_names(function) if name not in _COLUMNS]:
+    read = column_names(function)
+    if missing := [name for name in read if name not in _COLUMNS]:
         raise UserError(
             f"{function.__name__} reads {', '.join(missing)}, which a transformers Trainer does not have",
             hint="use rectune train",
@@ -56,9 +59,8 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
             labels.to(logits.device)
         )  # of the last part, where a model is on several
         check_targets(targets, logits.shape[-1])
-        chosen = logits.flatten(0, 1)[index].float()
-        logp = chosen.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-        columns = {"logp": logp, "row": index // labels.shape[1]}
+        columns = columns_of_logits(logits.flatten(0, 1)[index].float(), targets, read)
+        columns["row"] = index // labels.shape[1]
         total = apply_objective(function, columns, **settings).sum()
         count = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device)

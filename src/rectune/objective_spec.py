@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rectune.columns import COLUMNS
 from rectune.errors import UserError, unknown_name
-from rectune.objectives import OBJECTIVES, Objective
+from rectune.objectives import BETWEEN, OBJECTIVES, Objective
 from rectune.runtime.io import load_function
 
 FORMS = "dft, power:alpha=0.5, sft@0.3+dft@0.7 or FILE.py:FUNCTION"
@@ -203,8 +203,9 @@ def setting_names(objective: str | Objective) -> tuple[str, ...]:
 
 
 def check_settings(objective: Objective, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Settings as numbers. Raises `UserError` for one that the objective does not know or that is no number."""
+    """Settings as numbers. Raises `UserError` for one that is unknown, no number, or out of its range (`BETWEEN`)."""
     known = setting_names(objective)
+    bounds = BETWEEN.get(objective.__name__, {}) if OBJECTIVES.get(objective.__name__) is objective else {}
     checked = {}
     for name, value in settings.items():
         if name not in known:
@@ -215,6 +216,11 @@ def check_settings(objective: Objective, settings: Mapping[str, Any]) -> dict[st
             checked[name] = math.nan
         if not math.isfinite(checked[name]):
             raise UserError(f"{name} of {objective.__name__}: '{value}' is not a number", where="objective")
+        low, high = bounds.get(name, (-math.inf, math.inf))
+        if not low < checked[name] < high:
+            allowed = f"above {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            what = f"{name} of {objective.__name__} must be {allowed} (got {checked[name]:g})"
+            raise UserError(what, where="objective")
     return checked
 
 
@@ -312,7 +318,7 @@ def _example(names: Iterable[str]) -> dict[str, Tensor]:
     places, zeros, ones = torch.arange(len(logp)), torch.zeros_like(logp), torch.ones_like(logp)
     special = {
         **dict.fromkeys(("ref_logp", "old_logp"), logp), **dict.fromkeys(("row", "pair"), places),
-        "entropy20": ones * math.log(20), "sign": ones,
+        "entropy20": ones * math.log(20), "lower_mass": logp.exp(), "sign": ones,
     }  # fmt: skip
     return {"logp": logp, **{name: special.get(name, zeros) for name in names if name != "logp"}}
 

@@ -140,6 +140,29 @@ def floor(logp: Tensor, *, minimum: float = 0.1) -> Tensor:
     return -sg(logp.exp().clamp(min=minimum)) * logp
 
 
+def rectified(logp: Tensor, *, tau: float = 0.1) -> Tensor:
+    """DFT below tau and SFT from there on, the coefficient of GFT, arXiv:2604.14258. Weight p where p < tau, else 1.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        tau: Probability from which a token has weight 1, between 0 and 1.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2604.14258, dynamic coefficient rectification, without its advantages; ZJU-OmniAI/GFT trains
+        Qwen2.5-Math-1.5B with tau 0.1.
+
+    Example:
+        >>> logp = torch.tensor([0.9, 0.5, 0.1]).log()
+        >>> effective_weight("rectified", {"logp": logp}, tau=0.3)
+        tensor([1.0000, 1.0000, 0.1000])
+    """
+    p = logp.exp()
+    return -sg(torch.where(p < tau, p, 1.0)) * logp
+
+
 def mixture(logp: Tensor, *, share: float = 0.5) -> Tensor:
     """`share` of DFT and the rest of SFT. Weight share * p + 1 - share.
 
@@ -179,6 +202,29 @@ def uncertain(logp: Tensor) -> Tensor:
         tensor([0.0900, 0.2500, 0.0900])
     """
     return -sg(-logp.exp() * logp.expm1()) * logp
+
+
+def infosft(logp: Tensor, *, ceiling: float = 0.93) -> Tensor:
+    """Tokens of medium probability, InfoSFT, arXiv:2605.14967. Weight p max(0, 1 - logit p / logit ceiling).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        ceiling: Probability from which a token has weight 0, between 0.5 and 1.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2605.14967, whose weight p max(0, logit ceiling - logit p) is divided by logit ceiling here, so that it
+        is p at p = 0.5.
+
+    Example:
+        >>> logp = torch.tensor([0.95, 0.5, 0.1]).log()
+        >>> effective_weight("infosft", {"logp": logp})
+        tensor([-0.0000, 0.5000, 0.1849])
+    """
+    logit = logp - (-logp.expm1()).log()
+    return -sg(logp.exp() * (1 - logit / math.log(ceiling / (1 - ceiling))).clamp(min=0)) * logp
 
 
 def focal(logp: Tensor, *, gamma: float = 2.0) -> Tensor:
@@ -262,6 +308,74 @@ def eaft(logp: Tensor, entropy20: Tensor) -> Tensor:
         tensor([0.2314, 0.5000])
     """
     return -sg(entropy20 / math.log(20)) * logp
+
+
+def deft(logp: Tensor, log_sum_p2: Tensor) -> Tensor:
+    """Dynamic entropy fine-tuning, arXiv:2602.11424. Weight p^a, a = sum of p(v)^2: SFT where flat, DFT where peaked.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        log_sum_p2: Log of the sum of squared probabilities over the vocabulary, (N,).
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2602.11424; luludus/DEFT: the gradient is that of (1 - p^a) / a with a detached.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.01, 0.01]).log(), "log_sum_p2": torch.tensor([0.05, 0.9]).log()}
+        >>> effective_weight("deft", columns)
+        tensor([0.7943, 0.0158])
+    """
+    return -sg((log_sum_p2.exp() * logp).exp()) * logp
+
+
+def idft(logp: Tensor, entropy: Tensor, *, beta: float = 1.0) -> Tensor:
+    """In-distribution fine-tuning, arXiv:2602.12222. Weight p^g, g = exp(-(log p + entropy) / beta) within 0.1 and 2.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        entropy: Entropy of the model's distribution, (N,), in nats.
+        beta: Temperature of the exponent, above 0.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2602.12222; the weight is detached, as in fsdp_polylog_trainer.py of its released code. In losses.py
+        there p^g has a gradient: the true weight p^g (1 + g log p) is negative for many tokens.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.3, 0.3]).log(), "entropy": torch.tensor([0.2, 3.0])}
+        >>> effective_weight("idft", columns)  # the model is sure of another token; the model is undecided
+        tensor([0.0900, 0.8189])
+    """
+    exponent = (-(logp + entropy) / beta).exp().clamp(0.1, 2.0)
+    return -sg((exponent * logp).exp()) * logp
+
+
+def lower_mass(logp: Tensor, lower_mass: Tensor, *, q: float = 0.5) -> Tensor:
+    """Tokens that the model supports, PriFT-mass, arXiv:2606.09396. Weight 1 where u >= q, u = mass of tokens up to p.
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        lower_mass: u, the sum of p(v) over all tokens v with p(v) <= p(target), (N,).
+        q: Least u of a token that is trained on, between 0 and 1.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2606.09396, where u is the frozen base's: `lower_mass:signal=base`. Its released code leaves out tokens
+        that are exactly as probable as the target.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.6, 0.3]).log(), "lower_mass": torch.tensor([1.0, 0.4])}
+        >>> effective_weight("lower_mass", columns)
+        tensor([1., -0.])
+    """
+    return -sg((lower_mass >= q).to(logp.dtype)) * logp
 
 
 def iw_sft(logp: Tensor, ref_logp: Tensor, *, low: float = 0.2, high: float = 1.8) -> Tensor:
@@ -460,12 +574,17 @@ OBJECTIVES: dict[str, Objective] = {
         power,
         threshold,
         floor,
+        rectified,
         mixture,
         uncertain,
+        infosft,
         focal,
         sequence_dft,
         geometric_dft,
         eaft,
+        deft,
+        idft,
+        lower_mass,
         iw_sft,
         iw_sft_sequence,
         psft,
@@ -474,3 +593,11 @@ OBJECTIVES: dict[str, Objective] = {
     )
 }
 """What `rectune train` can train with; `grpo` and `k3` need live samples, so they belong to `rectune rl`."""
+
+BETWEEN: dict[str, dict[str, tuple[float, float]]] = {
+    "rectified": {"tau": (0, 1)},
+    "infosft": {"ceiling": (0.5, 1)},
+    "idft": {"beta": (0, math.inf)},
+    "lower_mass": {"q": (0, 1)},
+}
+"""Settings that have to lie between two numbers, which they may not be; others may be any number."""

@@ -186,8 +186,9 @@ def test_standard_error_is_that_of_drawing_rows() -> None:
     n, zero = p.size, np.zeros(p.size)
     row_N = np.repeat(np.arange(50), 8)
     made = Measured(
-        np.log(p.ravel()), zero, zero, zero > 0, zero > 0, row_N, row_N, zero, row_N, list(range(50)), 1.0, n
-    )
+        np.log(p.ravel()), zero, zero, zero, zero, zero > 0, zero > 0, row_N, row_N, zero, row_N,
+        list(range(50)), 1.0, n,
+    )  # fmt: skip
     expected = p.mean(1).std(ddof=1) / math.sqrt(50)
     assert standard_error(made) == pytest.approx(expected)
 
@@ -290,8 +291,8 @@ def made_up(logp: np.ndarray, targets: np.ndarray) -> list[Risk]:
     """The risks of rows of equal length, all of whose targets are words."""
     row_N = np.repeat(np.arange(ROWS), EACH)
     measured = Measured(
-        logp, np.full_like(logp, 0.5), logp * 0, logp > -1, row_N == -1, targets, row_N, row_N * 0.0,
-        np.full_like(row_N, CLASSES.index("words")), list(range(ROWS)), 1.0, 1,
+        logp, np.full_like(logp, 0.5), logp * 0, logp * 0, logp * 0, logp > -1, row_N == -1, targets, row_N,
+        row_N * 0.0, np.full_like(row_N, CLASSES.index("words")), list(range(ROWS)), 1.0, 1,
     )  # fmt: skip
     inputs = RiskInputs(
         measured=measured, max_length=99, counts=RowCounts(ROWS, len(logp), len(logp), 0, 0, 0),

@@ -15,7 +15,7 @@ import torch
 
 from rectune.config import ObjectiveConfig
 from rectune.data.packing import Batch
-from rectune.diagnosis.measure import Measured
+from rectune.diagnosis.measure import MEASURED, Measured
 from rectune.diagnosis.risks import RATE_BOUNDS
 from rectune.diagnosis.token_classes import CLASSES
 from rectune.errors import UserError
@@ -28,8 +28,8 @@ from rectune.training.metrics import PROBABILITY_BINS
 log = logging.getLogger("rectune")
 
 DEFAULT = (
-    "sft", "dft", "power:alpha=0.5", "floor", "mixture", "threshold", "uncertain", "eaft", "asft", "geometric_dft",
-    "sequence_dft", "focal",
+    "sft", "dft", "power:alpha=0.5", "floor", "rectified", "mixture", "threshold", "uncertain", "infosft", "eaft",
+    "deft", "idft", "lower_mass", "asft", "geometric_dft", "sequence_dft", "focal",
 )  # fmt: skip
 """What is shown unless the user names objectives: those that differ from SFT at the first step."""
 
@@ -116,7 +116,7 @@ def gradient_norms(scorer: Scorer, batch: Batch, phases: Iterable[Phase]) -> dic
     hooks = [p.register_post_accumulate_grad_hook(take) for p in scorer.model.parameters() if p.requires_grad]
     norms = {}
     for phase in phases:
-        columns = scorer.columns(batch, ("logp", "entropy", "entropy20"))
+        columns = scorer.columns(batch, MEASURED)
         with torch.no_grad():
             same = columns["logp"].clone()
         columns |= {"ref_logp": same, "old_logp": same, "kl": torch.zeros_like(same)}

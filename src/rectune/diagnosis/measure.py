@@ -43,7 +43,8 @@ class Measured:
     """Columns of the N measured targets, in the order of their rows.
 
     Attributes:
-        logp_N, entropy_N, entropy20_N: float64, nats.
+        logp_N, entropy_N, entropy20_N, log_sum_p2_N: float64, nats.
+        lower_mass_N: float64, a probability.
         top1_N, structural_N: bool.
         targets_N: Ids, int64.
         row_N: Index among the measured rows, int64, ascending.
@@ -56,6 +57,8 @@ class Measured:
     logp_N: np.ndarray
     entropy_N: np.ndarray
     entropy20_N: np.ndarray
+    log_sum_p2_N: np.ndarray
+    lower_mass_N: np.ndarray
     top1_N: np.ndarray
     structural_N: np.ndarray
     targets_N: np.ndarray
@@ -80,14 +83,13 @@ class Measured:
         """The columns that objectives read, the model being its own reference: (N,), float64."""
         logp = torch.from_numpy(self.logp_N)
         return {
-            "logp": logp,
             "ref_logp": logp,
             "old_logp": logp,
             "kl": torch.zeros_like(logp),
-            "entropy": torch.from_numpy(self.entropy_N),
-            "entropy20": torch.from_numpy(self.entropy20_N),
-            "row": torch.from_numpy(self.row_N),
-            "structural": torch.from_numpy(self.structural_N),
+            **{
+                name: torch.from_numpy(getattr(self, f"{name}_N"))
+                for name in (*MEASURED, "row", "structural")
+            },
         }
 
 
@@ -162,7 +164,7 @@ def measure_batch(scorer: Scorer, batch: Batch) -> dict[str, np.ndarray]:
     counts = np.bincount(row_N, minlength=len(batch.row_lengths))
     starts = np.cumsum(counts) - counts
     return {
-        **{f"{name}_N": columns[name].double().numpy() for name in ("logp", "entropy", "entropy20")},
+        **{f"{name}_N": columns[name].double().numpy() for name in MEASURED if name != "top1"},
         **{f"{name}_N": columns[name].bool().numpy() for name in ("top1", "structural")},
         "targets_N": supervised_positions(batch.labels)[1].cpu().numpy(),
         "row_N": row_N.copy(),

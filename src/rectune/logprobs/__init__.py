@@ -21,7 +21,7 @@ is in `objectives.py`; which hidden states belong here is in `models/scorer.py`;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -120,9 +120,10 @@ def token_columns(
     """Statistics of each target's distribution, by name; arguments as in `token_logprobs`.
 
     Names: `logp`, differentiable; `entropy` in nats; `entropy20`, entropy of the 20 most probable tokens,
-    renormalised, in nats; `top1` bool, whether the target is a most probable token; `kl`, differentiable
-    KL(reference || model) over the vocabulary in nats, which needs `ref_hidden_ND` and `ref_weight_VD` (of the
-    same vocabulary, cap and scale; no gradient reaches them).
+    renormalised, in nats; `log_sum_p2`, log of the sum of squared probabilities; `lower_mass`, sum of the
+    probabilities of all tokens that are at most as likely as the target; `top1` bool, whether the target is a most
+    probable token; `kl`, differentiable KL(reference || model) over the vocabulary in nats, which needs
+    `ref_hidden_ND` and `ref_weight_VD` (of the same vocabulary, cap and scale; no gradient reaches them).
 
     Returns:
         Name to tensor of shape (N,), float32 (float64 for float64 inputs) unless said otherwise.
@@ -236,16 +237,32 @@ def _dense(
 ) -> dict[str, Tensor]:
     """The definition of every column, with all logits in memory."""
     logits, _ = shaped_logits(hidden @ weight.T, bias, shape)
-    logp = logits.log_softmax(-1)
-    columns = {"logp": logp.gather(1, targets[:, None]).squeeze(1)}
-    if "entropy" in names:
-        columns["entropy"] = -(logp.exp() * logp).sum(1).detach()
-    if "entropy20" in names:
-        columns["entropy20"] = entropy_of(logits.detach().topk(min(20, logits.shape[1])).values)
-    if "top1" in names:
-        columns["top1"] = logits.gather(1, targets[:, None]).squeeze(1) >= logits.amax(1)
+    columns = columns_of_logits(logits, targets, names)
     if reference is not None:
         ref_hidden, ref_weight, ref_bias = reference
         ref_logp = shaped_logits(ref_hidden @ ref_weight.T, ref_bias, shape)[0].log_softmax(-1)
-        columns["kl"] = (ref_logp.exp() * (ref_logp - logp)).sum(1)
+        columns["kl"] = (ref_logp.exp() * (ref_logp - logits.log_softmax(-1))).sum(1)
     return {name: columns[name] for name in names}
+
+
+def columns_of_logits(logits_NV: Tensor, targets_N: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """The columns of the head but `kl`, by their definition, where all logits are in memory anyway.
+
+    Args:
+        logits_NV: As the softmax takes them; float32 or float64.
+        targets_N: int64 token ids.
+        names: Of `HEAD_COLUMNS`; `kl` and names that are not of the head are passed over.
+
+    Returns:
+        As `token_columns`.
+    """
+    logp, place = logits_NV.log_softmax(-1), targets_N[:, None]
+    columns: dict[str, Callable[[], Tensor]] = {
+        "logp": lambda: logp.gather(1, place).squeeze(1),
+        "entropy": lambda: -(logp.exp() * logp).sum(1).detach(),
+        "entropy20": lambda: entropy_of(logits_NV.detach().topk(min(20, logits_NV.shape[1])).values),
+        "log_sum_p2": lambda: (2 * logp).logsumexp(1).detach(),
+        "lower_mass": lambda: logp.exp().where(logits_NV <= logits_NV.gather(1, place), 0).sum(1).detach(),
+        "top1": lambda: logits_NV.gather(1, place).squeeze(1) >= logits_NV.amax(1),
+    }
+    return {name: columns[name]() for name in names if name in columns}

@@ -52,16 +52,28 @@ def entropy_of(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-def sums(raw: Tensor, bias: Tensor | None, shape: Shape, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum m of each row, sum of exp(x - m), and sum of exp(x - m) * (x - m) if asked.
+def sums(
+    raw: Tensor, target: Tensor, bias: Tensor | None, shape: Shape, names: tuple[str, ...]
+) -> tuple[Tensor, ...]:
+    """Maximum m of each row, sum of exp(x - m), and sums for the columns of `names`, in this order.
 
+    entropy: of exp(x - m) * (x - m); log_sum_p2: of exp(x - m)^2; lower_mass: of exp(x - m) where x is at most that of
+    `target` (rows, 1), whose x is computed here too, since another kernel may round it otherwise.
     exp2 rather than exp: the compiled kernel takes half the time with it.
     """
     x, _ = shaped_logits(raw, bias, shape)
     maximum = x.amax(1)
     y = (x - maximum[:, None]) * _LOG2E
     e = y.exp2()
-    return maximum, e.sum(1), (e * y).sum(1) / _LOG2E if entropy else maximum
+    found = [maximum, e.sum(1)]
+    for name in names:
+        if name == "entropy":
+            found.append((e * y).sum(1) / _LOG2E)
+        elif name == "log_sum_p2":
+            found.append((e * e).sum(1))
+        elif name == "lower_mass":
+            found.append(torch.where(x <= x.gather(1, target), e, 0.0).sum(1))
+    return tuple(found)
 
 
 def softmax_(raw: Tensor, lse: Tensor, factor: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:

@@ -32,6 +32,8 @@ from rectune.logprobs.elementwise import (
 )
 
 _ALL = slice(None)
+_SUMS = ("entropy", "log_sum_p2", "lower_mass")
+"""Columns that come from a sum over the vocabulary: `elementwise.sums`."""
 
 
 class _Outcome(NamedTuple):
@@ -54,7 +56,7 @@ class LogProbability:
 
     @property
     def extra_names(self) -> tuple[str, ...]:
-        return tuple(n for n in ("entropy", "entropy20", "top1") if n in self.names)
+        return tuple(n for n in (*_SUMS, "entropy20", "top1") if n in self.names)
 
     def products(
         self, logits: Sequence[Tensor], hidden: Tensor, weight: Tensor, rows: slice, columns: slice = _ALL
@@ -63,13 +65,19 @@ class LogProbability:
 
     def outcome(self, logits: Sequence[Tensor], bias: Tensor | None, rows: slice) -> _Outcome:
         (raw,) = logits
-        arguments = (bias, self.shape, "entropy" in self.names)
-        maximum, total, weighted = run_pass(sums, (raw,), *arguments, compiled=self.compiled)
-        target = self.targets[rows, None]
+        target, names = self.targets[rows, None], tuple(n for n in _SUMS if n in self.names)
+        maximum, total, *rest = run_pass(sums, (raw, target), bias, self.shape, names, compiled=self.compiled)
+        found = dict(zip(names, rest, strict=True))
         at_target = shaped_logits(raw.gather(1, target), None if bias is None else bias[target], self.shape)
         logit, slope = at_target
         shifted = logit.squeeze(1) - maximum
-        extras = {"entropy": total.log() - weighted / total, "top1": shifted >= 0}
+        extras = {"top1": shifted >= 0}
+        if "entropy" in found:
+            extras["entropy"] = total.log() - found["entropy"] / total
+        if "log_sum_p2" in found:
+            extras["log_sum_p2"] = found["log_sum_p2"].log() - 2 * total.log()
+        if "lower_mass" in found:
+            extras["lower_mass"] = found["lower_mass"] / total
         if "entropy20" in self.names:
             extras["entropy20"] = entropy20(raw, bias, self.shape)
         logp = shifted - total.log()
@@ -119,8 +127,9 @@ class Divergence:
 
     def outcome(self, logits: Sequence[Tensor], bias: Tensor | None, rows: slice) -> _Outcome:
         parts: list[Tensor] = []
+        no_target = self.ref_hidden.new_zeros(logits[0].shape[0], 1, dtype=torch.int64)
         for raw, b in zip(logits, (bias, self.ref_bias), strict=True):
-            maximum, total, _ = run_pass(sums, (raw,), b, self.shape, False, compiled=self.compiled)
+            maximum, total = run_pass(sums, (raw, no_target), b, self.shape, (), compiled=self.compiled)
             parts += [maximum, total.log()]
         kl = run_pass(divergence, (*logits, *parts), bias, self.ref_bias, self.shape, compiled=self.compiled)
         return _Outcome(kl, (parts[0] + parts[1], parts[2] + parts[3]))
