@@ -17,13 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rectune.evaluation.statistics import (
-    mean_interval,
-    paired_difference,
-    resamples,
-    seed_freedom,
-    t_quantile,
-)
+from rectune.evaluation.statistics import Spread, mean_interval, paired_difference, resamples, simulate_limits
 
 EQUAL = math.inf
 Limits = Callable[[np.ndarray], tuple[float, float]]
@@ -103,18 +97,11 @@ def seeds_cell(S: int, P: int, gain: float, seed: float, each: float, runs: int)
 def level_cell(S: int, P: int, seeds: float, rest: float, gain: float, runs: int) -> float:
     """Per cent of comparisons with p < 0.05, where the difference is normal with a standard error of 1.
 
-    Drawn are the mean squares that `seed_spread` reads from such differences, so that a cell of 100,000 takes
-    a moment. `seeds`, `rest`: shares of the variance that seeds bring, and seeds x problems; problems bring the others.
+    `seeds`, `rest`: shares of the variance that seeds bring, and seeds x problems; problems bring the others.
     """
-    rng, both = np.random.default_rng(0), (S - 1) * (P - 1)
-    mean = rng.normal(gain, 1, runs)
-    seed = (seeds + rest) * rng.chisquare(S - 1, runs) / (S - 1)
-    problem = (1 - seeds) * rng.chisquare(P - 1, runs) / (P - 1)
-    variance = np.maximum(seed + problem - rest * rng.chisquare(both, runs) / both, np.maximum(seed, problem))
-    freedoms = np.geomspace(S - 1, P - 1, 60)
-    quantiles = [t_quantile(0.975, float(freedom)) for freedom in freedoms]
-    t = np.interp(seed_freedom(S, P, variance / seed), freedoms, quantiles)
-    return float(100 * np.mean(abs(mean) > t * np.sqrt(variance)))
+    spread = Spread(*np.sqrt([(1 - seeds - rest) * P, seeds * S, rest * S * P]))
+    error, half = simulate_limits(S, P, spread, 0.975, runs=runs)
+    return float(100 * np.mean(abs(gain + error) > half))
 
 
 def level_table(runs: int) -> Iterator[str]:

@@ -624,6 +624,42 @@ class Power(Record):
     chance: float
 
 
+class Candidate(Record):
+    """A point as the choice saw it: minus the reference, on validation problems, as fractions.
+
+    Attributes:
+        chance: That it loses no more than the margin in the domain where nothing may be lost.
+        score: That chance times the expected gain in the other domain; the highest is chosen.
+    """
+
+    label: str
+    inside: float
+    outside: float
+    chance: float
+    score: float
+
+
+class PointDifference(Record):
+    """A point minus another model on the verdict's problems.
+
+    Attributes:
+        a, b: Labels.
+        inside, outside: By domain; each limit has a level of 95 % by itself.
+        needed_inside, needed_outside: What it would take to show what was to be shown there.
+        seeds: Pairs of runs.
+        beats: Whether a beats b: shown, excluded, or neither.
+    """
+
+    a: str
+    b: str
+    inside: ArmDifference
+    outside: ArmDifference
+    needed_inside: SampleSize | None = None
+    needed_outside: SampleSize | None = None
+    seeds: int
+    beats: Literal["yes", "no", "open"]
+
+
 class Decision(Record):
     """Which model to ship: not worse in domain by more than the margin, and better out of domain.
 
@@ -634,9 +670,17 @@ class Decision(Record):
         ship: Label of the model to ship; None where undecided.
         chosen: Label of the point that was chosen on validation problems, and confirmed or not; None without any.
         sentence: The outcome in one sentence, with figures in points.
-        inside, outside: The chosen point minus the reference on the verdict's problems.
-        non_inferior, superior: What was shown of it.
+        inside, outside: The chosen point minus the reference on the verdict's problems; each limit has a level of 95 %
+            by itself.
+        non_inferior, superior: What was shown of it: in domain not worse by more than the margin, and out of domain
+            better; against the base model the domains change places.
         base_temperature: Temperature at which the base model is best on validation problems; 0 is greedy.
+        protected: The domain in which nothing may be lost beyond the margin; "out" against the base model.
+        seeds, problems, validation: What it is over; problems by domain.
+        candidates: What the choice was made from.
+        over_base: The chosen point and the reference minus the base model, each with its best decoding.
+        temperatures: Label to the temperature of that decoding.
+        require, passed: The gate that was asked for, and whether it holds.
     """
 
     margin: float
@@ -651,6 +695,15 @@ class Decision(Record):
     superior: bool = False
     base_temperature: float | None = None
     power: list[Power] = []
+    protected: Literal["in", "out"] = "in"
+    seeds: int = 1
+    problems: dict[str, int] = {}
+    validation: dict[str, int] = {}
+    candidates: list[Candidate] = []
+    over_base: list[PointDifference] = []
+    temperatures: dict[str, float] = {}
+    require: Literal["non-inferior", "superior"] | None = None
+    passed: bool | None = None
 
 
 class Comparison(FileRecord):
@@ -668,6 +721,8 @@ class Comparison(FileRecord):
     benchmarks: dict[str, str]
     problems: dict[str, int]
     validation: dict[str, int]
+    validation_domains: dict[str, str] = {}
+    """Validation task to domain, where they are not the verdict's tasks."""
     settings: dict[str, JsonValue]
     sweep: SweepResult | None = None
     race: RaceResult | None = None

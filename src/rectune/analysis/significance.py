@@ -401,14 +401,18 @@ def _by_seed(answers: Sequence[Answers]) -> np.ndarray:
     return np.stack([run.correct.mean(1) for run in answers])
 
 
-def sample_size(a_SP: np.ndarray, b_SP: np.ndarray, difference: float) -> SampleSize | None:
-    """What it would take to see 2 points, or `difference` if larger, with a power of 80 %.
+def sample_size(
+    a_SP: np.ndarray, b_SP: np.ndarray, difference: float, *, least: float = WORTH_SEEING
+) -> SampleSize | None:
+    """What it would take to see `least`, or `difference` if larger, with a power of 80 %.
 
     With seeds, their own variance stays however many problems there are; where it alone hides the difference,
     `problems` is None and `seeds` says how many would be needed. `enough`: the problems at hand would have done.
-    None where all problems differ alike, so that there is nothing to plan with.
+    None where all problems differ alike, so that there is nothing to plan with, and for a difference of 0.
     """
-    goal, (S, P) = max(WORTH_SEEING, abs(difference)), a_SP.shape
+    goal, (S, P) = max(least, abs(difference)), a_SP.shape
+    if not goal:
+        return None
     d_SP = a_SP - b_SP
     rest = 0.0
     if S > 1 and P > 1:

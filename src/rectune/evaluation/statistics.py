@@ -122,7 +122,21 @@ def maj_at_k_by_problem(correct_PxN: Matrix, answers_PxN: Sequence[Sequence[obje
     return np.array([_majority(row, list(ans), k, rng) for row, ans in zip(rows, answers_PxN, strict=True)])
 
 
-def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Difference:
+class Chosen(NamedTuple):
+    """How a run was chosen before its difference is judged, by answers of the same seeds to other problems.
+
+    Attributes:
+        among: Trained arms that it was chosen from.
+        problems: Problems that it was chosen on.
+    """
+
+    among: int
+    problems: int
+
+
+def paired_difference(
+    a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95, chosen: Chosen | None = None
+) -> Difference:
     """Mean of a minus b over the same problems in the same order, with interval and sign-flip p-value.
 
     The interval is Tango's score interval for as many pairs as the problems are worth (`paired_limits`); two
@@ -132,7 +146,8 @@ def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Diff
 
     Arrays of shape S x P x N (or lists of S arrays) hold S training seeds on the same problems: then seeds and problems
     are both random, and the interval is widened by what the seeds add (`seed_spread`). The p-value is then
-    Student's.
+    Student's. With `chosen` it is widened once more (`choice_variance`): new problems do not undo the luck of the seeds
+    by which an arm was chosen. The p-value knows nothing of a choice.
 
     Raises:
         UserError: as `mean_interval`; different numbers of problems or seeds; fewer than two seeds.
@@ -153,7 +168,27 @@ def paired_difference(a_PxN: Matrix, b_PxN: Matrix, level: float = 0.95) -> Diff
     added, p_value = seed_spread(d_SxP, level) if several else (0.0, sign_flip(d_P))
     grain = float(np.mean([1 / len(row) for row in (*a_rows, *b_rows)]))
     low, high = paired_limits(d_P, grain, quantile)
+    if chosen is not None and several:
+        _, seeds, problems = mean_variance(d_SxP)
+        more = choice_variance(len(d_SxP), len(d_P), seeds, problems, _two_sided(level), chosen)
+        added = math.hypot(added, math.sqrt(float(more)))
     return Difference(mean, *_widened(mean, low, high, added, least=-1.0), p_value)
+
+
+def paired_error(a_PxN: Matrix, b_PxN: Matrix) -> tuple[float, float]:
+    """Mean of a minus b, and its standard error over problems (and seeds, where there are several).
+
+    It is at least that of half a problem, since equal answers to a few problems do not prove that two runs are equal.
+    Shapes and errors are those of `paired_difference`.
+    """
+    several = _is_3d(a_PxN)
+    a_SxP, _ = _pooled(list(a_PxN) if several else [a_PxN], "a")
+    b_SxP, _ = _pooled(list(b_PxN) if several else [b_PxN], "b")
+    _check_pairs(a_SxP, b_SxP)
+    d_SxP = a_SxP - b_SxP
+    S, P = d_SxP.shape
+    variance = mean_variance(d_SxP)[0] if S > 1 and P > 1 else float(d_SxP.mean(0).var()) / max(P - 1, 1)
+    return float(d_SxP.mean()), max(math.sqrt(variance), 0.5 / P)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -405,12 +440,8 @@ def seed_spread(x_SxP: np.ndarray, level: float) -> tuple[float, float]:
     Returns:
         Half-width to add to that over problems, as the root of the sum of squares; two-sided p-value.
     """
-    S, P = x_SxP.shape
-    mean, seed_S, problem_P = float(x_SxP.mean()), x_SxP.mean(1), x_SxP.mean(0)
-    rest_SxP = x_SxP - seed_S[:, None] - problem_P + mean
-    rest = float((rest_SxP**2).sum()) / ((S - 1) * (P - 1) * S * P)
-    seeds, problems = float(seed_S.var(ddof=1)) / S, float(problem_P.var(ddof=1)) / P
-    variance = max(seeds + problems - rest, seeds, problems)
+    (S, P), mean = x_SxP.shape, float(x_SxP.mean())
+    variance, seeds, problems = mean_variance(x_SxP)
     if variance < TINY:  # every problem differs alike with every seed
         return 0.0, 1.0 if abs(mean) < TINY else 2.0 ** (1 - S)
     freedom = float(seed_freedom(S, P, variance / max(seeds, TINY)))
@@ -418,6 +449,78 @@ def seed_spread(x_SxP: np.ndarray, level: float) -> tuple[float, float]:
     over_problems = t_quantile((1 + level) / 2, P - 1) * math.sqrt(problems)
     p_value = max(t_two_sided(abs(mean) / math.sqrt(variance), freedom), 1e-12)
     return math.sqrt(max(half**2 - over_problems**2, 0.0)), p_value
+
+
+def mean_variance(x_SxP: np.ndarray) -> tuple[float, float, float]:
+    """Variance of the mean over seeds and problems, and the parts of it that the seeds' and problems' means show."""
+    S, P = x_SxP.shape
+    seed_S, problem_P = x_SxP.mean(1), x_SxP.mean(0)
+    rest_SxP = x_SxP - seed_S[:, None] - problem_P + x_SxP.mean()
+    rest = float((rest_SxP**2).sum()) / ((S - 1) * (P - 1) * S * P)
+    seeds, problems = float(seed_S.var(ddof=1)) / S, float(problem_P.var(ddof=1)) / P
+    return max(seeds + problems - rest, seeds, problems), seeds, problems
+
+
+def choice_variance(
+    S: int, P: int, seeds: np.ndarray | float, problems: np.ndarray | float, p: float, chosen: Chosen
+) -> np.ndarray:
+    """Square of the half-width that a choice adds.
+
+    Where seeds alone decide which of M arms is chosen, Bonferroni's quantile, at (1 - p) / M, takes the place of that
+    at 1 - p for the part of the seeds. Where the luck of the problems decides, new problems undo it. In between a power
+    of the seeds' share in the variance on the problems of the choice keeps the share of false findings at 5 %
+    (`benchmarks/coverage.py --tables choice`).
+
+    Args:
+        S, P: Seeds, problems.
+        seeds, problems: Parts of the variance of the mean, as `mean_variance` has them.
+        p: Level of one limit.
+        chosen: How the arm was chosen.
+    """
+    if chosen.among < 2 or chosen.problems < 1:
+        return np.zeros_like(seeds)
+    one, all_arms = t_quantile(p, S - 1), t_quantile(1 - (1 - p) / chosen.among, S - 1)
+    share = seeds / np.maximum(seeds + problems * P / chosen.problems, TINY)
+    return np.asarray((all_arms**2 - one**2) * seeds * share ** (1 / (S - 1)))
+
+
+class Spread(NamedTuple):
+    """Standard deviations of a difference between two arms: among problems, among seeds, and of the rest."""
+
+    problems: float
+    seeds: float
+    rest: float
+
+
+def simulate_limits(
+    S: int, P: int, spread: Spread, p: float, *, chosen: Chosen | None = None, runs: int = 20_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of the mean difference, and distances from it to its limits, of `runs` normal comparisons.
+
+    Drawn are the mean squares that `mean_variance` reads from S seeds and P problems, so that this takes a moment. With
+    one seed the spread of seeds does not count, as in the intervals.
+
+    Args:
+        S, P: Seeds, problems.
+        spread: Standard deviations.
+        p: Level of each limit by itself.
+        chosen: As in `paired_difference`; the errors are those of an arm that nobody chose.
+    """
+    from scipy.special import stdtrit
+
+    rng, both = np.random.default_rng(0), (S - 1) * (P - 1)
+    problem, seed, rest = spread.problems**2 / P, spread.seeds**2 / S * (S > 1), spread.rest**2 / (S * P)
+    error_R = rng.normal(0, math.sqrt(problem + seed + rest), runs)
+    problem_R = (problem + rest) * rng.chisquare(P - 1, runs) / (P - 1)
+    if S == 1:
+        return error_R, t_quantile(p, P - 1) * np.sqrt(problem_R)
+    seed_R = (seed + rest) * rng.chisquare(S - 1, runs) / (S - 1)
+    variance_R = seed_R + problem_R - rest * rng.chisquare(both, runs) / both
+    variance_R = np.maximum(variance_R, np.maximum(seed_R, problem_R))
+    half2_R = stdtrit(seed_freedom(S, P, variance_R / seed_R), p) ** 2 * variance_R
+    if chosen is not None:
+        half2_R = half2_R + choice_variance(S, P, seed_R, problem_R, p, chosen)
+    return error_R, np.sqrt(half2_R)
 
 
 def seed_freedom(S: int, P: int, ratio: np.ndarray | float) -> np.ndarray:
