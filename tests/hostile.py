@@ -10,7 +10,7 @@ from typing import Any
 
 from diagnosed import diagnosis
 from rectune.training.metrics import PROBABILITY_BINS
-from reported import comparison_record, dropped, race, sweep
+from reported import comparison_record, dropped, race, sweep, trade
 
 ACT = "window.owned=1;document.title='owned'"
 TEXTS = (
@@ -47,6 +47,7 @@ def comparison(folder: Path, text: str = ALL, name: str = "x") -> Path:
     record = comparison_record(
         {"dft": f"dft {text}", "sft": f"sft {text}"}, model=text, data=text, benchmarks={f"b{name}": "out"},
         sweep=sweep(text), race=race(text), paper={"tables": [[{text: text}]], "notes": [text]},
+        **trade(text, steps=(1, 2)),
     )  # fmt: skip
     record["arms"][1]["dropped"] = dropped(text)
     write(folder / "comparison.json", record)

@@ -44,6 +44,50 @@ def comparison_record(arms: dict[str, str], seeds: tuple[int, ...] = (0,), **cha
     }  # fmt: skip
 
 
+def score(mean: float, half: float = 0.05, seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
+    """Accuracy of a point, all seeds alike."""
+    return {
+        "mean": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "by_seed": {str(seed): mean for seed in seeds},
+    }
+
+
+def point(arm: str, label: str, inside: float, outside: float, **changes: Any) -> dict[str, Any]:
+    """A point of a comparison."""
+    return {"arm": arm, "label": label, "scores": {"in": score(inside), "out": score(outside)}, **changes}
+
+
+def trade(text: str = "", steps: tuple[int, ...] = ()) -> dict[str, Any]:
+    """`points` and `decision` of base, sft, dft and what lies between; `text` stands in every label and sentence."""
+    greedy = {"in": score(0.15), "out": score(0.3)}
+    start = {"validation": {"in": score(0.1), "out": score(0.2)}}
+    points = [
+        point("base", "base", 0.1, 0.2, at=0.0, greedy=greedy, **start),
+        point("dft", f"the dft{text}", 0.3, 0.8),
+        point("sft", f"the sft{text}", 0.6, 0.3),
+        point("dft", f"the dft{text} at 0.25", 0.2, 0.4, at=0.25),
+        point("dft", f"the dft{text} at 0.5", 0.58, 0.7, at=0.5),
+        point("dft+sft", f"mean{text} of dft and sft", 0.56, 0.6),
+    ]
+    for step in steps:
+        during = {"in": score(0.2), "out": score(step / 100)}
+        points.append({"arm": "dft", "label": f"the dft{text}", "step": step, "validation": during})
+    decision = {
+        "margin": 0.05, "against": f"the sft{text}", "outcome": "ship", "ship": f"the dft{text} at 0.5",
+        "chosen": f"the dft{text} at 0.5",
+        "sentence": f"ship the dft{text} at 0.5: +40.0 (30.0 to 50.0) out of domain, in domain -2.0 (-4.0 to 1.0)",
+        "inside": {"difference": -0.02, "low": -0.04, "high": 0.01},
+        "outside": {"difference": 0.4, "low": 0.3, "high": 0.5}, "non_inferior": True, "superior": True,
+        "base_temperature": 0.0, "power": [
+            {"domain": domain, "problems": 6, "seeds": 2, "difference": difference, "chance": 0.8}
+            for domain, difference in (("in", 0.0), ("out", 0.05))
+        ],
+    }  # fmt: skip
+    return {"points": points, "decision": decision}
+
+
 def dropped(reason: str) -> dict[str, Any]:
     """Why an arm left a race."""
     numbers = dict.fromkeys(

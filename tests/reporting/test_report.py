@@ -204,7 +204,7 @@ def test_both_formats_hold_the_same_tables(data: Report) -> None:
     html, text = page(data), markdown(data)
     assert html.index("Verdict</h2>") < html.index("Accuracy</h2>") < html.index("Cost</h2>")
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', html)
-    assert html.count("<svg") == 2 + 3 + 2 + 2 + 6
+    assert html.count("<svg") == 1 + 2 + 3 + 2 + 2 + 6
     assert "is -p log p per token" in html  # the caveat beside the objective's own value
     for words in ("What the answers look like", "p of turn ends", "polarises", "settings that are the same"):
         assert words in html and words in text
@@ -314,10 +314,11 @@ def test_every_form_names_the_harm_first(tmp_path: Path, capsys: pytest.CaptureF
     assert first == f"Keep the base model: {keep}"
     assert second.startswith("sft made the model worse: -") and " out of domain" in second
     assert third.startswith("dft made the model worse out of domain: -")
-    assert f'<p class="bad"><strong>Keep the base model:</strong> {keep}</p>' in html.read_text()
+    assert f'<p class="sentence bad">Keep the base model: {keep}</p>' in html.read_text()
     assert '<p class="bad"><strong>sft made the model worse:</strong> -' in html.read_text()
     assert main(["report", *folders, *DOMAINS, "--format", "markdown", "--output", str(text)]) == 0
-    assert f"- Keep the base model: {keep}\n- sft made the model worse: " in text.read_text()
+    assert f"\n**Keep the base model: {keep}**\n" in text.read_text()
+    assert "\n- sft made the model worse: " in text.read_text()
     assert "| **sft - base** | **sft is worse** |" in text.read_text()
 
 
@@ -326,7 +327,7 @@ def test_good_is_marked_and_no_difference_is_not(tmp_path: Path) -> None:
     html = page(
         report([Path(folder) for folder in folders], benchmarks_in=["sums"], benchmarks_out=["words"])
     )
-    assert '<p class="good"><strong>dft made the model better:</strong> +' in html
+    assert '<p class="sentence good">dft made the model better: +' in html
     assert "<p><strong>no difference between sft and the base model can be shown:</strong>" in html
     assert "Keep the base" not in html and 'class="bad"><strong>' not in html
 

@@ -40,6 +40,7 @@ def figure(
     width: float = 6.4,
     height: float = 3.0,
     variables: Mapping[str, str] | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> Markup:
     """What `draw` paints, as an SVG element.
 
@@ -48,6 +49,7 @@ def figure(
         label: What the figure shows, in a sentence, for those who do not see it.
         width, height: Inches at 72 points.
         variables: CSS variable for a colour: what is drawn in that "#rrggbb" (lower case) takes the variable's.
+        titles: What is shown over an artist, by its `gid`.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -67,5 +69,8 @@ def figure(
     drawn = drawn.replace(_INK, "currentColor")
     for colour, variable in (variables or {}).items():
         drawn = drawn.replace(colour, f"var({variable})")
+    for gid, title in (titles or {}).items():
+        group = f'<g id="{gid}">'
+        drawn = drawn.replace(group, f"{group}<title>{escape(visible(title))}</title>")
     head = f'<svg role="img" aria-label="{escape(visible(label))}"'
     return Markup(head + drawn[len("<svg") :])

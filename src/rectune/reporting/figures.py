@@ -10,11 +10,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rectune.analysis.summary_text import DOMAINS
 from rectune.pages.format import percent, points
 from rectune.pages.plots import BASE_COLOUR, COLOURS, figure
 from rectune.records import ArmResult, PairResult
 from rectune.reporting.grouping import BASE
 from rectune.reporting.page_model import ProbabilityShift, Report
+from rectune.reporting.tradeoff import draw_tradeoff
 
 _LINES = ("solid", "dashed", "dotted", "dashdot")
 _WIDTH, _HEIGHT = 3.5, 2.3  # inches of a panel
@@ -70,7 +72,10 @@ def draw_figures(report: Report) -> dict[str, Figures]:
     found = {section: _over_steps(report, panels) for section, panels in PANELS.items()}
     instead = found.pop("holdout_drift")
     found["drift"] = found["drift"] or instead
-    return {**found, "accuracy": _accuracies(report), "probabilities": _histograms(report)}
+    accuracies = _accuracies(report)
+    opening = [tradeoff] if (tradeoff := draw_tradeoff(report.opening, styles(report))) else accuracies[:1]
+    found |= {"opening": opening, "steps": _steps(report)}
+    return {**found, "accuracy": accuracies, "probabilities": _histograms(report)}
 
 
 def styles(report: Report) -> dict[str, Style]:
@@ -99,7 +104,29 @@ def _over_steps(report: Report, panels: Sequence[tuple[str, str, str]]) -> Figur
     return found
 
 
-def _curves(lines: Mapping[str, Sequence[Line]], title: str, looks: Mapping[str, Style]) -> Markup:
+def _steps(report: Report) -> Figures:
+    """Accuracy over steps, a panel for each domain."""
+    found = []
+    for domain, words in DOMAINS.items():
+        title = f"{words[:1].upper()}{words[1:]}: accuracy in %"
+        lines = {
+            curve.label: [
+                [
+                    (float(s), 100 * a)
+                    for s, a in zip(curve.steps, curve.scores[domain], strict=True)
+                    if a is not None
+                ]
+            ]
+            for curve in report.opening.curves
+        }
+        if lines := {label: seeds for label, seeds in lines.items() if len(seeds[0]) > 1}:
+            found.append((_curves(lines, title, styles(report), width=2.7), title))
+    return found
+
+
+def _curves(
+    lines: Mapping[str, Sequence[Line]], title: str, looks: Mapping[str, Style], width: float = _WIDTH
+) -> Markup:
     def draw(ax: Any) -> None:
         for label, seeds in lines.items():
             several = len(seeds) > 1
@@ -113,7 +140,7 @@ def _curves(lines: Mapping[str, Sequence[Line]], title: str, looks: Mapping[str,
         ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
         ax.margins(x=0.02)
 
-    return figure(draw, label=f"{title} against steps for {', '.join(lines)}", width=_WIDTH, height=_HEIGHT)
+    return figure(draw, label=f"{title} against steps for {', '.join(lines)}", width=width, height=_HEIGHT)
 
 
 def _smoothed(line: Line) -> Line:

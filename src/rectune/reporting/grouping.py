@@ -120,7 +120,11 @@ def short(text: str, longest: int = _LONGEST) -> str:
 
 
 def _by_comparison(loaded: LoadedFolders, notes: NoteList) -> tuple[dict[str, ReportArm], Owners]:
-    """Arms as comparisons name them; runs of a sweep and other leftovers are taken out of `loaded`."""
+    """Arms as comparisons name them.
+
+    Taken out of `loaded`: runs of a sweep and other leftovers, and evaluations of models between runs or during
+    training, which a comparison's points are about.
+    """
     arms: dict[str, ReportArm] = {}
     owners: Owners = {}
     for place, comparison in loaded.comparisons.items():
@@ -136,10 +140,13 @@ def _by_comparison(loaded: LoadedFolders, notes: NoteList) -> tuple[dict[str, Re
                     owners[path] = (arm, int(seed))
         trials = {path for path in loaded.runs if place in path.parents and path not in owners}
         loaded.runs = {path: run for path, run in loaded.runs.items() if path not in trials}
+        models = {(place / name).resolve() for arm in comparison.arms for name in arm.runs.values()}
+        models.add((place / comparison.base).resolve())
         loaded.evaluations = {
             path: evaluation
             for path, evaluation in loaded.evaluations.items()
             if trials.isdisjoint(path.parents)
+            and (path.parent in models or place / "runs" not in path.parents)
         }
     return arms, owners
 

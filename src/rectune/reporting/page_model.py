@@ -6,12 +6,15 @@ Fractions, nats and seconds; a number that is not known is None. docs/report.md 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from rectune.records import Verdict
+from rectune.analysis.summary_text import DOMAINS
+from rectune.records import Decision, Verdict
 
 Point: TypeAlias = dict[str, float]
 """`step`, and what was measured there, by name."""
+SpotKind = Literal["base", "arm", "mean", "between"]
+"""The base model, a trained one, a mean of trained ones, or one between the base and a trained one."""
 
 
 @dataclass
@@ -29,6 +32,74 @@ class PageVerdict:
     open: bool
     sentences: list[str]
     judged: Verdict | None = None
+
+
+@dataclass
+class SpotScore:
+    """Accuracy in one domain; the interval is None where none was computed."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    by_seed: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Spot:
+    """A model on the first figure.
+
+    Attributes:
+        label: As it is shown.
+        arm: Its arm; spots of one arm lie on the line from the base model to the trained one.
+        at: Share of the way from the base model to the trained one.
+        scores: "in" and "out" to accuracy.
+    """
+
+    label: str
+    arm: str
+    kind: SpotKind
+    at: float
+    scores: dict[str, SpotScore]
+
+
+@dataclass
+class StepCurve:
+    """Accuracy of an arm on validation problems over steps, mean over seeds.
+
+    Attributes:
+        scores: "in" and "out" to accuracy at each of `steps`; None where it was not measured.
+    """
+
+    label: str
+    steps: list[int]
+    scores: dict[str, list[float | None]]
+
+
+@dataclass
+class Opening:
+    """What the page opens with: one sentence and one figure.
+
+    Attributes:
+        sentence: The decision, else the first sentence of the verdict.
+        more: Without a decision, what else training did to the model.
+        facts: Sentences on problems, seeds, choice and power.
+        decision: None where no margin was given.
+    """
+
+    sentence: str
+    more: list[str]
+    spots: list[Spot]
+    curves: list[StepCurve]
+    facts: list[str]
+    decision: Decision | None = None
+
+    @property
+    def domains(self) -> dict[str, str]:
+        """The domains that a spot has an accuracy in, with their names."""
+        return {k: words for k, words in DOMAINS.items() if any(k in spot.scores for spot in self.spots)}
+
+    def find(self, label: str | None) -> Spot | None:
+        return next((spot for spot in self.spots if spot.label == label), None)
 
 
 @dataclass
@@ -237,6 +308,7 @@ class Report:
     folders: list[str]
     model: str
     data: str
+    opening: Opening
     verdict: PageVerdict
     paper: PaperComparison
     diagnoses: list[DiagnosisQuote]
@@ -255,7 +327,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        judged = self.verdict.judged
+        judged, decision = self.verdict.judged, self.opening.decision
         content = asdict(self)
-        content["verdict"]["judged"] = None if judged is None else judged.to_dict()
+        content["verdict"]["judged"] = judged and judged.to_dict()
+        content["opening"]["decision"] = decision and decision.to_dict()
         return content

@@ -18,6 +18,7 @@ from rectune.reporting import run_info
 from rectune.reporting.figures import draw_figures, styles
 from rectune.reporting.grouping import BASE, ReportArm, group, short
 from rectune.reporting.load_runs import FORMAT, NoteList, load_folders
+from rectune.reporting.opening import make_opening
 from rectune.reporting.page_model import ArmEntry, ArmEvaluation, DriftWarning, Report
 from rectune.reporting.sample_table import answer_tables
 from rectune.reporting.verdict import page_verdict
@@ -63,6 +64,7 @@ def report(
             raise unknown_name("benchmark", name, evaluated, where="--tasks-in and --tasks-out")
     arms = group(loaded, notes)
     comparisons = loaded.comparisons.values()
+    verdict = page_verdict(loaded, arms, domains, notes)
     found = Report(
         format=FORMAT,
         rectune=version("rectune"),
@@ -70,7 +72,8 @@ def report(
         folders=[str(folder) for folder in folders],
         model=_shared(arms, "model"),
         data=_shared(arms, "data"),
-        verdict=page_verdict(loaded, arms, domains, notes),
+        opening=make_opening(loaded, verdict),
+        verdict=verdict,
         paper=run_info.paper_comparison(comparisons),
         diagnoses=run_info.diagnosis_quotes(loaded.diagnoses),
         arms=[_entry(arm) for arm in arms],
@@ -93,14 +96,15 @@ def report(
 
 def page(found: Report) -> str:
     """As HTML."""
-    shown = {run.label for run in found.curves}
+    shown, figures = {run.label for run in found.curves}, draw_figures(found)
     return render_html(
         "reporting/page.html",
         title=found.title,
         layout="reporting/html.jinja",
-        figures=draw_figures(found),
+        figures=figures,
         styles={label: style for label, style in styles(found).items() if label in shown},
         tones=_tones(found),
+        folded=bool(figures["opening"]),
         nav=[],
         **_values(found),
     )
@@ -109,7 +113,18 @@ def page(found: Report) -> str:
 def markdown(found: Report) -> str:
     """As Markdown for a pull request: without figures."""
     figures = dict.fromkeys(
-        ("accuracy", "training", "probabilities", "losses", "rollouts", "drift", "foreign"), ()
+        (
+            "opening",
+            "steps",
+            "accuracy",
+            "training",
+            "probabilities",
+            "losses",
+            "rollouts",
+            "drift",
+            "foreign",
+        ),
+        (),
     )
     return render_markdown(
         "reporting/page.md.jinja", layout="reporting/markdown.jinja", figures=figures, **_values(found)
