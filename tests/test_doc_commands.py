@@ -119,8 +119,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             write_lines(Path(name), problems)
         Path("DATA").mkdir()
         answer = {"problem_id": "1", "sample_index": 0, "answer": "3", "text": "3", "finish_reason": "stop"}
-        turns = [{"role": "user", "content": "1+2=", "supervised": False}]
-        write_lines(Path("samples.jsonl"), [{**answer, "prompt": "1+2=", "turns": turns}])
+        turns = [{"role": "user", "content": "2+1=", "supervised": False}]
+        write_lines(Path("samples.jsonl"), [{**answer, "prompt": "2+1=", "turns": turns}])
         assert main(["grade", "samples.jsonl", "--output", "graded.jsonl", "--grading-workers", "1"]) == 0
         recipe = 'model = "M"\ndata = "rows.jsonl"\noutput_dir = "runs/recipe"\n'
         Path("recipe.toml").write_text(recipe)

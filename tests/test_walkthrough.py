@@ -53,6 +53,10 @@ def test_from_rows_to_selected_answers(
     chosen = tmp_path / "chosen.jsonl"
     assert main(["select", str(graded), "--for", "sft", "--output", str(chosen)]) == 0
     assert len(chosen.read_text().splitlines()) == 1
+    weighed = tmp_path / "weighed.jsonl"
+    assert main(["weigh", str(rows), "--graded", str(graded), "--output", str(weighed)]) == 0
+    weights = [json.loads(line).get("weight") for line in weighed.read_text().splitlines()]
+    assert weights == [0.5, 1, 1, *[None] * 17]
 
     few = ["-n", "2", "--max-new-tokens", "4", "--output-dir", str(tmp_path / "evaluation")]
     assert main(["eval", "--model", str(run), "--tasks", str(problems), *few]) == 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rectune.config.verbs import RFTConfig as RFTConfig
     from rectune.config.verbs import RLConfig as RLConfig
     from rectune.config.verbs import TrainConfig as TrainConfig
+    from rectune.config.verbs import WeighConfig as WeighConfig
     from rectune.data.schema import Problem as Problem
     from rectune.data.schema import Row as Row
     from rectune.diagnosis.check import check as check
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rectune.experiments.rft import train_rft as train_rft
     from rectune.grading.files import grade as grade
     from rectune.grading.files import select as select
+    from rectune.grading.row_weights import weigh as weigh
     from rectune.integrations import dft_loss as dft_loss
     from rectune.integrations import grader_reward as grader_reward
     from rectune.integrations import objective_loss as objective_loss
@@ -67,6 +69,8 @@ _HOME = {
     "EngineSpec": "rectune.sampling.types",
     "grade": "rectune.grading.files",
     "select": "rectune.grading.files",
+    "weigh": "rectune.grading.row_weights",
+    "WeighConfig": "rectune.config.verbs",
     "evaluate": "rectune.evaluation.evaluate",
     "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",

@@ -802,6 +802,36 @@ class SelectionCounts(FileRecord):
         return self.model_dump(exclude={"pairs" if self.pairs is None else "kept"})
 
 
+class WeighCounts(FileRecord):
+    """FILE.counts.json beside rows that `rectune weigh` wrote.
+
+    Attributes:
+        graded: The answers; None where the rows brought weights.
+        shuffle_weights: Seed of the permutation; None for none.
+        weighted: Rows with a weight.
+        by_question, by_problem_id: How they found their problem.
+        unmatched, unjudged: Rows without a weight: of no problem, or of one without a judged answer.
+        problems, samples, correct: Of the graded file.
+        weights: Of the weighted rows.
+    """
+
+    WHAT: ClassVar[str] = "the counts of weighed rows"
+
+    data: str
+    graded: str | None
+    shuffle_weights: int | None
+    rows: int
+    weighted: int
+    by_question: int = 0
+    by_problem_id: int = 0
+    unmatched: int = 0
+    unjudged: int = 0
+    problems: int = 0
+    samples: int = 0
+    correct: int = 0
+    weights: RowWeights
+
+
 class RFTStage(Record):
     """A stage that is done: the size of its file and its counts."""
 

@@ -8,6 +8,7 @@ VERBS = {
     "grade": "Add a verdict to every answer of a JSONL file.",
     "eval": "Measure accuracy on benchmarks, with confidence intervals.",
     "select": "Turn graded answers into training rows, or into pairs.",
+    "weigh": "Weigh training rows by how often a model fails at them.",
     "compare": "Train with several objectives and compare them in pairs.",
     "report": "Show runs on one self-contained page.",
     "rft": "Train a model on its own graded answers: sample, grade, select, train.",

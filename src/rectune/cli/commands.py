@@ -23,6 +23,7 @@ from rectune.config import (
     SampleConfig,
     TaskConfig,
     TrainConfig,
+    WeighConfig,
 )
 from rectune.errors import UserError
 
@@ -252,6 +253,20 @@ def select_(
         include_unjudged=include_unjudged, include_unfinished=include_unfinished, seed=seed,
     )  # fmt: skip
     print_table([counts.to_dict()])
+
+
+@takes(WeighConfig, "data", without=("chat_template", "system_prompt", "skip_bad_rows", "max_length"))
+def weigh_(config: WeighConfig) -> None:
+    """Weigh training rows by 1 minus the share of a model's graded answers to their problem that is correct.
+
+    Training multiplies the loss of a row's targets with its weight over the mean weight. Rows that match no graded
+    problem get no weight, which is 1.
+    """
+    from rectune.grading.row_weights import weigh
+
+    counts = weigh(config).to_dict()
+    weights = counts.pop("weights")
+    print_table([{**counts, **{f"weights: {name}": value for name, value in weights.items()}}])
 
 
 def report_(

@@ -42,3 +42,4 @@ from rectune.config.verbs import RLConfig as RLConfig
 from rectune.config.verbs import SampleConfig as SampleConfig
 from rectune.config.verbs import TrainConfig as TrainConfig
 from rectune.config.verbs import TrainerConfig as TrainerConfig
+from rectune.config.verbs import WeighConfig as WeighConfig

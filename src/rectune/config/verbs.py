@@ -256,6 +256,19 @@ class CheckConfig(DataConfig):
     """Kind of the data; unset: inferred from the fields."""
 
 
+class WeighConfig(DataConfig):
+    """Weights"""
+
+    data: PathOrName
+    """Rows to weigh, as for `rectune train`."""
+    graded: Path | None = None
+    """Graded answers of a model to the rows' problems: output of `rectune grade`, or the folder of an evaluation."""
+    output: Path
+    """The rows with their weights, JSONL; the counts go to OUTPUT.counts.json."""
+    shuffle_weights: Seed | None = None
+    """Permute the weights among the rows with this seed, as a control; without graded, those that the rows have."""
+
+
 class DiagnoseConfig(ModelConfig, DataConfig):
     """Diagnosis"""
 

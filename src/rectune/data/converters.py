@@ -122,6 +122,10 @@ def _unread(info: ValidationInfo) -> None:
     place.ignored.add(name)
 
 
+WEIGHT_NAMES = ("weight", "loss_weight", "sample_weight")
+"""Names of a row's weight."""
+
+
 class Demonstration(Schema):
     """Fields that any row may have."""
 
@@ -136,9 +140,7 @@ class Demonstration(Schema):
     """Tools for the chat template, also as JSON text."""
     source: Annotated[str, PlainValidator(_source)] = ""
     """Origin of the row, for reports."""
-    weight: Annotated[
-        float | None, PlainValidator(loss_weight), Names("weight", "loss_weight", "sample_weight")
-    ] = None
+    weight: Annotated[float | None, PlainValidator(loss_weight), Names(*WEIGHT_NAMES)] = None
     """What the loss of the row's targets is multiplied with, relative to the other rows; 1 if it is missing."""
 
     def turns(self, place: Place) -> Turns:

@@ -29,13 +29,13 @@ import yaml
 from rectune.config import DataConfig
 from rectune.data.converters import (
     FORMATS,
-    Demonstration,
+    WEIGHT_NAMES,
     ProblemRecord,
     check_columns,
     detect_format,
     to_row,
 )
-from rectune.data.fields import Notes, Place, names_of
+from rectune.data.fields import Notes, Place
 from rectune.data.readers import CHUNK, READERS, file_type, jsonl_records, without_nulls
 from rectune.data.schema import Faults, Problem, RawRecord, Row, Turn
 from rectune.errors import UserError, unknown_name
@@ -407,9 +407,7 @@ class Intake:
         inferred = options.data_format == "auto" and self.format != "mapping"
         how = " (inferred from its first rows)" if inferred else ""
         log.info("%s: %s rows, format %s%s", self.source, f"{self.rows:,}", self.format, how)
-        given = sum(
-            self.notes.read[name] for name in names_of("weight", Demonstration.model_fields["weight"])
-        )
+        given = sum(self.notes.read[name] for name in WEIGHT_NAMES)
         if 0 < given < self.rows:
             log.warning("%s: %s rows have no weight; it is 1", self.source, f"{self.rows - given:,}")
         if duplicates := count_duplicates(self.dataset):
@@ -423,7 +421,7 @@ def intake(source: str, *, options: DataConfig, cache_dir: Path | None = None) -
     from datasets.table import MemoryMappedTable
 
     records = open_source(source, split=options.split)
-    format = _resolve_format(records, options)
+    format = resolve_format(records, options)
     settings = (options.columns, options.system_prompt, sorted(options.ignore_fields))
     parts = json.dumps([_VERSION, records.fingerprint, format, *settings], sort_keys=True)
     key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
@@ -483,7 +481,12 @@ def weights_of(dataset: datasets.Dataset) -> RowWeights | None:
     )
 
 
-def _resolve_format(records: Records, options: DataConfig) -> str:
+def resolve_format(records: Records, options: DataConfig) -> str:
+    """The format of a source: given, or inferred from its first records.
+
+    Raises:
+        UserError: No format fits, or the settings name one or a column that is not there.
+    """
     first = list(itertools.islice(records.start(), _LOOK))
     look = [(where, record) for where, record in first if not isinstance(record, UserError)]
     if not look:
