@@ -10,6 +10,7 @@ from typing import Any
 
 from rectune.analysis.summary_text import DOMAINS
 from rectune.config import RLConfig
+from rectune.experiments.curve import curve_folder, pauses
 from rectune.experiments.evaluator import correct
 from rectune.experiments.grid import Arm, Grid
 from rectune.experiments.reproduce import Reproduction
@@ -109,9 +110,12 @@ def _curves(grid: Grid) -> Rows:
     """Accuracy over steps: a row for each arm, seed and step."""
     rows = []
     for arm, seed in ((arm, seed) for arm in grid.arms for seed in grid.seeds):
-        for folder in sorted(grid.run(arm, seed).folder.glob("validation-step-*")):
+        run = grid.run(arm, seed)
+        for step in pauses(grid, grid.steps(arm)):
+            if not (folder := curve_folder(run, step) / "validation").is_dir():
+                continue
             means = {name: float(correct(folder, [Path(name)]).mean()) for name in grid.domains}
-            rows.append({"arm": arm.label, "seed": seed, "step": int(folder.name[-4:]), **means})
+            rows.append({"arm": arm.label, "seed": seed, "step": step, **means})
     return rows
 
 

@@ -315,10 +315,13 @@ def test_a_curve_is_evaluated_at_pauses_of_the_training(
 ) -> None:
     """As of the paper's Figure 1; the model at the end is bit-identical to that of a run without pauses."""
     config = config_of(task, tmp_path / "out", objectives="sft", match_entropy=False, **asking(task))
-    run_grid(replace(make_grid(config), curve_steps=5, curve_samples=1))
+    grid = replace(make_grid(config), curve_steps=5, curve_samples=1)
+    run_grid(grid)
     folder = tmp_path / "out" / "runs" / "sft" / "seed-0"
-    steps = sorted(path.name for path in folder.glob("validation-step-*"))
-    assert steps == ["validation-step-0005", "validation-step-0010"]
-    assert [evaluation(folder / step)["protocol"]["n"] for step in steps] == [1, 1]
+    (folder / "step-5" / "validation").rename(folder / "validation-step-0005")  # as version 0.2 had it
+    run_grid(grid)
+    steps = sorted(path.name for path in folder.glob("step-*"))
+    assert steps == ["step-10", "step-5"]
+    assert [evaluation(folder / step / "validation")["protocol"]["n"] for step in steps] == [1, 1]
     one, other = weights(folder), weights(compared[0] / "runs" / "sft" / "seed-0")
     assert all(torch.equal(one[name], other[name]) for name in one)

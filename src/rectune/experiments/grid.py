@@ -3,6 +3,7 @@
     OUT/runs/<slug>/seed-<s>/            run of one arm and seed; with rejection sampling it trains in .../train
     OUT/runs/<slug>/seed-<s>/evaluation  answers to the problems of the verdict
     OUT/runs/<slug>/seed-<s>/greedy      one answer each at temperature 0
+    OUT/runs/<slug>/seed-<s>/validation  answers to the problems that choices are judged on
     OUT/runs/base/...                    the same of the base model
     OUT/sweep/<slug>/lr-<rate>/          run of one learning rate, see `lr_sweep.py`
     OUT/samples/seed-<s>.jsonl           answers of the base model that the arms with rejection sampling share
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import JsonValue
 
@@ -194,8 +195,9 @@ class Grid:
         settings: What must stay the same when the experiment is resumed.
         sweep, race: How learning rates and survivors are chosen; None: not at all.
         match_entropy: Whether models are also sampled at equal entropy.
-        curve_steps: Steps between evaluations during training; 0: none.
+        curve_steps: Steps between evaluations during training, see `curve.py`; 0: none.
         curve_samples: Answers to each problem in these; None: as for the verdict.
+        curve_on: Their problems.
     """
 
     out: Path
@@ -213,6 +215,13 @@ class Grid:
     match_entropy: bool = False
     curve_steps: int = 0
     curve_samples: int | None = None
+    curve_on: Literal["verdict", "validation"] = "verdict"
+
+    @property
+    def curve_files(self) -> list[Path]:
+        """The problems that are asked during training, as `write_problems` writes them."""
+        names = self.problems if self.curve_on == "verdict" else self.validation
+        return [self.out / "problems" / self.curve_on / f"{name}.jsonl" for name in names]
 
     def run(self, arm: Arm, seed: int) -> ArmRun:
         """The run of an arm and a seed; all arms read the same rows in the same order for a seed."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rectune.analysis.significance import compare_runs
 from rectune.config import RLConfig
+from rectune.experiments.curve import curve_points, evaluate_over_steps
 from rectune.experiments.entropy_control import choose_target, evaluate_matched, mean_entropy
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
@@ -76,7 +77,7 @@ def run_grid(grid: Grid) -> Comparison:
     verdict = compare_runs(
         _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target
     )  # fmt: skip
-    points = make_points(grid, left)
+    points = [*make_points(grid, left), *curve_points(grid, arms)]
     record = record.model_copy(update={"matched_to": target, "points": points, "verdict": verdict})
     write_record(grid.out / COMPARISON, record)
     return record
@@ -167,8 +168,7 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: Sequence[Path
             tasks[kind] += not is_evaluated(run.trained / kind, files, settings)
     progress = TaskTimer("runs", tasks)
     for run in runs:
-        if grid.curve_steps:
-            _evaluate_curve(grid, run, files)
+        evaluate_over_steps(grid, run)
         if run.is_finished:
             run.train()  # removes what a kill left behind
         else:
@@ -177,22 +177,6 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: Sequence[Path
         with run.evaluator() as evaluator:
             kinds = evaluations(grid.evaluation, run.config.seed)
             _evaluate(evaluator, run.trained, run.name, kinds, files, progress)
-
-
-def _evaluate_curve(grid: Grid, run: ArmRun, files: Sequence[Path]) -> None:
-    """Pause training every few steps and evaluate the model there, in RUN/validation-step-<step>."""
-    steps = run.config.max_steps or int(grid.plan["steps"])
-    for step in range(grid.curve_steps, steps, grid.curve_steps):
-        settings = replace(
-            grid.evaluation,
-            seed=run.config.seed,
-            num_samples=grid.curve_samples or grid.evaluation.num_samples,
-        )
-        folder = run.folder / f"validation-step-{step:04d}"
-        if not is_evaluated(folder, files, settings):
-            run.train(until=step)
-            with run.evaluator() as evaluator:
-                evaluator.evaluate(folder, files, settings)
 
 
 def _match(grid: Grid, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Folders, str | None]:

@@ -25,6 +25,7 @@ import numpy as np
 
 from rectune.errors import UserError
 from rectune.evaluation.statistics import Difference, holm, paired_difference
+from rectune.experiments.curve import evaluate_over_steps
 from rectune.experiments.evaluator import correct, is_evaluated, mean_accuracy
 from rectune.experiments.grid import Arm, Budget, Grid
 from rectune.records import (
@@ -128,6 +129,7 @@ def _rung(
                     raise UserError(
                         f"the run is finished and cannot be evaluated at step {step}", where=run.folder
                     )
+                evaluate_over_steps(grid, run, until=step)
                 with progress.task("rung", f"{run.name}, to step {step} of {grid.steps(arm)}"):
                     run.train(until=step)
                     with run.evaluator() as evaluator:
