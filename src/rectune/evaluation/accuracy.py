@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,11 @@ def powers_of_two(n: int) -> list[int]:
     return sorted({1 << i for i in range(n.bit_length()) if 1 << i <= n} | {n})
 
 
-def score(samples: Mapping[str, Sequence[Graded]]) -> TaskScore:
+def score(samples: Mapping[str, Sequence[Graded]], grader: Grader | None = None) -> TaskScore:
     """The numbers of one task from n samples of each problem, with 95 % intervals over problems.
 
     A time-out or error is counted apart from wrong. Programs do not vote, so they have no `maj_at`; samples of other
-    tools may have no tokens, so no lengths; only calculations have `operations`.
+    tools may have no tokens, so no lengths; only calculations have `operations`. `grader` as in `group_votes`.
     """
     correct, every = correct_matrix(samples), [line for lines in samples.values() for line in lines]
     ks, graders = powers_of_two(correct.shape[1]), {line.grader for line in every}
@@ -114,7 +115,7 @@ def score(samples: Mapping[str, Sequence[Graded]]) -> TaskScore:
         verdicts={verdict: counts[verdict] for verdict in VERDICTS},
     )
     if "code" not in graders:
-        answers = group_votes(samples)
+        answers = group_votes(samples, grader)
         scores.maj_at = {str(k): _accuracy(maj_at_k_by_problem(correct, answers, k)[:, None]) for k in ks}
     tokens = [line.token_ids for line in every if line.token_ids is not None]
     if len(tokens) == len(every) and all(line.finish_reason is not None for line in every):
@@ -139,15 +140,19 @@ def count_operations(expression: str) -> int:
     return len(_OPERATION.findall(expression))
 
 
-def group_votes(samples: Mapping[str, Sequence[Graded]]) -> list[list[object]]:
-    """What each sample of each problem votes for: equal for equal answers, None where it has no answer."""
+def group_votes(samples: Mapping[str, Sequence[Graded]], grader: Grader | None = None) -> list[list[object]]:
+    """What each sample of each problem votes for: equal for equal answers, None where it has no answer.
+
+    Answers are compared in the processes of `grader`; in new ones if it is None.
+    """
     spellings = {name: [_spelling(line) for line in lines] for name, lines in samples.items()}
     groups = {
         name: _AnswerGroups(lines, spellings[name])
         for name, lines in samples.items()
         if lines[0].grader == "math"
     }
-    _compare_answers([problem for problem in groups.values() if problem.pending])
+    with nullcontext(grader) if grader else Grader() as processes:
+        _compare_answers([problem for problem in groups.values() if problem.pending], processes)
     return [groups[name].of(keys) if name in groups else keys for name, keys in spellings.items()]
 
 
@@ -202,24 +207,17 @@ class _AnswerGroups:
         return [self.group.get(key, key) for key in keys]
 
 
-def _compare_answers(problems: list[_AnswerGroups]) -> None:
+def _compare_answers(problems: list[_AnswerGroups], grader: Grader) -> None:
     """Group the answers of all problems, one of each at a time, so that comparisons of many run at once."""
-    grader: Grader | None = None
-    try:
-        while problems:
-            candidates = [problem.candidates() for problem in problems]
-            items = [
-                (problem.texts[key], problem.texts[problem.pending[0]], "math", problem.extra)
-                for problem, keys in zip(problems, candidates, strict=True)
-                for key in keys
-            ]
-            if items and grader is None:
-                grader = Grader()
-            grades = iter(grader.grade(items) if grader and items else [])
-            for problem, keys in zip(problems, candidates, strict=True):
-                equal = [key for key in keys if next(grades).verdict == "correct"]
-                problem.join(equal[0] if equal else None)
-            problems = [problem for problem in problems if problem.pending]
-    finally:
-        if grader is not None:
-            grader.close()
+    while problems:
+        candidates = [problem.candidates() for problem in problems]
+        items = [
+            (problem.texts[key], problem.texts[problem.pending[0]], "math", problem.extra)
+            for problem, keys in zip(problems, candidates, strict=True)
+            for key in keys
+        ]
+        grades = iter(grader.grade(items) if items else [])
+        for problem, keys in zip(problems, candidates, strict=True):
+            equal = [key for key in keys if next(grades).verdict == "correct"]
+            problem.join(equal[0] if equal else None)
+        problems = [problem for problem in problems if problem.pending]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from rectune.evaluation.prompts import (
     warn_of_mismatches,
 )
 from rectune.evaluation.tasks import TASKS
+from rectune.grading.pool import Grader
 from rectune.models.load import check_model
 from rectune.pages.format import interval, number, percent
 from rectune.records import Accuracy, EvalProtocol, Evaluation, Graded, TaskResult, write_record
@@ -48,6 +50,7 @@ def evaluate(
     config: EvalConfig,
     *,
     engine: Engine | None = None,
+    grader: Grader | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate a model and return what is written to OUTPUT_DIR/evaluation.json.
@@ -58,6 +61,7 @@ def evaluate(
         config: `chat_template` and `system_prompt`, where not given, are those of the training run that the model is
             of; `prompt`, where not given, too, else each task's own.
         engine: Instead of the backend that `config` names.
+        grader: Processes that grade, for many calls; None starts new ones.
         progress: As in `sample`.
 
     Raises:
@@ -109,10 +113,11 @@ def evaluate(
         wait_for_all()
         return read_evaluation(out)
     total = len(problems) * config.num_samples
-    with reporter(None if progress is None else lambda *_: None, 0, total, "grading") as report:
-        grade(samples, graded, progress=lambda done: report(done, total, 0))
-
-    lines = read_graded(graded, [problem.problem_id for problem in problems], config.num_samples)
+    with nullcontext(grader) if grader else Grader() as pool:
+        with reporter(None if progress is None else lambda *_: None, 0, total, "grading") as report:
+            grade(samples, graded, grader=pool, progress=lambda done: report(done, total, 0))
+        lines = read_graded(graded, [problem.problem_id for problem in problems], config.num_samples)
+        results = {name: _result(name, task, lines, pool) for name, task in prompts.items()}
     first = lines[problems[0].problem_id][0]
     result = Evaluation(
         model=config.model,
@@ -135,7 +140,7 @@ def evaluate(
         versions=_versions(),
         warnings=warnings,
         overlap=overlap,
-        benchmarks={name: _result(name, task, lines) for name, task in prompts.items()},
+        benchmarks=results,
     )
     write_record(out / "evaluation.json", result)
     if processes > 1:
@@ -143,9 +148,11 @@ def evaluate(
     return result
 
 
-def _result(name: str, task: TaskPrompts, lines: Mapping[str, Sequence[Graded]]) -> TaskResult:
+def _result(
+    name: str, task: TaskPrompts, lines: Mapping[str, Sequence[Graded]], grader: Grader
+) -> TaskResult:
     ids = [problem.problem_id for problem in task.problems]
-    scores = score({problem_id: lines[problem_id] for problem_id in ids})
+    scores = score({problem_id: lines[problem_id] for problem_id in ids}, grader)
     if unknown := scores.verdicts["timeout"] + scores.verdicts["error"]:
         log.warning("%s: %d answers could not be graded; they count as not correct", name, unknown)
     declared = TASKS.get(name)

@@ -17,6 +17,7 @@ from rectune.config import EvalConfig
 from rectune.evaluation.accuracy import read_evaluation, verdict_matrix
 from rectune.evaluation.evaluate import evaluate
 from rectune.evaluation.statistics import Interval, mean_interval
+from rectune.grading.pool import Grader
 
 if TYPE_CHECKING:
     from rectune.sampling.hf.engine import HFEngine
@@ -51,10 +52,11 @@ class Evaluator:
     Args:
         model: Run folder, or name of the base model.
         weights: Folder or name to load.
+        grader: Processes that grade, which all models of an experiment share; None starts new ones for each evaluation.
     """
 
-    def __init__(self, model: str, weights: str) -> None:
-        self.model, self.weights = model, weights
+    def __init__(self, model: str, weights: str, grader: Grader | None = None) -> None:
+        self.model, self.weights, self.grader = model, weights, grader
         self._engine: HFEngine | None = None
 
     def evaluate(self, folder: Path, files: Sequence[Path], settings: EvalSettings) -> None:
@@ -65,6 +67,7 @@ class Evaluator:
         evaluate(
             EvalConfig(model=self.model, tasks=[str(path) for path in files], output_dir=folder, **given),
             engine=self._hf(settings) if settings.backend == "hf" else None,
+            grader=self.grader,
         )
 
     def _hf(self, settings: EvalSettings) -> HFEngine:

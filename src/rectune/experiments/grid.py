@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from rectune.config import RFTConfig, RLConfig, TrainConfig
 from rectune.errors import UserError
 from rectune.experiments.evaluator import EvalSettings, Evaluator
 from rectune.experiments.problem_sets import Problems
+from rectune.grading.pool import Grader
 from rectune.runtime.io import write_json
 from rectune.training.trainer import train
 
@@ -76,11 +77,13 @@ class ArmRun:
         name: As the log calls it.
         folder: Everything about the run.
         config: All of its settings.
+        grader: Of the grid.
     """
 
     name: str
     folder: Path
     config: RunConfig
+    grader: Grader
 
     @property
     def trained(self) -> Path:
@@ -99,7 +102,7 @@ class ArmRun:
 
     def evaluator(self) -> Evaluator:
         """Of the trained model."""
-        return Evaluator(str(self.trained), str(self.trained / "model"))
+        return Evaluator(str(self.trained), str(self.trained / "model"), self.grader)
 
     def train(self, *, until: int | None = None) -> None:
         """Train to the end, or pause after step `until`; the checkpoints of a finished run are removed."""
@@ -198,6 +201,7 @@ class Grid:
         curve_steps: Steps between evaluations during training, see `curve.py`; 0: none.
         curve_samples: Answers to each problem in these; None: as for the verdict.
         curve_on: Their problems.
+        grader: Processes that grade all answers; they start when they are needed, and `run_grid` ends them.
     """
 
     out: Path
@@ -216,6 +220,7 @@ class Grid:
     curve_steps: int = 0
     curve_samples: int | None = None
     curve_on: Literal["verdict", "validation"] = "verdict"
+    grader: Grader = field(default_factory=Grader, compare=False, repr=False)
 
     @property
     def curve_files(self) -> list[Path]:
@@ -226,7 +231,11 @@ class Grid:
     def run(self, arm: Arm, seed: int) -> ArmRun:
         """The run of an arm and a seed; all arms read the same rows in the same order for a seed."""
         folder = self.out / "runs" / arm.slug / f"seed-{seed}"
-        return ArmRun(f"{arm.label}, seed {seed}", folder, self._config(arm, seed, folder))
+        return ArmRun(f"{arm.label}, seed {seed}", folder, self._config(arm, seed, folder), self.grader)
+
+    def base(self) -> Evaluator:
+        """Of the base model."""
+        return Evaluator(self.model, self.model, self.grader)
 
     def runs(self, arms: Sequence[Arm] | None = None) -> list[ArmRun]:
         return [self.run(arm, seed) for arm in arms or self.arms for seed in self.seeds]
@@ -236,7 +245,9 @@ class Grid:
         folder = self.out / "sweep" / arm.slug / f"lr-{rate:g}"
         config = self._config(arm.with_rate(rate), self.seeds[0], folder)
         name = f"{arm.label} at learning rate {rate:g}, {self.trial_steps(arm)} steps"
-        return ArmRun(name, folder, config.model_copy(update={"max_steps": self.trial_steps(arm)}))
+        return ArmRun(
+            name, folder, config.model_copy(update={"max_steps": self.trial_steps(arm)}), self.grader
+        )
 
     def trial_steps(self, arm: Arm) -> int:
         assert self.sweep is not None

@@ -46,7 +46,11 @@ def run_grid(grid: Grid) -> Comparison:
     Raises:
         UserError: Whatever training and evaluation raise, or problems that are not those the folder began with.
     """
-    grid = _with_dated_template(grid)
+    with grid.grader:
+        return _run(_with_dated_template(grid))
+
+
+def _run(grid: Grid) -> Comparison:
     record = _record(grid)
     begun = read_comparison(grid.out)
     if begun is None:
@@ -142,7 +146,7 @@ def evaluations(settings: EvalSettings, seed: int) -> dict[str, EvalSettings]:
 def _evaluate_base(grid: Grid, files: Sequence[Path]) -> None:
     kinds = evaluations(grid.evaluation, grid.seeds[0])
     progress = TaskTimer("base model", dict.fromkeys(kinds, 1))
-    with Evaluator(grid.model, grid.model) as evaluator:
+    with grid.base() as evaluator:
         _evaluate(evaluator, grid.out / "runs" / BASE, BASE, kinds, files, progress)
 
 
@@ -184,7 +188,7 @@ def _match(grid: Grid, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Fold
     if grid.evaluation.temperature != 1:
         log.info("no control at equal entropy: it needs answers at temperature 1")
         return {}, None
-    models = {(BASE, grid.seeds[0]): (Evaluator(grid.model, grid.model), grid.out / "runs" / BASE)}
+    models = {(BASE, grid.seeds[0]): (grid.base(), grid.out / "runs" / BASE)}
     for arm in left:
         for seed in grid.seeds:
             run = grid.run(arm, seed)

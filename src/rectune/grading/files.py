@@ -15,7 +15,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
@@ -86,6 +86,7 @@ def grade(
     *,
     grading_workers: int | None = None,
     grading_timeout: float = 5.0,
+    grader: Grader | None = None,
     resume: bool = True,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Summary:
@@ -98,6 +99,7 @@ def grade(
     Args:
         grading_workers: Answers graded at once; all cores if None.
         grading_timeout: Seconds for one answer.
+        grader: Processes that are kept for further calls, in place of new ones of these two settings.
         resume: False starts `out` anew.
         progress: Called with the number of lines done, after each.
 
@@ -120,10 +122,10 @@ def grade(
     with translate_disk_errors(out), open(samples, "rb") as source, _opened(out, anew=not resume) as graded:
         number = _skip_graded(samples, source, out, graded, summary)
         lines, ahead = tee(_lines(samples, source, number))
-        pool = Grader(grading_workers, grading_timeout)
-        with on_interrupt(lambda: f"{out}: {summary.total} {words}"), pool as grader:
+        pool = nullcontext(grader) if grader else Grader(grading_workers, grading_timeout)
+        with on_interrupt(lambda: f"{out}: {summary.total} {words}"), pool as processes:
             try:
-                for verdict in grader.stream(item for _, item in ahead):
+                for verdict in processes.stream(item for _, item in ahead):
                     graded.write(_with_verdict(next(lines)[0], verdict))
                     graded.flush()
                     summary.counts[verdict.verdict] += 1
