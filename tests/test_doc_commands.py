@@ -134,6 +134,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 STANDS_IN = {
     "P": "problems.jsonl", "D": "rows.jsonl", "smollm2-135m": "M", "gsm8k,math500": "svamp-calculations",
     "svamp": "svamp-calculations", "runs/comparison": "runs",
+    "runs/merged/at-0.5": "M",
 }  # fmt: skip
 SHORT = {
     "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "2"], "rft": ["--dry-run"], "rl": ["--dry-run"],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rectune.config.verbs import CompareConfig as CompareConfig
     from rectune.config.verbs import DiagnoseConfig as DiagnoseConfig
     from rectune.config.verbs import EvalConfig as EvalConfig
+    from rectune.config.verbs import MergeConfig as MergeConfig
     from rectune.config.verbs import RFTConfig as RFTConfig
     from rectune.config.verbs import RLConfig as RLConfig
     from rectune.config.verbs import TrainConfig as TrainConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rectune.integrations import objective_loss as objective_loss
     from rectune.logprobs import token_logprobs as token_logprobs
     from rectune.models.load import load_model as load_model
+    from rectune.models.merge import merge as merge
     from rectune.models.scorer import Scorer as Scorer
     from rectune.objective_spec import apply_objective as apply_objective
     from rectune.objectives import OBJECTIVES as OBJECTIVES
@@ -56,6 +58,7 @@ _HOME = {
     "token_logprobs": "rectune.logprobs",
     "Scorer": "rectune.models.scorer",
     "load_model": "rectune.models.load",
+    "merge": "rectune.models.merge",
     "Row": "rectune.data.schema",
     "Problem": "rectune.data.schema",
     "Sample": "rectune.records",
@@ -75,6 +78,7 @@ _HOME = {
     "compare": "rectune.experiments.compare",
     "report": "rectune.reporting.report",
     "DiagnoseConfig": "rectune.config.verbs",
+    "MergeConfig": "rectune.config.verbs",
     "EvalConfig": "rectune.config.verbs",
     "CompareConfig": "rectune.config.verbs",
     "RFTConfig": "rectune.config.verbs",

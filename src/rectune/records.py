@@ -228,8 +228,28 @@ class OverlapResult(Record):
     found: list[OverlappingProblem]
 
 
+class MergedModel(FileRecord):
+    """merge.json: what a merged model was made of, base + t (tuned - base).
+
+    Attributes:
+        rectune: Version that wrote it.
+        base: The base model: a folder, or a name.
+        tuned: The tuned models.
+        weights: Of each in their mean.
+        at: t, the share of the way from the base model to that mean.
+    """
+
+    WHAT = "the record of a merged model"
+
+    rectune: str
+    base: str
+    tuned: list[str] = Field(min_length=1)
+    weights: list[float]
+    at: float
+
+
 class Evaluation(FileRecord):
-    """evaluation.json: the protocol and the numbers of one model."""
+    """evaluation.json: the protocol and the numbers of one model; `merge` is what it was made of, if it was merged."""
 
     WHAT = "an evaluation"
     HINT = "remove it and run the evaluation again: it resumes"
@@ -237,6 +257,7 @@ class Evaluation(FileRecord):
     model: str = ""
     fingerprint: str = ""
     training_run: str | None = None
+    merge: MergedModel | None = None
     protocol: EvalProtocol
     versions: dict[str, str] = {}
     warnings: list[str] = []

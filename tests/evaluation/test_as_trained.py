@@ -13,9 +13,11 @@ import pytest
 
 from evaluations import run_eval
 from rectune.cli.app import app
-from rectune.config import load_config
+from rectune.config import MergeConfig, load_config
 from rectune.data.trained_prompt import run_prompt
 from rectune.evaluation.prompts import warn_of_mismatches
+from rectune.models.merge import merge
+from rectune.reporting.report import report
 from rectune.training.trainer import train
 from toys import CHATML, byte_tokenizer, stop_clock, tiny_model
 
@@ -58,7 +60,7 @@ def run_sample(model: Path, problems: Path, out: Path, *more: str) -> str:
     return prompt(out)
 
 
-@pytest.mark.parametrize("inside", ["", "adapter"])
+@pytest.mark.parametrize("inside", ["", "adapter", "at-0.5"])
 def test_an_adapter_is_evaluated_as_it_was_trained(
     trained: Any, tmp_path: Path, inside: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -66,8 +68,15 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
     case = "39-lora-run-eval"
     run = trained(case, lora_r=2, system_prompt="Be brief.")
     problems = CASES / case / "p.jsonl"
-    result = run_eval(str(run / inside), tmp_path / "eval", problems, dtype="float32", **SHORT)
+    model = run / inside
+    if inside == "at-0.5":  # merged
+        (model,) = merge(MergeConfig(tuned=(str(run),), at=(0.5,), output_dir=tmp_path / "merged"))
+    result = run_eval(str(model), tmp_path / "eval", problems, dtype="float32", **SHORT)
     assert result.training_run == str(run)
+    assert (result.merge.at if result.merge else None) == (0.5 if inside == "at-0.5" else None)
+    page = report([run, tmp_path / "eval"], out=None)
+    evaluated = [arm.label for arm in page.arms if arm.evaluations]
+    assert evaluated == (["dft at 0.5"] if inside == "at-0.5" else ["dft"])
     assert result.protocol.system == "Be brief."
     [warning] = result.warnings
     assert (
@@ -77,7 +86,7 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
     asked = prompt(tmp_path / "eval/samples.jsonl")
     assert asked.startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
     caplog.set_level(logging.WARNING, "rectune")
-    assert run_sample(run / inside, problems, tmp_path / "samples.jsonl") == asked
+    assert run_sample(model, problems, tmp_path / "samples.jsonl") == asked
     assert "PROMPT MISMATCH: " + warning.replace("p asks", f"{problems} asks") in caplog.messages
 
 

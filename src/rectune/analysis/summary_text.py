@@ -32,6 +32,12 @@ def direction(difference: float, shown: bool) -> str:
     return "better" if difference > 0 else "worse"
 
 
+def merged_label(tuned: Sequence[str], at: float) -> str:
+    """What a merged model is called: "dft at 0.5", "mean of sft and dft"."""
+    whole = tuned[0] if len(tuned) == 1 else f"mean of {', '.join(tuned[:-1])} and {tuned[-1]}"
+    return whole if at == 1 and len(tuned) > 1 else f"{whole} at {at:g}"
+
+
 def against_base(places: Iterable[tuple[str, ArmsResult]]) -> dict[str, dict[str, BaseDifference]]:
     """Each trained arm minus the base model, by label and place ("in domain")."""
     differences: dict[str, dict[str, BaseDifference]] = {}

@@ -10,6 +10,7 @@ VERBS = {
     "select": "Turn graded answers into training rows, or into pairs.",
     "weigh": "Weigh training rows by how often a model fails at them.",
     "compare": "Train with several objectives and compare them in pairs.",
+    "merge": "Interpolate between a base model and tuned ones, without training.",
     "report": "Show runs on one self-contained page.",
     "rft": "Train a model on its own graded answers: sample, grade, select, train.",
     "rl": "Train a model with rewards: GRPO or PPO.",

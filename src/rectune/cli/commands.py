@@ -17,6 +17,7 @@ from rectune.config import (
     CompareConfig,
     DiagnoseConfig,
     EvalConfig,
+    MergeConfig,
     ReproduceConfig,
     RFTConfig,
     RLConfig,
@@ -267,6 +268,17 @@ def weigh_(config: WeighConfig) -> None:
     counts = weigh(config).to_dict()
     weights = counts.pop("weights")
     print_table([{**counts, **{f"weights: {name}": value for name, value in weights.items()}}])
+
+
+@takes(MergeConfig)
+def merge_(config: MergeConfig) -> None:
+    """Write models on the way from a base model to a tuned one: base + t (tuned - base); run again, it resumes.
+
+    The folders that are written are printed. Models are merged tensor by tensor, in the memory of a few of them.
+    """
+    from rectune.models.merge import merge
+
+    print_lines(*merge(config))
 
 
 def report_(

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import Group, Parameter, Token
 from pydantic.fields import FieldInfo
 
-from rectune.config import Settings, StopTexts, flag, load_config, settings_by_group, typed
+from rectune.config import Settings, Several, flag, load_config, settings_by_group, typed
 from rectune.errors import UserError
 
 Verb = Callable[..., None]
@@ -90,18 +90,18 @@ def _positional(name: str, text: str) -> inspect.Parameter:
 def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
     description = " ".join((field.description or "").split())
     default = _show(field)
-    several = set(get_args(StopTexts)[1:]) <= set(field.metadata)
+    several = set(get_args(Several)[1:]) <= set(field.metadata)
     on = field.default is True
-    kind = field.annotation if several else _flag_type(field.annotation)
+    kind = tuple[str, ...] if several else _flag_type(field.annotation)
     parameter = Parameter(
         name=[flag(name), *SHORT.get(name, ())],
         help=f"{description} [default: {default}]" if default else description,
         group=group,
         negative=f"--no-{flag(name)[2:]}" if on else (),
         show_default=False,
-        converter=_texts if several else _whole if kind is int else None,
+        converter=_texts if name == "stop" else _whole if kind is int else None,
     )
-    annotation: Any = Annotated[kind | None, parameter]  # type: ignore[operator]
+    annotation: Any = Annotated[kind | None, parameter]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

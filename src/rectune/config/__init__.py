@@ -20,6 +20,7 @@ from rectune.config.groups import RowConfig as RowConfig
 from rectune.config.groups import SamplingConfig as SamplingConfig
 from rectune.config.groups import SelectionConfig as SelectionConfig
 from rectune.config.groups import Settings as Settings
+from rectune.config.groups import Several as Several
 from rectune.config.groups import SplitConfig as SplitConfig
 from rectune.config.groups import StepConfig as StepConfig
 from rectune.config.groups import StopTexts as StopTexts
@@ -36,6 +37,7 @@ from rectune.config.verbs import CheckConfig as CheckConfig
 from rectune.config.verbs import CompareConfig as CompareConfig
 from rectune.config.verbs import DiagnoseConfig as DiagnoseConfig
 from rectune.config.verbs import EvalConfig as EvalConfig
+from rectune.config.verbs import MergeConfig as MergeConfig
 from rectune.config.verbs import ReproduceConfig as ReproduceConfig
 from rectune.config.verbs import RFTConfig as RFTConfig
 from rectune.config.verbs import RLConfig as RLConfig

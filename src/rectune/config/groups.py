@@ -67,9 +67,18 @@ ObjectiveText = Annotated[str, BeforeValidator(_as_objective)]
 ObjectiveNames = Annotated[tuple[ObjectiveText, ...], BeforeValidator(split_names)]
 """Several objectives."""
 
-StopTexts = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(split_names)]
+"""Numbers; separated by commas on the command line."""
+
+
+def _listed(value: object) -> object:
+    return (_as_text(value),) if isinstance(value, str | os.PathLike) else value
+
+
+Several = Annotated[tuple[PathOrName, ...], BeforeValidator(_listed)]
+"""Paths or names, whose flag may be repeated; a single one needs no list."""
+
+StopTexts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 """Texts that end an answer; a single one needs no list."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from rectune.config.groups import (
     BackendConfig,
@@ -18,6 +18,7 @@ from rectune.config.groups import (
     ModelConfig,
     Names,
     NucleusConfig,
+    Numbers,
     ObjectiveConfig,
     ObjectiveNames,
     OptimConfig,
@@ -28,10 +29,10 @@ from rectune.config.groups import (
     Seed,
     SelectionConfig,
     Settings,
+    Several,
     SplitConfig,
     StepConfig,
     TaskConfig,
-    split_names,
 )
 
 
@@ -226,7 +227,7 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     """Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas."""
     tasks_out: Names = ()
     """Benchmarks, or JSONL files of problems, of other domains, separated by commas."""
-    sweep: Annotated[tuple[float, ...], BeforeValidator(split_names)] = ()
+    sweep: Numbers = ()
     """Learning rates to try for each objective, separated by commas; the best on validation is used."""
     sweep_steps: int | None = Field(None, gt=0)
     """Steps of each trial; unset: a quarter of the steps of a run."""
@@ -243,6 +244,22 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
         return TrainConfig.model_validate(
             {name: getattr(self, name) for name in self.model_fields_set & {*TrainConfig.model_fields}}
         )
+
+
+class MergeConfig(Settings):
+    """Merge"""
+
+    base: PathOrName | None = None
+    """Base model: hub id, folder or packaged model; unset: the one that the tuned model was trained from, if that is a
+    run or an adapter."""
+    tuned: Several = ()
+    """Tuned model: a folder, or that of a training run; may be repeated, and the mean is then used."""
+    at: Numbers = (0.25, 0.5, 0.75)
+    """Shares of the way from the base model (0) to the tuned one (1), separated by commas."""
+    weights: Numbers = ()
+    """Weights of several tuned models in their mean, separated by commas; unset: equal."""
+    output_dir: Path
+    """Folder of the merged models, OUTPUT_DIR/at-0.5."""
 
 
 class CheckConfig(DataConfig):

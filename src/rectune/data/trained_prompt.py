@@ -1,8 +1,9 @@
 """The prompt that a model was trained with, found in its run folder, so that every verb asks it as it was trained.
 
-A model trained here lies in `RUN/model`, an adapter in `RUN/adapter`, beside `RUN/config.json`. The system message is
-read there, the template in `RUN/template.jinja`, and what stands around each question (such as `Question: ` and
-`Calculation: `) from the rows themselves. Warning of what is asked otherwise is left to `evaluation/prompts.py`.
+A model trained here lies in `RUN/model`, an adapter in `RUN/adapter`, beside `RUN/config.json`; a merged model names
+its run in `merge.json`. The system message is read there, the template in `RUN/template.jinja`, and what stands around
+each question (such as `Question: ` and `Calculation: `) from the rows themselves. Warning of what is asked otherwise is
+left to `evaluation/prompts.py`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from rectune.config import DataConfig, PromptConfig
 from rectune.config.names import with_new_names
 from rectune.data.loading import read_problems
 from rectune.errors import UserError
-from rectune.records import rft_record
+from rectune.records import MergedModel, read_record, rft_record
 from rectune.runtime.io import load_json
 
 log = logging.getLogger("rectune")
 
 TEMPLATE = "template.jinja"
 """In a run's folder: how the run writes conversations, the date included where the template writes it."""
+MERGE = "merge.json"
+"""In the folder of a merged model: what it was made of."""
 WEIGHTS = ("model", "adapter")
 """Folders of a run that answer for it, the first before the second."""
 
@@ -46,6 +49,7 @@ class RunPrompt:
         data: What it was trained on: rows, pairs, or an online run's problems.
         rows: How that was read; its template and system message are the run's.
         online: Whether `data` are problems.
+        base: The model that the run began with.
     """
 
     run: Path
@@ -53,6 +57,7 @@ class RunPrompt:
     data: str
     rows: DataConfig
     online: bool = False
+    base: str = ""
 
     @property
     def template(self) -> str:
@@ -67,7 +72,8 @@ class RunPrompt:
 
 
 def run_prompt(model: str) -> RunPrompt | None:
-    """The training prompt of `model`: a run, the folder of an RFT run, or a model in one; None for any other model.
+    """The training prompt of `model`: a run, the folder of an RFT run, a model in one, or a model that was merged
+    from one; None for any other model.
 
     Raises:
         UserError: A run without a model, a folder of it that is none, or whose config cannot be read.
@@ -85,7 +91,7 @@ def run_prompt(model: str) -> RunPrompt | None:
     except ValidationError:
         raise UserError("the settings are of another version", where=run / "config.json") from None
     data = str(config["problems" if online else "data"])
-    return RunPrompt(run, answering(folder), data, rows, online)
+    return RunPrompt(run, answering(folder), data, rows, online, str(config.get("model") or ""))
 
 
 def answering(folder: Path) -> Path:
@@ -111,7 +117,13 @@ def answering(folder: Path) -> Path:
 
 
 def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
-    """The run that a folder is or belongs to, and its config."""
+    """The run that a folder is or belongs to, and its config; of a merged model, that of the first tuned one."""
+    if merged := read_merge(folder):
+        run = Path(merged.tuned[0])
+        if run.is_dir():
+            return _find(run)
+        log.warning("%s: %s is gone, so the prompt of training is not known", folder / MERGE, run)
+        return None
     inside = folder.resolve()  # a link to a run's model is the run's
     near = [inside.parent] if inside.name in WEIGHTS else []
     of_rft = [folder / "train"] if rft_record(folder) else []
@@ -128,6 +140,12 @@ def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
         ):
             return run, with_new_names(config)
     return None
+
+
+def read_merge(folder: Path | str) -> MergedModel | None:
+    """What the merged model in a folder was made of; None for another folder. Raises `UserError` for a damaged file."""
+    path = Path(folder).expanduser() / MERGE
+    return read_record(path, MergedModel) if path.is_file() else None
 
 
 Asking = TypeVar("Asking", bound=PromptConfig)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from rectune.config import EvalConfig
 from rectune.data.chat_template import check_template, template_date
-from rectune.data.trained_prompt import run_prompt
+from rectune.data.trained_prompt import read_merge, run_prompt
 from rectune.evaluation.accuracy import read_evaluation, read_graded, score
 from rectune.evaluation.prompts import (
     TaskPrompts,
@@ -123,6 +123,7 @@ def evaluate(
         model=config.model,
         fingerprint=first.fingerprint or "",
         training_run=str(run.run) if run else None,
+        merge=read_merge(model),
         protocol=EvalProtocol(
             n=config.num_samples,
             **asdict(params) | {"stop": list(params.stop)},

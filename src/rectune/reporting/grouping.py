@@ -13,9 +13,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rectune.analysis.summary_text import merged_label
 from rectune.config import ObjectiveConfig
 from rectune.errors import UserError, visible
 from rectune.objective_spec import label_of, make_phases
+from rectune.records import MergedModel
 from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, LoadedRun, NoteList
 from rectune.runtime.io import JsonObject
 from rectune.training.run_dir import FREE
@@ -213,6 +215,8 @@ def _owner(
     evaluation: EvaluationFolder, owners: Owners, base: ReportArm, arms: dict[str, ReportArm], notes: NoteList
 ) -> tuple[ReportArm, int]:
     """Whose evaluation it is: of the run it lies in or names, of the base model, or of a model of its own."""
+    if merged := evaluation.result.merge:
+        return _merged(merged, owners, arms)
     model, trained_by = evaluation.result.model, evaluation.result.training_run
     named = [Path(name).expanduser().resolve() for name in (trained_by, model) if name]
     for folder in (*evaluation.path.parents, *named):
@@ -233,6 +237,18 @@ def _owner(
     path = Path(model)
     name = path.parent.name if path.name in ("model", "adapter") else path.name
     return _without_run(short(name or evaluation.path.name), arms)
+
+
+def _merged(merged: MergedModel, owners: Owners, arms: dict[str, ReportArm]) -> tuple[ReportArm, int]:
+    """The arm of a merged model, named after those of the runs that it is made of, and the seed of the first."""
+    labels, seeds = [], []
+    for name in merged.tuned:
+        folder = Path(name)
+        owner = next((owners[place] for place in (folder, folder.parent) if place in owners), None)
+        labels.append(owner[0].label if owner else short(folder.name))
+        seeds.append(owner[1] if owner else 0)
+    label = short(merged_label(labels, merged.at))
+    return arms.setdefault(label, ReportArm(label)), seeds[0]
 
 
 def _without_run(label: str, arms: dict[str, ReportArm]) -> tuple[ReportArm, int]:

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,25 @@ def replace_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)  # a full disk needs the room
         raise
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder as a whole: all of it or nothing, in place of what is there.
+
+    Yields:
+        The folder to write into. It is moved to `folder` at the end, or removed where an error comes.
+    """
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

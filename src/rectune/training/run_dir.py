@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -36,6 +35,7 @@ from rectune.runtime.io import (
     load_json,
     load_record,
     lock,
+    replace_folder,
     translate_disk_errors,
     write_json,
     write_text,
@@ -256,14 +256,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any, template: Template) -> 
     tokenizer.chat_template = (
         known | {"default": template.saved()} if isinstance(known, dict) else template.saved()
     )
-    aside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with replace_folder(folder) as aside:
         with quiet_bars():
             model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-    except Exception:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
