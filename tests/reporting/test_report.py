@@ -16,12 +16,13 @@ from evaluations import ONE, write_evaluation
 from rectune.cli.app import main
 from rectune.errors import UserError
 from rectune.records import Evaluation, read_record
+from rectune.reporting.figures import draw_figures
 from rectune.reporting.grouping import group
 from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, LoadedRun, NoteList
 from rectune.reporting.page_model import Report
 from rectune.reporting.report import markdown, page, report
 from rectune.training.metrics import PROBABILITY_BINS
-from reported import comparison, edit, read_lines, sweep, write_lines
+from reported import comparison, edit, read_lines, sweep, trade, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +211,49 @@ def test_both_formats_hold_the_same_tables(data: Report) -> None:
         assert words in html and words in text
     assert text.count("<details>") == text.count("</details>")
     assert len(text) < 60_000  # fits a pull request
+
+
+def test_a_comparison_opens_with_its_decision(runs: Path, tmp_path: Path) -> None:
+    folder = comparison(tmp_path / "c", runs, **trade(steps=(2, 1)))
+    shutil.copytree(
+        folder / "runs" / "dft" / "seed-0" / "evaluation", folder / "runs" / "dft" / "seed-0" / "at-0.5" / "x"
+    )
+    found = report([folder])
+    opening = found.opening
+    assert opening.sentence.startswith("ship the dft at 0.5: +40.0") and opening.more == []
+    assert [(spot.label, spot.kind) for spot in opening.spots] == [
+        ("base", "base"), ("base, greedy", "base"), ("the dft", "arm"), ("the sft", "arm"),
+        ("mean of dft and sft", "mean"), ("the dft at 0.25", "between"), ("the dft at 0.5", "between"),
+    ]  # fmt: skip
+    assert [(curve.label, curve.steps, curve.scores["out"]) for curve in opening.curves] == [
+        ("the dft", [0, 1, 2], [0.2, 0.01, 0.02])
+    ]
+    assert found.notes == []  # the answers of a model between two are no second evaluation of the run
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
+    text = markdown(found)
+    assert "| the sft (reference) | 60.0 \\[55.0, 65.0\\] | 30.0 \\[25.0, 35.0\\] |" in text
+    assert "| **the dft at 0.5 (chosen)** | **58.0 \\[53.0, 63.0\\]** | **70.0 \\[65.0, 75.0\\]** |" in text
+    assert "| the dft at 0.5 - the sft | -2.0 \\[-4.0, 1.0\\] | 40.0 \\[30.0, 50.0\\] |" in text
+    assert text.index("**ship the dft at 0.5") < text.index("(chosen)") < text.index("## Verdict")
+
+
+@pytest.mark.parametrize(
+    ("protected", "words"), [("in", "and in domain at most"), ("out", "and out of domain at most")]
+)
+def test_the_figure_shades_what_the_margin_allows(
+    runs: Path, tmp_path: Path, protected: str, words: str
+) -> None:
+    choice = trade()
+    choice["decision"]["protected"] = protected
+    ((drawn, caption),) = draw_figures(report([comparison(tmp_path / "c", runs, **choice)]))["opening"]
+    assert (
+        f"better than the sft {'out of' if protected == 'in' else 'in'} domain, {words} 5.0 points lower"
+        in caption
+    )
+    assert "var(--good)" in drawn and "Ring: the model chosen" in caption
+    choice["decision"] = None
+    ((drawn, caption),) = draw_figures(report([comparison(tmp_path / "d", runs, **choice)]))["opening"]
+    assert "var(--good)" not in drawn and "Shaded" not in caption and "Ring" not in caption
 
 
 def test_from_the_command_line(

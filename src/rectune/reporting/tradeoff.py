@@ -16,6 +16,7 @@ from markupsafe import Markup
 from rectune.analysis.summary_text import DOMAINS
 from rectune.pages.format import points
 from rectune.pages.plots import BASE_COLOUR, COLOURS, figure
+from rectune.records import Decision
 from rectune.reporting.page_model import Opening, Spot, SpotScore
 
 Style = Mapping[str, Mapping[str, str]]
@@ -47,7 +48,7 @@ def draw_tradeoff(opening: Opening, looks: Style) -> tuple[Markup, str] | None:
             )
         _limits(ax, spots)
         if decision and reference in spots:
-            _shade(labels, reference, decision.margin)
+            _shade(labels, reference, decision)
         ax.tick_params(labelsize=10.5)
         ax.set_xlabel("accuracy in domain, %", fontsize=11)
         ax.set_ylabel("accuracy out of domain, %", fontsize=11)
@@ -72,9 +73,10 @@ def _caption(opening: Opening, spots: Sequence[Spot], *, shaded: bool) -> str:
     if opening.decision and opening.find(opening.decision.chosen) in spots:
         said.append("Ring: the model chosen.")
     if opening.decision and shaded:
+        lost, gained = ("in", "out") if opening.decision.protected == "in" else ("out", "in")
         margin, against = points(opening.decision.margin), opening.decision.against
         said.append(
-            f"Shaded: better than {against} out of domain, and in domain at most {margin} points lower."
+            f"Shaded: better than {against} {DOMAINS[gained]}, and {DOMAINS[lost]} at most {margin} points lower."
         )
     return " ".join(said)
 
@@ -160,17 +162,20 @@ def _limits(ax: Any, spots: Sequence[Spot]) -> None:
         put(max(low, -4 if high > 30 else -0.12 * high), min(high, 104))
 
 
-def _shade(labels: _Labels, reference: Spot, margin: float) -> None:
-    """What the margin allows: out of domain above the reference, in domain at most the margin below it."""
+def _shade(labels: _Labels, reference: Spot, decision: Decision) -> None:
+    """What the margin allows: in one domain above the reference, in the other at most the margin below it."""
     ax, (x, y) = labels.ax, _xy(reference)
+    if decision.protected == "in":
+        x -= 100 * decision.margin
+    else:
+        y -= 100 * decision.margin
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    edge = x - 100 * margin
-    left = min(left, edge - 0.04 * (right - left))
-    ax.set_xlim(left, right)
-    ax.set_ylim(bottom, top)
-    ax.fill_between([edge, right], y, top, color=_GOOD, alpha=0.12, linewidth=0, zorder=0)
-    ax.plot([edge, edge, right], [top, y, y], color=_GOOD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    labels.avoid_line([edge, edge, right], [top, y, y])
+    left, bottom = min(left, x - 0.04 * (right - left)), min(bottom, y - 0.04 * (top - bottom))
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.fill_between([x, right], y, top, color=_GOOD, alpha=0.12, linewidth=0, zorder=0)
+    edge = ([x, x, right], [top, y, y])
+    ax.plot(*edge, color=_GOOD, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    labels.avoid_line(*edge)
 
 
 class _Label(NamedTuple):
