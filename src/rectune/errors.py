@@ -1,8 +1,8 @@
-"""The one exception a user is meant to see: what is wrong, where, what to do about it; and text safe to show.
+"""The exceptions a user is meant to see: what is wrong, where, what to do about it; and text safe to show.
 
 Everything that the user can correct (a malformed row, an unknown objective, a folder that is not a model)
-is raised as `UserError` and printed by the command line as one line with exit code 2. Nothing else is
-caught anywhere: any other exception is a defect of ours and keeps its traceback.
+is raised as `UserError` and printed by the command line as one line with exit code 2, a gate that does not hold as
+`GateError`. Nothing else is caught anywhere: any other exception is a defect of ours and keeps its traceback.
 
 `visible` makes text from data, models and servers safe for a terminal or a browser: control characters (a terminal's
 escape sequences begin with one), marks that turn the direction of text around, and halves of surrogate pairs are
@@ -33,6 +33,10 @@ class UserError(Exception):
         line = what if where is None else f"{where}: {what}"
         line = " ".join((line if hint is None else f"{line}; {hint}").split())
         super().__init__(_PASSWORD.sub("***@", line))
+
+
+class GateError(Exception):
+    """What a gate requires is not shown: one line, and exit code 3, which no mistake and no signal has."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: object = None) -> UserError:

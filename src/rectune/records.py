@@ -636,6 +636,8 @@ class Power(Record):
         domain: "in" (shown not to lose more than the margin) or "out" (shown to be better).
         difference: The true difference, a fraction.
         chance: That it is shown, a fraction.
+        shown: The gain, or the margin, that is shown in 80 %.
+        needed_problems, needed_seeds: With which this one is shown in 80 %; None where it would take too many.
     """
 
     domain: str
@@ -643,6 +645,9 @@ class Power(Record):
     seeds: int
     difference: float
     chance: float
+    shown: float
+    needed_problems: int | None = None
+    needed_seeds: int | None = None
 
 
 class Candidate(Record):

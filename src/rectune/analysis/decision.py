@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from rectune.analysis.power import plan_power
 from rectune.analysis.significance import WORTH_SEEING, sample_size
 from rectune.analysis.summary_text import BASE, DOMAINS
 from rectune.errors import UserError, unknown_name
@@ -48,7 +49,14 @@ def tempered(temperature: float) -> tuple[str, str]:
     return f"validation-temperature-{temperature:g}", f"temperature-{temperature:g}"
 
 
-def decide(comparison: Comparison, out: Path, *, margin: float, against: str | None = None) -> Decision:
+def decide(
+    comparison: Comparison,
+    out: Path,
+    *,
+    margin: float,
+    against: str | None = None,
+    require: Literal["non-inferior", "superior"] | None = None,
+) -> Decision:
     """Choose a point of a comparison on its validation problems, test it on the verdict's, and say what to ship.
 
     Args:
@@ -56,6 +64,7 @@ def decide(comparison: Comparison, out: Path, *, margin: float, against: str | N
         out: Its folder.
         margin: What may be lost, a fraction: 0.01 for one point.
         against: Label of the reference, an arm or "base"; None: sft if it is among the arms, else the base model.
+        require: A gate, whose result is `passed`: that the chosen point is not inferior, or that it is to be shipped.
 
     Raises:
         UserError: A margin outside [0, 1), an arm that is not there, no validation problems of both domains, or an
@@ -77,6 +86,10 @@ def decide(comparison: Comparison, out: Path, *, margin: float, against: str | N
     ]
     outcome = outcome_of(tested, over_base)
     label = chosen.label if chosen else None
+    non_inferior = tested is not None and _of(tested, sides.protected).low > -margin
+    problems, validation = (evaluated.problems(validation=validation) for validation in (False, True))
+    seeds = len(comparison.seeds)
+    samples = evaluated.samples(reference)
     return Decision(
         margin=margin,
         against=reference.label,
@@ -86,16 +99,27 @@ def decide(comparison: Comparison, out: Path, *, margin: float, against: str | N
         sentence=_sentence(outcome, tested, over_base, evaluated, sides),
         inside=tested.inside if tested else None,
         outside=tested.outside if tested else None,
-        non_inferior=tested is not None and _of(tested, sides.protected).low > -margin,
+        non_inferior=non_inferior,
         superior=tested is not None and _of(tested, sides.improved).low > 0,
         base_temperature=evaluated.temperature(evaluated.points[BASE]),
         protected=sides.protected,
-        seeds=len(comparison.seeds),
-        problems=evaluated.problems(validation=False),
-        validation=evaluated.problems(validation=True),
+        seeds=seeds,
+        problems=problems,
+        validation=validation,
+        power=plan_power(
+            problems,
+            validation,
+            seeds=seeds,
+            samples=samples,
+            among=among,
+            margin=margin,
+            protected=sides.protected,
+        ),
         candidates=candidates,
         over_base=over_base,
         temperatures={label: evaluated.temperature(evaluated.points[label]) for label in evaluated.decodings},
+        require=require,
+        passed={None: None, "non-inferior": non_inferior, "superior": outcome == "ship"}[require],
     )
 
 
@@ -215,6 +239,10 @@ class _Evaluated:
             }
             self.decodings[point.label] = max(accuracy, key=lambda kinds: accuracy[kinds], default=SAMPLED)
         return self.decodings[point.label]
+
+    def samples(self, point: Point) -> int:
+        """Answers to each problem of the verdict."""
+        return read_evaluation(self.out / next(iter(point.folders.values())) / SAMPLED[1]).protocol.n
 
     def temperature(self, point: Point) -> float:
         """Of the best decoding."""

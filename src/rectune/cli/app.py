@@ -1,7 +1,8 @@
 """The program: one verb, one function of the same name in `commands.py`, and what is said where it fails.
 
 Results go to stdout, progress and messages to stderr. Exit code 0: done, 2: a mistake of the user (one line,
-no traceback), 130 or 143: stopped by Ctrl-C or SIGTERM, 1: a defect of ours.
+no traceback), 3: a gate does not hold (`rectune compare --require`), 130 or 143: stopped by Ctrl-C or SIGTERM, 1: a
+defect of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cyclopts import App, CoercionError, CycloptsError, UnknownCommandError, Unk
 import rectune
 from rectune.cli import VERBS
 from rectune.cli.console import messages
-from rectune.errors import UserError, visible
+from rectune.errors import GateError, UserError, visible
 from rectune.runtime.distributed import exit_process
 from rectune.runtime.signals import interruptible, stopped_by
 
@@ -45,6 +46,9 @@ def run(command: Callable[[], object]) -> int:
     except (UserError, CycloptsError) as error:
         print("rectune:", visible(" ".join(_line(error).split())), file=sys.stderr)
         return 2
+    except GateError as error:
+        print("rectune:", visible(str(error)), file=sys.stderr)
+        return 3
     except BrokenPipeError:  # of `rectune list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

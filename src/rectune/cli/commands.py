@@ -26,7 +26,7 @@ from rectune.config import (
     TrainConfig,
     WeighConfig,
 )
-from rectune.errors import UserError
+from rectune.errors import GateError, UserError
 
 
 @takes(TrainConfig, "data")
@@ -91,14 +91,18 @@ def compare_(config: CompareConfig, *, dry_run: Switch = False, json: Switch = F
         print_lines(to_text(plan(config)))
         return
     result = compare(config)
+    decision = result.decision
     if json:
         print_lines(to_text(result.to_dict()))
-        return
-    for title, rows in tables(result):
-        print_lines(title)
-        print_table(rows)
-    print_lines(*(result.verdict.sentences if result.verdict else ()))
-    print_lines(f"\nPage: {config.output_dir / 'report.html'}")
+    else:
+        for title, rows in tables(result):
+            print_lines(title)
+            print_table(rows)
+        print_lines(*([decision.sentence] if decision else ()))
+        print_lines(*(result.verdict.sentences if result.verdict else ()))
+        print_lines(f"\nPage: {config.output_dir / 'report.html'}")
+    if decision and decision.passed is False:
+        raise GateError(f"--require {decision.require} does not hold: {decision.sentence}")
 
 
 @takes(RFTConfig, "problems")

@@ -234,7 +234,16 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     race: str | None = None
     """Stop objectives early if they are clearly worse on validation, within this total budget: 30m, 2h or 800steps."""
     validation: PathOrName | None = None
-    """Benchmark or JSONL file for sweep and race; unset: a quarter of the in-domain problems."""
+    """Benchmark or JSONL file in domain for sweep, race and margin; unset: a quarter of the in-domain problems."""
+    validation_out: PathOrName | None = None
+    """The same out of domain, for margin; unset: a quarter of the out-of-domain problems."""
+    margin: float | None = Field(None, ge=0, lt=100)
+    """Say which model to ship: one that loses at most this many points in domain, and gains out of domain."""
+    against: str | None = None
+    """Objective that margin compares with, or base; unset: sft, or base where sft is not among the objectives."""
+    require: Literal["non-inferior", "superior"] | None = None
+    """Exit with code 3 unless the chosen model is shown to lose no more than the margin (non-inferior), or is to be
+    shipped (superior)."""
     match_entropy: bool = True
     """Also sample every model at the entropy of dft (without dft, at that of the objective of lowest entropy)."""
 

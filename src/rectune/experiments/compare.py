@@ -19,7 +19,10 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from rectune.config import CompareConfig, TrainConfig, dump_config
+from rectune.analysis.decision import TEMPERATURES, pick_reference
+from rectune.analysis.power import plan_power, power_sentences
+from rectune.analysis.summary_text import BASE, DOMAINS
+from rectune.config import CompareConfig, TrainConfig, dump_config, flag
 from rectune.errors import UserError
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
@@ -54,6 +57,8 @@ def compare(config: CompareConfig) -> Comparison:
     with lock(grid.out, "comparing"), translate_disk_errors(grid.out), resumes:
         if config.lora_r and not config.merge_adapter:
             log.info("merge_adapter: on, because answers are sampled from merged models")
+        for sentence in said_power(grid):
+            log.info("%s", sentence)
         comparison = run_grid(grid)
         from rectune.reporting.report import report
 
@@ -90,18 +95,26 @@ def make_grid(config: CompareConfig) -> Grid:
     config = with_models_own(config).model_copy(update={"stop": check_stops(config.stop)})
     training, specs, count = config.training, list(config.objectives), config.seeds
     arms = make_arms(specs, training)
-    _check_choices(config, len(arms))
-    problems, validation = _problems(config, domains)
-    settings = _settings(config, domains)
+    begun = read_comparison(training.output_dir)
+    config = _with_kept_margin(config, begun)
+    split = config.margin is not None or bool(begun and begun.settings.get("split"))
+    _check_choices(config, len(arms), split)
+    problems, validation, validation_out = _problems(config, domains, split)
+    settings = _settings(config, domains, split)
     if config.race:  # a race is among those who began it
         settings |= {"objectives": [arm.label for arm in arms], "seeds": config.seeds}
-    if begun := read_comparison(training.output_dir):
+    if begun:
         _check_same(begun.settings, settings, training.output_dir / COMPARISON)
         slugs = {arm.slug for arm in begun.arms}
         specs = [arm.objective for arm in begun.arms] + [
             text for text, arm in zip(specs, arms, strict=True) if arm.slug not in slugs
         ]
         arms, count = make_arms(specs, training), max(count, len(begun.seeds))
+    if config.margin is not None:
+        labels = {text: arm.label for text, arm in zip(specs, arms, strict=True)}
+        config = config.model_copy(update={"against": labels.get(config.against or "", config.against)})
+        pick_reference([BASE, *labels.values()], config.against)
+        _check_gate(config, count)
     evaluation = EvalSettings(
         config.num_samples,
         config.temperature,
@@ -126,7 +139,44 @@ def make_grid(config: CompareConfig) -> Grid:
         sweep=SweepSettings(tuple(config.sweep), config.sweep_steps) if config.sweep else None,
         race=parse_budget(config.race) if config.race else None,
         match_entropy=config.match_entropy,
+        validation_out=validation_out,
+        margin=None if config.margin is None else round(config.margin / 100, 10),
+        against=config.against,
+        require=config.require,
     )
+
+
+def _with_kept_margin(config: CompareConfig, begun: Comparison | None) -> CompareConfig:
+    """A folder that was begun with a margin keeps it, and whom it is against, unless another one is given.
+
+    Raises:
+        UserError: The folder was begun without a margin, so that it has no validation problems for one.
+    """
+    if begun is None:
+        return config
+    if begun.settings.get("split"):
+        kept = begun.decision
+        if config.margin is None and kept is not None:
+            log.info("margin: %g points against %s, as before", 100 * kept.margin, kept.against)
+            return config.model_copy(
+                update={"margin": 100 * kept.margin, "against": config.against or kept.against}
+            )
+    elif config.margin is not None:
+        raise UserError(
+            "the comparison was begun without --margin: all of its problems are the verdict's",
+            where=config.output_dir / COMPARISON,
+            hint="give another --output-dir",
+        )
+    return config
+
+
+def _check_gate(config: CompareConfig, seeds: int) -> None:
+    if config.require and seeds < 2:
+        raise UserError(
+            "requires --seeds 2 or more: one run says nothing about others",
+            where="--require",
+            hint="3 is usual",
+        )
 
 
 def make_arms(specs: Sequence[str], training: TrainConfig) -> tuple[Arm, ...]:
@@ -148,9 +198,11 @@ def make_arms(specs: Sequence[str], training: TrainConfig) -> tuple[Arm, ...]:
     return tuple(arms.values())
 
 
-def _problems(config: CompareConfig, domains: dict[str, str]) -> tuple[Problems, Problems]:
-    """The problems of the verdict, and those that choices are judged on."""
-    chosen = bool(config.sweep or config.race)
+def _problems(
+    config: CompareConfig, domains: dict[str, str], split: bool
+) -> tuple[Problems, Problems, Problems]:
+    """The problems of the verdict, and those in and, for the choice of a model, out of domain to judge choices on."""
+    chosen = bool(config.sweep or config.race or split)
     if chosen and config.validation is None and "in" not in domains.values():
         set_aside({}, {}, 0)  # says what is missing, before problems are loaded
     tasks = [*config.tasks_in, *config.tasks_out, *config.tasks]
@@ -159,34 +211,59 @@ def _problems(config: CompareConfig, domains: dict[str, str]) -> tuple[Problems,
         return load_problems(names, config.training, benchmark_dir=config.include_path, limit=config.limit)
 
     problems = load(tasks)
-    if not chosen:
-        return problems, {}
-    if config.validation is None:
-        validation, problems = set_aside(problems, domains, config.training.seed)
-    else:
-        validation = load([config.validation])
-        check_apart(validation, problems)
-    return problems, validation
+    given = {"in": config.validation, "out": config.validation_out}
+    apart: dict[str, Problems] = {"in": {}, "out": {}}
+    for domain in (["in"] if chosen else []) + (["out"] if split else []):
+        if (name := given[domain]) is None:
+            apart[domain], problems = set_aside(problems, domains, config.training.seed, domain)
+        else:
+            apart[domain] = load([name])
+            _check_validation(
+                apart[domain], problems, {**domains, **dict.fromkeys(apart["in"], "in")}, domain
+            )
+    if split:
+        for domain, title in DOMAINS.items():
+            if sum(len(problems[name]) for name in problems if domains[name] == domain) < 2:
+                raise UserError(f"a margin needs two or more problems {title}, besides those of validation")
+    return problems, apart["in"], apart["out"]
 
 
-def _check_choices(config: CompareConfig, arms: int) -> None:
+def _check_validation(
+    validation: Problems, problems: Problems, domains: Mapping[str, str], domain: str
+) -> None:
+    """Raise `UserError` for validation problems that are the verdict's, or have the name of another domain's."""
+    where = "--validation" if domain == "in" else "--validation-out"
+    check_apart(validation, problems, where)
+    for name in validation:
+        if domains.get(name, domain) != domain:
+            raise UserError(
+                f"'{name}' is the name of problems of another domain", where=where, hint="rename it"
+            )
+
+
+def _check_choices(config: CompareConfig, arms: int, split: bool) -> None:
     if any(not 0 < rate < 1 for rate in config.sweep):
         raise UserError("learning rates must be between 0 and 1", where="--sweep", hint="such as 2e-5,5e-5")
     if config.sweep_steps is not None and not config.sweep:
         raise UserError("requires --sweep", where="--sweep-steps")
-    if config.validation is not None and not (config.sweep or config.race):
-        raise UserError("requires --sweep or --race", where="--validation")
+    if config.validation is not None and not (config.sweep or config.race or split):
+        raise UserError("requires --sweep, --race or --margin", where="--validation")
+    for name in ("validation_out", "against", "require"):
+        if getattr(config, name) is not None and not split:
+            raise UserError("requires --margin", where=flag(name))
+    if split and not (config.tasks_in and config.tasks_out):
+        raise UserError("requires --tasks-in and --tasks-out", where="--margin")
     if config.race is not None:
         parse_budget(config.race)
         if arms < 2:
             raise UserError("requires at least two objectives", where="--race")
 
 
-def _settings(config: CompareConfig, domains: dict[str, str]) -> dict[str, JsonValue]:
+def _settings(config: CompareConfig, domains: dict[str, str], split: bool = False) -> dict[str, JsonValue]:
     """What must stay the same when the comparison is resumed."""
     free = FREE | {"output_dir", "objective"}
     training = json.loads(dump_config(config.training))
-    own = ("limit", "temperature", "max_new_tokens", "sweep_steps", "race", "validation")
+    own = ("limit", "temperature", "max_new_tokens", "sweep_steps", "race", "validation", "validation_out")
     return {
         **{name: value for name, value in training.items() if name not in free},
         **{name: getattr(config, name) for name in own},
@@ -194,6 +271,7 @@ def _settings(config: CompareConfig, domains: dict[str, str]) -> dict[str, JsonV
         "n": config.num_samples,
         "stop": list(config.stop),
         "sweep": list(config.sweep),
+        "split": split,
     }
 
 
@@ -227,7 +305,8 @@ def plan(config: CompareConfig) -> dict[str, object]:
     """Runs, steps, tokens and samples; reads the data and the model, writes nothing.
 
     `tokens_to_train_on` is what is left to do, `samples` what the verdict takes in all (without the few that may
-    correct a matched temperature), `validation_samples` what a sweep takes and a race at most. `seconds_of_training`
+    correct a matched temperature, and those of the base model at its best one), `validation_samples` what a sweep, a
+    race (at most) and the choice of a model take. `seconds_of_training`
     is inferred from the finished runs in the folder, and None without any.
     """
     grid = _checked_grid(config)
@@ -238,7 +317,12 @@ def plan(config: CompareConfig) -> dict[str, object]:
     tokens, of_trial = _tokens(grid)
     speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
     to_do = sum(tokens[run["seed"]] for run in runs if run["state"] != "finished") + trials * of_trial
-    asked, validated = (sum(map(len, some.values())) for some in (grid.problems, grid.validation))
+    asked, validated, apart = (
+        sum(map(len, some.values())) for some in (grid.problems, grid.validation, grid.validation_out)
+    )
+    choices = validated * n * (trials + len(stages) * arms * seeds)
+    if apart:  # every run and the base model, greedily too, and the base model at other temperatures
+        choices += (validated + apart) * ((len(runs) + 1) * (n + 1) + len(TEMPERATURES) * n)
     matched = (
         len(runs) + 1 - seeds if config.match_entropy and config.temperature == 1 else 0
     )  # all but one arm
@@ -254,11 +338,41 @@ def plan(config: CompareConfig) -> dict[str, object]:
         "seconds_of_training": round(to_do * len(speeds) / sum(speeds)) if speeds else None,
         "benchmarks": grid.domains,
         "problems": {name: len(problems) for name, problems in grid.problems.items()},
-        "validation": {name: len(problems) for name, problems in grid.validation.items()},
+        "validation": {
+            name: len(problems) for name, problems in {**grid.validation, **grid.validation_out}.items()
+        },
         "samples": asked * ((len(runs) + 1) * (n + 1) + matched * n),
-        "validation_samples": validated * n * (trials + len(stages) * arms * seeds),
+        "validation_samples": choices,
+        "power": said_power(grid),
         "memory_mib": grid.plan["memory_mib"],
     }
+
+
+def said_power(grid: Grid) -> list[str]:
+    """What the comparison can show, in sentences; nothing without a margin."""
+    if grid.margin is None:
+        return []
+    labels = [arm.label for arm in grid.arms]
+    reference = pick_reference([BASE, *labels], grid.against)
+    counts = [
+        {
+            domain: sum(len(some) for name, some in problems.items() if domains[name] == domain)
+            for domain in DOMAINS
+        }
+        for problems, domains in (
+            (grid.problems, grid.domains),
+            ({**grid.validation, **grid.validation_out}, grid.validation_domains),
+        )
+    ]
+    plans = plan_power(
+        *counts,
+        seeds=len(grid.seeds),
+        samples=grid.evaluation.num_samples,
+        among=max(1, len(labels) - (reference != BASE)),
+        margin=grid.margin,
+        protected="out" if reference == BASE else "in",
+    )
+    return power_sentences(plans, grid.margin, grid.evaluation.num_samples)
 
 
 def _tokens(grid: Grid) -> tuple[dict[int, int], int]:

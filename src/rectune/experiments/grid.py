@@ -194,7 +194,9 @@ class Grid:
         domains: Benchmark to "in", "out" (of the training rows' domain) or "".
         evaluation: How answers are sampled.
         problems: What the verdict is over.
-        validation: What sweep and race are judged on; empty without them.
+        validation: In-domain problems that sweep, race and the choice of a model are judged on; empty without them.
+        validation_out: Out-of-domain problems that the choice of a model is judged on, too; empty without it.
+        margin, against, require: See `analysis/decision.py`; no model is chosen where margin is None.
         settings: What must stay the same when the experiment is resumed.
         sweep, race: How learning rates and survivors are chosen; None: not at all.
         match_entropy: Whether models are also sampled at equal entropy.
@@ -221,12 +223,21 @@ class Grid:
     curve_samples: int | None = None
     curve_on: Literal["verdict", "validation"] = "verdict"
     grader: Grader = field(default_factory=Grader, compare=False, repr=False)
+    validation_out: Problems = field(default_factory=dict)
+    margin: float | None = None
+    against: str | None = None
+    require: Literal["non-inferior", "superior"] | None = None
 
     @property
     def curve_files(self) -> list[Path]:
         """The problems that are asked during training, as `write_problems` writes them."""
-        names = self.problems if self.curve_on == "verdict" else self.validation
+        names = self.problems if self.curve_on == "verdict" else {**self.validation, **self.validation_out}
         return [self.out / "problems" / self.curve_on / f"{name}.jsonl" for name in names]
+
+    @property
+    def validation_domains(self) -> dict[str, str]:
+        """Task of the validation problems to its domain."""
+        return {**dict.fromkeys(self.validation, "in"), **dict.fromkeys(self.validation_out, "out")}
 
     def run(self, arm: Arm, seed: int) -> ArmRun:
         """The run of an arm and a seed; all arms read the same rows in the same order for a seed."""

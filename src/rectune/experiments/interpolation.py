@@ -34,10 +34,11 @@ def make_points(grid: Grid, arms: Sequence[Arm]) -> list[Point]:
 def with_scores(point: Point, grid: Grid) -> Point:
     """The point with its accuracies on the problems of the verdict and on those of validation."""
     of = {"scores": ("evaluation", grid.problems), "greedy": ("greedy", grid.problems)}
-    of["validation"] = ("validation", grid.validation)
+    of["validation"] = ("validation", {**grid.validation, **grid.validation_out})
+    domains = {**grid.domains, **grid.validation_domains}
     folders = {seed: grid.out / folder for seed, folder in point.folders.items()}
     scores = {
-        name: _scores({seed: folder / kind for seed, folder in folders.items()}, problems, grid.domains)
+        name: _scores({seed: folder / kind for seed, folder in folders.items()}, problems, domains)
         for name, (kind, problems) in of.items()
     }
     return point.model_copy(update=scores)
@@ -46,16 +47,13 @@ def with_scores(point: Point, grid: Grid) -> Point:
 def _scores(
     folders: Mapping[str, Path], problems: Problems, domains: Mapping[str, str]
 ) -> dict[str, PointScore]:
-    """Domain to accuracy over seeds and problems of all its tasks; empty where an evaluation is not there.
-
-    Validation problems that are of no task of the verdict are taken to be in domain, as sweep and race take them.
-    """
+    """Domain to accuracy over seeds and problems of all its tasks; empty where an evaluation is not there."""
     if not problems or not all((folder / "evaluation.json").is_file() for folder in folders.values()):
         return {}
     answers = {seed: _correct_by_task(folder) for seed, folder in folders.items()}
     scores = {}
-    for domain in dict.fromkeys(domains.get(task, "in") for task in problems):
-        tasks = [task for task in problems if domains.get(task, "in") == domain]
+    for domain in dict.fromkeys(domains[task] for task in problems):
+        tasks = [task for task in problems if domains[task] == domain]
         correct_S = [np.concatenate([by_task[task] for task in tasks]) for by_task in answers.values()]
         by_seed = {seed: float(x.mean()) for seed, x in zip(answers, correct_S, strict=True)}
         scores[domain] = PointScore(**mean_accuracy_of(correct_S)._asdict(), by_seed=by_seed)

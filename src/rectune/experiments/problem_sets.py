@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rectune.config import TaskConfig, TrainConfig
 from rectune.data.schema import Problem
@@ -23,7 +24,15 @@ from rectune.runtime.io import write_text
 Problems = dict[str, list[Problem]]
 
 VALIDATION_SHARE = 0.25
-"""Share of the in-domain problems that is set aside if no other validation problems are given."""
+"""Share of the problems that is set aside if no other validation problems are given."""
+
+
+class ProblemFiles(NamedTuple):
+    """Files of problems: of the verdict, of sweep and race (in domain), and of the choice of a model (of both)."""
+
+    verdict: list[Path]
+    choices: list[Path]
+    validation: list[Path]
 
 
 def name_domains(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -65,28 +74,33 @@ def load_problems(
     return {name: task.problems for name, task in prompts.items()}
 
 
-def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tuple[Problems, Problems]:
-    """A random quarter of the in-domain problems to judge choices on, and all others.
+def set_aside(
+    problems: Problems, domains: Mapping[str, str], seed: int, domain: str = "in"
+) -> tuple[Problems, Problems]:
+    """A random quarter of the problems of a domain to judge choices on, and all others.
 
     Args:
         problems: By benchmark.
         domains: Benchmark to "in", "out" or "".
 
     Raises:
-        UserError: No benchmark is in domain, or one has a single problem.
+        UserError: No benchmark is of the domain, or one has a single problem.
     """
-    inside = [name for name in problems if domains[name] == "in"]
-    if not inside:
+    members = [name for name in problems if domains[name] == domain]
+    if not members:
         raise UserError(
             "sweep and race need other problems than the verdict",
             where="--sweep, --race",
             hint="give --validation, or --tasks-in, a quarter of which is then held out",
         )
     chosen, rest = Problems(), dict(problems)
-    for name in inside:
+    for name in members:
         every = problems[name]
         if len(every) < 2:
-            raise UserError(f"{name} has only one problem, so none can be held out", hint="give --validation")
+            raise UserError(
+                f"{name} has only one problem, so none can be held out",
+                hint=f"give {'--validation' if domain == 'in' else '--validation-out'}",
+            )
         count = max(1, round(VALIDATION_SHARE * len(every)))
         places = set(random.Random(f"{seed}/{name}").sample(range(len(every)), count))
         chosen[name] = [problem for place, problem in enumerate(every) if place in places]
@@ -94,7 +108,7 @@ def set_aside(problems: Problems, domains: Mapping[str, str], seed: int) -> tupl
     return chosen, rest
 
 
-def check_apart(validation: Problems, verdict: Problems) -> None:
+def check_apart(validation: Problems, verdict: Problems, where: str = "--validation") -> None:
     """Raise `UserError` if a problem to judge choices on is one of the verdict's, too."""
     judged = {problem.prompt for problems in verdict.values() for problem in problems}
     for name, problems in validation.items():
@@ -102,7 +116,7 @@ def check_apart(validation: Problems, verdict: Problems) -> None:
         if shared:
             raise UserError(
                 f"{shared} of the {len(problems)} problems of {name} are also used for the verdict",
-                where="--validation",
+                where=where,
                 hint="a choice made on them would favour the winner; give other problems",
             )
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from rectune.analysis.decision import TEMPERATURES, best_decoding, decide, tempered
 from rectune.analysis.significance import compare_runs
 from rectune.config import RLConfig
 from rectune.experiments.curve import curve_points, evaluate_over_steps
@@ -22,9 +23,9 @@ from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
 from rectune.experiments.interpolation import make_points
 from rectune.experiments.lr_sweep import sweep
-from rectune.experiments.problem_sets import write_problems
+from rectune.experiments.problem_sets import ProblemFiles, write_problems
 from rectune.experiments.successive_halving import race
-from rectune.records import ComparedArm, Comparison, Dropped, read_record, write_record
+from rectune.records import ComparedArm, Comparison, Dropped, Point, read_record, write_record
 from rectune.runtime.progress import TaskTimer
 from rectune.sampling.sample import frozen_template
 
@@ -57,32 +58,34 @@ def _run(grid: Grid) -> Comparison:
         shutil.rmtree(grid.out / "problems", ignore_errors=True)  # of an attempt without an answer
     else:  # an older verdict stands until there is a new one
         record = record.model_copy(
-            update={name: getattr(begun, name) for name in ("verdict", "matched_to", "points")}
+            update={name: getattr(begun, name) for name in ("verdict", "matched_to", "points", "decision")}
         )
-    files = write_problems(grid.out / "problems" / "verdict", grid.problems)
-    validation = write_problems(grid.out / "problems" / "validation", grid.validation)
-    _evaluate_base(grid, files)
+    files = _write_problems(grid)
+    _evaluate_base(grid, files, record)
     if begun is None:  # from now on the folder holds this experiment: the model can be evaluated like this
         write_record(grid.out / COMPARISON, record)
     arms = grid.arms
-    if swept := sweep(grid, validation):
+    if swept := sweep(grid, files.choices):
         rates = {slug: arm.learning_rate for slug, arm in swept.arms.items()}
         arms = tuple(arm.with_rate(rates[arm.slug]) if arm.slug in rates else arm for arm in arms)
         record = record.model_copy(update={"sweep": swept, "arms": _compared(grid, arms)})
         write_record(grid.out / COMPARISON, record)
     left: Sequence[Arm] = arms
-    if raced := race(grid, arms, validation):
+    if raced := race(grid, arms, files.choices):
         left = [arm for arm in arms if arm.slug in raced.survivors]
         record = record.model_copy(update={"race": raced, "arms": _compared(grid, arms, raced.dropped)})
         write_record(grid.out / COMPARISON, record)
     _train_and_evaluate(grid, grid.runs(left), files)
-    matched, target = _match(grid, left, files) if grid.match_entropy else ({}, None)
-    greedy = _folders(grid, left, "greedy") if "greedy" in evaluations(grid.evaluation, 0) else None
+    matched, target = _match(grid, left, files.verdict) if grid.match_entropy else ({}, None)
+    greedy = _folders(grid, left, "greedy") if "greedy" in evaluations(grid, 0, files) else None
     verdict = compare_runs(
         _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target
     )  # fmt: skip
     points = [*make_points(grid, left), *curve_points(grid, arms)]
     record = record.model_copy(update={"matched_to": target, "points": points, "verdict": verdict})
+    if grid.margin is not None:
+        decision = decide(record, grid.out, margin=grid.margin, against=grid.against, require=grid.require)
+        record = record.model_copy(update={"decision": decision})
     write_record(grid.out / COMPARISON, record)
     return record
 
@@ -111,7 +114,8 @@ def _record(grid: Grid) -> Comparison:
         base=f"runs/{BASE}",
         benchmarks=dict(grid.domains),
         problems={name: len(problems) for name, problems in grid.problems.items()},
-        validation={name: len(problems) for name, problems in grid.validation.items()},
+        validation={name: len(some) for name, some in {**grid.validation, **grid.validation_out}.items()},
+        validation_domains=grid.validation_domains,
         settings=grid.settings,
     )
 
@@ -136,40 +140,63 @@ def _compared(
     return compared
 
 
-def evaluations(settings: EvalSettings, seed: int) -> dict[str, EvalSettings]:
-    """The evaluations of a model that need no other model's: as the experiment has it, and greedy."""
-    asked = replace(settings, seed=seed)
+def _write_problems(grid: Grid) -> ProblemFiles:
+    verdict = write_problems(grid.out / "problems" / "verdict", grid.problems)
+    choices, others = (
+        write_problems(grid.out / "problems" / "validation", problems)
+        for problems in (grid.validation, grid.validation_out)
+    )
+    return ProblemFiles(verdict, choices, [*choices, *others] if others else [])
+
+
+Planned = Mapping[str, tuple[EvalSettings, Sequence[Path]]]
+"""Folder of an evaluation to how what is sampled."""
+
+
+def evaluations(grid: Grid, seed: int, files: ProblemFiles) -> Planned:
+    """The evaluations of a model that need no other model's: as the experiment has it, and greedy; both on the problems
+    that the choice of a model is judged on, too, if one is to be chosen.
+    """
+    asked = replace(grid.evaluation, seed=seed)
     greedy = replace(asked, num_samples=1, temperature=0.0)
-    return {"evaluation": asked} | ({"greedy": greedy} if greedy != asked else {})
+    kinds = {"evaluation": asked} | ({"greedy": greedy} if greedy != asked else {})
+    planned = {kind: (settings, files.verdict) for kind, settings in kinds.items()}
+    if files.validation:
+        names = {"evaluation": "validation", "greedy": "validation-greedy"}
+        planned |= {names[kind]: (settings, files.validation) for kind, settings in kinds.items()}
+    return planned
 
 
-def _evaluate_base(grid: Grid, files: Sequence[Path]) -> None:
-    kinds = evaluations(grid.evaluation, grid.seeds[0])
-    progress = TaskTimer("base model", dict.fromkeys(kinds, 1))
+def _evaluate_base(grid: Grid, files: ProblemFiles, record: Comparison) -> None:
+    """Sample the base model, at other temperatures too if a model is to be chosen: it is judged at its best one."""
+    planned = dict(evaluations(grid, grid.seeds[0], files))
+    asked, folder = planned["evaluation"][0], grid.out / "runs" / BASE
+    at = {tempered(t): replace(asked, temperature=t) for t in TEMPERATURES if t != asked.temperature}
+    if files.validation:
+        planned |= {kinds[0]: (settings, files.validation) for kinds, settings in at.items()}
+    progress = TaskTimer("base model", dict.fromkeys(planned, 1))
     with grid.base() as evaluator:
-        _evaluate(evaluator, grid.out / "runs" / BASE, BASE, kinds, files, progress)
+        _evaluate(evaluator, folder, BASE, planned, progress)
+        if files.validation:
+            base = Point(arm=BASE, label=BASE, folders={str(grid.seeds[0]): f"runs/{BASE}"})
+            kinds = best_decoding(record.model_copy(update={"points": [base]}), grid.out)
+            if kinds in at:
+                _evaluate(evaluator, folder, BASE, {kinds[1]: (at[kinds], files.verdict)}, progress)
 
 
-def _evaluate(
-    evaluator: Evaluator,
-    folder: Path,
-    name: str,
-    kinds: Mapping[str, EvalSettings],
-    files: Sequence[Path],
-    progress: TaskTimer,
-) -> None:
-    for kind, settings in kinds.items():
+def _evaluate(evaluator: Evaluator, folder: Path, name: str, planned: Planned, progress: TaskTimer) -> None:
+    for kind, (settings, files) in planned.items():
         if not is_evaluated(folder / kind, files, settings):
-            how = "greedily" if kind == "greedy" else f"{settings.num_samples} times"
+            how = "greedily" if settings.temperature == 0 else f"{settings.num_samples} times"
             with progress.task(kind, f"sample {name} {how}"):
                 evaluator.evaluate(folder / kind, files, settings)
 
 
-def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: Sequence[Path]) -> None:
+def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: ProblemFiles) -> None:
     tasks = Counter(train=sum(not run.is_finished for run in runs))
     for run in runs:
-        for kind, settings in evaluations(grid.evaluation, run.config.seed).items():
-            tasks[kind] += not is_evaluated(run.trained / kind, files, settings)
+        for kind, (settings, paths) in evaluations(grid, run.config.seed, files).items():
+            tasks[kind] += not is_evaluated(run.trained / kind, paths, settings)
     progress = TaskTimer("runs", tasks)
     for run in runs:
         evaluate_over_steps(grid, run)
@@ -179,8 +206,8 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: Sequence[Path
             with progress.task("train", f"train {run.name}"):
                 run.train()
         with run.evaluator() as evaluator:
-            kinds = evaluations(grid.evaluation, run.config.seed)
-            _evaluate(evaluator, run.trained, run.name, kinds, files, progress)
+            planned = evaluations(grid, run.config.seed, files)
+            _evaluate(evaluator, run.trained, run.name, planned, progress)
 
 
 def _match(grid: Grid, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Folders, str | None]:
