@@ -8,15 +8,14 @@ from typing import Any
 
 from rectune.config import CompareConfig, load_config
 from rectune.experiments.compare import compare, plan
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 Task = dict[str, str]
 
 
 def make_task(folder: Path) -> Task:
     """Model, rows and problems: `inside` has 32 in the words of the rows, `outside` 6 in other words."""
-    tiny_model().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
+    save_toy(folder / "model")
     write(folder / "rows.jsonl", [{"prompt": f"{i}?", "completion": "yes"} for i in range(48)])
     write(folder / "inside.jsonl", [problem(f"{i}?") for i in range(100, 132)])
     write(folder / "outside.jsonl", [problem(f"and {i}?") for i in range(6)])

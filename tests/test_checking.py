@@ -12,7 +12,7 @@ from rectune.cli.app import main
 from rectune.config import DataConfig
 from rectune.diagnosis.check import check, summary
 from rectune.errors import UserError
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 CASES = Path(__file__).parent / "cases"
 ROW = {"prompt": "hi", "completion": "yo", "topic": "x"}
@@ -20,10 +20,7 @@ ROW = {"prompt": "hi", "completion": "yo", "topic": "x"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_toy(tmp_path_factory.mktemp("model"))
 
 
 def lines(path: Path, *records: Any) -> str:

@@ -1,7 +1,7 @@
-"""On a GPU: the head, packed rows, training, drawing and the diagnosis, against the CPU where it is the judge.
+"""On a GPU: the head, packed rows, training, sampling and the diagnosis, against the CPU where it is the judge.
 
-Everything else in the suite that trains, draws or measures through the package's own verbs runs on the GPU as well
-where there is one; here is what it does not ask.
+Everything else in the suite that trains, samples or measures through the package's own verbs runs on the GPU as well
+where there is one; here is what it does not cover.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rectune.models.scorer import Scorer
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.types import Request, SamplingParams
 from rectune.training.trainer import train
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, complete, save_toy, tiny_model
 from training_runs import OVER_ROWS, make_toy, metrics, same_runs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -207,10 +207,7 @@ def test_out_of_memory_halves_the_micro_batch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The real error, in forward or backward; same gradients up to the order of floats."""
-    tiny_model(hidden_size=256, intermediate_size=4096, num_hidden_layers=4).save_pretrained(
-        tmp_path / "model"
-    )
-    byte_tokenizer().save_pretrained(tmp_path / "model")
+    save_toy(tmp_path / "model", hidden_size=256, intermediate_size=4096, num_hidden_layers=4)
     rows = [{"prompt": f"{n}?", "completion": f"{n % 7} " * 200} for n in range(32)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
@@ -227,7 +224,7 @@ def test_out_of_memory_halves_the_micro_batch(
         assert [a[name] for a in plenty] == pytest.approx([b[name] for b in little], rel=1e-3)
 
 
-# --- Drawing and diagnosing -----------------------------------------------------------------------------
+# --- Sampling and diagnosing -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -245,26 +242,22 @@ def test_greedy_is_generate_token_for_token(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_draws_are_the_cpus_up_to_rounding(top_p: float) -> None:
+def test_samples_are_the_cpus_up_to_rounding(top_p: float) -> None:
     settings = SamplingParams(temperature=1.0, top_p=top_p, max_new_tokens=60)
-    asked = [
-        Request(f"p{i}", k, tuple(byte_tokenizer()(p).input_ids))
-        for i, p in enumerate(PROMPTS)
-        for k in range(8)
-    ]
-    drawn = []
-    for device in ("cpu", "cuda"):
-        engine = HFEngine(tiny_model().to(device), byte_tokenizer(), batch_size=5)
-        answers = engine.complete(asked, settings)
-        drawn.append({(a.request.problem_id, a.request.sample_index): a for a in answers})
-    same = [key for key, answer in drawn[0].items() if answer.token_ids == drawn[1][key].token_ids]
-    assert len(same) >= 30 and len(asked) == 32
+    prompts = [(f"p{i}", tuple(byte_tokenizer()(prompt).input_ids)) for i, prompt in enumerate(PROMPTS)]
+    requests = [Request(name, k, ids) for name, ids in prompts for k in range(8)]
+    cpu, cuda = (
+        complete(HFEngine(tiny_model().to(device), byte_tokenizer(), batch_size=5), requests, settings)
+        for device in ("cpu", "cuda")
+    )
+    same = [key for key, answer in cpu.items() if answer.token_ids == cuda[key].token_ids]
+    assert len(same) >= 30 and len(requests) == 32
     for key in same:
-        assert drawn[0][key].logprobs == pytest.approx(drawn[1][key].logprobs, abs=1e-4)
+        assert cpu[key].logprobs == pytest.approx(cuda[key].logprobs, abs=1e-4)
 
 
 def test_the_diagnosis_is_the_cpus(toy: dict[str, Any], tmp_path: Path) -> None:
-    settings = {name: toy[name] for name in ("model", "data", "max_length", "precision")}
+    settings = {name: toy[name] for name in ("model", "data", "max_length", "dtype")}
     found = []
     for where in ("gpu", "cpu"):
         asked = options({**settings, "rows": 30, "output_dir": tmp_path / where})

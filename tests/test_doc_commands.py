@@ -19,7 +19,7 @@ from cyclopts import CycloptsError, MissingArgumentError
 from rectune.cli.app import app, main
 from rectune.config import RFTConfig, RLConfig, TrainConfig, load_config
 from reported import write_lines
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
@@ -110,8 +110,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("RECTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        tiny_model(max_position_embeddings=4096).save_pretrained("M")
-        byte_tokenizer().save_pretrained("M")
+        save_toy("M", max_position_embeddings=4096)
         rows = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(40)]
         write_lines(Path("rows.jsonl"), rows)
         problems = [{"prompt": f"{i}+2=", "answer": str(i + 2)} for i in range(8)]

@@ -46,7 +46,7 @@ def test_a_training_run(toy: list[str], tmp_path: Path, capsys: pytest.CaptureFi
     assert (cost.seconds, cost.step_seconds) == (said["seconds"], said["step_seconds"])
 
 
-def test_a_run_that_went_on_has_both_parts(
+def test_a_resumed_run_has_both_parts(
     toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rectune.config import load_config
@@ -70,9 +70,8 @@ def test_a_diagnosis(toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     found = json.loads((tmp_path / "d" / "diagnosis.json").read_text())
     assert SLOW < found["seconds"] <= passed
     assert found["seconds_measuring"] < found["seconds"] - SLOW
-    assert f"s for the pass over rows, {found['seconds']:.0f} s in all" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"s for the pass over rows, {found['seconds']:.0f} s in all" in shown
 
 
 def test_an_online_run(toy: list[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a release needs: metadata that agrees, a typed package, workflows that run targets of the Makefile."""
+"""What a release needs: metadata that agrees, a typed package, a lock with all that is needed, working workflows."""
 
 from __future__ import annotations
 
@@ -119,3 +119,29 @@ def test_pre_commit_formats_as_lint_does() -> None:
         repo["repo"].rpartition("/")[2]: repo for repo in parse(ROOT / ".pre-commit-config.yaml")["repos"]
     }
     assert hooks["ruff-pre-commit"]["rev"] == f"v{pins()['ruff']}"
+
+
+def locked() -> dict[str, tuple[str, list[str]]]:
+    """Version and sums by name."""
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.findall(
+        r"^([a-z0-9-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE
+    )
+    assert text == text[: text.index("\n") + 1] + "".join(f"{n}=={v} \\\n{sums}" for n, v, sums in entries)
+    return {name: (version, re.findall("sha256:([0-9a-f]+)", sums)) for name, version, sums in entries}
+
+
+def test_the_lock_has_the_versions_of_the_constraints() -> None:
+    assert "://" not in (ROOT / "requirements.lock").read_text(), "no address of an index"
+    pinned = pins()
+    for name, (version, sums) in locked().items():
+        assert version == pinned.get(name), f"{name}: run python scripts/lock.py"
+        assert sums
+
+
+def test_the_lock_has_all_that_the_package_needs() -> None:
+    metadata, found = project()["project"], locked()
+    for line in (*metadata["dependencies"], *metadata["optional-dependencies"]["peft"]):
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": "3.11"}):
+            assert requirement.specifier.contains(found[canonicalize_name(requirement.name)][0]), line

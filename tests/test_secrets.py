@@ -14,7 +14,7 @@ from hostile import write
 from rectune.cli.app import main
 from rectune.errors import UserError
 from rectune.sampling.openai import MAX_RETRY_AFTER, OpenAIClient, retry_after
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 CANARY = "canary-7f3a9b"
 NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY",
@@ -28,19 +28,18 @@ def test_nothing_that_is_written_holds_a_secret(
         monkeypatch.setenv(name, f"https://user:{CANARY}@host/" if name == "DATABASE_URL" else CANARY)
     monkeypatch.setenv("RECTUNE_CACHE", str(tmp_path / "cache"))
     model, run = tmp_path / "model", tmp_path / "run"
-    tiny_model("llama").save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
+    save_toy(model)
     write(tmp_path / "rows.jsonl", *({"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(20)))
     write(tmp_path / "problems.jsonl", *({"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(3)))
     data = ["--model", str(model), "--data", str(tmp_path / "rows.jsonl"), "--max-length", "64"]
-    drawn = ["-n", "1", "--max-new-tokens", "2"]
-    asked = ["--problems", str(tmp_path / "problems.jsonl"), "--output", str(tmp_path / "samples.jsonl")]
+    short = ["-n", "1", "--max-new-tokens", "2"]
+    problems = ["--problems", str(tmp_path / "problems.jsonl"), "--output", str(tmp_path / "samples.jsonl")]
     for command in (
         ["diagnose", *data, "--rows", "4", "--no-gradients", "--output-dir", str(tmp_path / "diagnosis")],
         ["train", *data, "--output-dir", str(run), "--max-steps", "1", "--batch-size", "4"],
-        ["sample", "--model", str(run / "model"), *asked, *drawn],
+        ["sample", "--model", str(run / "model"), *problems, *short],
         ["grade", str(tmp_path / "samples.jsonl"), "--output", str(tmp_path / "graded.jsonl")],
-        ["eval", "--model", str(run), "--tasks", str(tmp_path / "problems.jsonl"), *drawn,
+        ["eval", "--model", str(run), "--tasks", str(tmp_path / "problems.jsonl"), *short,
          "--output-dir", str(run / "evaluation")],
         ["report", str(run), "--output", str(tmp_path / "report.html")],
     ):  # fmt: skip
@@ -48,16 +47,8 @@ def test_nothing_that_is_written_holds_a_secret(
     address = f"https://user:{CANARY}@127.0.0.1:9/v1"
     for refused in (
         ["train", "--data", address, "--model", str(model), "--output-dir", str(tmp_path / "x")],
-        [
-            "train",
-            "--model",
-            address,
-            "--data",
-            str(tmp_path / "rows.jsonl"),
-            "--output-dir",
-            str(tmp_path / "x"),
-        ],
-        ["sample", "--model", str(model), *asked, "--backend", "openai", "--base-url", address],
+        ["train", "--model", address, *data[2:4], "--output-dir", str(tmp_path / "x")],
+        ["sample", "--model", str(model), *problems, "--backend", "openai", "--base-url", address],
     ):
         assert main(refused) == 2
     said = capfd.readouterr()
@@ -80,9 +71,8 @@ class _Elsewhere(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         self.rfile.read(length)
         if self.path == "/v1/refused":
-            body = json.dumps(
-                {"error": {"message": f"wrong key {self.headers['Authorization']}\x1b[31m"}}
-            ).encode()
+            message = f"wrong key {self.headers['Authorization']}\x1b[31m"
+            body = json.dumps({"error": {"message": message}}).encode()
             self.send_response(401)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -12,15 +12,12 @@ import pytest
 from rectune.cli import VERBS
 from rectune.cli.app import main
 from rectune.demo import main as demo
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return Path(save_toy(tmp_path_factory.mktemp("model")))
 
 
 def write(path: Path, records: Iterable[dict[str, str]]) -> None:
@@ -86,10 +83,10 @@ def test_every_other_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFix
     reward = tmp_path / "reward.py"
     reward.write_text("def short(prompt, text, answer, extra):\n    return -len(text)\n")
     live = ["--model", str(model), "--problems", str(problems), "--reward", f"{reward}:short"]
-    assert main(["rl", *live, *out("online"), *few[:-1], "2", "--problems-per-step", "2"]) == 0
-    assert json.loads((tmp_path / "online" / "summary.json").read_text())["steps"] == 1
+    assert main(["rl", *live, *out("rl"), *few[:-1], "2", "--problems-per-step", "2"]) == 0
+    assert json.loads((tmp_path / "rl" / "summary.json").read_text())["steps"] == 1
     own = ["--model", str(model), "--problems", str(problems), "--num-samples", "1", "--dry-run"]
-    assert main(["rft", *own, *out("offline")]) == 0
+    assert main(["rft", *own, *out("rft")]) == 0
     assert main(["reproduce", "table2", "--dry-run", *out("table2")]) == 0
     assert "DFT-offline" in capsys.readouterr().out
 
@@ -105,24 +102,13 @@ def test_the_demo_ends_in_one_page(model: Path, tmp_path: Path, capsys: pytest.C
         str(model),
         "--output-dir",
         str(tmp_path),
-        "--max-steps",
-        "2",
-        "--limit",
-        "3",
-        "-n",
-        "2",
+        *["--max-steps", "2", "--limit", "3", "-n", "2"],
     ]
     assert demo([*given, "--seconds", "1"]) == 0
     shown = capsys.readouterr().out
-    for words in (
-        "Mean target probability",
-        "in domain",
-        "out of domain",
-        "greedy",
-        str(tmp_path / "report.html"),
-    ):
+    page = tmp_path / "report.html"
+    for words in ("Mean target probability", "in domain", "out of domain", "greedy", str(page)):
         assert words in shown, shown
-    page = (tmp_path / "report.html").read_text("utf-8")
-    assert "<svg" in page and "diagnosis" in page.lower()
+    assert "<svg" in page.read_text("utf-8") and "diagnosis" in page.read_text("utf-8").lower()
     assert (tmp_path / "diagnosis/diagnosis.html").exists()
     assert demo([*given, "--seconds", "1"]) == 0  # again: all is there already

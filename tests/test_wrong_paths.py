@@ -9,15 +9,14 @@ import transformers
 
 from rectune.cli.app import main
 from reported import write_lines
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, rows, pairs, problems and graded answers that are all right."""
     folder = tmp_path_factory.mktemp("given")
-    tiny_model().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
+    save_toy(folder / "model")
     (folder / "empty").mkdir()
     (folder / "file").write_text("")
     rows = [{"prompt": f"{n} and 1?", "completion": str(n + 1)} for n in range(20)]

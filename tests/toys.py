@@ -5,7 +5,9 @@ The tokenizer knows every byte and merges a few, so that tokens can span the joi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from rectune.sampling.types import Completion, Request, SamplingParams
 
 CHATML = (
     "{% for message in messages %}"
@@ -120,3 +124,21 @@ def tiny_vision_model() -> transformers.PreTrainedModel:
         mm_tokens_per_image=4,
     )
     return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def save_toy(folder: Path, model: Any = None, tokenizer: Any = None, **settings: Any) -> str:
+    """A folder as `save_pretrained` leaves it, with `tiny_model(**settings)` and `byte_tokenizer()` by default."""
+    (model or tiny_model(**settings)).save_pretrained(folder)
+    (tokenizer or byte_tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def complete(
+    engine: Any, requests: Iterable[Request], params: SamplingParams
+) -> dict[tuple[str, int], Completion]:
+    """Completions by problem id and index of the sample; each request has exactly one."""
+    wanted = list(requests)
+    completions = list(engine.complete(wanted, params))
+    by_key = {(c.request.problem_id, c.request.sample_index): c for c in completions}
+    assert len(by_key) == len(completions) == len(wanted)
+    return by_key

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rectune.objective_spec import column_names
 from rectune.objectives import OBJECTIVES
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 OVER_ROWS = [name for name in OBJECTIVES if "pair" not in column_names(name)]
 """Objectives that train on rows; DPO has tests of its own."""
@@ -28,7 +28,9 @@ def metrics(out: Path | str, kind: str | None = None) -> list[dict[str, Any]]:
     return [line for line in lines if kind in (None, line["kind"])]
 
 
-TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mib"}
+TIMINGS = {
+    "seconds", "seconds_sampling", "seconds_grading", "seconds_training", "tokens_per_second", "peak_memory_mib",
+}  # fmt: skip
 
 
 def without_timings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -42,8 +44,7 @@ def weights(out: Path | str, name: str = "model/model.safetensors") -> dict[str,
 
 def make_toy(folder: Path) -> dict[str, Any]:
     """Settings of a short run in float32, without `out`: a two-layer model in a local folder and forty short sums."""
-    tiny_model().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
+    save_toy(folder / "model")
     rows = [{"prompt": f"{n} and {n % 7}?", "completion": f"{n + n % 7}{'!' * (n % 5)}"} for n in range(40)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
@@ -60,10 +61,12 @@ def make_toy(folder: Path) -> dict[str, Any]:
 
 
 def same_runs(one: Path, other: Path) -> None:
-    """Two finished runs have the same metrics but for timings, the same figures and, to the bit, the same weights."""
+    """Two finished runs have the same metrics but for timings, figures and rollouts and, to the bit, weights."""
     assert without_timings(metrics(one)) == without_timings(metrics(other))
     first, second = (json.loads((out / "summary.json").read_text()) for out in (one, other))
-    assert all(first[name] == second[name] for name in ("before", "after", "steps"))
+    assert all(first.get(name) == second.get(name) for name in ("before", "after", "validation", "steps"))
+    rollouts = [[path.read_text() for path in sorted(out.glob("rollouts/*"))] for out in (one, other)]
+    assert rollouts[0] == rollouts[1]
     files = [p.relative_to(one) for p in one.glob("[!.]*/*.safetensors")]
     assert files
     for file in files:

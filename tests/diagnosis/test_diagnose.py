@@ -29,7 +29,7 @@ from rectune.models.scorer import Scorer
 from rectune.objective_spec import parse_objective
 from rectune.records import Diagnosis, OverallFigures, Risk
 from rectune.training.metrics import PROBABILITY_BINS
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, save_toy, tiny_model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,10 +41,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_toy(tmp_path_factory.mktemp("model"))
 
 
 def rows_file(path: Path, count: int = 30) -> str:
@@ -143,44 +140,39 @@ def test_a_certain_model_and_a_clueless_one(model: str, tmp_path: Path) -> None:
     assert strong.overall.mean_p > 0.75 and strong.model.endswith("/model")
 
 
-def overall_of(mean_p: float, error: float | None) -> OverallFigures:
-    return OverallFigures(
-        targets=9000, mean_p=mean_p, mean_p_error=error, nll=1.0, entropy=1.0, top1=0.5, histogram=[0] * 13
-    )
-
-
 @pytest.mark.parametrize(
-    ("mean_p", "goal", "risks", "name", "confidence"),
+    ("mean_p", "error", "goal", "risks", "name", "confidence"),
     [
-        (0.9, "generalise", (), "dft", "high"),
-        (0.9, None, (), "dft", "medium"),
-        (0.9, "fit", (), "sft", "medium"),
-        (0.9, "generalise", ("facts",), "sft", "low"),
-        (0.77, "generalise", (), "dft", "medium"),
-        (0.4, None, (), "power", "low"),
-        (0.4, "fit", (), "sft", "low"),
-        (0.01, "generalise", (), "sft", "high"),
+        (0.9, 0.001, "generalise", (), "dft", "high"),
+        (0.9, 0.1, "generalise", (), "dft", "medium"),  # a mean that is not well known
+        (0.9, None, "generalise", (), "dft", "medium"),
+        (0.9, 0.001, None, (), "dft", "medium"),
+        (0.9, 0.001, "fit", (), "sft", "medium"),
+        (0.9, 0.001, "generalise", ("facts",), "sft", "low"),
+        (0.77, 0.001, "generalise", (), "dft", "medium"),
+        (0.4, 0.001, None, (), "power", "low"),
+        (0.4, 0.001, "fit", (), "sft", "low"),
+        (0.01, 0.001, "generalise", (), "sft", "high"),
     ],
 )
-def test_verdict(mean_p: float, goal: Any, risks: tuple[str, ...], name: str, confidence: str) -> None:
+def test_verdict(
+    mean_p: float, error: float | None, goal: Any, risks: tuple[str, ...], name: str, confidence: str
+) -> None:
+    overall = OverallFigures(
+        targets=9000, mean_p=mean_p, mean_p_error=error, nll=1.0, entropy=1.0, top1=0.5, histogram=[0] * 13
+    )
     found = [
         Risk(name=risk, severity="high", evidence="e", remedy="r", value=1, threshold=0, source="s", rows=[])
         for risk in risks
     ]
-    verdict = recommend(overall_of(mean_p, 0.001), found, goal, "m x", "d", " --chat-template none")
+    verdict = recommend(overall, found, goal, "m x", "d", " --chat-template none")
     assert (verdict.name, verdict.confidence) == (name, confidence)
     assert f"{mean_p:.2f}" in verdict.sentence and len(verdict.reasons) >= 1
     assert all("'m x'" in command and "--chat-template none" in command for command in verdict.next)
     assert position(mean_p) == verdict.position
 
 
-@pytest.mark.parametrize(("error", "confidence"), [(0.001, "high"), (0.1, "medium"), (None, "medium")])
-def test_a_mean_that_is_not_well_known_is_less_sure(error: float | None, confidence: str) -> None:
-    verdict = recommend(overall_of(0.9, error), [], "generalise", "m", "d")
-    assert verdict.confidence == confidence
-
-
-def test_standard_error_is_that_of_drawing_rows() -> None:
+def test_standard_error_is_that_of_sampled_rows() -> None:
     """Rows of one length: the mean over targets is the mean of the rows' means."""
     p = np.random.default_rng(0).uniform(0.1, 0.9, (50, 8))
     n, zero = p.size, np.zeros(p.size)
@@ -200,9 +192,8 @@ def test_gradient_norm_is_that_of_all_parameters() -> None:
     batch = collate([Encoded([5, 6, 7, 8, 9, 10], [-100, -100, 7, 8, 9, 10], [False] * 6)])
     norm = gradient_norms(scorer, batch, parse(["sft"]))["sft"]
     assert all(p.grad is None for p in model.parameters())
-    model(
-        torch.tensor([[5, 6, 7, 8, 9, 10]]), labels=torch.tensor([[-100, -100, 7, 8, 9, 10]])
-    ).loss.backward()
+    ids, labels = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[-100, -100, 7, 8, 9, 10]])
+    model(ids, labels=labels).loss.backward()
     expected = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert norm == pytest.approx(float(expected), rel=1e-4)
 
@@ -220,21 +211,17 @@ def test_classes_of_tokens(text: str, name: str) -> None:
     assert CLASSES[class_of(text)] == name
 
 
-def test_code_is_told_from_its_fences() -> None:
+@pytest.mark.parametrize(("text", "expected"), [
+    ("a ```x1``` b", {"x": "code", "1": "code", "a": "words", "b": "words"}),
+    ("\\sum x a\\b", {"u": "operators and LaTeX", "x": "words", "a": "words", "b": "operators and LaTeX"}),
+])  # fmt: skip
+def test_classes_of_tokens_in_their_row(text: str, expected: dict[str, str]) -> None:
+    """Code is what stands between fences; letters behind a backslash are LaTeX."""
     tokenizer = byte_tokenizer()
-    ids = np.array(tokenizer("a ```x1``` b").input_ids)
-    found = token_classes(ids, np.zeros(len(ids), bool), np.zeros(len(ids), int), tokenizer)
-    shown = [(tokenizer.decode([i]), CLASSES[c]) for i, c in zip(ids, found, strict=True)]
-    assert ("x", "code") in shown and ("1", "code") in shown
-    assert ("a", "words") in shown and ("b", "words") in shown
-
-
-def test_letters_behind_a_backslash_are_latex() -> None:
-    tokenizer = byte_tokenizer()
-    ids = np.array(tokenizer("\\sum x a\\b").input_ids)
-    found = token_classes(ids, np.zeros(len(ids), bool), np.zeros(len(ids), int), tokenizer)
-    shown = [CLASSES[c] for i, c in zip(ids, found, strict=True) if tokenizer.decode([i]).isalpha()]
-    assert shown == ["operators and LaTeX"] * 3 + ["words"] * 2 + ["operators and LaTeX"]
+    ids = np.array(tokenizer(text).input_ids)
+    classes = token_classes(ids, np.zeros(len(ids), bool), np.zeros(len(ids), int), tokenizer)
+    found = {tokenizer.decode([i]): CLASSES[c] for i, c in zip(ids, classes, strict=True)}
+    assert {token: found[token] for token in expected} == expected
 
 
 def test_a_token_keeps_its_space_in_a_sentencepiece_vocabulary() -> None:
@@ -356,18 +343,8 @@ def test_factor_is_bounded() -> None:
 
 
 def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = rows_file(tmp_path / "rows.jsonl")
-    given = [
-        "diagnose",
-        "--model",
-        model,
-        "--data",
-        data,
-        "--output-dir",
-        str(tmp_path / "out"),
-        "--rows",
-        "9",
-    ]
+    data, out = rows_file(tmp_path / "rows.jsonl"), str(tmp_path / "out")
+    given = ["diagnose", "--model", model, "--data", data, "--output-dir", out, "--rows", "9"]
     assert main(given) == 0
     shown = capsys.readouterr().out
     for words in ("Mean target probability", "power alpha=0.5", "end tokens", "Next", "diagnosis.html"):
@@ -377,6 +354,8 @@ def test_as_a_user(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [one["label"] for one in printed["objectives"]] == ["sft", "dft", "power alpha=0.25"]
     assert printed == json.loads((tmp_path / "out/diagnosis.json").read_text())
     assert (tmp_path / "out/diagnosis.html").stat().st_size > 1000
+    assert main([*given[:-3], model, *given[-2:]]) == 2
+    assert f"{model}: the folder is that of a run or a model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -404,15 +383,6 @@ def test_bad_input_is_one_line(
 
 
 def test_a_model_without_chat_template(tmp_path: Path) -> None:
-    tiny_model().save_pretrained(tmp_path / "m")
-    byte_tokenizer(chat_template=None).save_pretrained(tmp_path / "m")
-    data = rows_file(tmp_path / "rows.jsonl")
-    found = diagnosed(
-        str(tmp_path / "m"),
-        data,
-        out=tmp_path / "o",
-        rows=3,
-        gradients=False,
-        chat_template="none",
-    )
-    assert found.measured_rows == 3
+    model = save_toy(tmp_path / "m", tokenizer=byte_tokenizer(chat_template=None))
+    how = {"rows": 3, "gradients": False, "chat_template": "none"}
+    assert diagnosed(model, rows_file(tmp_path / "rows.jsonl"), out=tmp_path / "o", **how).measured_rows == 3

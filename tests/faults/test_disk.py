@@ -107,10 +107,8 @@ def test_a_full_disk_under_samples(toy: dict[str, Any], tmp_path: Path) -> None:
     whole, cut = (
         sample(toy["model"], problems[:count], out=tmp_path / f"{count}", **how) for count in (6, 2)
     )
-    with (
-        files_of_at_most(cut.stat().st_size + 200),
-        pytest.raises(UserError, match=r"2: the file cannot be written \(File too"),
-    ):
+    words = r"2: the file cannot be written \(File too"
+    with files_of_at_most(cut.stat().st_size + 200), pytest.raises(UserError, match=words):
         sample(toy["model"], problems, out=cut, **how)
     sample(toy["model"], problems, out=cut, **how)
     assert sorted(cut.read_text().splitlines()) == sorted(whole.read_text().splitlines())
@@ -126,9 +124,7 @@ def test_other_errors_stay_what_they_are() -> None:
         with pytest.raises(type(error)) as caught, translate_disk_errors("out"):
             raise error
         assert caught.value is error
-    words = (
-        r"^out: the file cannot be written \(No space left on device\); free some space, then run it again"
-    )
+    words = r"^out: the file cannot be written \(No space left on device\); free some space, then run"
     with pytest.raises(UserError, match=words), translate_disk_errors("out"):
         raise RuntimeError("while serializing: I/O error: No space left on device (os error 28)")
 
@@ -232,7 +228,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.faults
 def test_a_disk_that_is_really_full(run: Any, whole: Path, small_disk: Path) -> None:
-    """Room is taken away between two checkpoints; once it is given back the run goes on."""
+    """Room is taken away between two checkpoints; once it is given back the run resumes."""
     out, ballast = small_disk / "run", small_disk / "ballast"
     run(str(out), until=2)
     ballast.write_bytes(bytes(int(shutil.disk_usage(small_disk).free * 0.7) // 4096 * 4096))

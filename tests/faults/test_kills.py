@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from comparisons import SETTINGS, Task, make_task, write
 from online_runs import REWARDS
 from rectune.config import flag
-from training_runs import make_toy, metrics, same_runs, weights, without_timings
+from training_runs import make_toy, metrics, same_runs
 
 pytestmark = pytest.mark.faults
 
 SEED = int(os.environ.get("RECTUNE_FAULTS_SEED") or random.SystemRandom().randrange(10**6))
 KILLS = int(os.environ.get("RECTUNE_FAULTS_KILLS", "50"))
-SHARES = {"train": 0.36, "sample": 0.12, "eval": 0.14, "compare": 0.14, "online": 0.14, "rft": 0.1}
+SHARES = {"train": 0.36, "sample": 0.12, "eval": 0.14, "compare": 0.14, "rl": 0.14, "rft": 0.1}
 """Of the kills, by verb."""
+SHORT = ("--max-new-tokens", "12", "--sampling-batch-size", "8", "--dtype", "float32")
 
 
 class Warm:
@@ -79,7 +79,7 @@ def torture(
     warm: Warm, tmp_path: Path, verb: str, command: Callable[[Path], list[str]], again: list[str],
     same: Callable[[Path, Path], None], slow: float = 0.02,
 ) -> None:  # fmt: skip
-    """Runs of a verb killed at random moments, each gone on with until it ends; all have to equal one left alone."""
+    """Runs of a verb killed at random moments, each resumed until it ends; all have to equal one left alone."""
     draw = random.Random(f"{SEED} {verb}")
     whole = tmp_path / "whole"
     assert warm.run(command(tmp_path / "first")) == 0, warm.log.read_text()[-3000:]  # fills caches
@@ -123,28 +123,19 @@ def lines_of(path: Path) -> list[str]:
 
 
 def test_sample(warm: Warm, tmp_path: Path, task: Task) -> None:
-    how = ["--model", task["model"], "--problems", task["inside"], "-n", "16", "--max-new-tokens", "12"]
+    how = ["--model", task["model"], "--problems", task["inside"], "-n", "16", *SHORT]
 
     def same(one: Path, other: Path) -> None:
         assert lines_of(one / "samples.jsonl") == lines_of(other / "samples.jsonl")
 
     def command(out: Path) -> list[str]:
-        return [
-            "sample",
-            *how,
-            "--output",
-            str(out / "samples.jsonl"),
-            "--sampling-batch-size",
-            "8",
-            "--dtype",
-            "float32",
-        ]
+        return ["sample", *how, "--output", str(out / "samples.jsonl")]
 
     torture(warm, tmp_path, "sample", command, [], same)
 
 
 def test_eval(warm: Warm, tmp_path: Path, task: Task) -> None:
-    how = ["--model", task["model"], "--tasks", task["inside"], "-n", "8", "--max-new-tokens", "12"]
+    how = ["--model", task["model"], "--tasks", task["inside"], "-n", "8", *SHORT]
 
     def same(one: Path, other: Path) -> None:
         for name in ("samples.jsonl", "graded.jsonl"):
@@ -152,7 +143,7 @@ def test_eval(warm: Warm, tmp_path: Path, task: Task) -> None:
         assert (one / "evaluation.json").read_text() == (other / "evaluation.json").read_text()
 
     def command(out: Path) -> list[str]:
-        return ["eval", *how, "--output-dir", str(out), "--sampling-batch-size", "8", "--dtype", "float32"]
+        return ["eval", *how, "--output-dir", str(out)]
 
     torture(warm, tmp_path, "eval", command, [], same)
 
@@ -168,14 +159,8 @@ def test_compare(warm: Warm, tmp_path: Path, task: Task) -> None:
     asked = {"tasks_in": task["inside"], "max_new_tokens": 6, "limit": 8, "race": "50steps"}
 
     def command(out: Path) -> list[str]:
-        return [
-            "compare",
-            "--objectives",
-            "sft,dft",
-            "-n",
-            "2",
-            *flags({**settings, **asked, "output_dir": out}),
-        ]
+        given = flags({**settings, **asked, "output_dir": out})
+        return ["compare", "--objectives", "sft,dft", "-n", "2", *given]
 
     def same(one: Path, other: Path) -> None:
         first, second = (json.loads((out / "comparison.json").read_text()) for out in (one, other))
@@ -188,7 +173,7 @@ def test_compare(warm: Warm, tmp_path: Path, task: Task) -> None:
     torture(warm, tmp_path, "compare", command, [], same, slow=0.005)
 
 
-def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
+def test_rl(warm: Warm, tmp_path: Path, task: Task) -> None:
     (tmp_path / "rewards.py").write_text(REWARDS)
     settings = {
         "model": task["model"], "problems": task["inside"], "reward": f"{tmp_path / 'rewards.py'}:even", "max_steps": 6,
@@ -197,29 +182,13 @@ def test_online(warm: Warm, tmp_path: Path, task: Task) -> None:
     }  # fmt: skip
 
     def same(one: Path, other: Path) -> None:
-        ours, theirs = (
-            [
-                {name: value for name, value in line.items() if not name.startswith("seconds")}
-                for line in lines
-            ]
-            for lines in (without_timings(metrics(out)) for out in (one, other))
-        )
-        assert ours == theirs and any(line["updates"] for line in ours)
-        first, second = weights(one), weights(other)
-        assert all(torch.equal(first[name], second[name]) for name in first)
-        rollouts = sorted(path.name for path in (one / "rollouts").iterdir())
-        assert rollouts == sorted(path.name for path in (other / "rollouts").iterdir())
-        for name in rollouts:
-            assert (one / "rollouts" / name).read_text() == (other / "rollouts" / name).read_text()
+        same_runs(one, other)
+        assert any(line["updates"] for line in metrics(one, "train"))
 
-    torture(
-        warm,
-        tmp_path,
-        "online",
-        lambda out: ["rl", *flags({**settings, "output_dir": out})],
-        ["--resume"],
-        same,
-    )
+    def command(out: Path) -> list[str]:
+        return ["rl", *flags({**settings, "output_dir": out})]
+
+    torture(warm, tmp_path, "rl", command, ["--resume"], same)
 
 
 def test_rft(warm: Warm, tmp_path: Path, task: Task) -> None:
@@ -244,11 +213,7 @@ def test_rft(warm: Warm, tmp_path: Path, task: Task) -> None:
         assert lines_of(one / "rows.jsonl") == lines_of(other / "rows.jsonl")
         same_runs(one / "train", other / "train")
 
-    torture(
-        warm,
-        tmp_path,
-        "rft",
-        lambda out: ["rft", *flags({**settings, "output_dir": out})],
-        ["--resume"],
-        same,
-    )
+    def command(out: Path) -> list[str]:
+        return ["rft", *flags({**settings, "output_dir": out})]
+
+    torture(warm, tmp_path, "rft", command, ["--resume"], same)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM finish the step, write a checkpoint and say how to go on; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM finish the step, write a checkpoint and say how to resume; a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -47,17 +47,14 @@ def signals_at(call: int, function: Callable[..., Any], *numbers: int) -> Callab
 
 
 def command(toy: dict[str, Any], out: Path, *more: str) -> list[str]:
-    return [
-        "train",
-        *(part for name, value in {**toy, "output_dir": out}.items() for part in (flag(name), str(value))),
-        *more,
-    ]
+    settings = {**toy, "output_dir": out}.items()
+    return ["train", *(part for name, value in settings for part in (flag(name), str(value))), *more]
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [SIGNALS[0], pytest.param(*SIGNALS[1], marks=pytest.mark.faults)]
 )
-def test_training_stops_behind_the_step(
+def test_training_stops_after_the_step(
     toy: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], number: int, code: int,
 ) -> None:  # fmt: skip
@@ -74,38 +71,25 @@ def test_training_stops_behind_the_step(
     same_runs(whole, out)
 
 
-def test_a_second_ctrl_c_stops_at_once(
-    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("call", "numbers", "settings", "words", "kept"), [
+    (4, (signal.SIGTERM, signal.SIGTERM, signal.SIGINT), {}, "at once", "step-000002"),
+    # what called `train`, such as a comparison, does not continue
+    (6, (signal.SIGINT,), {}, "step 6 of 6 is done and saved", None),
+    # without checkpoints one is written
+    pytest.param(1, (signal.SIGTERM,), {"save_steps": 0}, "stopped at step 1 of 6", "step-000001",
+                 marks=pytest.mark.faults),
+])  # fmt: skip
+def test_a_second_ctrl_c_the_last_step_and_no_checkpoints(
+    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    call: int, numbers: tuple[int, ...], settings: dict[str, Any], words: str, kept: str | None,
+) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
-        twice = signals_at(4, Gradients.accumulate, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
-        patch.setattr(Gradients, "accumulate", twice)
-        with pytest.raises(Stopped, match="at once"):
-            run()
-    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-000002"
-    run(resume=True)
-    same_runs(whole, tmp_path / "run")
-
-
-def test_in_the_last_step_it_is_finished_first(
-    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What called `train`, such as a comparison, does not go on."""
-    monkeypatch.setattr(Gradients, "accumulate", signals_at(6, Gradients.accumulate, signal.SIGINT))
-    with pytest.raises(Stopped, match="step 6 of 6 is done and saved"):
-        run()
-    same_runs(whole, tmp_path / "run")
-
-
-@pytest.mark.faults
-def test_without_checkpoints_one_is_written(
-    run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Gradients, "accumulate", signals_at(1, Gradients.accumulate, signal.SIGTERM))
-        with pytest.raises(KeyboardInterrupt, match="stopped at step 1 of 6"):
-            run(save_steps=0)
-    run(resume=True)
+        patch.setattr(Gradients, "accumulate", signals_at(call, Gradients.accumulate, *numbers))
+        with pytest.raises(Stopped, match=words):
+            run(**settings)
+    if kept is not None:
+        assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == kept
+        run(resume=True)
     same_runs(whole, tmp_path / "run")
 
 
@@ -119,28 +103,18 @@ def test_sampling_and_grading_keep_what_they_have(
     problems, samples, graded = (tmp_path / f"{name}.jsonl" for name in ("problems", "samples", "graded"))
     lines = [json.dumps({"prompt": f"{n}?", "answer": "1", "grader": "exact"}) + "\n" for n in range(8)]
     problems.write_text("".join(lines))
-    draw = [
-        "sample",
-        "--model",
-        toy["model"],
-        "--problems",
-        str(problems),
-        "--output",
-        str(samples),
-        "-n",
-        "1",
-    ]
-    draw += ["--max-new-tokens", "4", "--sampling-batch-size", "2", "--dtype", "float32"]
-    judge = ["grade", str(samples), "--output", str(graded), "--grading-workers", "1"]
+    short = ["-n", "1", "--max-new-tokens", "4", "--sampling-batch-size", "2", "--dtype", "float32"]
+    ask = ["sample", "--model", toy["model"], "--problems", str(problems), "--output", str(samples), *short]
+    grade = ["grade", str(samples), "--output", str(graded), "--grading-workers", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(SamplesFile, "append", signals_at(3, SamplesFile.append, number))
-        assert main(draw) == code
+        assert main(ask) == code
     assert f"rectune: {samples}: 2 of 8 samples are there; run it again to resume" in capsys.readouterr().err
     assert [line[-1:] for line in samples.read_bytes().splitlines()] == [b"}", b"}"]
-    assert main(draw) == 0
+    assert main(ask) == 0
     with monkeypatch.context() as patch:
         patch.setattr(files, "_with_verdict", signals_at(5, files._with_verdict, number))
-        assert main(judge) == code
+        assert main(grade) == code
     assert f"rectune: {graded}: 4 lines are graded; run it again, it resumes" in capsys.readouterr().err
-    assert main(judge) == 0
+    assert main(grade) == 0
     assert len(graded.read_text().splitlines()) == 8

@@ -70,7 +70,7 @@ def test_the_rows_of_a_broken_step_are_named(
 def test_it_gives_up_at_the_last_good_checkpoint(
     run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three good steps, then broken ones; once they are mended the run goes on from the third."""
+    """Three good steps, then broken ones; once they are corrected the run resumes from the third."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), {3, 4, 5}))
@@ -83,17 +83,16 @@ def test_it_gives_up_at_the_last_good_checkpoint(
     same_runs(whole, out)
 
 
-def test_without_a_good_step_there_is_no_checkpoint(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "words"), [
+    (3, "up to step 3; there is no checkpoint yet"),
+    (10, "no finite gradient in 6 consecutive steps, up to step 6"),  # though there are fewer than the limit
+])  # fmt: skip
+def test_a_run_whose_steps_are_all_skipped_fails(
+    run: Any, monkeypatch: pytest.MonkeyPatch, limit: int, words: str
+) -> None:
     monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
-    with pytest.raises(UserError, match="up to step 3; there is no checkpoint yet"):
-        run(max_nonfinite_steps=3)
-
-
-def test_a_run_whose_steps_are_all_skipped_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though they are fewer than `max_nonfinite_steps`."""
-    monkeypatch.setattr(Gradients, "_losses", poisoned(nan_loss, set(range(32)), set(range(6))))
-    with pytest.raises(UserError, match="no finite gradient in 6 consecutive steps, up to step 6"):
-        run(max_nonfinite_steps=10)
+    with pytest.raises(UserError, match=words):
+        run(max_nonfinite_steps=limit)
 
 
 def test_skipped_steps_are_counted(
@@ -156,7 +155,7 @@ def test_out_of_memory_halves_the_micro_batch(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     error: Callable[[], Exception], backward: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Same gradients up to the order of floats; remembered for all later steps, and by a run that goes on."""
+    """Same gradients up to the order of floats; remembered for all later steps, and by a run that resumes."""
     run("plenty", **settings)
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "hidden", fits(40, error, backward=backward))
@@ -202,15 +201,10 @@ def test_a_row_that_does_not_fit_is_named(
 
 
 def test_other_errors_are_not_memory(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def defect() -> Exception:
-        return RuntimeError("shape mismatch")
-
-    monkeypatch.setattr(Scorer, "hidden", fits(40, defect, backward=False))
+    monkeypatch.setattr(Scorer, "hidden", fits(40, lambda: RuntimeError("shape mismatch"), backward=False))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         run()
-    assert (
-        is_out_of_memory(cuda_error()) and is_out_of_memory(cpu_error()) and is_out_of_memory(MemoryError())
-    )
+    assert all(map(is_out_of_memory, (cuda_error(), cpu_error(), MemoryError())))
 
 
 @pytest.mark.faults

@@ -38,9 +38,9 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # a name of the hub is fair input, but nobody is to be asked for it
     warnings.simplefilter("ignore")
     logging.getLogger("rectune").setLevel(logging.CRITICAL)
-    if options.engine:
+    if options.backend:
         (name,) = options.targets
-        (by_hypothesis if options.engine == "hypothesis" else by_atheris)(name, options.seconds)
+        (by_hypothesis if options.backend == "hypothesis" else by_atheris)(name, options.seconds)
         return 0
     from fuzz.targets import TARGETS  # not before atheris, which has to see every import
 
@@ -86,8 +86,8 @@ def by_atheris(name: str, seconds: float) -> None:
     with atheris.instrument_imports(include=["rectune"]):
         from fuzz.targets import TARGETS
 
-        for module in ("data.reading", "data.formats", "data.problems", "config", "reporting.report", "selection",
-                       "grading.files", "grading.math", "diagnosis.page", "evaluation.scoring"):  # fmt: skip
+        for module in ("config", "data.loading", "data.converters", "reporting.report", "grading.files",
+                       "grading.math", "diagnosis.page", "evaluation.accuracy"):  # fmt: skip
             __import__(f"rectune.{module}")
 
     @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
@@ -98,15 +98,10 @@ def by_atheris(name: str, seconds: float) -> None:
     corpus = Path(tempfile.mkdtemp(prefix="corpus-"))  # long enough for hypothesis to draw a whole input from
     for number in range(20):
         (corpus / str(number)).write_bytes(random.Random(number).randbytes(2000))
-    arguments = [
-        sys.argv[0],
-        f"-artifact_prefix={corpus}/",
-        f"-max_total_time={max(1, int(seconds))}",
-        "-timeout=60",
-        "-rss_limit_mb=4096",
-        "-len_control=0",
-    ]
-    arguments.append(str(corpus))
+    limits = (
+        f"-artifact_prefix={corpus}/ -max_total_time={max(1, int(seconds))} -timeout=60 -rss_limit_mb=4096"
+    )
+    arguments = [sys.argv[0], *limits.split(), "-len_control=0", str(corpus)]
     atheris.Setup(arguments, run.hypothesis.fuzz_one_input)
     atheris.Fuzz()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from rectune.errors import UserError
 from rectune.grading import code as code_module
 from rectune.grading.code import grade_code
 from rectune.grading.code_extraction import extract_code
@@ -188,51 +187,39 @@ def _sandboxed(pid: int) -> bool:
         return False
 
 
-def test_objects_stay_with_the_candidate() -> None:
-    """Classes, instances and their attributes work through handles, as some MBPP tests need."""
-    program = "class Node:\n    def __init__(self, v): self.v, self.left = v, None\ndef depth(n): return 0 if n is None else 1 + depth(n.left)"
-    extra = {
-        "test_setup_code": "root = Node(1)\r\nroot.left = Node(2)",
-        "test_list": ["assert depth(root) == 2", "assert root.left.v == 2"],
-    }
-    assert grade_code(program, extra).verdict == "correct"
-    assert grade_code(program, {**extra, "test_list": ["assert depth(root) == 3"]}).verdict == "wrong"
+NODE = """class Node:
+    def __init__(self, v): self.v, self.left = v, None
+def depth(n): return 0 if n is None else 1 + depth(n.left)"""
+TREE = {"test_setup_code": "root = Node(1)\r\nroot.left = Node(2)"}
+VALUES = "[1, -2**70, 7**6000, 0.1, float('inf'), 1j, 'é\\ud800', b'x', None, True, (1, [2]), {1: {2}, (3,): 'a'}, frozenset({4}), range(3)]"
+CHANGE = "def f(a, d, s):\n    a.sort()\n    d['k'] = a\n    s.clear()"
+CHANGED = [
+    "a, d, s = [3, 1], {}, {5}",
+    "assert f(a, d, s) is None",
+    "assert (a, d, s) == ([1, 3], {'k': [1, 3]}, set())",
+]
 
 
-def test_values_cross_the_pipe_unchanged() -> None:
-    values = "[1, -2**70, 7**6000, 0.1, float('inf'), 1j, 'é\\ud800', b'x', None, True, (1, [2]), {1: {2}, (3,): 'a'}, frozenset({4}), range(3)]"
-    extra = {
-        "test_list": [
-            f"assert f({values}) == {values}",
-            f"assert [type(v) for v in f({values})] == [type(v) for v in {values}]",
-        ]
-    }
-    assert grade_code("def f(x): return x", extra).verdict == "correct"
-
-
-def test_changes_to_arguments_come_back() -> None:
-    program = "def f(a, d, s):\n    a.sort()\n    d['k'] = a\n    s.clear()"
-    tests = [
-        "a, d, s = [3, 1], {}, {5}",
-        "assert f(a, d, s) is None",
-        "assert (a, d, s) == ([1, 3], {'k': [1, 3]}, set())",
-    ]
-    assert grade_code(program, {"test_list": tests}).verdict == "correct"
-    assert grade_code(program.replace("a.sort()", ""), {"test_list": tests}).verdict == "wrong"
-
-
-def test_the_tests_are_confined_too() -> None:
-    for attack in (
-        "import socket; socket.socket()",
-        "open('/tmp/rectune-escape', 'w')",
-        "import os; os.fork()",
-    ):
-        assert grade_code(SQUARE, {"test_list": ["assert f(2) == 4", attack]}).verdict == "wrong"
-
-
-def test_the_checker_is_bounded_too() -> None:
-    extra = {"test_list": ["assert list(f()) == [0]"]}
-    assert grade_code("def f(): return range(10**12)", extra).verdict == "wrong"
+@pytest.mark.parametrize(("program", "tests", "more", "wanted"), [
+    # classes, instances and their attributes work through handles, as some MBPP tests need
+    (NODE, ["assert depth(root) == 2", "assert root.left.v == 2"], TREE, "correct"),
+    (NODE, ["assert depth(root) == 3"], TREE, "wrong"),
+    # values are the same on both sides of the pipe
+    ("def f(x): return x", [f"assert f({VALUES}) == {VALUES}",
+     f"assert [type(v) for v in f({VALUES})] == [type(v) for v in {VALUES}]"], {}, "correct"),
+    # changes to arguments come back
+    (CHANGE, CHANGED, {}, "correct"),
+    (CHANGE.replace("a.sort()", ""), CHANGED, {}, "wrong"),
+    # the tests are confined and bounded, too
+    (SQUARE, ["assert f(2) == 4", "import socket; socket.socket()"], {}, "wrong"),
+    (SQUARE, ["assert f(2) == 4", "open('/tmp/rectune-escape', 'w')"], {}, "wrong"),
+    (SQUARE, ["assert f(2) == 4", "import os; os.fork()"], {}, "wrong"),
+    ("def f(): return range(10**12)", ["assert list(f()) == [0]"], {}, "wrong"),
+], ids=range(9))  # fmt: skip
+def test_tests_reach_the_program_through_the_pipe(
+    program: str, tests: list[str], more: dict, wanted: str
+) -> None:
+    assert grade_code(program, {"test_list": tests, **more}).verdict == wanted
 
 
 def test_code_is_found_in_prose() -> None:
@@ -246,15 +233,28 @@ def test_code_is_found_in_prose() -> None:
     assert extract_code("```\nx = 1") == "x = 1"
 
 
-def test_a_problem_without_tests_is_refused() -> None:
-    with pytest.raises(UserError, match="has no tests"):
-        grade_code(SQUARE, {})
-
-
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def _all_correct(rows: list[tuple[str, dict]]) -> None:
+def _solutions(name: str) -> list[tuple[str, dict]]:
+    """The reference solutions of HumanEval or MBPP, each with its tests."""
+    file, solution, count = {"humaneval": ("HumanEval.jsonl.gz", "canonical_solution", 164),
+                             "mbpp": ("mbpp.jsonl", "code", 974)}[name]  # fmt: skip
+    path = DATA / name / file
+    if not path.exists():
+        pytest.skip(f"{name} is not next to the repository")
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    rows = [json.loads(line) for line in content.splitlines()]
+    assert len(rows) == count
+    return [(row[solution], row) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "every"), [
+    ("humaneval", 16), ("mbpp", 80),
+    pytest.param("humaneval", 1, marks=pytest.mark.slow), pytest.param("mbpp", 1, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_reference_solutions_pass(name: str, every: int) -> None:
+    rows = _solutions(name)[::every]
     with ThreadPoolExecutor(2) as threads:
         verdicts = list(threads.map(lambda row: grade_code(row[0], row[1], timeout=20).verdict, rows))
     late = [
@@ -262,35 +262,3 @@ def _all_correct(rows: list[tuple[str, dict]]) -> None:
     ]  # a busy machine
     again = [grade_code(code, row, timeout=60).verdict for code, row in late]
     assert [v for v in verdicts if v != "timeout"] + again == ["correct"] * len(rows)
-
-
-def _humaneval() -> list[tuple[str, dict]]:
-    path = DATA / "humaneval" / "HumanEval.jsonl.gz"
-    if not path.exists():
-        pytest.skip("HumanEval is not beside the repository")
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-    assert len(rows) == 164
-    return [(row["canonical_solution"], row) for row in rows]
-
-
-def _mbpp() -> list[tuple[str, dict]]:
-    path = DATA / "mbpp" / "mbpp.jsonl"
-    if not path.exists():
-        pytest.skip("MBPP is not beside the repository")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 974
-    return [(row["code"], row) for row in rows]
-
-
-def test_some_reference_solutions_pass() -> None:
-    _all_correct([*_humaneval()[::16], *_mbpp()[::80]])
-
-
-@pytest.mark.slow
-def test_all_reference_solutions_of_humaneval_pass() -> None:
-    _all_correct(_humaneval())
-
-
-@pytest.mark.slow
-def test_all_reference_solutions_of_mbpp_pass() -> None:
-    _all_correct(_mbpp())

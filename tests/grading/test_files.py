@@ -1,4 +1,4 @@
-"""`grade` on files: what is written, and how a killed run goes on."""
+"""`grade` on files: what is written, and how a killed run resumes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from rectune.errors import UserError
-from rectune.grading import VERDICTS, Grade, grade
-from rectune.grading.files import _with_verdict
+from rectune.grading import VERDICTS, grade
 
 
 def write(path: Path, rows: list[dict]) -> list[str]:
@@ -56,7 +55,7 @@ def test_grading_a_graded_file_again_replaces_its_verdicts(tmp_path: Path) -> No
     assert row == {"verdict": "correct", "answer": "4", "text": "4", "extracted": "4", "z": 1}
 
 
-def test_a_run_goes_on_after_a_torn_line_and_after_growth(tmp_path: Path) -> None:
+def test_a_run_resumes_after_a_torn_line_and_after_growth(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", ROWS[:3])
     out = tmp_path / "out.jsonl"
     grade(tmp_path / "in.jsonl", out, grading_workers=1)
@@ -73,10 +72,8 @@ def test_a_run_goes_on_after_a_torn_line_and_after_growth(tmp_path: Path) -> Non
 
 
 def test_a_killed_run_is_finished_by_the_next_without_loss_or_duplicates(tmp_path: Path) -> None:
-    lines = write(
-        tmp_path / "in.jsonl",
-        [{"answer": str(i), "text": rf"\boxed{{\sqrt{{{i * i}}}}}"} for i in range(600)],
-    )
+    roots = [{"answer": str(i), "text": rf"\boxed{{\sqrt{{{i * i}}}}}"} for i in range(600)]
+    lines = write(tmp_path / "in.jsonl", roots)
     out = tmp_path / "out.jsonl"
     command = "import sys; from pathlib import Path; from rectune.grading import grade; "
     command += "grade(*map(Path, sys.argv[1:]))"
@@ -113,9 +110,8 @@ BAD = [
 @pytest.mark.parametrize(("line", "message"), BAD)
 def test_a_bad_line_is_named_and_lines_before_it_are_kept(tmp_path: Path, line: str, message: str) -> None:
     good = '{"answer": "4", "text": "4"}\n'
-    (tmp_path / "in.jsonl").write_bytes(
-        (good + "\n" + good + line + "\n" + good).encode(errors="surrogateescape")
-    )
+    text = good + "\n" + good + line + "\n" + good
+    (tmp_path / "in.jsonl").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message) as caught:
         grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", grading_workers=1)
     assert caught.value.where == f"{tmp_path / 'in.jsonl'}:4"
@@ -144,50 +140,35 @@ def test_an_output_of_other_samples_is_refused_untouched(tmp_path: Path) -> None
     assert out.read_bytes() == before
 
 
-def test_limits_must_be_positive(tmp_path: Path) -> None:
-    write(tmp_path / "in.jsonl", ROWS[:1])
-    for settings, line in (
-        ({"grading_timeout": 0.0}, "--grading-timeout: must be above 0"),
-        ({"grading_workers": 0}, "at least 1"),
-    ):
-        with pytest.raises(UserError, match=line):
-            grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **settings)
-
-
-def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "in.jsonl", [])
-    with pytest.raises(UserError, match="the file has no samples"):
-        grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+@pytest.mark.parametrize(("content", "settings", "says"), [
+    (ROWS[:1], {"grading_timeout": 0.0}, "--grading-timeout: must be above 0"),
+    (ROWS[:1], {"grading_workers": 0}, "at least 1"),
+    ([], {}, "the file has no samples"),
+    ([{"prompt": "1 + 1?", "completion": "2"}], {}, "no field 'answer'"),
+])  # fmt: skip
+def test_what_cannot_be_graded_leaves_no_output(
+    tmp_path: Path, content: list[dict], settings: dict, says: str
+) -> None:
+    write(tmp_path / "in.jsonl", content)
+    with pytest.raises(UserError, match=says):
+        grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **settings)
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_error_says_why_and_own_fields_named_reason_stay(tmp_path: Path) -> None:
-    samples, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [
-        {"answer": "1", "text": "f", "grader": "code", "extra": {"test": "# nothing"}, "reason": "mine"},
+    source, out, again = (tmp_path / f"{name}.jsonl" for name in ("in", "out", "again"))
+    nothing = {"test": "def check(candidate):\n    pass", "entry_point": "f"}
+    rows = [
+        {"answer": "1", "text": "def f(): return 1", "grader": "code", "extra": nothing, "reason": "mine"},
         {"answer": "1", "text": "1", "reason": "mine"},
     ]
-    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    graded = [Grade("error", "f", "no assertion was reached"), Grade("correct", "1")]
-    written = [
-        json.loads(_with_verdict(json.dumps(a).encode(), b)) for a, b in zip(lines, graded, strict=True)
-    ]
-    assert written[0] == {
-        **lines[0],
-        "verdict": "error",
-        "extracted": "f",
-        "verdict_reason": "no assertion was reached",
-    }
-    assert written[1] == {**lines[1], "verdict": "correct", "extracted": "1"}
-    again = json.loads(_with_verdict(json.dumps(written[0]).encode(), graded[1]))
-    assert again == {**lines[0], "verdict": "correct", "extracted": "1"}
-    out.write_text("".join(json.dumps(line) + "\n" for line in written))
-    assert grade(samples, out).resumed == 2
-
-
-def test_a_file_of_something_else_leaves_no_output(tmp_path: Path) -> None:
-    samples, out = tmp_path / "rows.jsonl", tmp_path / "graded.jsonl"
-    samples.write_text('{"prompt": "1 + 1?", "completion": "2"}\n')
-    with pytest.raises(UserError, match="no field 'answer'"):
-        grade(samples, out)
-    assert not out.exists()
+    write(source, rows)
+    grade(source, out, grading_workers=1)
+    error, right = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {name: error[name] for name in rows[0]} == rows[0]
+    assert error["verdict"] == "error" and "assert" in error["verdict_reason"]
+    assert right == {**rows[1], "verdict": "correct", "extracted": "1"}
+    error["grader"] = "math"
+    write(source, [error])
+    grade(source, again, grading_workers=1)
+    assert "verdict_reason" not in json.loads(again.read_text())

@@ -57,22 +57,9 @@ def test_sft_keeps_distinct_correct_answers_and_counts(graded, tmp_path):
     assert Counter(row["problem_id"] for row in rows) == {"a": 3, "c": 2, "d": 1}
     assert [row["completion"] for row in rows][:2] == ["x = 4", "a-2"]
     expected = {
-        "problems": 4,
-        "samples": 12,
-        "correct": 7,
-        "wrong": 2,
-        "unparsed": 1,
-        "timeout": 1,
-        "error": 1,
-    }
-    expected |= {
-        "kept": 6,
-        "written": 6,
-        "duplicates": 1,
-        "without_correct": 1,
-        "without_wrong": 2,
-        "cut_off": 0,
-    }
+        "problems": 4, "samples": 12, "correct": 7, "wrong": 2, "unparsed": 1, "timeout": 1, "error": 1, "kept": 6,
+        "written": 6, "duplicates": 1, "without_correct": 1, "without_wrong": 2, "cut_off": 0,
+    }  # fmt: skip
     assert expected.items() <= counts.to_dict().items()
     assert json.loads((tmp_path / "rows.jsonl.counts.json").read_text()) == counts.to_dict()
     assert counts.settings.temperature == 1.0
@@ -86,8 +73,8 @@ def test_rows_train_on_the_tokens_that_were_sampled_from(graded, tmp_path, monke
     template = choose_template("auto", tokenizer)
     row = row_at(read_rows(str(tmp_path / "rows.jsonl"), options=DataConfig()), 0)
     encoded = encode_row(row, tokenizer, template)
-    read_by_the_model = prompt_ids([Turn(t["role"], t["content"]) for t in TURNS], tokenizer, template)
-    assert encoded.input_ids[: len(read_by_the_model)] == read_by_the_model
+    prompt = prompt_ids([Turn(t["role"], t["content"]) for t in TURNS], tokenizer, template)
+    assert encoded.input_ids[: len(prompt)] == prompt
     targets = [token for token in encoded.labels if token != -100]
     assert tokenizer.decode(targets) == "x = 4<|im_end|>"
 
@@ -119,20 +106,20 @@ def test_unjudged_answers_lose_only_if_asked(graded, tmp_path):
     assert pairs["d"]["rejected"] in {"d-0", "d-2"}
 
 
-def test_cap_draws_by_seed_and_problem(tmp_path):
+def test_the_maximum_per_problem_is_chosen_by_seed_and_problem(tmp_path):
     lines = [line(p, i, "correct") for p in "ab" for i in range(12)]
     graded = write(tmp_path / "g.jsonl", lines)
 
-    def draw(**k):
+    def chosen(**k):
         select(graded, tmp_path / "o.jsonl", purpose="sft", **k)
         return [row["completion"] for row in read(tmp_path / "o.jsonl")]
 
-    assert len(draw()) == 8  # at most the paper's 4 of a problem
-    assert len(draw(per_problem=None)) == 24
-    assert draw(per_problem=3) == draw(per_problem=3) != draw(per_problem=3, seed=1)
-    before = draw(per_problem=3)
+    assert len(chosen()) == 8  # at most the paper's 4 of a problem
+    assert len(chosen(per_problem=None)) == 24
+    assert chosen(per_problem=3) == chosen(per_problem=3) != chosen(per_problem=3, seed=1)
+    before = chosen(per_problem=3)
     write(tmp_path / "g.jsonl", lines[12:])
-    assert draw(per_problem=3) == before[3:]  # another problem's rows do not change b's
+    assert chosen(per_problem=3) == before[3:]  # another problem's rows do not change b's
 
 
 def test_balance_gives_every_problem_as_many_rows(graded, tmp_path):

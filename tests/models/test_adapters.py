@@ -23,7 +23,7 @@ from rectune.models.load import load_model, load_tokenizer
 from rectune.sampling.sample import sample
 from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training.trainer import train
-from toys import byte_tokenizer, tiny_model, tiny_vision_model
+from toys import byte_tokenizer, save_toy, tiny_model, tiny_vision_model
 
 SHORT = SamplingParams(max_new_tokens=4)
 
@@ -34,10 +34,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(tie_word_embeddings=False).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return Path(save_toy(tmp_path_factory.mktemp("base"), tie_word_embeddings=False))
 
 
 Make = Callable[..., Path]
@@ -125,8 +122,7 @@ def test_names_with_the_adapters_own_name_in_them_load(make: Make) -> None:
 def test_an_adapter_of_a_model_of_text_and_images(tmp_path: Path, names: str) -> None:
     """peft converts the names of earlier versions; they fit."""
     model = tiny_vision_model()
-    model.save_pretrained(tmp_path / "base")
-    byte_tokenizer().save_pretrained(tmp_path / "base")
+    save_toy(tmp_path / "base", model)
     tuned = peft.get_peft_model(
         model, peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
     ).eval()
@@ -251,13 +247,12 @@ def test_weights_that_were_not_gathered(make: Make, base: Path) -> None:
     folder = make()
     tensors = load_file(folder / WEIGHTS)
     save_file({name: tensor.new_zeros(0) for name, tensor in tensors.items()}, folder / WEIGHTS)
-    expect(
-        folder,
-        base,
+    words = (
         "8 of the adapter's 8 tensors have another shape",
         "is [0], not",
         "(ZeRO-3, FSDP) that were not gathered",
     )
+    expect(folder, base, *words)
     save_file(tensors, folder / WEIGHTS)
     rename(folder, lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module."))
     expect(folder, base, "4 of the adapter's 8 tensors match nothing", "'_fsdp_wrapped_module.' is too much")
@@ -289,6 +284,8 @@ def test_a_base_that_is_not_here(make: Make, base: Path, name: str, monkeypatch:
     )
     change(folder, base_model_name_or_path=str(folder))
     expect(folder, base, "names itself as its base model")
+    change(folder, base_model_name_or_path=None)
+    expect(folder, base, "does not name its base model")
 
 
 def test_it_is_refused_before_the_bases_weights_are_read(

@@ -13,17 +13,14 @@ import pytest
 
 from rectune.errors import UserError
 from rectune.models.load import load_model, load_tokenizer
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, save_toy
 
 SOURCE = Path(__file__).parents[2] / "src" / "rectune"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    tiny_model("llama").save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return Path(save_toy(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.fixture

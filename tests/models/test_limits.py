@@ -25,7 +25,7 @@ from rectune.sampling.sample import sample
 from rectune.sampling.types import Request
 from rectune.training.dry_run import plan
 from rectune.training.trainer import train
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, save_toy, tiny_model
 
 CASE = Path(__file__).parents[1] / "cases" / "17-tokenizer-larger" / "rows.jsonl"
 
@@ -33,23 +33,14 @@ CASE = Path(__file__).parents[1] / "cases" / "17-tokenizer-larger" / "rows.jsonl
 @pytest.fixture
 def larger(tmp_path: Path) -> str:
     """A model of 272 embeddings whose tokenizer has 286 tokens, as after add_tokens without a resize."""
-    folder = tmp_path / "larger"
-    tiny_model(vocab_size=272).save_pretrained(folder)
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken(f"<|x{i}|>") for i in range(20)])
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_toy(tmp_path / "larger", tokenizer=tokenizer)
 
 
 def config(tmp_path: Path, model: str, data: Path, **settings: Any) -> TrainConfig:
-    given = {
-        "model": model,
-        "data": str(data),
-        "output_dir": str(tmp_path / "run"),
-        "max_steps": 1,
-        "eval_split_size": 0,
-    }
-    return load_config(None, given | {"dtype": "float32"} | settings)
+    short = {"max_steps": 1, "eval_split_size": 0, "dtype": "float32", "output_dir": str(tmp_path / "run")}
+    return load_config(None, {"model": model, "data": str(data), **short, **settings})
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -94,13 +85,7 @@ def test_a_prompt_with_such_a_token_is_refused(tmp_path: Path, larger: str) -> N
     lines = [{"question": "1+1?", "answer": "2"}, {"question": "say <|x19|>", "answer": "2"}]
     problems = read_problems(write(tmp_path / "p.jsonl", lines))
     with pytest.raises(UserError, match=r"p.jsonl:2: token id 285 \('<\|x19\|>'\) has no embedding"):
-        sample(
-            larger,
-            problems,
-            out=tmp_path / "samples.jsonl",
-            num_samples=1,
-            params=SamplingParams(max_new_tokens=4),
-        )
+        sample(larger, problems, out=tmp_path / "samples.jsonl", num_samples=1)
     engine = HFEngine(tiny_model(), byte_tokenizer())
     with pytest.raises(UserError, match="problem 'p': token id 300"):
         next(engine.complete([Request("p", 0, (5, 300))], SamplingParams()))
@@ -122,8 +107,11 @@ def test_a_batch_on_another_device_than_the_model() -> None:
 # --- Positions ------------------------------------------------------------------------------------------
 
 
-def learned(folder: Path, kind: str) -> str:
+def of_kind(folder: Path, kind: str) -> str:
+    """A model of 64 positions, learned or (llama) rotary."""
     shape: dict[str, Any] = {"vocab_size": 272, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "llama":
+        return save_toy(folder, max_position_embeddings=64)
     if kind == "gpt2":
         made = transformers.GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **shape)
     else:
@@ -131,17 +119,7 @@ def learned(folder: Path, kind: str) -> str:
             hidden_size=32, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64,
             num_hidden_layers=2, num_attention_heads=4, **shape,
         )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(made).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def of_kind(folder: Path, kind: str) -> str:
-    if kind != "llama":
-        return learned(folder, kind)
-    tiny_model(max_position_embeddings=64).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_toy(folder, transformers.AutoModelForCausalLM.from_config(made))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])
@@ -174,8 +152,7 @@ def test_rows_beyond_the_models_positions_are_cut_and_counted(
 
 
 def test_positions_that_leave_no_target_are_said_to(tmp_path: Path) -> None:
-    tiny_model(max_position_embeddings=4).save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
+    save_toy(tmp_path / "model", max_position_embeddings=4)
     data = write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(UserError, match="model: no row has a target within the 4 positions of the model"):
         train(config(tmp_path, str(tmp_path / "model"), data))
@@ -185,7 +162,7 @@ def test_positions_that_leave_no_target_are_said_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_row_beyond_learned_positions_is_refused_by_the_scorer(tmp_path: Path, kind: str) -> None:
-    model, _ = load_model(learned(tmp_path / "model", kind))
+    model, _ = load_model(of_kind(tmp_path / "model", kind))
     row = Encoded([5] * 65, [-100, *[5] * 64], [False] * 65)
     with pytest.raises(UserError, match="a row of 65 tokens does not fit the model's 64 positions"):
         Scorer(model).columns(collate([row]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rectune.errors import UserError
 from rectune.models.folder import model_sources
 from rectune.models.load import choose_dtype, fingerprint, load_model
 from rectune.models.lora import add_lora, merge_lora
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, save_toy, tiny_model
 
 IDS = torch.tensor([[5, 9, 17, 30, 2]])
 
@@ -27,10 +26,7 @@ IDS = torch.tensor([[5, 9, 17, 30, 2]])
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model as `save_pretrained` leaves it."""
-    path = tmp_path / "model"
-    tiny_model().save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
+    return Path(save_toy(tmp_path / "model"))
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -51,71 +47,82 @@ def edit(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+def rewrite(
+    folder: Path, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], **more: torch.Tensor
+) -> None:
+    tensors = dict(change(*item) for item in load_file(folder / "model.safetensors").items())
+    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def remove(folder: Path, pattern: str) -> None:
+    for file in folder.glob(pattern):
+        file.unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def pointer(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
+
+
+def saved(folder: Path, config: Any) -> None:
+    config.save_pretrained(folder)
+
+
+PROJECTION = "model.layers.0.self_attn.q_proj."
+LORA = {f"{PROJECTION}lora_A.weight": torch.zeros(2, 32)}
+CODES = (torch.uint8, torch.int8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2)
+FAULTS: list[tuple[Callable[[Path], None], str]] = [
+    (lambda f: remove(f, "config.json"), "no config.json"),
+    (lambda f: remove(f, "model.safetensors"), "no weights"),
+    (lambda f: remove(f, "tokenizer*"), "no tokenizer"),
+    (pickled, r"only pickle weights \(pytorch_model.bin\)"),
+    # the body alone: a random head otherwise
+    (lambda f: tiny_model(tie_word_embeddings=False).model.save_pretrained(f),
+     "the weights lack 1 tensors of the model: lm_head.weight"),
+    (lambda f: saved(f, transformers.T5Config(architectures=["T5ForConditionalGeneration"])),
+     "T5ForConditionalGeneration is not a causal language model"),
+    (lambda f: saved(f, transformers.BertConfig(architectures=["BertForMaskedLM"])),
+     "BertForMaskedLM is not a causal language model"),
+    # of these the body alone would load, and with tied embeddings nothing would be missing
+    *((lambda f, kind=kind: edit(f, architectures=[f"Llama{kind}"]), f"Llama{kind} is not a causal language model")
+      for kind in ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel")),
+    # quantised weights of which the config says so under other names, or not at all
+    *((lambda f, key=key: edit(f, **{key: {"group_size": 64, "bits": 4}}), r"is quantised \(.*4 bits\)")
+      for key in ("quantization", "compression_config")),
+    *((lambda f, dtype=dtype: rewrite(f, lambda k, t: (k, t.to(dtype) if "q_proj" in k else t)),
+       rf"model.safetensors: the model is quantised \({PROJECTION}weight is") for dtype in CODES),
+    (lambda f: rewrite(f, lambda k, t: (k.replace("q_proj.w", "q_proj.qw"), t.int() if "q_proj" in k else t)),
+     rf"is quantised \({PROJECTION}qweight is I32\)"),
+    # not whole, or not merged
+    (lambda f: rewrite(f, lambda k, t: (k, t), **LORA), "contain an unmerged adapter"),
+    (lambda f: rewrite(f, lambda k, t: (k.replace(PROJECTION, f"{PROJECTION}base_layer."), t)),
+     "contain an unmerged adapter"),
+    (lambda f: rewrite(f, lambda k, t: (k, t.new_zeros(0))), r"is \[0\], not .*the weights are empty: .*ZeRO-3"),
+    *((lambda f, name=name: pointer(f, name), f"{name}: this is a Git LFS pointer, .*git lfs pull")
+      for name in ("model.safetensors", "tokenizer.json")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), FAULTS, ids=[f"{i} {m[:40]}" for i, (_, m) in enumerate(FAULTS)]
+)
+def test_what_is_wrong_with_a_folder_is_named(
+    folder: Path, change: Callable[[Path], None], message: str
+) -> None:
+    change(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value)
 
 
 def test_dtype_is_the_stored_one_unless_asked(folder: Path) -> None:
     tiny_model().to(torch.bfloat16).save_pretrained(folder)
     assert load_model(str(folder))[0].dtype == torch.bfloat16
     assert load_model(str(folder), dtype="float32")[0].dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("gone", "message"),
-    [
-        ("config.json", "no config.json"),
-        ("model.safetensors", "no weights"),
-        ("tokenizer*", "no tokenizer"),
-    ],
-)
-def test_a_folder_that_lacks_something(folder: Path, gone: str, message: str) -> None:
-    for file in folder.glob(gone):
-        file.unlink()
-    with pytest.raises(UserError, match=message) as caught:
-        load_model(folder)
-    assert str(folder) in str(caught.value)
-
-
-def test_pickle_weights_are_refused(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"only pickle weights \(pytorch_model.bin\)"):
-        load_model(folder)
-
-
-def test_weights_without_a_head_are_refused(folder: Path) -> None:
-    tiny_model(tie_word_embeddings=False).model.save_pretrained(
-        folder
-    )  # the body alone: a random head otherwise
-    with pytest.raises(UserError, match=r"the weights lack 1 tensors of the model: lm_head.weight"):
-        load_model(folder)
-
-
-def test_no_causal_language_model(folder: Path) -> None:
-    transformers.T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(folder)
-    with pytest.raises(UserError, match="T5ForConditionalGeneration is not a causal language model"):
-        load_model(folder)
-    transformers.BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(folder)
-    with pytest.raises(UserError, match="BertForMaskedLM is not a causal language model"):
-        load_model(folder)
-
-
-@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForTokenClassification", "ForRewardModel"])
-def test_a_model_trained_for_something_else(folder: Path, kind: str) -> None:
-    """Its body alone would load, and with tied embeddings nothing would be missing."""
-    edit(folder, architectures=[f"Llama{kind}"])
-    with pytest.raises(UserError, match=f"Llama{kind} is not a causal language model"):
-        load_model(folder)
-
-
-def test_remote_code_is_not_run_unasked(folder: Path) -> None:
-    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(UserError, match="comes with code of its own; read it"):
-        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "a/b/c"])
@@ -147,20 +154,6 @@ def test_an_adapter_folder_brings_its_base(folder: Path, tmp_path: Path) -> None
     merged = merge_lora(loaded)
     assert type(merged) is type(tiny_model())
     torch.testing.assert_close(logits(merged), logits(tuned))
-
-
-def test_an_adapter_without_weights_or_base(folder: Path, tmp_path: Path) -> None:
-    add_lora(load_model(folder)[0], LoraConfig(lora_r=2), seed=0).save_pretrained(tmp_path / "adapter")
-    shutil.copytree(tmp_path / "adapter", tmp_path / "empty")
-    (tmp_path / "empty" / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no adapter_model.safetensors"):
-        load_model(tmp_path / "empty")
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(
-        json.dumps(config | {"base_model_name_or_path": None})
-    )
-    with pytest.raises(UserError, match="does not name its base model"):
-        load_model(tmp_path / "adapter")
 
 
 def test_the_fingerprint_follows_weights_and_config(folder: Path) -> None:
@@ -202,47 +195,11 @@ def test_quantised_models_are_refused_from_their_config(
         load_model(folder)
 
 
-@pytest.mark.parametrize("key", ["quantization", "compression_config"])
-def test_other_names_of_the_entry(folder: Path, key: str) -> None:
-    edit(folder, **{key: {"group_size": 64, "bits": 4}})
-    with pytest.raises(UserError, match=r"is quantised \(.*4 bits\)"):
-        load_model(folder)
-    edit(folder, **{key: None})
-    load_model(folder)
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.int8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2]
-)
-def test_codes_that_no_config_tells_of(folder: Path, dtype: torch.dtype) -> None:
-    rewrite(folder, lambda tensors: {k: t.to(dtype) if "q_proj" in k else t for k, t in tensors.items()})
-    with pytest.raises(
-        UserError,
-        match=r"model.safetensors: the model is quantised \(model.layers.0.self_attn.q_proj.weight is",
-    ):
-        load_model(folder)
-
-
-def test_packed_names_that_no_config_tells_of(folder: Path) -> None:
-    rewrite(
-        folder,
-        lambda tensors: {
-            name.replace("weight", "qweight") if "q_proj" in name else name: tensor.to(torch.int32)
-            for name, tensor in tensors.items()
-            if "q_proj" in name
-        },
-    )
-    with pytest.raises(UserError, match=r"is quantised \(model.layers.0.self_attn.q_proj.qweight is I32\)"):
-        load_model(folder)
-
-
 def test_a_quantised_base_of_an_adapter(folder: Path, tmp_path: Path) -> None:
     add_lora(load_model(folder)[0], LoraConfig(lora_r=2), seed=0).save_pretrained(tmp_path / "adapter")
     edit(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    with pytest.raises(
-        UserError,
-        match=r"the base model of the adapter cannot be loaded .*is quantised \(bitsandbytes, 4 bits\)",
-    ):
+    words = r"the base model of the adapter cannot be loaded .*is quantised \(bitsandbytes, 4 bits\)"
+    with pytest.raises(UserError, match=words):
         load_model(tmp_path / "adapter")
 
 
@@ -259,17 +216,6 @@ def test_weights_and_config_of_different_models(folder: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "rectune"):
         load_model(folder)
     assert "9 tensors of the weights are unknown to the model of config.json: model.layers.1" in (caplog.text)
-
-
-def test_an_adapter_that_was_not_merged(folder: Path) -> None:
-    extra = {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 32)}
-    rewrite(folder, lambda tensors: tensors | extra)
-    with pytest.raises(UserError, match="contain an unmerged adapter"):
-        load_model(folder)
-    layer = "model.layers.0.self_attn.q_proj."
-    rewrite(folder, lambda tensors: {k.replace(layer, f"{layer}base_layer."): t for k, t in tensors.items()})
-    with pytest.raises(UserError, match="contain an unmerged adapter"):
-        load_model(folder)
 
 
 def test_shards_that_are_absent(folder: Path) -> None:
@@ -290,13 +236,6 @@ def test_shards_that_are_absent(folder: Path) -> None:
     load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_git_lfs_pointers(folder: Path, name: str) -> None:
-    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
-    with pytest.raises(UserError, match=f"{name}: this is a Git LFS pointer, .*git lfs pull"):
-        load_model(folder)
-
-
 def test_a_file_in_place_of_a_folder_and_gguf(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"this is a file, not the folder of a model; give the folder it is in"
@@ -309,12 +248,6 @@ def test_a_file_in_place_of_a_folder_and_gguf(folder: Path) -> None:
         load_model(folder / "m.gguf")
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config.json.*m.gguf is for llama.cpp"):
-        load_model(folder)
-
-
-def test_weights_that_were_not_gathered(folder: Path) -> None:
-    rewrite(folder, lambda tensors: {name: tensor.new_zeros(0) for name, tensor in tensors.items()})
-    with pytest.raises(UserError, match=r"is \[0\], not .*the weights are empty: .*ZeRO-3"):
         load_model(folder)
 
 

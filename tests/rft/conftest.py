@@ -12,7 +12,7 @@ import pytest
 from rectune.config import RFTConfig, load_config
 from rectune.experiments.rft import RFTResult, train_rft
 from rectune.training.trainer import train
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 Run = Callable[..., RFTResult]
 
@@ -28,8 +28,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a short RFT run, without `output_dir`."""
     folder = tmp_path_factory.mktemp("asked")
-    tiny_model().save_pretrained(folder / "raw")
-    byte_tokenizer().save_pretrained(folder / "raw")
+    save_toy(folder / "raw")
     said = ("yes", "no", "yes!", "no!")
     rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

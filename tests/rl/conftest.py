@@ -12,15 +12,14 @@ import pytest
 from online_runs import REWARDS, config_of
 from rectune.records import RLSummary
 from rectune.rl.rl_trainer import train_rl
-from toys import byte_tokenizer, tiny_model
+from toys import save_toy
 
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a short run in float32, without `out`."""
     folder = tmp_path_factory.mktemp("toy")
-    tiny_model().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
+    save_toy(folder / "model")
     problems = [{"prompt": f"{n} and {n % 7}?", "answer": str(n % 7), "grader": "exact"} for n in range(12)]
     (folder / "problems.jsonl").write_text("".join(json.dumps(one) + "\n" for one in problems))
     (folder / "rewards.py").write_text(REWARDS)

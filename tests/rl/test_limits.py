@@ -1,4 +1,4 @@
-"""What an online run's model does not have is refused before anything is drawn; an adapter is trained on."""
+"""What a model does not have is refused before anything is sampled; an adapter is trained further."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rectune.errors import UserError
 from rectune.models.load import load_model
 from rectune.rl.rl_trainer import dry_run as plan
 from rectune.rl.rollout import load_prompts
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, save_toy
 from training_runs import metrics, weights
 
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
-def test_what_problems_bring_along_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_special_tokens_in_problems_are_said(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = byte_tokenizer()
     problems = [Problem("a", (Turn("user", "2?"),), "2"), Problem("b", (Turn("user", "<|im_end|> 3?"),), "3")]
     with caplog.at_level(logging.WARNING, "rectune"):
@@ -31,38 +31,27 @@ def test_what_problems_bring_along_is_said(caplog: pytest.LogCaptureFixture) -> 
     assert "1 of 2 problems have special tokens in their texts ('<|im_end|>'), the first b" in caplog.text
 
 
-def test_positions_and_embeddings(run: Any, toy: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    tiny_model(max_position_embeddings=64).save_pretrained(folder)
+@pytest.mark.parametrize(("prompt", "message"), [
+    ("1?" * 30, "prompt tokens and max_new_tokens = 12 exceed the 64 positions of the model"),
+    ("<|x19|>", "token id 285 .* has no embedding: the tokenizer has 286 tokens, the model 272"),
+])  # fmt: skip
+def test_positions_and_embeddings(
+    run: Any, toy: dict[str, Any], tmp_path: Path, prompt: str, message: str
+) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"<|x{i}|>" for i in range(20)])
-    tokenizer.save_pretrained(folder)
+    model = save_toy(tmp_path / "small", tokenizer=tokenizer, max_position_embeddings=64)
     problems = tmp_path / "problems.jsonl"
-    lines = [
-        {"prompt": "1?", "answer": "1"},
-        {"prompt": "1?" * 30, "answer": "1"},
-        {"prompt": "<|x19|>", "answer": "1"},
-    ]
-    for last, message in (
-        (
-            2,
-            "problems.jsonl:2: .* prompt tokens and max_new_tokens = 12 exceed the 64 positions of the model",
-        ),
-        (
-            3,
-            "problems.jsonl:2: token id 285 .* has no embedding: the tokenizer has 286 tokens, the model 272",
-        ),
-    ):
-        some = lines[:2] if last == 2 else [lines[0], lines[2]]
-        problems.write_text("".join(json.dumps(line | {"grader": "exact"}) + "\n" for line in some))
-        settings = {"model": str(folder), "problems": str(problems)}
-        with pytest.raises(UserError, match=message):
-            run(**settings)
-        with pytest.raises(UserError, match=message):
-            plan(config_of(toy, tmp_path / "planned", **settings))
+    lines = [{"prompt": text, "answer": "1", "grader": "exact"} for text in ("1?", prompt)]
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"model": model, "problems": str(problems)}
+    with pytest.raises(UserError, match=f"problems.jsonl:2: .*{message}"):
+        run(**settings)
+    with pytest.raises(UserError, match=f"problems.jsonl:2: .*{message}"):
+        plan(config_of(toy, tmp_path / "planned", **settings))
 
 
-def test_training_goes_on_from_an_adapter(run: Any, tmp_path: Path) -> None:
+def test_training_continues_from_an_adapter(run: Any, tmp_path: Path) -> None:
     run("first", lora_r=4, lora_target_modules="q_proj,down_proj", learning_rate=0.05)
     adapter = tmp_path / "first" / "adapter"
     run("again", model=str(adapter), beta=0.1, max_steps=1)

@@ -1,4 +1,4 @@
-"""Drawing from a server that reloads the weights, spoken with over loopback: ours, which answers with a real model."""
+"""Sampling from a server that reloads the weights, over loopback: ours, which answers with a real model."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def server(toy: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Serv
 
 
 @pytest.mark.parametrize("server", ["sglang", "vllm"], indirect=True)
-def test_the_server_draws_from_the_weights_in_training(run: Any, tmp_path: Path, server: Server) -> None:
+def test_the_server_samples_from_the_weights_in_training(run: Any, tmp_path: Path, server: Server) -> None:
     result = run(backend="openai", base_url=server.url, served_model_name="toy", max_steps=3)
     assert result.steps == 3
     wanted = "/update_weights_from_disk" if server.speaks == "sglang" else "/collective_rpc"
@@ -112,7 +112,7 @@ def test_the_server_draws_from_the_weights_in_training(run: Any, tmp_path: Path,
     assert any(not torch.equal(served[name], last[name]) for name in last)  # one update behind
     shown = dict(server.engine.model.named_parameters())
     assert all(torch.equal(served[name], shown[name]) for name in served)
-    # What it drew is on-policy: the trainer's log-probs of it are those of the policy, so nothing is clipped.
+    # What it sampled is on-policy: the trainer's log-probs of it are those of the policy, so nothing is clipped.
     assert all(line["clip_share"] == 0 for line in metrics(tmp_path / "run", "train"))
 
 

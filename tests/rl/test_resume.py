@@ -1,4 +1,4 @@
-"""A run that died anywhere, or stopped, goes on to the same bits as one that never did."""
+"""A run that died anywhere, or stopped, resumes to the same bits as one that never did."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ from rectune.errors import UserError
 from rectune.rl import rl_trainer as loop
 from rectune.runtime.signals import Stopped
 from rectune.training import checkpoint as checkpoints
-from training_runs import Died, dies_at, metrics, weights
+from training_runs import Died, dies_at, same_runs
 
-TIMINGS = {
-    "seconds", "seconds_sampling", "seconds_grading", "seconds_training", "tokens_per_second", "peak_memory_mib",
-}  # fmt: skip
 PPO = {"algorithm": "ppo", "num_iterations": 2, "num_mini_batches": 2, "beta": 0.05, "entropy_coef": 0.01}
 KINDS: dict[str, dict[str, Any]] = {
     "grpo, several updates and a reference": {
@@ -35,22 +32,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "ppo in bf16": {**PPO, "dtype": "bfloat16"},
     "lora": {"lora_r": 2, "lora_dropout": 0.3, "merge_adapter": True, "beta": 0.05},
 }
-
-
-def without_timings(out: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in metrics(out)]
-
-
-def same_runs(one: Path, other: Path) -> None:
-    assert without_timings(one) == without_timings(other)
-    files = [p.relative_to(one) for p in one.glob("[!.]*/*.safetensors")]
-    assert files
-    for file in files:
-        first, second = weights(one, str(file)), weights(other, str(file))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first), f"{file} differs"
-    for file in one.glob("rollouts/*.jsonl"):
-        assert file.read_text() == (other / "rollouts" / file.name).read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rectune.cli.app import main
+from rectune.config import flag
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.rl import rl_trainer as loop
@@ -61,11 +62,7 @@ def test_a_bad_function_is_one_line_and_exit_2(
     toy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], function: str, words: str
 ) -> None:
     flags = {**toy, "output_dir": tmp_path / "run", "reward": toy["reward"].replace("even", function)}
-    arguments = [
-        part
-        for name, value in flags.items()
-        for part in ("-n" if name == "n" else f"--{name.replace('_', '-')}", str(value))
-    ]
+    arguments = [part for name, value in flags.items() for part in (flag(name), str(value))]
     assert main(["rl", *arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("rectune: ")

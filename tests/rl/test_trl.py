@@ -94,14 +94,8 @@ def test_loss_and_gradients_are_those_of_trl(
     expected = {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
     trained.zero_grad()
 
-    config = RLConfig(
-        problems="p.jsonl",
-        output_dir=tmp_path,
-        num_samples=2,
-        max_new_tokens=LONGEST,
-        loss_type=loss_type,
-        **settings,
-    )
+    shape = {"num_samples": 2, "max_new_tokens": LONGEST, "loss_type": loss_type}
+    config = RLConfig(problems="p.jsonl", output_dir=tmp_path, **shape, **settings)
     ours = tiny_model(seed=3)  # TRL's has its own head by now
     policy = Policy(ours, value=False, temperature=config.temperature, memory_budget=1 << 24)
     minibatch = _Minibatch(policy, Masters(policy, torch.float32), rollout_of(old, ref), [0, 1, 2, 3], config)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from rectune.sampling.hf import cpu
 from rectune.sampling.hf.cpu import BLOCK, ROWS, PackedLinears, attend, bag_rows, batch_invariant_sizes
-from rectune.sampling.hf.engine import Scheduler
 from toys import tiny_model
 
 WHY = "this torch or processor has no products with packed weights"
@@ -77,16 +76,6 @@ def test_other_layers_and_other_versions_of_torch_keep_plain_products(
         cpu.packing_works.cache_clear()
 
 
-def test_sizes_give_the_same_bits() -> None:
-    sizes = batch_invariant_sizes(tiny_model())
-    assert {64, 128} <= set(sizes) <= set(range(16, 129, 16))
-    rows, layer = torch.randn(128, 64), nn.Linear(64, 96)
-    whole = layer(rows)
-    for size in batch_invariant_sizes(layer):
-        for start in (0, 128 - size):
-            assert torch.equal(layer(rows[start : start + size]), whole[start : start + size])
-
-
 def test_sizes_that_round_differently_are_left_out_and_other_modules_are_not_tried() -> None:
     """A layer is tried as it computes, packed or not."""
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(64, 96))
@@ -95,15 +84,6 @@ def test_sizes_that_round_differently_are_left_out_and_other_modules_are_not_tri
     assert 48 not in sizes and {64, 128} <= set(sizes)
     model.experts = nn.Parameter(torch.zeros(2, 64, 96))
     assert batch_invariant_sizes(model) == (ROWS, 2 * ROWS)
-
-
-@pytest.mark.parametrize(
-    ("rows", "computed"), [(1, 16), (16, 16), (17, 64), (64, 64), (65, 128), (129, 256), (300, 384)]
-)
-def test_a_batch_is_padded_to_the_next_size(rows: int, computed: int) -> None:
-    padded = Scheduler(torch.device("cpu"), (16, 64, 128), 8).padded(torch.ones(rows, 2))
-    assert (len(padded), padded[:rows].all(), padded[rows:].any()) == (computed, True, False)
-    assert len(Scheduler(torch.device("cpu"), None, 8).padded(torch.ones(rows, 2))) == rows
 
 
 SLOTS, HEADS, BLOCKS = 19, 2, 3
@@ -135,12 +115,3 @@ def test_sums_of_rows_are_attention(groups: int, width: int, value_width: int, s
     scores = scores + mask
     torch.testing.assert_close(out.double(), scores.softmax(-1) @ values.double(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1), atol=1e-6, rtol=1e-5)
-
-
-def test_other_slots_do_not_change_a_bit() -> None:
-    query, keys, values, mask = stored(3, 16, 16)
-    keys, bags = cpu.to_blocks(keys).contiguous(), bag_rows(SLOTS, HEADS, 3, BLOCKS, 16)
-    whole = attend(query, keys, values, mask, bags, scale=0.25, softcap=None)
-    for some in (slice(0, 1), slice(0, 7), slice(5, 18), slice(18, 19)):
-        part = attend(query[some], keys[some], values[some], mask[some], bags, scale=0.25, softcap=None)
-        assert all(torch.equal(a, b[some]) for a, b in zip(part, whole, strict=True))

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from rectune.errors import UserError
 from rectune.sampling.hf.engine import HFEngine
-from rectune.sampling.types import Completion, Request, SamplingParams
-from toys import byte_tokenizer, tiny_model, tiny_vision_model
+from rectune.sampling.types import Request, SamplingParams
+from toys import byte_tokenizer, complete, tiny_model, tiny_vision_model
 
 PROMPTS = ("What is 48?", "Hi", "Hello there, how are you doing on this day? 4848", "A longer prompt " * 6)
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -25,21 +26,12 @@ def requests(n: int = 2) -> list[Request]:
     ]
 
 
-def drawn(
-    engine: HFEngine, asked: list[Request], settings: SamplingParams
-) -> dict[tuple[str, int], Completion]:
-    completions = list(engine.complete(asked, settings))
-    found = {(c.request.problem_id, c.request.sample_index): c for c in completions}
-    assert len(found) == len(completions) == len(asked)
-    return found
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_is_generate_token_for_token(architecture: str) -> None:
     # 150 tokens cross three length classes and the window of 8; 3 rows make sequences enter at different times.
     model = tiny_model(architecture)
     engine = HFEngine(model, byte_tokenizer(), batch_size=3)
-    found = drawn(engine, requests(), SamplingParams(temperature=0.0, max_new_tokens=150))
+    found = complete(engine, requests(), SamplingParams(temperature=0.0, max_new_tokens=150))
     for request in requests():
         prompt = torch.tensor([request.prompt_ids])
         reference = model.generate(
@@ -54,17 +46,17 @@ def test_greedy_is_generate_token_for_token(architecture: str) -> None:
         assert completion.finish_reason == ("stop" if len(reference) < 150 else "length")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "text and images"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_one_forward_over_the_whole(architecture: str, temperature: float) -> None:
-    model = tiny_model(architecture)
+    model = tiny_vision_model() if architecture == "text and images" else tiny_model(architecture)
     engine = HFEngine(model, byte_tokenizer(), batch_size=5)
     settings = SamplingParams(temperature=temperature, top_p=0.95, max_new_tokens=100)
-    for completion in drawn(engine, requests(), settings).values():
+    for completion in complete(engine, requests(), settings).values():
         new = torch.tensor(completion.token_ids)
         whole = torch.tensor([[*completion.request.prompt_ids, *completion.token_ids]])
         with torch.no_grad():
-            logps = model(whole).logits[0, -len(new) - 1 : -1].log_softmax(-1)
+            logps = model(input_ids=whole).logits[0, -len(new) - 1 : -1].log_softmax(-1)
         expected = logps.gather(-1, new[:, None])[:, 0]
         assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-5)
 
@@ -72,12 +64,12 @@ def test_logprobs_are_those_of_one_forward_over_the_whole(architecture: str, tem
 def test_batch_size_and_order_do_not_change_the_tokens() -> None:
     model, tokenizer = tiny_model(), byte_tokenizer()
     settings = SamplingParams(max_new_tokens=100, seed=7)
-    asked = requests(6)
-    expected = drawn(HFEngine(model, tokenizer, batch_size=1), asked, settings)
-    assert len({tuple(c.token_ids) for c in expected.values()}) == len(asked)
+    wanted = requests(6)
+    expected = complete(HFEngine(model, tokenizer, batch_size=1), wanted, settings)
+    assert len({tuple(c.token_ids) for c in expected.values()}) == len(wanted)
     assert {c.finish_reason for c in expected.values()} == {"stop", "length"}
-    for batch_size, order in ((2, asked), (7, asked[::-1]), (24, asked), (24, asked[::5] + asked[1::5])):
-        found = drawn(HFEngine(model, tokenizer, batch_size=batch_size), order, settings)
+    for batch_size, order in ((2, wanted), (7, wanted[::-1]), (24, wanted), (24, wanted[::5] + wanted[1::5])):
+        found = complete(HFEngine(model, tokenizer, batch_size=batch_size), order, settings)
         for key, completion in found.items():
             assert completion.token_ids == expected[key].token_ids
             assert completion.logprobs == expected[key].logprobs  # to the bit
@@ -99,10 +91,10 @@ def test_kept_prompts_are_read_once(keep: int, read: int) -> None:
             return original(*args, **kwargs)
 
         patch.setattr(model, "forward", forward)
-        first = drawn(engine, requests(10), settings)
-        second = drawn(engine, requests(1), settings)
+        first = complete(engine, requests(10), settings)
+        second = complete(engine, requests(1), settings)
     assert prefills == read
-    plain = drawn(HFEngine(model, byte_tokenizer()), requests(10), settings)
+    plain = complete(HFEngine(model, byte_tokenizer()), requests(10), settings)
     for found in (first, second):
         assert all(found[key].logprobs == plain[key].logprobs for key in found)
 
@@ -110,37 +102,24 @@ def test_kept_prompts_are_read_once(keep: int, read: int) -> None:
 def test_bfloat16_and_float64_run() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         engine = HFEngine(tiny_model().to(dtype), byte_tokenizer())
-        assert len(drawn(engine, requests(), SamplingParams(max_new_tokens=20))) == 8
+        assert len(complete(engine, requests(), SamplingParams(max_new_tokens=20))) == 8
 
 
 def test_weights_are_shared_and_the_model_is_left_as_it_was() -> None:
     model = tiny_model().train()
     engine = HFEngine(model, byte_tokenizer())
     settings = SamplingParams(temperature=0.0, max_new_tokens=20)
-    before = drawn(engine, requests(1), settings)
+    before = complete(engine, requests(1), settings)
     assert model.training
     assert model.config._attn_implementation == "sdpa"
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    after = drawn(engine, requests(1), settings)
+    after = complete(engine, requests(1), settings)
     assert any(after[key].token_ids != before[key].token_ids for key in after)
     loss = model(torch.tensor([[1, 5, 6]]), labels=torch.tensor([[1, 5, 6]])).loss
     loss.backward()
     assert model.lm_head.weight.grad.isfinite().all()
-
-
-def test_a_model_of_text_and_images_draws_text() -> None:
-    model = tiny_vision_model()
-    for completion in drawn(
-        HFEngine(model, byte_tokenizer()), requests(1), SamplingParams(max_new_tokens=9)
-    ).values():
-        ids = torch.tensor([[*completion.request.prompt_ids, *completion.token_ids]])
-        with torch.no_grad():
-            logps = model(input_ids=ids).logits[0].log_softmax(-1)
-        start = len(completion.request.prompt_ids)
-        expected = [logps[start + i - 1, token].item() for i, token in enumerate(completion.token_ids)]
-        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_stopped_early_the_iterator_restores_the_model() -> None:
@@ -151,34 +130,29 @@ def test_stopped_early_the_iterator_restores_the_model() -> None:
     assert model.training
 
 
-def test_two_calls_at_once_draw_what_each_draws_alone() -> None:
+def test_two_calls_at_once_sample_what_each_samples_alone() -> None:
     model = tiny_model("llama").train()
     engine = HFEngine(model, byte_tokenizer(), batch_size=3)
     settings = SamplingParams(max_new_tokens=40, seed=1)
     short, long = requests(1)[:1], requests(2)
-    alone = drawn(engine, short, settings), drawn(engine, long, settings)
+    alone = complete(engine, short, settings), complete(engine, long, settings)
     first, second = engine.complete(short, settings), engine.complete(long, settings)
     done, rest = [next(first)], [next(second)]
     done += first
-    assert not model.training, "the other call is still under way"
+    assert not model.training, "the other call is still in progress"
     rest += second
     assert model.training
-    for found, expected in zip((done, rest), alone, strict=True):
-        assert {(c.request.problem_id, c.request.sample_index): c for c in found} == expected
+    for completions, expected in zip((done, rest), alone, strict=True):
+        assert {(c.request.problem_id, c.request.sample_index): c for c in completions} == expected
 
 
-@pytest.mark.parametrize(("setting", "words"), [
-    ({"max_new_tokens": 600}, "positions"),
-])  # fmt: skip
-def test_too_long_is_refused_before_anything_is_drawn(setting: dict[str, int], words: str) -> None:
-    engine = HFEngine(tiny_model(), byte_tokenizer())
-    with pytest.raises(UserError, match=words):
-        next(engine.complete(requests(), SamplingParams(**setting)))
+def test_too_long_is_refused_before_anything_is_sampled() -> None:
     longest = max(len(request.prompt_ids) for request in requests())
-    with pytest.raises(
-        UserError, match=f"and 3 other problems more than fit; .* has 512; at most {512 - longest} fit"
-    ):
-        next(engine.complete(requests(), SamplingParams(**setting)))
+    words = f"positions .* and 3 other problems more than fit; .* has 512; at most {512 - longest} fit"
+    with pytest.raises(UserError, match=words):
+        next(
+            HFEngine(tiny_model(), byte_tokenizer()).complete(requests(), SamplingParams(max_new_tokens=600))
+        )
 
 
 def test_weights_that_are_not_finite_give_no_answers() -> None:
@@ -191,21 +165,15 @@ def test_weights_that_are_not_finite_give_no_answers() -> None:
             next(engine.complete(requests(), SamplingParams(temperature=temperature, max_new_tokens=4)))
 
 
-def test_recurrent_layers_and_own_attention_are_refused_by_name() -> None:
-    import transformers
-
-    mamba = transformers.AutoModelForCausalLM.from_config(
-        transformers.MambaConfig(vocab_size=272, hidden_size=16, num_hidden_layers=1, state_size=4)
-    )
-    bloom = transformers.AutoModelForCausalLM.from_config(
-        transformers.BloomConfig(vocab_size=272, hidden_size=16, n_layer=1, n_head=2)
-    )
-    for model in (mamba, bloom):
+def test_what_the_engine_cannot_run_is_refused_by_name() -> None:
+    shape = {"vocab_size": 272, "hidden_size": 16}
+    for config in (
+        transformers.MambaConfig(**shape, num_hidden_layers=1, state_size=4),
+        transformers.BloomConfig(**shape, n_layer=1, n_head=2),
+    ):
+        model = transformers.AutoModelForCausalLM.from_config(config)
         with pytest.raises(UserError, match=f"cannot run {type(model).__name__}"):
             HFEngine(model, byte_tokenizer())
-
-
-def test_batch_size_zero_and_unknown_dtype_are_refused() -> None:
     with pytest.raises(UserError, match="batch_size"):
         HFEngine(tiny_model(), byte_tokenizer(), batch_size=0)
     with pytest.raises(UserError, match="dtype"):

@@ -36,17 +36,6 @@ def filled(names: range, blocks: bool) -> tuple[KVPool, list[Owner]]:
     return pool, owners
 
 
-def test_everyone_keeps_their_content_in_any_order_of_leaving(blocks: bool) -> None:
-    pool, owners = filled(range(1, MOST + 1), blocks)
-    leaving = torch.randperm(MOST, generator=torch.Generator().manual_seed(0)).tolist()
-    for number, leaves in enumerate(leaving, 1):
-        pool.remove(owners[leaves].slot)
-        for stays in (owners[i] for i in leaving[number:]):
-            for layer, (keys, values) in enumerate(pool.content(stays)):
-                assert torch.equal(keys, content(stays.name)[layer][0])
-                assert torch.equal(values, content(stays.name)[layer][1])
-
-
 def test_no_more_slots_than_can_be_in_use_and_none_when_all_left(blocks: bool) -> None:
     pool, owners = filled(range(1, MOST + 1), blocks)
     assert pool.slots == MOST

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,7 +86,7 @@ def transformers_serve(folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     yield from serve([sys.executable, "-c", program, *arguments], port, log)
 
 
-def test_samples_from_transformers_serve_and_goes_on(
+def test_samples_from_transformers_serve_and_resumes(
     transformers_serve: str, folder: Path, tmp_path: Path
 ) -> None:
     engine = EngineSpec("openai", 4, base_url=transformers_serve, logprobs=False)
@@ -102,15 +102,8 @@ def test_samples_from_transformers_serve_and_goes_on(
     assert {r["finish_reason"] for r in records} <= {"stop", "length"}
     out.write_bytes(first[:-30])
     sample(str(folder), PROBLEMS, out=out, num_samples=3, **settings)
-    assert (
-        len(
-            {
-                tuple(json.loads(line)[k] for k in ("problem_id", "sample_index"))
-                for line in out.read_text().splitlines()
-            }
-        )
-        == 9
-    )
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len({(r["problem_id"], r["sample_index"]) for r in records}) == 9
 
 
 def test_missing_logprobs_and_unknown_models_are_one_line(
@@ -205,11 +198,23 @@ class Failing(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+END = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
+
+
+def reply(text: str = "", logprobs: Any = END, finish_reason: str = "stop", **more: Any) -> None:
+    """What the server answers from now on."""
+    Failing.reply = {
+        "choices": [{"text": text, "finish_reason": finish_reason, "logprobs": logprobs}],
+        **more,
+    }
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
-    Failing.plan, Failing.seen, Failing.reply = [], [], {"ok": True}
+    Failing.plan, Failing.seen = [], []
     Failing.models, Failing.bodies, Failing.unknown = [], [], set()
+    reply()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -219,24 +224,36 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-def test_passing_failures_are_tried_again_and_retry_after_is_kept(failing: str) -> None:
+@pytest.fixture
+def ask(failing: str, folder: Path, tmp_path: Path) -> Callable[..., list[dict]]:
+    """Sample one answer: the requests that this took, and the line of the samples file as the last item."""
+    numbers = iter(range(99))
+
+    def asked(*, logprobs: bool = True, **params: Any) -> list[dict]:
+        first, out = len(Failing.bodies), tmp_path / f"{next(numbers)}.jsonl"
+        engine = EngineSpec("openai", base_url=failing, logprobs=logprobs)
+        how = {"num_samples": 1, "engine": engine, "params": SamplingParams(**params)}
+        sample(str(folder), PROBLEMS[:1], out=out, **how)
+        return [*Failing.bodies[first:], json.loads(out.read_text())]
+
+    return asked
+
+
+def test_passing_failures_are_tried_again_and_others_are_not(failing: str) -> None:
+    def post(retries: int) -> Any:
+        return OpenAIClient(failing, timeout=5, retries=retries).post("/x", {}, threading.Event())
+
     Failing.plan = [(503, {}), (0, {}), (429, {"Retry-After": "1"}), (500, {})]
-    assert OpenAIClient(failing, timeout=5, retries=4).post("/x", {}, threading.Event()) == {"ok": True}
+    assert post(4) == Failing.reply
     assert len(Failing.seen) == 5
     assert Failing.seen[3] - Failing.seen[2] >= 0.5
-
-
-def test_other_failures_are_not_tried_again_and_say_what_the_server_said(failing: str) -> None:
     Failing.plan = [(400, {})]
     with pytest.raises(UserError, match=r"refuses the request: 400 busy now$"):
-        OpenAIClient(failing, timeout=5, retries=4).post("/x", {}, threading.Event())
-    assert len(Failing.seen) == 1
-
-
-def test_giving_up_says_after_how_many_tries(failing: str) -> None:
+        post(4)
+    assert len(Failing.seen) == 6
     Failing.plan = [(503, {})] * 9
     with pytest.raises(UserError, match="no answer after 3 tries: 503 busy now"):
-        OpenAIClient(failing, timeout=5, retries=2).post("/x", {}, threading.Event())
+        post(2)
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
@@ -247,36 +264,25 @@ def test_retry_after_is_seconds_or_a_date() -> None:
 
 @pytest.mark.parametrize(("logprobs", "expected"), [
     ({"tokens": ["token_id:72", "token_id:2"], "token_logprobs": [-0.5, -1.0]}, [72, 2]),
-    ({"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}, [2]),
+    (END, [2]),
     ({"content": [{"id": 72, "token": "E", "logprob": -0.5}]}, [72]),
 ])  # fmt: skip
 def test_token_ids_in_the_forms_of_vllm_sglang_and_llama_cpp(
-    failing: str, folder: Path, tmp_path: Path, logprobs: dict, expected: list[int]
+    ask: Any, logprobs: dict, expected: list[int]
 ) -> None:
-    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": logprobs}]}
-    engine = EngineSpec("openai", base_url=failing)
-    out = sample(str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", num_samples=1, engine=engine)
-    record = json.loads(out.read_text())
-    assert record["token_ids"] == expected
-    assert record["logprobs"][0] == -0.5
+    reply(logprobs=logprobs)
+    _, line = ask()
+    assert (line["token_ids"], line["logprobs"][0]) == (expected, -0.5)
 
 
-def test_an_answer_of_which_llama_cpp_shows_not_all_tokens_has_no_logprobs(
-    failing: str, folder: Path, tmp_path: Path
-) -> None:
-    shown = {"content": [{"id": 72, "token": "E", "logprob": -0.5}]}
-    Failing.reply = {
-        "choices": [{"text": "E é", "finish_reason": "stop", "logprobs": shown}],
-        "usage": {"completion_tokens": 3},
-    }
-    engine = EngineSpec("openai", base_url=failing)
-    out = sample(str(folder), PROBLEMS[:1], out=tmp_path / "s.jsonl", num_samples=1, engine=engine)
-    record = json.loads(out.read_text())
-    assert (record["text"], record["logprobs"]) == ("E é", [])
-    assert byte_tokenizer().decode(record["token_ids"]) == "E é"
+def test_an_answer_of_which_llama_cpp_shows_not_all_tokens_has_no_logprobs(ask: Any) -> None:
+    reply("E é", {"content": [{"id": 72, "token": "E", "logprob": -0.5}]}, usage={"completion_tokens": 3})
+    _, line = ask()
+    assert (line["text"], line["logprobs"]) == ("E é", [])
+    assert byte_tokenizer().decode(line["token_ids"]) == "E é"
 
 
-def test_models_behind_one_name_are_told_apart_where_the_server_tells(failing: str, folder: Path) -> None:
+def test_the_fingerprint_follows_what_the_server_lists(failing: str, folder: Path) -> None:
     def seen(*models: dict) -> str:
         Failing.models = list(models)
         return OpenAIEngine(str(folder), failing, served_model_name="m").fingerprint
@@ -298,87 +304,55 @@ NEUTRAL = {
 """What no generation_config may change; case 25."""
 
 
-def drawn_by(url: str, folder: Path, out: Path, *, logprobs: bool = True, **params: Any) -> list[dict]:
-    """The requests for one answer, and the file's only line as the last item."""
-    first = len(Failing.bodies)
-    engine = EngineSpec("openai", base_url=url, logprobs=logprobs)
-    sample(str(folder), PROBLEMS[:1], out=out, num_samples=1, engine=engine, params=SamplingParams(**params))
-    return [*Failing.bodies[first:], json.loads(out.read_text())]
-
-
 @pytest.mark.parametrize("logprobs", [True, False])
-def test_every_request_says_every_sampling_setting(
-    failing: str, folder: Path, tmp_path: Path, logprobs: bool
-) -> None:
-    found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
-    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
-    body, _ = drawn_by(
-        failing, folder, tmp_path / "s.jsonl", logprobs=logprobs, temperature=0.7, top_p=0.9, seed=3,
-        max_new_tokens=5,
-    )  # fmt: skip
+def test_every_request_says_every_sampling_setting(ask: Any, logprobs: bool) -> None:
+    body, _ = ask(logprobs=logprobs, temperature=0.7, top_p=0.9, seed=3, max_new_tokens=5)
     assert {name: body.get(name) for name in NEUTRAL} == NEUTRAL
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 0.9, 5)
     assert body["seed"] == sample_key(3, "p0", 0) % 2**31
     assert body["stop_token_ids"] == [2]
 
 
-def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_hf_engines(
-    failing: str, folder: Path, tmp_path: Path
-) -> None:
+def test_a_server_is_sent_stop_texts_and_answers_are_cut_like_the_hf_engines(ask: Any) -> None:
     ids = byte_tokenizer()("42\n\nQuestion: 1?").input_ids
-    found = {"tokens": [f"token_id:{i}" for i in ids], "token_logprobs": [-1.0] * len(ids)}
-    Failing.reply = {
-        "choices": [{"text": "42", "finish_reason": "stop", "logprobs": found}]
-    }  # vLLM's: all tokens
-    body, line = drawn_by(failing, folder, tmp_path / "s.jsonl", stop=("\n\nQuestion:", "<|im_start|>"))
+    every = {"tokens": [f"token_id:{i}" for i in ids], "token_logprobs": [-1.0] * len(ids)}
+    reply("42", every)  # vLLM's: all tokens
+    body, line = ask(stop=("\n\nQuestion:", "<|im_start|>"))
     assert body["stop"] == line["stop"] == ["\n\nQuestion:", "<|im_start|>"]
     assert set(body["stop_token_ids"]) == {2, byte_tokenizer().convert_tokens_to_ids("<|im_start|>")}
     assert (line["text"], line["token_ids"], line["finish_reason"]) == ("42", ids[:2], "stop")
     assert len(line["logprobs"]) == 2
-    Failing.reply["choices"][0] |= {
-        "text": "42\n\nQuestion: 1?",
-        "finish_reason": "length",
-    }  # stop is ignored
-    _, line = drawn_by(
-        failing, folder, tmp_path / "no.jsonl", stop=("\n\nQuestion:",), logprobs=False, max_new_tokens=9
-    )
+    reply("42\n\nQuestion: 1?", every, "length")  # stop is ignored
+    _, line = ask(stop=("\n\nQuestion:",), logprobs=False, max_new_tokens=9)
     assert (line["text"], line["finish_reason"]) == ("42", "stop")
 
 
-def test_llama_cpp_python_is_sent_text_and_its_own_word_for_no_top_k(
-    failing: str, folder: Path, tmp_path: Path
-) -> None:
-    found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
-    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
-    ids, _ = drawn_by(failing, folder, tmp_path / "ids.jsonl")
+def test_llama_cpp_python_is_sent_text_and_its_own_word_for_no_top_k(ask: Any) -> None:
+    ids, _ = ask()
     Failing.models = [{"id": "a.gguf", "owned_by": "me"}]
-    text, _ = drawn_by(failing, folder, tmp_path / "text.jsonl")
+    text, _ = ask()
     assert {name: text.get(name) for name in NEUTRAL} == NEUTRAL | {"top_k": 0}
     assert byte_tokenizer().decode(ids["prompt"]) == text["prompt"]
-    Failing.reply["usage"] = {"prompt_tokens": 3}
-    for change in ({}, {"logprobs": False}):
+    reply(usage={"prompt_tokens": 3})
+    for logprobs in (True, False):
         with pytest.raises(UserError, match="reads the prompt as 3 tokens, training as"):
-            drawn_by(failing, folder, tmp_path / "wrong.jsonl", **change)
+            ask(logprobs=logprobs)
 
 
-def test_without_logprobs_token_ids_are_sent_where_the_server_takes_them(
-    failing: str, folder: Path, tmp_path: Path
-) -> None:
+def test_without_logprobs_token_ids_are_sent_where_the_server_takes_them(ask: Any) -> None:
     """As text, a server might read a literal <|im_end|> in a question as the control token."""
-    Failing.reply = {"choices": [{"text": "4", "finish_reason": "stop"}]}
-    body, line = drawn_by(failing, folder, tmp_path / "ids.jsonl", logprobs=False)
+    reply("4", None)
+    body, line = ask(logprobs=False)
     assert byte_tokenizer().decode(body["prompt"]) == line["prompt"] and "logprobs" not in body
     Failing.plan = [(400, {})]  # as `transformers serve`: "prompt must be a string"
-    ids, text, line = drawn_by(failing, folder, tmp_path / "text.jsonl", logprobs=False)
+    ids, text, line = ask(logprobs=False)
     assert (ids["prompt"], text["prompt"]) == (body["prompt"], line["prompt"])
     assert text["add_special_tokens"] is False
 
 
 def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
-    failing: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ask: Any, failing: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = {"tokens": ["<|im_end|>"], "token_logprobs": [-0.5]}
-    Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": found}]}
     Failing.unknown = {"top_k", "min_p", "stop_token_ids"}
     out = tmp_path / "s.jsonl"
     sample(str(folder), PROBLEMS, out=out, num_samples=1, engine=EngineSpec("openai", 1, base_url=failing))
@@ -387,27 +361,20 @@ def test_a_field_that_a_server_does_not_know_is_left_out_and_said(
     assert all({*NEUTRAL} - body.keys() == {"top_k", "min_p"} for body in Failing.bodies[-3:])
     said = [record.message for record in caplog.records if "does not take" in record.message]
     assert len(Failing.bodies) == 6
-    assert [message.partition("take ")[2].partition(":")[0] for message in said] == [
-        "min_p", "stop_token_ids", "top_k",
-    ]  # fmt: skip
+    fields = [message.partition("take ")[2].partition(":")[0] for message in said]
+    assert fields == ["min_p", "stop_token_ids", "top_k"]
     Failing.unknown = {"temperature"}  # without this setting the answers are not those that were wanted
     with pytest.raises(UserError, match=r"refuses the request: 400 Unrecognized .*: temperature"):
-        drawn_by(failing, folder, tmp_path / "other.jsonl")
+        ask()
 
 
-def test_without_logprobs_or_ids_the_run_stops_in_one_line(
-    failing: str, folder: Path, tmp_path: Path
-) -> None:
-    settings = {
-        "out": tmp_path / "s.jsonl",
-        "num_samples": 1,
-        "engine": EngineSpec("openai", base_url=failing),
-    }
-    wordless = {"tokens": ["??"], "token_logprobs": [-1.0]}
-    for logprobs, words in ((None, "returns no log-probs"), (wordless, "no token ids")):
-        Failing.reply = {"choices": [{"text": "", "finish_reason": "stop", "logprobs": logprobs}]}
-        with pytest.raises(UserError, match=words):
-            sample(str(folder), PROBLEMS, **settings)
+@pytest.mark.parametrize(("logprobs", "words"), [
+    (None, "returns no log-probs"), ({"tokens": ["??"], "token_logprobs": [-1.0]}, "no token ids"),
+])  # fmt: skip
+def test_without_logprobs_or_ids_the_run_stops_in_one_line(ask: Any, logprobs: Any, words: str) -> None:
+    reply(logprobs=logprobs)
+    with pytest.raises(UserError, match=words):
+        ask()
 
 
 def test_unreachable_server_and_missing_address_are_one_line(folder: Path) -> None:

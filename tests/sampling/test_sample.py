@@ -1,4 +1,4 @@
-"""`sample`: the file's contents, going on after kills and torn lines, and what is refused."""
+"""`sample`: the file's contents, resuming after kills and torn lines, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,20 +86,21 @@ def test_finished_file_is_left_alone_and_a_larger_n_adds_to_it(whole: Path, tmp_
 
 
 @pytest.mark.parametrize("cut", [1, 40, 3000])
-def test_torn_last_line_is_drawn_again(whole: Path, tmp_path: Path, cut: int) -> None:
+def test_torn_last_line_is_sampled_again(whole: Path, tmp_path: Path, cut: int) -> None:
     out = tmp_path / "s.jsonl"
     out.write_bytes(whole.read_bytes()[:-cut])
     sample("tiny", PROBLEMS, out=out, engine=engine(), **SETTINGS)
     assert contents(out) == contents(whole)
 
 
-def test_killed_run_goes_on_to_the_same_samples(whole: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_samples(whole: Path, tmp_path: Path) -> None:
     # A process of its own, killed with SIGKILL after three of twelve samples; its hook slows it down.
     out, code = (
         tmp_path / "s.jsonl",
         """
 import sys, time
 from pathlib import Path
+from typing import Any
 sys.path[:0] = sys.argv[2:]
 from sampling.test_sample import PROBLEMS, SETTINGS, engine, sample
 sample("tiny", PROBLEMS, out=Path(sys.argv[1]), engine=engine(), progress=lambda *_: time.sleep(0.3), **SETTINGS)
@@ -128,41 +130,37 @@ sample("tiny", PROBLEMS, out=Path(sys.argv[1]), engine=engine(), progress=lambda
     ({"params": replace(PARAMS, seed=6)}, "seed = 5, now 6"),
     ({"params": replace(PARAMS, max_new_tokens=31)}, "max_new_tokens = 30, now 31"),
     ({"engine": engine(1)}, r"another model \(tiny0, .*; now tiny1, "),
+    ({"problems": [replace(p, prompt=(Turn("user", "Another?"),)) for p in PROBLEMS]}, "had another prompt"),
+    ({"problems": [replace(p, answer="7") for p in PROBLEMS]}, "had another answer"),
 ])  # fmt: skip
-def test_other_settings_or_model_are_refused_and_nothing_is_lost(
-    whole: Path, change: dict[str, object], words: str
+@pytest.mark.parametrize("name", ["s.jsonl", ".s.jsonl.1-of-2.part"])
+def test_samples_with_other_settings_are_refused_and_nothing_is_lost(
+    whole: Path, tmp_path: Path, change: dict[str, Any], words: str, name: str
 ) -> None:
-    before = whole.read_bytes()
+    """In the file, and in a part of it that one of several processes left."""
+    (tmp_path / name).write_bytes(whole.read_bytes())
     with pytest.raises(UserError, match=words) as error:
-        sample("tiny", PROBLEMS, out=whole, **{"engine": engine()} | SETTINGS | change)
-    assert str(error.value).startswith(f"{whole}:1: ")
-    assert "\n" not in str(error.value)
-    assert whole.read_bytes() == before
-
-
-def test_other_prompt_or_answer_is_refused(whole: Path) -> None:
-    for change in ({"prompt": (Turn("user", "Another?"),)}, {"answer": "7"}):
-        changed = [replace(p, **change) for p in PROBLEMS]
-        with pytest.raises(UserError, match=f"had another {next(iter(change))}"):
-            sample("tiny", changed, out=whole, engine=engine(), **SETTINGS)
+        sample(
+            "tiny",
+            **{"problems": PROBLEMS, "out": tmp_path / "s.jsonl", "engine": engine()} | SETTINGS | change,
+        )
+    assert str(error.value).startswith(f"{tmp_path / name}:") and "\n" not in str(error.value)
+    assert (tmp_path / name).read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(("text", "words"), [
     ("{}\n", "is not a line of samples"),
     ("not json\n", "malformed JSON"),
+    (None, "occurs twice"),
 ])  # fmt: skip
-def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_file_of_something_else_is_refused(
+    whole: Path, tmp_path: Path, text: str | None, words: str
+) -> None:
+    text = text or 2 * whole.read_text("utf-8").splitlines(keepends=True)[0]
     (tmp_path / "s.jsonl").write_text(text)
     with pytest.raises(UserError, match=words):
         sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
     assert (tmp_path / "s.jsonl").read_text() == text
-
-
-def test_a_sample_that_is_there_twice_is_refused(whole: Path, tmp_path: Path) -> None:
-    first = whole.read_text("utf-8").splitlines(keepends=True)[0]
-    (tmp_path / "s.jsonl").write_text(first + first)
-    with pytest.raises(UserError, match="occurs twice"):
-        sample("tiny", PROBLEMS, out=tmp_path / "s.jsonl", engine=engine(), **SETTINGS)
 
 
 def test_two_processes_do_not_write_to_one_file(tmp_path: Path) -> None:
@@ -208,8 +206,7 @@ def test_progress_counts_what_was_there_already(whole: Path, tmp_path: Path) -> 
 
 
 def key(line: bytes) -> tuple[str, int]:
-    record = json.loads(line)
-    return record["problem_id"], record["sample_index"]
+    return tuple(json.loads(line)[name] for name in ("problem_id", "sample_index"))
 
 
 def test_parts_of_killed_processes_are_merged_in_order_and_resumed(whole: Path, tmp_path: Path) -> None:
@@ -223,20 +220,6 @@ def test_parts_of_killed_processes_are_merged_in_order_and_resumed(whole: Path, 
     assert merged[:4] == [samples[0], samples[3], samples[7], samples[9]]
     assert sorted(merged) == sorted(samples)
     assert not list(tmp_path.glob(".*.part"))
-
-
-def test_parts_with_other_settings_are_refused(whole: Path, tmp_path: Path) -> None:
-    part = tmp_path / ".s.jsonl.1-of-2.part"
-    part.write_bytes(whole.read_bytes())
-    with pytest.raises(UserError, match="was sampled with seed = 5, now 6"):
-        sample(
-            "tiny",
-            PROBLEMS,
-            out=tmp_path / "s.jsonl",
-            engine=engine(),
-            **SETTINGS | {"params": replace(PARAMS, seed=6)},
-        )
-    assert part.read_bytes() == whole.read_bytes()
 
 
 def test_repetition_sees_loops_and_not_prose() -> None:

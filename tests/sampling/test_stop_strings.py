@@ -23,7 +23,7 @@ from rectune.sampling.types import (
     stopped_by,
     template_stops,
 )
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, complete, tiny_model
 
 REQUEST = Request("p", 0, (1,))
 ALPACA = """\
@@ -89,16 +89,10 @@ def test_the_local_engine_stops_where_a_longer_answer_has_the_text(batch_size: i
     requests = [
         Request(f"p{i}", k, tuple(tokenizer(f"What is {i}?").input_ids)) for i in range(4) for k in range(2)
     ]
-
-    def drawn(settings: SamplingParams) -> dict[tuple[str, int], Completion]:
-        engine = HFEngine(model, tokenizer, batch_size=batch_size)
-        return {
-            (c.request.problem_id, c.request.sample_index): c for c in engine.complete(requests, settings)
-        }
-
-    whole = drawn(SamplingParams(max_new_tokens=60, seed=7))
+    engine = HFEngine(model, tokenizer, batch_size=batch_size)
+    whole = complete(engine, requests, SamplingParams(max_new_tokens=60, seed=7))
     stop = tuple({one.text[10 * i : 10 * i + 2] for i, one in enumerate(list(whole.values())[:3])})
-    found = drawn(SamplingParams(max_new_tokens=60, seed=7, stop=stop))
+    found = complete(engine, requests, SamplingParams(max_new_tokens=60, seed=7, stop=stop))
     assert found == {key: cut(one, tokenizer, stop) for key, one in whole.items()}
     assert sum(found[key] != whole[key] for key in found) >= 3
     assert not any(text in one.text for one in found.values() for text in stop)
@@ -106,19 +100,16 @@ def test_the_local_engine_stops_where_a_longer_answer_has_the_text(batch_size: i
 
 def test_a_stop_text_that_is_a_special_token_stops_by_its_id() -> None:
     tokenizer, model = byte_tokenizer(), tiny_model()
-    request = [Request("p", k, tuple(tokenizer("Hi").input_ids)) for k in range(30)]
-    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-
-    def drawn(stop: tuple[str, ...]) -> list[Completion]:
-        return list(
-            HFEngine(model, tokenizer).complete(request, SamplingParams(max_new_tokens=60, stop=stop))
-        )
-
-    assert any(start in one.token_ids[:-1] for one in drawn(()))
-    found = drawn(("<|im_start|>",))
-    assert not any(start in one.token_ids[:-1] for one in found)
-    ended = [one for one in found if one.token_ids[-1] == start]
-    assert ended and all(one.finish_reason == "stop" for one in ended)
+    requests = [Request("p", k, tuple(tokenizer("Hi").input_ids)) for k in range(30)]
+    start, engine = tokenizer.convert_tokens_to_ids("<|im_start|>"), HFEngine(model, tokenizer)
+    free, stopped = (
+        complete(engine, requests, SamplingParams(max_new_tokens=60, stop=stop)).values()
+        for stop in ((), ("<|im_start|>",))
+    )
+    assert any(start in answer.token_ids[:-1] for answer in free)
+    assert not any(start in answer.token_ids[:-1] for answer in stopped)
+    ended = [answer for answer in stopped if answer.token_ids[-1] == start]
+    assert ended and all(answer.finish_reason == "stop" for answer in ended)
 
 
 def test_stop_texts_are_in_the_file_and_others_are_refused_on_resume(tmp_path: Path) -> None:
@@ -197,7 +188,7 @@ class LLM:
 """
 
 
-def test_vllm_in_this_process_is_told_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_in_this_process_is_given_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with vLLM's names takes what the engine passes on; vLLM itself needs a GPU."""
     import sys
 

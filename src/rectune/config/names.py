@@ -69,7 +69,7 @@ OTHER_NAMES = {
     "no_sharpening": "no_match_entropy", "workers": "grading_workers", "timeout": "grading_timeout",
     "unjudged": "include_unjudged", "unfinished": "include_unfinished", "num_fewshot": "prompt",
     "kl_coef": "beta", "init_kl_coef": "beta", "cliprange": "epsilon", "num_ppo_epochs": "num_iterations",
-    "reward_funcs": "reward", "reward_model": "reward",
+    "reward_funcs": "reward", "reward_model": "reward", "data": "problems",
 }  # fmt: skip
 """What TRL, transformers, vLLM, verl, LLaMA-Factory, lm-evaluation-harness and rectune 0.1 call it, to our name."""
 
@@ -100,6 +100,7 @@ HINTS = {
     "completion_only_loss": "the loss is on answers only",
     "assistant_only_loss": "the loss is on answers only",
     "loss_type": "give objective",
+    "data_format": "the answers to --problems are trained on, in their own format",
 }
 """Advice for settings that do not exist."""
 

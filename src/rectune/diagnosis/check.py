@@ -260,8 +260,7 @@ def _kinds(source: str, options: DataConfig) -> list[Kind]:
 def _is_problem(record: RawRecord) -> bool:
     names = ProblemRecord.names()
     fields = {names[name] for name in record if name in names}
-    asked, answered = fields & {"prompt", "messages"}, fields & {"answer", "answerKey"}
-    return bool(asked and answered)
+    return bool(fields & {"prompt", "messages"} and fields & {"answer", "answerKey"})
 
 
 def _turns(turns: Sequence[Turn]) -> list[CheckedTurn]:

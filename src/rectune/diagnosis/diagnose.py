@@ -42,6 +42,7 @@ from rectune.diagnosis.measure import (
 from rectune.diagnosis.page import render_page
 from rectune.diagnosis.recommendation import recommend
 from rectune.diagnosis.risks import RiskInputs, find_risks
+from rectune.errors import UserError
 from rectune.models.limits import encode_for
 from rectune.models.load import check_model, choose_dtype, fingerprint, load_model
 from rectune.models.lora import unfreeze
@@ -79,6 +80,9 @@ def diagnose(
     model = str(run.model) if (run := run_prompt(config.model)) else config.model
     out = config.output_dir
     check_writable(out)
+    if (out / "config.json").is_file():
+        hint = "give another --output-dir"
+        raise UserError("the folder is that of a run or a model, not of a diagnosis", where=out, hint=hint)
     check_model(model)
     check_template(config.chat_template)
 

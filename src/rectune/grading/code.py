@@ -94,7 +94,7 @@ def _with_imports(code: str) -> str:
 
 
 def _function_of(prompt: str, code: str) -> str:
-    """The function that is asked for, where no field names it: the prompt's last, else the program's."""
+    """The function to write, where no field names it: the prompt's last, else the program's."""
     for source in (prompt, code):
         names = re.findall(r"^(?:async[^\S\n]+)?(?:def|class)[^\S\n]+(\w+)", source, re.MULTILINE)
         if functions := [name for name in names if not re.match(r"main$|test", name)]:
@@ -120,7 +120,7 @@ def _run(
         try:
             output, _ = process.communicate(json.dumps(job).encode(), timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()  # the others follow: they asked the kernel to die with it
+            process.kill()  # the others follow: the kernel ends them with it
             process.communicate()
             return "timeout", ""
     verdict, reason, protected = json.loads(output) if output else ("error", "the sandbox died", True)

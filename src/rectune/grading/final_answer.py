@@ -10,8 +10,8 @@ own. In it, `extract_answer` goes through named rules in a fixed order and takes
 | `hash` | what follows the last `####` on its line, unless that is a heading |
 | `phrase` | what follows the last "the answer is", "answer:", on its line or below it |
 | `number` | the last number, fraction or percentage, or the formula that it stands in |
-| `choice` | the last letter that is called an option or correct (asked for where the gold answer is a letter) |
-| `whole` | all of the final part (only where it is asked for) |
+| `choice` | the last letter that is called an option or correct (where the gold answer is a letter) |
+| `whole` | all of the final part (only where `extract` names it) |
 
 Whether two answers are the same is in `math.py`.
 """
@@ -66,7 +66,7 @@ _MARK = re.compile(
     rf"(?P<fence>^[^\S\n]*(?:```|~~~)[^\n]*)|(?P<token>{_TOKEN})|^ {{0,3}}(?:{_LABEL}[^\S\n]*[:：]|{_NUMBERED}"
     rf"|(?:\#{{1,6}}[^\S\n]*[*_]{{0,2}}|[*_]{{2}}){_LABEL}[*_]{{0,2}}[^\S\n]*(?:[:：.][*_]{{0,2}}|$)"
     r"|Below is an instruction that describes a task)"
-    r"|(?P<asks>(?:\d+[.)]\s+)?(?:what|how|which|who|when|where|why|if|find|solve|calculate|compute|determine)\b"
+    r"|(?P<question>(?:\d+[.)]\s+)?(?:what|how|which|who|when|where|why|if|find|solve|calculate|compute|determine)\b"
     r"[^\n]*\?)"
     r"|(?P<another>(?:\b(?:try|do|solve|consider|look at|move on to|on to)|here(?:'s| is))"
     r"\s+(?:(?:another|a new|a similar"
@@ -147,7 +147,7 @@ def _next_turn(text: str, start: int, end: int) -> int | None:
             continue
         answered = given is not None and given.end() <= mark.start()
         opens = (
-            not mark["asks"]
+            not mark["question"]
             and not _PREAMBLE.search(before.rpartition("\n")[2])
             and not _OWN.match(mark.group())
         )

@@ -119,7 +119,7 @@ def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fr
     Raises:
         Unreadable: `answer` is no mathematics at all, though `gold` is.
     """
-    left, right = _tidy(gold, beside=answer), _tidy(answer, beside=gold)
+    left, right = _tidy(gold, other=answer), _tidy(answer, other=gold)
     if _spelled_alike(left, right):
         return bool(left)
     if len(right) > MAX_DIGITS:
@@ -129,23 +129,23 @@ def same_answer(gold: str, answer: str, *, multiple: bool = False, tolerance: Fr
     (left, condition), (right, other_condition) = split_qualifier(left), split_qualifier(right)
     if condition and other_condition and re.findall(r"\d+", condition) != re.findall(r"\d+", other_condition):
         return False
-    (asked, value), (chosen, content) = split_choice(left), split_choice(right)
+    (letter, value), (chosen, content) = split_choice(left), split_choice(right)
     if choice_letter(left) and chosen:
-        return asked == chosen
-    if asked and value and chosen:
-        return asked == chosen and (not content or _same(value, content, tolerance, 5, multiple))
-    if asked and value:
+        return letter == chosen
+    if letter and value and chosen:
+        return letter == chosen and (not content or _same(value, content, tolerance, 5, multiple))
+    if letter and value:
         left = value
     elif chosen and content:
         right = content
     return _same(left, right, tolerance, depth=5, lists=multiple)
 
 
-def _tidy(answer: str, beside: str = "") -> str:
-    """A normalised answer, its degrees in radians where the one `beside` it is in radians."""
+def _tidy(answer: str, other: str = "") -> str:
+    """A normalised answer, its degrees in radians where the `other` answer is in radians."""
     if len(answer) > 50 * MAX_DIGITS:
         return answer
-    return normalize_answer(answer, radians=_RADIANS.search(beside[:MAX_DIGITS]) is not None)
+    return normalize_answer(answer, radians=_RADIANS.search(other[:MAX_DIGITS]) is not None)
 
 
 def _spelled_alike(gold: str, answer: str) -> bool:

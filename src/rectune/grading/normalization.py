@@ -432,7 +432,7 @@ def choice_letter(answer: str) -> str:
 def split_choice(answer: str) -> tuple[str, str]:
     """The letter and the text of a normalised answer such as `(B) 12`, `B. 12` or `B`; ("", answer) otherwise.
 
-    Several letters are no choice, nor is a letter that the text goes on to calculate with.
+    Several letters are no choice, nor is a letter that the text then calculates with.
     """
     match = _LABELLED.fullmatch(TEXT.sub(r"\1 ", answer[:500]).strip()) if len(answer) <= 500 else None
     if not match or _NO_TEXT.match(match[4]) or _ANOTHER.match(match[4]):

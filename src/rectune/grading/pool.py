@@ -1,7 +1,7 @@
 """Grading many answers at once, in processes that a hostile answer may ruin without harm to the others.
 
 One thread of this process drives one worker process over pipes; code goes from the thread to its sandbox (`code.py`).
-Nothing is forked, so it is safe beside torch, and scripts need no `__main__` guard.
+Nothing is forked, so it is safe in a process with torch, and scripts need no `__main__` guard.
 
 A worker grades everything but code. A message to it is a length line and a JSON list of items; it answers with a JSON
 line for each. Each item runs under an alarm clock whose signal is left to the kernel, which ends the process even in

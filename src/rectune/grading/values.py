@@ -83,7 +83,7 @@ _VARIABLE = re.compile(r"(?<![\\a-zA-Z])(?!R\b|e\b)[a-zA-Z](?![a-zA-Z])")
 
 
 def same_value(gold: Any, answer: Any, step: Fraction = Fraction(0)) -> bool | None:
-    """Whether two expressions are equal; None where that cannot be told from their values.
+    """Whether two expressions are equal; None where their values do not decide that.
 
     Args:
         gold: A sympy object, not necessarily evaluated.
@@ -112,7 +112,7 @@ def _same_constant(gold: Any, answer: Any, step: Fraction) -> bool | None:
 def same_equation(gold: Eq, answer: Eq) -> bool | None:
     """Whether two equations describe the same curve: one is a constant multiple of the other.
 
-    None where that cannot be told.
+    None where that is undecided.
     """
     left, right = (_imaginary(side.lhs - side.rhs) for side in (gold, answer))
     left, right = _without_functions(*(fraction(together(side))[0] for side in (left, right)))

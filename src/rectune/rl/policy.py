@@ -3,7 +3,7 @@
 The value of a token is that of the state before it: a linear function, zero at first, of the same last hidden state
 that predicts the token. The losses are in `objectives.py`, advantages in `advantages.py`.
 
-A server samples from the weights in training: they are saved, and the server is told to read them. SGLang answers
+A server samples from the weights in training: they are saved, and the server reads them. SGLang answers
 `POST /update_weights_from_disk`; vLLM, where it runs with VLLM_SERVER_DEV_MODE=1, `POST /collective_rpc` with its
 workers' `reload_weights`, after which its cached prefixes are discarded. Both addresses are next to /v1, not below it,
 and the server has to see the same file system. Any other server is refused by name.
@@ -198,22 +198,22 @@ class ReloadingServer:
 
     def reload(self) -> None:
         """Have the server read the folder: by SGLang's address, else by vLLM's."""
-        answer = self._ask("/update_weights_from_disk", {"model_path": str(self.folder)})
+        answer = self._post("/update_weights_from_disk", {"model_path": str(self.folder)})
         if answer is not None:
             if answer.get("success") is not True:
                 said = answer.get("message") or answer
                 raise UserError(f"the server cannot read the weights: {said}", where=self.folder)
             return
         method = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder)}}
-        if self._ask("/collective_rpc", method) is None:
+        if self._post("/collective_rpc", method) is None:
             raise UserError(
                 "this server cannot reload weights",
                 where=self.api.url,
                 hint="SGLang can, vLLM with VLLM_SERVER_DEV_MODE=1 can; or use backend = 'hf'",
             )
-        self._ask("/reset_prefix_cache", {})
+        self._post("/reset_prefix_cache", {})
 
-    def _ask(self, path: str, body: Mapping[str, object]) -> Mapping[str, object] | None:
+    def _post(self, path: str, body: Mapping[str, object]) -> Mapping[str, object] | None:
         """The server's answer; None where it does not know the path."""
         status, text = self.api.call(path, body)
         if status in (404, 405):

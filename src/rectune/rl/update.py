@@ -30,7 +30,7 @@ from rectune.training.mixed_precision import Masters
 
 log = logging.getLogger("rectune")
 
-_ORDER = 7  # stream of the seed, beside those of data/sampler.py
+_ORDER = 7  # stream of the seed, in addition to those of data/sampler.py
 
 
 def update(

@@ -52,7 +52,7 @@ def default_device() -> torch.device:
 
 
 def on_cpu() -> bool:
-    """Whether this is one of several processes that have to meet on the CPU, which accelerate has to be told."""
+    """Whether this is one of several processes that have to meet on the CPU; accelerate needs to know it."""
     if share()[1] == 1:
         return False
     import torch

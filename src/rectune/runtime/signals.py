@@ -21,7 +21,7 @@ class Stopped(KeyboardInterrupt):
     """Stopped by a signal.
 
     Args:
-        words: One line: what is on the disk, and how to go on.
+        words: One line: what is on the disk, and how to resume.
         number: The signal.
     """
 
@@ -37,7 +37,7 @@ def stopped_by(error: KeyboardInterrupt) -> int:
 
 @contextmanager
 def on_interrupt(words: Callable[[], str]) -> Iterator[None]:
-    """Where this is interrupted, say these words: what is on the disk, and how to go on."""
+    """Where this is interrupted, say these words: what is on the disk, and how to resume."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -57,7 +57,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[Callable[[], int]]:
-    """Put the first signal off; gives a function that tells its number, 0 for none. A second Ctrl-C interrupts."""
+    """Put the first signal off; gives a function that returns its number, 0 for none. A second Ctrl-C interrupts."""
     first = 0
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -135,7 +135,7 @@ def _report_of(run: Callable[[Report], None], job: SandboxJob, *pipes: BinaryIO)
 
 
 def _is_over_time(pid: int, *, tries: int = 1) -> bool:
-    """Whether the kernel has ended a child for its processor time; asked each millisecond, while it is ending."""
+    """Whether the kernel has ended a child for its processor time; polled each millisecond, while it is ending."""
     for _ in range(tries):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

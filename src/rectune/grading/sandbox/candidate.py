@@ -1,6 +1,6 @@
 """The confined half: runs the candidate's program, and never sees the tests or the outputs that they expect.
 
-A program that defines things runs once and then does what the tests ask of it: it sees the arguments of each call.
+A program that defines things runs once and then serves the calls of the tests: it sees the arguments of each call.
 What it does to its own interpreter, to `assert`, to the built-ins or to this loop changes its own answers at most. A
 program that reads standard input runs in a process of its own for each input.
 """
@@ -102,7 +102,7 @@ class _Stdin(io.TextIOBase):
 def serve_inputs(inward: BinaryIO, outward: BinaryIO, limit: Callable[[], bool]) -> None:
     """Run the programs that are sent, each with its input, confined by `limit` in a process of its own.
 
-    Whether a process can be confined here, the first one tries and tells before any program is read.
+    Whether a process can be confined here, the first one tries and reports before any program is read.
     """
 
     def try_limit() -> int:
@@ -113,8 +113,8 @@ def serve_inputs(inward: BinaryIO, outward: BinaryIO, limit: Callable[[], bool])
             return 1
         return 0
 
-    status, told = _in_child(try_limit)
-    send(outward, ["confined", told.strip() == "True"] if status == 0 else ["refused", told.strip()])
+    status, report = _in_child(try_limit)
+    send(outward, ["confined", report.strip() == "True"] if status == 0 else ["refused", report.strip()])
     while True:
         try:
             program, given = receive(inward)

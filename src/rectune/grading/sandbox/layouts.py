@@ -50,7 +50,7 @@ class Tests:
         entry_point: The function under test, "" where that is not known.
         find: Returns what the program has under a name; NameError where it has none.
         from_program: Whether the program raised an exception.
-        prompt: What the program was asked for.
+        prompt: Describes the program.
 
     Raises:
         Fault: They are no program, or assert nothing by mistake.

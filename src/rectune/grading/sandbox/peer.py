@@ -276,9 +276,9 @@ class Peer:
     """Both pipes, and the objects known on either side.
 
     Args:
-        give: Does what is asked of the side itself (`get`, `input`), given action, name and arguments.
+        give: Answers requests to the side itself (`get`, `input`), given action, name and arguments.
         guarded: Whether the other side must not be believed.
-        printed: Returns, and forgets, what was printed since it was asked last.
+        printed: Returns, and forgets, what was printed since the last call.
 
     Attributes:
         used: Whether anything of the other side's was called or read.
@@ -336,7 +336,7 @@ class Peer:
                 return
 
     def _answer(self) -> tuple[str, Any, list[Any]]:
-        """The answer to what was asked; until it comes, serve what the other side asks."""
+        """The answer to a request; until it comes, serve requests of the other side."""
         while True:
             message = receive(self._inward)
             if not isinstance(message, list) or len(message) not in (3, 4):
@@ -516,7 +516,7 @@ class Peer:
         return type.__new__(Mirror, str(name).rpartition(".")[2], kinds, namespace)
 
     def _items(self, number: int) -> Generator[Any, Any, Any]:
-        """A generator over what the other side's iterator yields, fetched when it is asked for."""
+        """A generator over what the other side's iterator yields, fetched when it is needed."""
         fetched = 0
         while True:
             items, ended, value = self.ask("pull", number, max(1, fetched // 4) if fetched >= SINGLE else 1)
@@ -533,7 +533,7 @@ class Peer:
         return self.ask("run", number)
 
     def build(self, mirror: Any, arguments: Any, keywords: Any) -> Any:
-        """An instance that this side asks for, of the other side's class."""
+        """An instance of the other side's class, made for this side."""
         self.used = True
         made = self.ask("call", _WHERE[id(mirror)][1], *arguments, **keywords)
         if id(made) in _WHERE and mirror.__name__[:1].isupper():
