@@ -1,11 +1,14 @@
-"""Settings and reward functions of short online runs in tests."""
+"""Settings and reward functions of short RL runs, and the task of short RFT runs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from rectune.config import RLConfig, load_config
+from rectune.training.trainer import train
+from toys import save_toy
 
 REWARDS = '''
 """Rewards for tests."""
@@ -68,3 +71,26 @@ def config_of(toy: dict[str, Any], out: Path, **settings: Any) -> RLConfig:
         settings["reward"] = toy["reward"].replace("even", settings["reward"])
     named = {key.replace("__", "."): value for key, value in settings.items()}
     return load_config(None, {**toy, "output_dir": out, **named}, RLConfig)
+
+
+def yes_no_task(folder: Path) -> dict[str, Any]:
+    """Settings of a short RFT run without `output_dir`: a model that says yes or no, right half of the time."""
+    said = ("yes", "no", "yes!", "no!")
+    rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
+    problems = [
+        {"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no", "grader": "exact"} for n in range(12)
+    ]
+    for name, records in (("rows", rows), ("problems", problems)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    short = {"dtype": "float32", "eval_split_size": 0, "objective": "sft"}
+    base = {
+        "model": save_toy(folder / "raw"),
+        "data": str(folder / "rows.jsonl"),
+        "output_dir": folder / "trained",
+    }
+    train(load_config(None, {**short, **base, "max_steps": 40, "learning_rate": 0.01, "save_steps": 0}))
+    return {
+        **short, "model": str(folder / "trained" / "model"), "problems": str(folder / "problems.jsonl"),
+        "max_new_tokens": 8, "grading_workers": 1, "max_steps": 4, "batch_size": 4, "learning_rate": 3e-3,
+        "save_steps": 2,
+    }  # fmt: skip

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from comparisons import SETTINGS, Task, make_task, write
-from online_runs import REWARDS
+from comparisons import SETTINGS, Task, make_task
+from online_runs import REWARDS, yes_no_task
 from rectune.config import flag
 from training_runs import make_toy, metrics, same_runs
 
@@ -191,22 +191,8 @@ def test_rl(warm: Warm, tmp_path: Path, task: Task) -> None:
     torture(warm, tmp_path, "rl", command, ["--resume"], same)
 
 
-def test_rft(warm: Warm, tmp_path: Path, task: Task) -> None:
-    said = ("yes", "no", "yes!", "no!")  # a model that is right half of the time
-    rows = [{"prompt": f"{n} odd?", "completion": said[n * n % 7 % 4]} for n in range(64)]
-    asked = [
-        {"prompt": f"{n} odd?", "answer": "yes" if n % 2 else "no", "grader": "exact"} for n in range(24)
-    ]
-    data, problems = (
-        write(tmp_path / f"{name}.jsonl", lines) for name, lines in (("rows", rows), ("asked", asked))
-    )
-    short = {"model": task["model"], "dtype": "float32", "eval_split_size": 0, "save_steps": 2}
-    trained = {**short, "data": data, "max_steps": 40, "learning_rate": 0.01, "objective": "sft"}
-    assert warm.run(["train", *flags({**trained, "output_dir": tmp_path / "model"})]) == 0
-    settings = {
-        **short, "model": tmp_path / "model" / "model", "problems": problems, "max_new_tokens": 8,
-        "grading_workers": 1, "max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "objective": "sft",
-    }  # fmt: skip
+def test_rft(warm: Warm, tmp_path: Path) -> None:
+    settings = {**yes_no_task(tmp_path), "max_steps": 6}
 
     def same(one: Path, other: Path) -> None:
         assert lines_of(one / "samples.jsonl") == lines_of(other / "samples.jsonl")

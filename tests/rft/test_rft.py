@@ -1,4 +1,4 @@
-"""Sample, grade, select, train as one run: what is kept, that it goes on after a kill, and what is refused."""
+"""Sample, grade, select, train as one run: what is kept, that it resumes after a kill, and what is refused."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    rft.train_rft(load_config(None, {**asked, "output_dir": out}, RFTConfig))
+    rft.train_rft(load_config(None, {**settings, "output_dir": out}, RFTConfig))
     return out
 
 
@@ -68,24 +68,26 @@ def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.L
     assert trained["data"] == str(out / "rows.jsonl") and trained["objective"] == "sft"
     assert result.train.steps == 4 and (out / "train" / "model" / "model.safetensors").exists()
     assert sum(line["supervised"] for line in metrics(out / "train", "train")) > len(rows)
+    (out / "rft.json").rename(out / "offline.json")  # its name in earlier versions
+    assert run(resume=True).counts == result.counts and not (out / "rft.json").exists()
 
 
-@pytest.mark.parametrize("settings", [{"system_prompt": "Be brief."}, {"chat_template": "none"}])
+@pytest.mark.parametrize("changes", [{"system_prompt": "Be brief."}, {"chat_template": "none"}])
 def test_training_reads_the_prompts_that_were_sampled(
-    run: Any, asked: dict[str, Any], tmp_path: Path, settings: dict[str, str]
+    run: Any, settings: dict[str, Any], tmp_path: Path, changes: dict[str, str]
 ) -> None:
     anything = tmp_path / "anything.jsonl"
     problem = {"prompt": "3 odd?", "answer": ["yes", "no"], "grader": "exact"}
     anything.write_text(json.dumps(problem) + "\n")
-    given = {"problems": str(anything), "max_steps": 1, "include_unfinished": True, **settings}
+    given = {"problems": str(anything), "max_steps": 1, "include_unfinished": True, **changes}
     out = tmp_path / "run"
-    if "chat_template" in settings:  # no template that the model knows: whatever it says is right
+    if "chat_template" in changes:  # no template that the model knows: whatever it says is right
         with pytest.raises(UserError, match="has no correct answer"):
             run("first", **given)
         said = {"answer": [line["text"] for line in lines(tmp_path / "first" / "samples.jsonl")]}
         anything.write_text(json.dumps(problem | said) + "\n")
     run(**given)
-    config = load_config(None, {**asked, **given, "output_dir": out}, RFTConfig)
+    config = load_config(None, {**settings, **given, "output_dir": out}, RFTConfig)
     training = config.training(out / "rows.jsonl", "prompt_completion")
     _, tokenizer = load_model(config.model)
     template = choose_template(config.chat_template, tokenizer)
@@ -99,7 +101,7 @@ def test_training_reads_the_prompts_that_were_sampled(
         first = next(i for i, label in enumerate(encoded.labels) if label != -100)
         assert list(encoded.input_ids[:first]) == ids
         assert tokenizer.decode(ids) == sample["prompt"]
-    if "system_prompt" in settings:
+    if "system_prompt" in changes:
         assert "Be brief." in sample["prompt"]
 
 
@@ -128,10 +130,10 @@ def test_the_objective_decides_the_method(run: Any, whole: Path, tmp_path: Path,
     assert len(list(kept)) == 1
 
 
-def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
-    """Those of other problems, and more than n, are left; what was drawn otherwise is refused."""
+def test_samples_of_another_run(run: Any, whole: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Those of other problems, and more than n, are left; what was sampled otherwise is refused."""
     fewer = tmp_path / "fewer.jsonl"
-    problems = Path(asked["problems"]).read_text().splitlines(keepends=True)[:9]
+    problems = Path(settings["problems"]).read_text().splitlines(keepends=True)[:9]
     fewer.write_text("".join(line.replace('"answer": "yes"', '"answer": "no"') for line in problems))
     samples = str(whole / "samples.jsonl")
     run("few", num_samples=2, samples=samples, problems=str(fewer), max_steps=1)
@@ -180,12 +182,12 @@ def test_death_at_any_stage(
 
 
 def test_a_finished_run_is_left_alone(
-    whole: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    whole: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in whole.rglob("*.json*")}
     for name in ("sample", "grade", "select"):
         monkeypatch.delattr(rft, name)  # not even looked at
-    config = load_config(None, {**asked, "output_dir": whole}, RFTConfig)
+    config = load_config(None, {**settings, "output_dir": whole}, RFTConfig)
     result = rft.train_rft(config, resume=True)
     assert result.train.steps == 4 and result.counts.samples == 48
     assert {path: path.read_bytes() for path in whole.rglob("*.json*")} == before
@@ -194,7 +196,7 @@ def test_a_finished_run_is_left_alone(
 
 
 def test_settings_that_may_change_before_training_and_not_after(
-    run: Any, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(rft, "train", dies_at(1, rft.train))
@@ -218,11 +220,11 @@ def test_settings_that_may_change_before_training_and_not_after(
         run(resume=True, num_samples=5, per_problem=1, grading_timeout=4.0, learning_rate=1.0)
 
 
-def test_no_correct_sample_at_all(run: Any, asked: dict[str, Any], tmp_path: Path) -> None:
-    """Nothing is lost: more answers can be drawn, or these be judged by other golds."""
+def test_no_correct_sample_at_all(run: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing is lost: more answers can be sampled, or these graded by other gold answers."""
     hopeless = tmp_path / "hopeless.jsonl"
     hopeless.write_text(
-        Path(asked["problems"]).read_text().replace('"yes"', '"maybe"').replace('"no"', '"maybe"')
+        Path(settings["problems"]).read_text().replace('"yes"', '"maybe"').replace('"no"', '"maybe"')
     )
     with pytest.raises(UserError, match="has no correct answer; sample more, or easier problems") as error:
         run(problems=str(hopeless))
@@ -232,21 +234,21 @@ def test_no_correct_sample_at_all(run: Any, asked: dict[str, Any], tmp_path: Pat
     with pytest.raises(UserError, match="has no correct answer"):
         run(problems=str(hopeless), resume=True, num_samples=5)
     assert len(lines(out / "graded.jsonl")) == 60
-    result = run("mended", samples=str(out / "samples.jsonl"), max_steps=1)
+    result = run("corrected", samples=str(out / "samples.jsonl"), max_steps=1)
     assert result.counts.kept > 0
 
 
 def test_a_verifier_that_always_fails(
-    run: Any, whole: Path, asked: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Any, whole: Path, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Tests that never end say nothing about the answers, which are programs here."""
     tests, programs = tmp_path / "tests.jsonl", tmp_path / "programs.jsonl"
     endless = {"test": "def check(f):\n    while True: pass", "entry_point": "yes"}
     code = {"grader": "code", "answer": "-", "extra": endless}
-    problems = [json.loads(line) | code for line in Path(asked["problems"]).read_text().splitlines()[:2]]
+    problems = [json.loads(line) | code for line in Path(settings["problems"]).read_text().splitlines()[:2]]
     tests.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    drawn = [line | {"text": "def yes(): pass"} for line in lines(whole / "samples.jsonl")]
-    programs.write_text("".join(json.dumps(line) + "\n" for line in drawn))
+    answers = [line | {"text": "def yes(): pass"} for line in lines(whole / "samples.jsonl")]
+    programs.write_text("".join(json.dumps(line) + "\n" for line in answers))
     given = {"problems": str(tests), "num_samples": 1, "samples": str(programs)}
     says = r"graded.jsonl: the grader graded none of the 2 answers \(2 times timeout\); raise grading_timeout"
     with pytest.raises(UserError, match=says):
@@ -256,10 +258,10 @@ def test_a_verifier_that_always_fails(
         run(**given, grading_timeout=0.4, resume=True)
 
 
-def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+def test_pairs_without_a_loser(run: Any, whole: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     """Some are counted and left out; where there is no pair at all the run stops, and nothing is lost."""
     easy, samples = tmp_path / "easy.jsonl", whole / "samples.jsonl"
-    problems = [json.loads(line) for line in Path(asked["problems"]).read_text().splitlines()]
+    problems = [json.loads(line) for line in Path(settings["problems"]).read_text().splitlines()]
     anything = sorted({line["text"] for line in lines(samples)})
     given = {"problems": str(easy), "samples": str(samples), "max_steps": 1}
     for name, right in (("some", 6), ("run", 12)):
@@ -275,7 +277,7 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("changes", "says"),
     [
         ({"objective": "dftt"}, "unknown objective 'dftt'"),
         ({"problems": "nothing.jsonl"}, "cannot be read"),
@@ -286,9 +288,9 @@ def test_pairs_without_a_loser(run: Any, whole: Path, asked: dict[str, Any], tmp
         ({"samples": "nothing.jsonl"}, "no such file"),
     ],
 )
-def test_mistakes_cost_nothing(run: Any, tmp_path: Path, settings: dict[str, str], says: str) -> None:
+def test_mistakes_cost_nothing(run: Any, tmp_path: Path, changes: dict[str, str], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        run(**settings)
+        run(**changes)
     assert not (tmp_path / "run" / "samples.jsonl").exists()
 
 
@@ -305,25 +307,21 @@ def test_samples_of_something_else(run: Any, tmp_path: Path) -> None:
 
 
 def test_the_plan_writes_nothing(
-    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(engine, "sample")
-    config = load_config(None, {**asked, "output_dir": tmp_path / "run", "objective": "dpo"}, RFTConfig)
+    config = load_config(None, {**settings, "output_dir": tmp_path / "run", "objective": "dpo"}, RFTConfig)
     shown = plan(config)
-    assert (shown["method"], shown["problems"], shown["samples"], shown["pairs_at_most"]) == (
-        "DPO",
-        12,
-        48,
-        24,
-    )
+    found = [shown[name] for name in ("method", "problems", "samples", "pairs_at_most")]
+    assert found == ["DPO", 12, 48, 24]
     assert shown["found"] == [] and not (tmp_path / "run").exists()
 
 
 def test_on_the_command_line(
-    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "rft.toml"
-    recipe.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in asked.items()))
+    recipe.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
     out = str(tmp_path / "run")
     command = ["rft", str(recipe), "--output-dir", out, "--num-samples", "2"]
     assert cli.main([*command, "--dry-run"]) == 0
@@ -336,4 +334,4 @@ def test_on_the_command_line(
     assert result["method"] == "RFT" and result["train"]["steps"] == 4
     assert cli.main(command) == 2
     assert "the folder already has a run" in capsys.readouterr().err
-    assert len(read_problems(asked["problems"])) == 12
+    assert len(read_problems(settings["problems"])) == 12
