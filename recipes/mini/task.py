@@ -133,9 +133,9 @@ def make_task(settings: Settings) -> Path:
     return folder
 
 
-def make_base(grid: Grid) -> None:
-    """Train the base model of a grid, unless it is there: SFT on the mixture of ways to answer."""
-    folder = Path(grid.model).parents[1]
+def make_base(model: Path) -> None:
+    """Train the base model of a task, FOLDER/base/model, unless it is there: SFT on the mixture of ways to answer."""
+    folder = model.parents[1]
     with wait_for_lock(folder, "making this task"):
         if not (folder / "base" / "summary.json").is_file():
             train(load_config(None, _base_settings(folder)), resume=True)
@@ -166,14 +166,14 @@ def _files(settings: Settings) -> Iterator[tuple[str, list[dict[str, str]]]]:
         ("more_steps", DEMONSTRATED, (3,)),
         ("validation", DEMONSTRATED, (2,)),
     ):
-        yield name, [_problem(story) for story in take(name, kinds, steps, task[name])]
+        yield name, [problem_of(story) for story in take(name, kinds, steps, task[name])]
     shown = take("demonstrations", DEMONSTRATED, (2,), task["demonstrations"])
     rng = random.Random("wrong demonstrations")
     wrong = [spoil(rng, story) if rng.random() < task["wrong"] else story for story in shown]
-    yield "demonstrations", [_row(story, "told") for story in wrong]
-    yield "clean", [_row(story, "told") for story in shown]
-    yield "problems", [_problem(story) for story in shown[: task["problems"]]]
-    yield "holdout", [_row(story, "told") for story in take("holdout", DEMONSTRATED, (2,), task["holdout"])]
+    yield "demonstrations", [row_of(story, "told") for story in wrong]
+    yield "clean", [row_of(story, "told") for story in shown]
+    yield "problems", [problem_of(story) for story in shown[: task["problems"]]]
+    yield "holdout", [row_of(story, "told") for story in take("holdout", DEMONSTRATED, (2,), task["holdout"])]
     yield "base", list(_base_rows(take("base", (*DEMONSTRATED, *OTHERS), (1, 2, 2, 3), base["rows"]), base))
 
 
@@ -182,14 +182,16 @@ def _base_rows(every: Sequence[Story], base: dict[str, Any]) -> Iterator[dict[st
     shares = (base["written"], base["told"], 1 - base["written"] - base["told"])
     for story in every:
         way = rng.choices(("written", "told", "short"), shares)[0]
-        yield _row(spoil(rng, story) if rng.random() < base["wrong"] else story, way)
+        yield row_of(spoil(rng, story) if rng.random() < base["wrong"] else story, way)
 
 
-def _row(story: Story, way: str) -> dict[str, str]:
+def row_of(story: Story, way: str) -> dict[str, str]:
+    """A row to train on: the story, answered in one of `EVERY_WAY`."""
     return {"prompt": story.text, "completion": answered(story, way)}
 
 
-def _problem(story: Story) -> dict[str, str]:
+def problem_of(story: Story) -> dict[str, str]:
+    """A problem to evaluate on."""
     return {"prompt": story.text, "answer": str(story.answer), "grader": "exact"}
 
 

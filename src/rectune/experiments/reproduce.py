@@ -126,7 +126,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     work = prepare(config)
     with lock(config.output_dir, "at work"):
         if config.scale == "mini":
-            work.code("mini.task").make_base(work.grids[0])
+            work.code("mini.task").make_base(Path(work.grids[0].model))
         else:
             work.code("paper.data").write_files(work)
         comparisons = []
