@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from rectune.cli.app import main
 from rectune.config import TrainConfig
+from rectune.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -175,7 +177,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
 
 
 def test_list_objectives_agrees_with_the_functions(capsys: pytest.CaptureFixture[str]) -> None:
-    from rectune.objective_spec import column_names, setting_names
+    from rectune.objective_spec import column_names, parse_objective, setting_names
     from rectune.objectives import OBJECTIVES
 
     assert main(["list", "objectives", "--json"]) == 0
@@ -185,6 +187,13 @@ def test_list_objectives_agrees_with_the_functions(capsys: pytest.CaptureFixture
         assert tuple(filter(None, row["columns"].split(", "))) == column_names(row["objective"])
         named = tuple(s.partition(" = ")[0] for s in row["settings"].split(", ") if s)
         assert named == setting_names(row["objective"])
+        for suffix in ("signal=base", "shuffled"):
+            with (
+                nullcontext()
+                if suffix in row["suffixes"].split(", ")
+                else pytest.raises(UserError, match="cannot")
+            ):
+                parse_objective(f"{row['objective']}:{suffix}")
         assert row["about"]
 
 

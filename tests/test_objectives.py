@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from rectune.objective_spec import (
     effective_weight,
     label_of,
     parse_objective,
+    row_nll_z,
     setting_names,
     slug_of,
 )
@@ -46,6 +48,7 @@ def columns(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Columns:
         "entropy": 4 * torch.rand(12, generator=g, dtype=torch.float64),
         "log_sum_p2": torch.rand(12, generator=g, dtype=torch.float64).log(),
         "lower_mass": torch.rand(12, generator=g, dtype=torch.float64),
+        "row_nll_z": noise(),
         "kl": torch.rand(12, generator=g, dtype=torch.float64),
     }
     return {
@@ -83,6 +86,7 @@ WEIGHTS: dict[str, Closed] = {
     ),
     "deft": lambda c: c["logp"].exp() ** c["log_sum_p2"].exp(),
     "idft": lambda c: c["logp"].exp() ** (-(c["logp"] + c["entropy"])).exp().clamp(0.1, 2),
+    "cadft": lambda c: c["logp"].exp() * torch.minimum(torch.ones_like(c["logp"]), (-c["row_nll_z"]).exp()),
     "lower_mass": lambda c: (c["lower_mass"] >= 0.5).to(c["logp"].dtype),
     "dpo": lambda c: c["sign"] * 0.1 * (-margin(c)).sigmoid(),
     "sft": lambda c: torch.ones_like(c["logp"]),
@@ -185,7 +189,7 @@ def test_a_dft_without_stop_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(objectives, "sg", lambda tensor: tensor)
     for name in (
         "dft", "power", "floor", "mixture", "uncertain", "sequence_dft", "geometric_dft", "asft", "rectified",
-        "infosft", "deft", "idft",
+        "infosft", "deft", "idft", "cadft",
     ):  # fmt: skip
         with pytest.raises(AssertionError):
             test_value_and_weight(name, torch.float64)
@@ -322,7 +326,7 @@ def test_protect_gives_structural_tokens_a_least_weight(
 
 
 VANISHES = {
-    "rectified": True, "infosft": True, "deft": True, "idft": True, "lower_mass": True,
+    "rectified": True, "infosft": True, "deft": True, "idft": True, "lower_mass": True, "cadft": True,
     "sft": False, "dft": True, "power": True, "threshold": True, "floor": False, "mixture": False,
     "uncertain": True, "focal": False, "sequence_dft": True, "geometric_dft": True, "eaft": False, "iw_sft": False,
     "iw_sft_sequence": False, "psft": False, "asft": True, "dpo": False,
@@ -334,6 +338,97 @@ def test_which_objectives_vanish_with_p() -> None:
     assert not vanishes("power", alpha=0) and not vanishes("floor", minimum="0.5")
     assert vanishes("mixture", share=1) and vanishes("floor", minimum=0) and not vanishes("threshold", q=0)
     assert vanishes(own_square)
+
+
+# --- Weights of a step, and from elsewhere --------------------------------------------------------------
+
+
+def step(seed: int = 0) -> Columns:
+    """The columns of a step and the base's, with rows in order."""
+    c, base = columns(seed=seed), columns(seed=seed + 1)
+    order = c["row"].argsort(stable=True)
+    return {name: column[order] for name, column in {**{f"ref_{n}": v for n, v in base.items()}, **c}.items()}
+
+
+def test_row_nll_z_is_the_score_of_the_rows_mean() -> None:
+    """Each row counts once, however long it is; rows of the same mean have 0, a broken row breaks itself alone."""
+    logp, row = -torch.tensor([1.0, 3.0, 4.0, 4.0, 4.0, 9.0]).double(), torch.tensor([0, 0, 1, 1, 1, 3])
+    scores = torch.tensor([2.0, 4.0, 9.0]).double()
+    scores = (scores - 5) / (scores.std(correction=0) + 1e-6)
+    torch.testing.assert_close(row_nll_z(logp, row), scores[torch.tensor([0, 0, 1, 1, 1, 2])])
+    assert (row_nll_z(torch.full((4,), -2.0), torch.tensor([0, 1, 1, 2])) == 0).all()
+    broken = row_nll_z(logp.index_fill(0, torch.tensor([1]), math.nan), row)
+    assert broken[:2].isnan().all() and broken[2:].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "text", ["dft", "power:alpha=0.5", "deft", "eaft", "sequence_dft", "lower_mass", "cadft"]
+)
+def test_signal_base_is_the_weight_under_the_base(text: str) -> None:
+    (phase,), (model,) = parse_objective(f"{text}:signal=base"), parse_objective(text)
+    c = step()
+    c |= phase.over_step(c, 0)
+    under_base = {name: c[f"ref_{name}"] for name in model.columns if f"ref_{name}" in c} | {"row": c["row"]}
+    expected = model.weight({**under_base, **model.over_step(under_base, 0)})
+    assert set(phase.columns) <= set(c) and not torch.equal(
+        expected, model.weight({**c, **model.over_step(c, 0)})
+    )
+    torch.testing.assert_close(phase.weight(c), expected)
+    logp = c["logp"].clone().requires_grad_()
+    loss = phase.loss({**c, "logp": logp})
+    torch.testing.assert_close(loss, -expected * c["logp"])
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    torch.testing.assert_close(gradient, -expected)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0])
+@pytest.mark.parametrize("text", ["dft", "deft:signal=base", "cadft", "iw_sft"])
+def test_shuffled_weights_are_those_of_the_rule_in_another_order(text: str, least: float) -> None:
+    """Of tokens that are not protected: those keep theirs, so that the mean weight is that of the rule."""
+    shuffled, rule = (
+        replace(parse_objective(each)[0], min_eos_weight=least) for each in (f"{text}:shuffled", text)
+    )
+    c = step()
+    weight = rule.weight({**c, **rule.over_step(c, 0)})
+    orders = [shuffled.weight({**c, **shuffled.over_step(c, seed)}) for seed in (0, 0, 1)]
+    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    for order in orders:
+        assert not torch.equal(order, weight)
+        torch.testing.assert_close(order.sort().values, weight.sort().values)
+        if least:
+            assert torch.equal(order[c["structural"]], weight[c["structural"]])
+    logp = c["logp"].clone().requires_grad_()
+    loss = shuffled.loss({**c, "logp": logp, **shuffled.over_step(c, 1)})
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    torch.testing.assert_close(gradient, -orders[2])
+
+
+def test_a_control_protects_what_its_rule_does() -> None:
+    for text in ("dft", "dft:shuffled", "dft:signal=base"):
+        assert parse_objective(text)[0].vanishes()
+    assert not parse_objective("floor:shuffled")[0].vanishes()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sft:signal=base", "sft cannot take signal=base: it gives every token the same weight"),
+        ("sft:shuffled", "sft cannot be shuffled: it gives every token the same weight"),
+        ("power:alpha=0:shuffled", "power cannot be shuffled"),
+        ("iw_sft:signal=base", r"compares the model with another one already \(ref_logp\)"),
+        ("asft:signal=base", r"another term than a weighted -log p \(kl\)"),
+        ("focal:signal=base", "its loss is not a detached weight"),
+        ("psft:shuffled", "its loss is not a detached weight"),
+        ("dpo:shuffled", "its loss is not a detached weight"),
+        ("dft:signal=bsae", "unknown signal of dft 'bsae'; did you mean 'base'"),
+        ("dft:shuffled=1", "unknown setting of dft 'shuffled'"),
+        ("dft:shufled", "is not an objective"),
+        ("dft:signal", "is not an objective"),
+    ],
+)
+def test_what_has_no_such_weights_is_refused_with_its_reason(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        parse_objective(text)
 
 
 # --- Names ----------------------------------------------------------------------------------------------
@@ -369,6 +464,7 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
         ("rectified:tau=1", "tau of rectified must be between 0 and 1 .got 1."),
         ("infosft:ceiling=0.5", "ceiling of infosft must be between 0.5 and 1 .got 0.5."),
         ("idft:beta=0", "beta of idft must be above 0 .got 0."),
+        ("cadft:beta=-1", "beta of cadft must be above 0 .got -1."),
         ("lower_mass:q=-1", "between 0 and 1"),
         ("rectified:tau=nan", "'nan' is not a number"),
     ):
@@ -389,6 +485,15 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
         ("dft", "dft", "dft", [1]),
         (" power:alpha=0.5", "power alpha=0.5", "power-alpha-0.5", [1]),
         ("iw_sft:low=.1:high=2e+0", "iw_sft low=0.1 high=2", "iw_sft-low-0.1-high-2", [1]),
+        ("dft:signal=model", "dft", "dft", [1]),
+        ("dft:signal=base", "dft signal=base", "dft-signal-base", [1]),
+        ("dft:shuffled", "dft shuffled", "dft-shuffled", [1]),
+        (
+            "sft@.5+power:shuffled:alpha=.3:signal=base@.5",
+            "sft 0.5 then power alpha=0.3 signal=base shuffled 0.5",
+            "sft-0.5-power-alpha-0.3-signal-base-shuffled-0.5",
+            [0.5, 1],
+        ),
         ("sft@0.3+dft@0.7", "sft 0.3 then dft 0.7", "sft-0.3-dft-0.7", [0.3, 1]),
         ("sft@.5+power@.5:alpha=2", "sft 0.5 then power alpha=2 0.5", "sft-0.5-power-alpha-2-0.5", [0.5, 1]),
         (

@@ -18,8 +18,9 @@ from rectune.objective_spec import column_names
 from rectune.objectives import OBJECTIVES
 from toys import save_toy
 
-OVER_ROWS = [name for name in OBJECTIVES if "pair" not in column_names(name)]
-"""Objectives that train on rows; DPO has tests of its own."""
+FIXED = ("dft:signal=base", "dft:shuffled", "cadft:signal=base:shuffled")
+OVER_ROWS = [*(name for name in OBJECTIVES if "pair" not in column_names(name)), *FIXED]
+"""Objectives that train on rows, some with weights from elsewhere; DPO has tests of its own."""
 
 
 def metrics(out: Path | str, kind: str | None = None) -> list[dict[str, Any]]:

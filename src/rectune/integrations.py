@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from rectune.columns import HEAD_COLUMNS
 from rectune.errors import UserError, unknown_name
 from rectune.grading.pool import GRADERS, Grader
 from rectune.logprobs import check_targets, columns_of_logits, supervised_positions
-from rectune.objective_spec import apply_objective, check_settings, column_names, resolve
+from rectune.objective_spec import Phase, check_settings, parse_objective
 from rectune.objectives import Objective
 
 __all__ = ["dft_loss", "grader_reward", "objective_loss"]
@@ -42,14 +43,14 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
     processes, so accumulation gives the gradient of the whole batch.
 
     Raises:
-        UserError: An unknown objective or setting, or one that reads columns which logits alone do not give.
+        UserError: An unknown objective or setting, phases, or an objective that reads columns which logits alone do not
+            give, or all rows of a step.
     """
-    function = resolve(objective)
-    settings = check_settings(function, settings)
-    read = column_names(function)
-    if missing := [name for name in read if name not in _COLUMNS]:
+    phase = _single_phase(objective, settings)
+    read = phase.columns
+    if missing := [name for name in (*phase.step_columns, *read) if name not in _COLUMNS]:
         raise UserError(
-            f"{function.__name__} reads {', '.join(missing)}, which a transformers Trainer does not have",
+            f"{phase.label} reads {missing[0]}, which a transformers Trainer does not have",
             hint="use rectune train",
         )
 
@@ -61,11 +62,20 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
         check_targets(targets, logits.shape[-1])
         columns = columns_of_logits(logits.flatten(0, 1)[index].float(), targets, read)
         columns["row"] = index // labels.shape[1]
-        total = apply_objective(function, columns, **settings).sum()
+        total = phase.loss(columns).sum()
         count = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device)
 
     return loss
+
+
+def _single_phase(objective: str | Objective, settings: dict[str, float]) -> Phase:
+    if callable(objective):
+        return Phase(objective, objective.__name__, check_settings(objective, settings))
+    phase, *more = parse_objective(objective)
+    if more:
+        raise UserError(f"'{objective}' has phases, which a transformers Trainer does not have")
+    return replace(phase, settings=phase.settings | check_settings(phase.function, settings))
 
 
 dft_loss: LossFunction = objective_loss("dft")

@@ -1,11 +1,15 @@
 """Objectives by their text, the same everywhere: on the command line, in recipes, in Python, in a run's config.
 
     OBJECTIVE = PHASE [+ PHASE ...]                       phases follow one another
-    PHASE     = FUNCTION [:SETTING=NUMBER ...] [@SHARE]   share of the steps; needed where there are several phases
+    PHASE     = FUNCTION [:SETTING=NUMBER ...] [:signal=base] [:shuffled] [@SHARE]
+                                                          share of the steps; needed where there are several phases
     FUNCTION  = a name of `OBJECTIVES`, or FILE.py:NAME   a function of the user's own
 
-such as `dft`, `power:alpha=0.5`, `sft@0.3+dft@0.7`, `my_losses.py:cautious:beta=0.5`. A function of one's own follows
-the contract of `objectives.py`: positional parameters name columns, keyword-only ones are settings.
+such as `dft`, `power:alpha=0.5`, `dft:signal=base`, `sft@0.3+dft@0.7`, `my_losses.py:cautious:beta=0.5`.
+`signal=base` takes the weights of a rule from the frozen base in place of the model in training, and `shuffled` gives
+them to the targets of a step in a random order: both for rules whose loss is a detached weight times -log p. A function
+of the user's own follows the contract of `objectives.py`: positional parameters name columns, keyword-only ones are
+settings.
 
 The losses are in `objectives.py`; what the columns mean is in `columns.py`. Here a text becomes functions with
 settings, a function is applied to columns, and its effective weight -d loss / d logp is found by autograd.
@@ -18,7 +22,7 @@ import math
 import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +30,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rectune.columns import COLUMNS
+from rectune.columns import COLUMNS, STEP_COLUMNS
 from rectune.errors import UserError, unknown_name
-from rectune.objectives import BETWEEN, OBJECTIVES, Objective
+from rectune.objectives import BETWEEN, OBJECTIVES, Objective, mean_by, sum_by
 from rectune.runtime.io import load_function
 
-FORMS = "dft, power:alpha=0.5, sft@0.3+dft@0.7 or FILE.py:FUNCTION"
+FORMS = "dft, power:alpha=0.5, dft:signal=base, dft:shuffled, sft@0.3+dft@0.7 or FILE.py:FUNCTION"
+SIGNALS = ("model", "base")
+"""Whose columns a rule's weights are computed from: the model in training, or the frozen base."""
+SHUFFLED = "shuffled_weight"
+"""The column of weights in a random order, which `Phase.over_step` gives; no objective may read it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,9 @@ class Phase:
         settings: Keyword-only parameters, as far as they were given.
         end: Share of the steps at which the phase ends; that of the last phase is 1.
         min_eos_weight: Least effective weight of tokens that end a turn or are special.
+        signal: Whose columns the weights are computed from, of `SIGNALS`.
+        shuffled: Whether the weights of a step's targets are in a random order. Those that `min_eos_weight` protects
+            keep theirs, so that the mean weight is that of the rule.
     """
 
     function: Objective
@@ -51,29 +62,100 @@ class Phase:
     settings: dict[str, float]
     end: float = 1.0
     min_eos_weight: float = 0.0
+    signal: str = "model"
+    shuffled: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that the objective reads."""
-        return column_names(self.function)
+        """Names of the columns that the objective reads, with those that columns of the step are computed from."""
+        return tuple(dict.fromkeys(("logp",) * self.is_fixed + self._read + self.step_inputs))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its weights come from elsewhere than the model's columns of the token itself."""
+        return self.signal == "base" or self.shuffled
+
+    @property
+    def step_columns(self) -> tuple[str, ...]:
+        """The columns that depend on all targets of a step: `over_step` has to give them before `loss`."""
+        return self._of_step + (SHUFFLED,) * self.shuffled
+
+    @property
+    def step_inputs(self) -> tuple[str, ...]:
+        """Names of the columns that `over_step` reads besides `row` and `structural`."""
+        others = [name for name in self._read if name not in ("row", *self._of_step)]
+        return tuple(dict.fromkeys([*map(_logp_of, self._of_step), *others * self.shuffled]))
+
+    @property
+    def _read(self) -> tuple[str, ...]:
+        return tuple(self._source(name) for name in column_names(self.function))
+
+    @property
+    def _of_step(self) -> tuple[str, ...]:
+        return tuple(name for name in self._read if name in STEP_COLUMNS)
+
+    def _source(self, name: str) -> str:
+        """The column that a parameter of the function gets."""
+        return f"ref_{name}" if self.signal == "base" and f"ref_{name}" in COLUMNS else name
 
     @property
     def label(self) -> str:
-        """As it is shown: `power alpha=0.5`."""
-        shown = (f"{setting}={value:g}" for setting, value in self.settings.items())
+        """As it is shown: `power alpha=0.5`, `dft signal=base shuffled`."""
+        shown = [f"{setting}={value:g}" for setting, value in self.settings.items()]
+        shown += ["signal=base"] * (self.signal == "base") + ["shuffled"] * self.shuffled
         return " ".join([self.name.rpartition("/")[2], *shown])
 
     def loss(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Loss of each token, shape (N,): see `apply_objective`."""
+        if self.is_fixed:
+            return -self.weight(columns).to(columns["logp"].dtype) * columns["logp"]
         return apply_objective(self.function, columns, min_eos_weight=self.min_eos_weight, **self.settings)
 
     def weight(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Effective weight of each token, shape (N,): see `effective_weight`."""
+        return columns[SHUFFLED] if self.shuffled else self._rule_weight(columns)
+
+    def _rule_weight(self, columns: Mapping[str, Tensor]) -> Tensor:
+        if self.signal == "base":
+            read = {name: columns[self._source(name)] for name in column_names(self.function)}
+            columns = {**columns, **read}
         return effective_weight(self.function, columns, min_eos_weight=self.min_eos_weight, **self.settings)
 
+    def over_step(self, columns: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """The columns that depend on all targets of a step, each (N,).
+
+        Args:
+            columns: `step_inputs`, `row` and `structural` of all N targets of the step, in an order that does not
+                depend on how it is cut into micro-batches; on the CPU and without gradient.
+            seed: Of the order of shuffled weights.
+        """
+        step = {name: row_nll_z(columns[_logp_of(name)], columns["row"]) for name in self._of_step}
+        if self.shuffled:
+            weight = self._rule_weight({**columns, **step})
+            free = ~columns["structural"] if self.min_eos_weight else torch.ones_like(columns["structural"])
+            (places,) = free.nonzero(as_tuple=True)
+            order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+            step[SHUFFLED] = weight.index_copy(0, places, weight[places[order]])
+        return step
+
     def vanishes(self) -> bool:
-        """See `weight_vanishes_at_zero`."""
+        """See `weight_vanishes_at_zero`; that of the rule, so that a control protects what the rule does."""
         return weight_vanishes_at_zero(self.function, **self.settings)
+
+
+def _logp_of(step_column: str) -> str:
+    """The column that a column of the step is computed from."""
+    return "ref_logp" if step_column.startswith("ref_") else "logp"
+
+
+def row_nll_z(logp: Tensor, row: Tensor) -> Tensor:
+    """The column of this name: mean NLL of each token's row, z-scored over all rows, (N,).
+
+    Rows without a finite mean count for nothing, so that they alone get a value that is not finite.
+    """
+    nll = -mean_by(row, logp.double())
+    known = nll[nll.isfinite() & (sum_by(row, torch.ones_like(logp)) > 0)]
+    return ((nll - known.mean()) / (known.std(correction=0) + 1e-6))[row].to(logp.dtype)
 
 
 class ObjectiveSettings(Protocol):
@@ -100,8 +182,7 @@ def parse_objective(text: str) -> tuple[Phase, ...]:
             wrong = "a single objective takes no share" if share is not None else "each phase needs a share"
             raise UserError(f"'{text}': {wrong}", where="objective", hint="for example sft@0.3+dft@0.7")
         end += 1.0 if share is None else share
-        function = resolve(name)
-        phases.append(Phase(function, name, check_settings(function, settings), end))
+        phases.append(_phase(name, settings, end))
     if abs(end - 1) > 1e-6:
         raise UserError(f"'{text}': the shares add up to {end:g}, not to 1", where="objective")
     if len({"pair" in phase.columns for phase in phases}) > 1:
@@ -111,6 +192,45 @@ def parse_objective(text: str) -> tuple[Phase, ...]:
             hint="train with one, then with the other from its model",
         )
     return tuple(phases)
+
+
+def _phase(name: str, settings: dict[str, str], end: float) -> Phase:
+    """A phase with its settings, among them `signal` and `shuffled`.
+
+    Raises:
+        UserError: See `parse_objective`; also a rule that has no weights of which these make sense.
+    """
+    function = resolve(name)
+    signal, shuffled = settings.pop("signal", "model"), settings.get("shuffled") == ""
+    if shuffled:
+        del settings["shuffled"]
+    if signal not in SIGNALS:
+        raise unknown_name(f"signal of {name}", signal, SIGNALS, where="objective")
+    phase = Phase(function, name, check_settings(function, settings), end, signal=signal, shuffled=shuffled)
+    if phase.is_fixed and (reason := _why_not_fixed(phase)):
+        how = "take signal=base" if signal == "base" else "be shuffled"
+        hint = "rules with weights are, for example, dft, power, floor, deft and eaft"
+        raise UserError(f"{name} cannot {how}: {reason}", where="objective", hint=hint)
+    return phase
+
+
+def _why_not_fixed(phase: Phase) -> str | None:
+    """Why the weights of a rule cannot come from the base, or be shuffled; None where they can."""
+    read = column_names(phase.function)
+    if "kl" in read:
+        return "its loss has another term than a weighted -log p (kl)"
+    others = [name for name in read if COLUMNS[name].source in ("reference", "old policy")]
+    if phase.signal == "base" and others:
+        return f"its weight compares the model with another one already ({others[0]})"
+    columns = _example(read)
+    weight = effective_weight(phase.function, columns, **phase.settings)
+    if not torch.allclose(
+        apply_objective(phase.function, columns, **phase.settings), -weight * columns["logp"]
+    ):
+        return "its loss is not a detached weight times -log p"
+    if set(read) <= {"logp", "row"} and torch.allclose(weight, weight[:1]):
+        return "it gives every token the same weight"
+    return None
 
 
 def make_phases(config: ObjectiveSettings) -> tuple[Phase, ...]:
@@ -127,10 +247,14 @@ def make_phases(config: ObjectiveSettings) -> tuple[Phase, ...]:
             if COLUMNS[name].source == "rollout":
                 hint = "only rectune rl has it"
                 raise UserError(f"{phase.name} reads the column '{name}'", where="objective", hint=hint)
+        if phase.step_columns and "pair" in phase.columns:
+            raise UserError(
+                f"{phase.label} reads rows of a step and pairs, which have none", where="objective"
+            )
     least = config.min_eos_weight
     if least is None:
         least = float(any(phase.vanishes() for phase in phases))
-    return tuple(Phase(p.function, p.name, p.settings, p.end, least) for p in phases)
+    return tuple(replace(phase, min_eos_weight=least) for phase in phases)
 
 
 def phase_at(phases: Sequence[Phase], step: int, steps: int) -> Phase:
@@ -292,11 +416,11 @@ def _split(part: str, text: str) -> tuple[str, dict[str, str], float | None]:
     part, at, share = part.partition("@")
     if at and (colon := share.find(":")) >= 0:  # NAME@SHARE:SETTING=NUMBER
         part, share = part + share[colon:], share[:colon]
-    found = re.fullmatch(r"((?:[^:=]*\.py:)?[^:=/]+)((?::\w+=[^:=]+)*)", part)
+    found = re.fullmatch(r"((?:[^:=]*\.py:)?[^:=/]+)((?::(?:\w+=[^:=]+|shuffled))*)", part)
     portion = _number(share) if at else None
     if found is None or (portion is not None and not portion > 0):
         raise UserError(f"'{text}' is not an objective", where="objective", hint=f"give it as {FORMS}")
-    settings = dict(pair.split("=") for pair in found[2].split(":")[1:])
+    settings = {name: value for name, _, value in (given.partition("=") for given in found[2].split(":")[1:])}
     return found[1], settings, portion
 
 
@@ -317,10 +441,10 @@ def _example(names: Iterable[str]) -> dict[str, Tensor]:
     logp = torch.tensor([1e-6, 0.1, 0.5, 0.9], dtype=torch.float64).log()
     places, zeros, ones = torch.arange(len(logp)), torch.zeros_like(logp), torch.ones_like(logp)
     special = {
-        **dict.fromkeys(("ref_logp", "old_logp"), logp), **dict.fromkeys(("row", "pair"), places),
-        "entropy20": ones * math.log(20), "lower_mass": logp.exp(), "sign": ones,
+        "old_logp": logp, **dict.fromkeys(("row", "pair"), places),
+        "entropy20": ones * math.log(20), "lower_mass": logp.exp(), "sign": ones, "logp": logp,
     }  # fmt: skip
-    return {"logp": logp, **{name: special.get(name, zeros) for name in names if name != "logp"}}
+    return {"logp": logp, **{name: special.get(name.removeprefix("ref_"), zeros) for name in names}}
 
 
 def _check_contract(function: Objective, name: str) -> None:
@@ -334,6 +458,9 @@ def _check_contract(function: Objective, name: str) -> None:
             what = f"{name} takes *{parameter.name}; positional parameters name columns, keyword-only ones are settings"
             raise UserError(what, where="objective")
         if parameter.kind is parameter.KEYWORD_ONLY:
+            if parameter.name in ("signal", "shuffled"):
+                what = f"setting '{parameter.name}' of {name} has a name that every objective has already"
+                raise UserError(what, where="objective", hint="rename it")
             if not isinstance(parameter.default, (int, float)):
                 raise UserError(
                     f"setting '{parameter.name}' of {name} needs a number as default", where="objective"

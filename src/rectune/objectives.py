@@ -378,6 +378,28 @@ def lower_mass(logp: Tensor, lower_mass: Tensor, *, q: float = 0.5) -> Tensor:
     return -sg((lower_mass >= q).to(logp.dtype)) * logp
 
 
+def cadft(logp: Tensor, row_nll_z: Tensor, *, beta: float = 1.0) -> Tensor:
+    """DFT with less of rows that are unlikely for the step, CADFT, arXiv:2606.11206. Weight p exp(-beta max(0, z)).
+
+    Args:
+        logp: Log-probability of each target, (N,).
+        row_nll_z: z, the mean NLL of the token's row, z-scored over the rows of the step, (N,).
+        beta: How fast the weight falls with z, above 0; near 0 it is DFT.
+
+    Returns:
+        Loss per token, (N,).
+
+    Source:
+        arXiv:2606.11206, whose experiments have beta 1; without its rewriting of rows.
+
+    Example:
+        >>> columns = {"logp": torch.tensor([0.9, 0.5]).log(), "row_nll_z": torch.tensor([-1.0, 1.0])}
+        >>> effective_weight("cadft", columns)
+        tensor([0.9000, 0.1839])
+    """
+    return -sg((logp - beta * row_nll_z.clamp(min=0)).exp()) * logp
+
+
 def iw_sft(logp: Tensor, ref_logp: Tensor, *, low: float = 0.2, high: float = 1.8) -> Tensor:
     """Importance-weighted SFT per token, arXiv:2507.12856. Weight clip(p / p_ref, low, high).
 
@@ -585,6 +607,7 @@ OBJECTIVES: dict[str, Objective] = {
         deft,
         idft,
         lower_mass,
+        cadft,
         iw_sft,
         iw_sft_sequence,
         psft,
@@ -598,6 +621,7 @@ BETWEEN: dict[str, dict[str, tuple[float, float]]] = {
     "rectified": {"tau": (0, 1)},
     "infosft": {"ceiling": (0.5, 1)},
     "idft": {"beta": (0, math.inf)},
+    "cadft": {"beta": (0, math.inf)},
     "lower_mass": {"q": (0, 1)},
 }
 """Settings that have to lie between two numbers, which they may not be; others may be any number."""

@@ -39,8 +39,10 @@ def poisoned(poison: Callable[[Tensor, Tensor], Tensor], guilty: set[int], steps
     """The losses of a real forward pass, those of some rows broken."""
     losses_of = Gradients._losses
 
-    def broken(self: Gradients, rows: list[int], phase: Any) -> tuple[dict[str, Tensor], Tensor]:
-        columns, losses = losses_of(self, rows, phase)
+    def broken(
+        self: Gradients, rows: list[int], phase: Any, step: int, of_step: Any
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        columns, losses = losses_of(self, rows, phase, step, of_step)
         if torch.initial_seed() % 1_000_003 not in steps:
             return columns, losses
         mask = torch.tensor(

@@ -277,10 +277,13 @@ SPLITS: dict[str, dict[str, Any]] = {
     "odd": {"tokens_per_micro_batch": 4096, "max_length": 40, "batch_size": 3},
     "one row": {"batch_size": 1},
     "psft": {"objective": "psft"},
+    "cadft": {"objective": "cadft"},
+    "shuffled": {"objective": "deft:signal=base:shuffled"},
     "bf16": {"dtype": "bfloat16"},
     "means": {"normalization": "micro-batch", "per_device_train_batch_size": 3},
     "lora": {"lora_r": 2, "objective": "asft"},
     "sharded": {"objective": "sequence_dft", "batch_size": 3, "save_steps": 2},
+    "sharded shuffled": {"objective": "cadft:shuffled", "batch_size": 5},
     "sharded bf16": {"dtype": "bfloat16", "batch_size": 1},
     "sharded lora": {"lora_r": 2, "objective": "asft", "gradient_checkpointing": True},
 }
@@ -310,8 +313,8 @@ def test_two_processes_train_as_one(toy: dict[str, Any], tmp_path: Path) -> None
 _POISONED = """
 from rectune.training.accumulation import Gradients
 losses = Gradients._losses
-def poisoned(self, rows, phase):
-    columns, found = losses(self, rows, phase)
+def poisoned(self, rows, phase, step, of_step):
+    columns, found = losses(self, rows, phase, step, of_step)
     return columns, (found * 0).sqrt() + found if 3 in rows else found
 Gradients._losses = poisoned
 """

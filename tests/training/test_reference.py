@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from rectune.columns import HEAD_COLUMNS
 from rectune.config import load_config
 from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model
@@ -69,19 +70,19 @@ def equal(one: str, other: str) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-Logprobs = Callable[..., tuple[reference.ReferenceLogprobs, TrainingData, Scorer]]
+Logprobs = Callable[..., tuple[reference.ReferenceColumns, TrainingData, Scorer]]
 
 
 @pytest.fixture
 def logprobs(toy: dict[str, Any]) -> Logprobs:
     """What a run of the toy would find or compute before its first step, its data, and its model."""
 
-    def start(data: Path, *, paired: bool = False, **settings: Any) -> Any:
+    def start(data: Path, *names: list[str], paired: bool = False, **settings: Any) -> Any:
         config = load_config(None, {**toy, "data": str(data), "output_dir": "unused", **dotted(settings)})
         model, tokenizer = load_model(config.model, dtype=torch.float32)
         rows, scorer = load_data(config, tokenizer, paired=paired), Scorer(model)
         given = (config, rows, scorer, tokenizer, fingerprint(model), Accelerator(cpu=True))
-        return reference.reference_logprobs(*given), rows, scorer
+        return reference.reference_columns(*given, *names), rows, scorer
 
     return start
 
@@ -99,9 +100,25 @@ def test_it_is_the_column_of_the_reference(
     truth = Scorer(load_model(other, dtype=torch.float32)[0])
     for split, chosen in ((rows.train, [5, 2, 9]), (rows.train, []), (rows.holdout, [3, 0])):
         columns = scorer.columns(split.batch(chosen), ("logp", "ref_logp"), reference=truth)
-        column = found.of(split, chosen)
+        column = found.of(split, chosen)["ref_logp"]
         torch.testing.assert_close(column, columns["ref_logp"], rtol=1e-4, atol=1e-5)
         assert not len(chosen) or (column - columns["logp"]).abs().max() > 0.1
+
+
+def test_it_holds_every_column_of_the_head(logprobs: Logprobs, data: Path, other: str) -> None:
+    """Under a name that tells them from `ref_logp` alone, whose file keeps its name."""
+    alone, _, _ = logprobs(data, reference_model=other)
+    of_head = [name for name in HEAD_COLUMNS if name != "kl"]
+    found, rows, _ = logprobs(data, [f"ref_{name}" for name in of_head], reference_model=other)
+    assert found.path != alone.path and len(kept(data)) == 2
+    truth = Scorer(load_model(other, dtype=torch.float32)[0])
+    columns = truth.columns(rows.train.batch([5, 2]), of_head)
+    ours = found.of(rows.train, [5, 2])
+    for name in of_head:
+        torch.testing.assert_close(ours[f"ref_{name}"], columns[name].detach(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="the file has no ref_entropy20") as error:
+        logprobs(data, ["ref_logp", "ref_entropy20"], reference_model=str(alone.path))
+    assert error.value.where == str(alone.path)
 
 
 def test_holdout_pairs_of_another_file(logprobs: Logprobs, pairs: Path, tmp_path: Path, other: str) -> None:
@@ -110,7 +127,8 @@ def test_holdout_pairs_of_another_file(logprobs: Logprobs, pairs: Path, tmp_path
     found, rows, scorer = logprobs(pairs, paired=True, reference_model=other, eval_data=str(aside))
     truth = Scorer(load_model(other, dtype=torch.float32)[0])
     columns = scorer.columns(rows.holdout.batch([4, 1]), ("ref_logp",), reference=truth)
-    torch.testing.assert_close(found.of(rows.holdout, [4, 1]), columns["ref_logp"], rtol=1e-4, atol=1e-5)
+    ours = found.of(rows.holdout, [4, 1])["ref_logp"]
+    torch.testing.assert_close(ours, columns["ref_logp"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["iw_sft", "dpo"])
@@ -176,7 +194,8 @@ def test_a_file_handed_over(logprobs: Logprobs, run: Any, data: Path, other: str
     path = shutil.move(first.path, tmp_path / "from elsewhere.safetensors")
     handed, again, _ = logprobs(data, reference_model=str(path))
     assert handed.identity == first.identity and not kept(data)
-    assert torch.equal(handed.of(again.train, [3, 1]), first.of(rows.train, [3, 1]))
+    ours, theirs = handed.of(again.train, [3, 1]), first.of(rows.train, [3, 1])
+    assert torch.equal(ours["ref_logp"], theirs["ref_logp"])
     with pytest.raises(UserError, match="belongs to other rows: 40 rows with") as error:
         logprobs(data, reference_model=str(path), max_train_samples=20)
     assert error.value.where == str(path)
@@ -205,15 +224,15 @@ def test_a_damaged_file_is_computed_anew(
     logprobs: Logprobs, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = logprobs(data)[0].path
-    content, (column, header) = path.read_bytes(), reference.read(path, {})
-    column = column.clone()  # the file is mapped into memory
+    content, (columns, header) = path.read_bytes(), reference.read(path, {})
+    column = columns["ref_logp"].clone()  # the file is mapped into memory
     for damaged in (content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], content[:50], b""):
         path.unlink()
         path.write_bytes(damaged)
         logprobs(data)
         assert "it is computed again" in caplog.text
         mended = reference.read(path, {})
-        assert torch.equal(mended[0], column) and mended[1] == header
+        assert torch.equal(mended[0]["ref_logp"], column) and mended[1] == header
         caplog.clear()
 
 

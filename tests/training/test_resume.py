@@ -49,6 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "phases": {"objective": "sft@0.5+dft@0.5"},
     "psft": {"objective": "psft", "old_policy_interval": 3, "dtype": "bfloat16"},
     "iw_sft": {"objective": "iw_sft"},
+    "shuffled": {"objective": "sft@0.4+cadft:signal=base:shuffled@0.6"},
     "lora": {"lora_r": 2, "lora_dropout": 0.3, "merge_adapter": True},
     "lora psft": {"lora_r": 2, "objective": "psft", "old_policy_interval": 3},
     "lora best": {

@@ -31,8 +31,18 @@ def objectives() -> Table:
             "objective": name,
             "columns": ", ".join(a.arg for a in arguments.args),
             "settings": ", ".join(f"{a.arg} = {ast.unparse(d)}" if d else a.arg for a, d in settings),
+            "suffixes": ", ".join(_suffixes(functions[name])),
             "about": (ast.get_docstring(functions[name]) or "").partition("\n")[0],
         }
+
+
+def _suffixes(function: ast.FunctionDef) -> Iterator[str]:
+    """What may stand behind its name: for a loss that is a detached weight times -log p, by its last line."""
+    if not ast.unparse(function.body[-1]).startswith("return -sg("):
+        return
+    if not any(argument.arg.startswith("ref_") for argument in function.args.args):
+        yield "signal=base"
+    yield "shuffled"
 
 
 def columns() -> Table:

@@ -155,15 +155,17 @@ class ObjectiveConfig(Settings):
     """Objective"""
 
     objective: ObjectiveText = "dft"
-    """Loss: a name of `rectune list objectives` (dft, power:alpha=0.5), phases by share of the steps (sft@0.3+dft@0.7),
-    or a function of your own (FILE.py:FUNCTION:beta=0.5)."""
+    """Loss: a name of `rectune list objectives` (dft, power:alpha=0.5), with weights of the frozen base
+    (dft:signal=base) or in a random order (dft:shuffled), phases by share of the steps (sft@0.3+dft@0.7), or a function
+    of your own (FILE.py:FUNCTION:beta=0.5)."""
     min_eos_weight: float | None = Field(None, ge=0)
     """Minimum weight of turn-ending and special tokens. 0 is the paper's Eq. 9 exactly. Unset: 1 if the loss vanishes
     with p, as that of dft (else the model could not learn to stop), otherwise 0."""
     old_policy_interval: int = Field(8, gt=0)
     """Steps between updates of the old policy of psft."""
     reference_model: PathOrName | None = None
-    """Reference of iw_sft, dpo and asft: a model, or a file of its ref_logp; unset: the initial weights."""
+    """Reference of iw_sft, dpo and asft, and the base of signal=base: a model, or a file of its columns; unset: the
+    initial weights."""
 
 
 class OptimConfig(Settings):

@@ -2,7 +2,8 @@
 
 The share of gradient weight of a token is its effective weight times 1 - p, the size of the gradient at the target's
 logit, compared with all tokens; for SFT that is 1 - p alone. Turn-ending tokens are protected as in training.
-Weights come from `objectives.effective_weight`, so that a user's own objective is covered.
+Weights come from `objective_spec.Phase`, so that a user's own objective is covered. What depends on the rows of a step
+is computed over all measured rows, and the model is its own base.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from rectune.config import ObjectiveConfig
 from rectune.data.packing import Batch
-from rectune.diagnosis.measure import MEASURED, Measured
+from rectune.diagnosis.measure import MEASURED, Measured, with_reference
 from rectune.diagnosis.risks import RATE_BOUNDS
 from rectune.diagnosis.token_classes import CLASSES
 from rectune.errors import UserError
@@ -29,9 +30,10 @@ log = logging.getLogger("rectune")
 
 DEFAULT = (
     "sft", "dft", "power:alpha=0.5", "floor", "rectified", "mixture", "threshold", "uncertain", "infosft", "eaft",
-    "deft", "idft", "lower_mass", "asft", "geometric_dft", "sequence_dft", "focal",
+    "deft", "idft", "lower_mass", "cadft", "asft", "geometric_dft", "sequence_dft", "focal",
 )  # fmt: skip
 """What is shown unless the user names objectives: those that differ from SFT at the first step."""
+_SEED = 0  # of the order of shuffled weights
 
 
 def parse(objectives: Sequence[str | Objective]) -> list[Phase]:
@@ -59,10 +61,10 @@ def effective_weights(phases: Iterable[Phase], measured: Measured) -> dict[str, 
     """Effective weight of each target, (N,) float64, by label; what one pass cannot give is left out and logged."""
     columns, weights = measured.columns(), {}
     for phase in phases:
-        if not set(phase.columns) <= set(columns):  # pairs, advantages
+        if not set(phase.columns) - set(phase.step_columns) <= set(columns):  # pairs, advantages
             log.warning("%s: reads columns that a single pass does not give; left out", phase.label)
             continue
-        weight_N = phase.weight(columns)
+        weight_N = phase.weight({**columns, **phase.over_step(columns, _SEED)})
         if weight_N.isfinite().all():
             weights[phase.label] = weight_N.numpy()
         else:
@@ -116,12 +118,12 @@ def gradient_norms(scorer: Scorer, batch: Batch, phases: Iterable[Phase]) -> dic
     hooks = [p.register_post_accumulate_grad_hook(take) for p in scorer.model.parameters() if p.requires_grad]
     norms = {}
     for phase in phases:
-        columns = scorer.columns(batch, MEASURED)
+        columns = with_reference(scorer.columns(batch, MEASURED))
         with torch.no_grad():
-            same = columns["logp"].clone()
-        columns |= {"ref_logp": same, "old_logp": same, "kl": torch.zeros_like(same)}
+            step = phase.over_step({name: column.cpu() for name, column in columns.items()}, _SEED)
+        columns |= {name: column.to(columns["logp"].device) for name, column in step.items()}
         parts.clear()
-        (phase.loss(columns).sum() / max(1, len(same))).backward()
+        (phase.loss(columns).sum() / max(1, len(columns["logp"]))).backward()
         norms[phase.label] = float(torch.stack([part.cpu() for part in parts]).norm()) if parts else 0.0
     for hook in hooks:
         hook.remove()

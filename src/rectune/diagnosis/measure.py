@@ -80,17 +80,17 @@ class Measured:
         return np.bincount(self.row_N, weights=values_N, minlength=len(self.rows)) / np.maximum(counts, 1)
 
     def columns(self) -> dict[str, torch.Tensor]:
-        """The columns that objectives read, the model being its own reference: (N,), float64."""
-        logp = torch.from_numpy(self.logp_N)
-        return {
-            "ref_logp": logp,
-            "old_logp": logp,
-            "kl": torch.zeros_like(logp),
-            **{
-                name: torch.from_numpy(getattr(self, f"{name}_N"))
-                for name in (*MEASURED, "row", "structural")
-            },
-        }
+        """The columns that objectives read, the model being its own reference: (N,), float64, int64 or bool."""
+        names = (*MEASURED, "row", "structural")
+        return with_reference({name: torch.from_numpy(getattr(self, f"{name}_N")) for name in names})
+
+
+@torch.no_grad()
+def with_reference(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The columns of `MEASURED`, and those of a reference and an old policy that are the model itself."""
+    of_reference = {f"ref_{name}": columns[name].clone() for name in MEASURED}
+    logp = of_reference["ref_logp"]
+    return {**columns, **of_reference, "old_logp": logp, "kl": torch.zeros_like(logp)}
 
 
 def measure(

@@ -54,7 +54,7 @@ def choose_target(arms: Sequence[Arm], entropies: Mapping[str, Mapping[int, floa
 
 
 def _is_dft(arm: Arm) -> bool:
-    return not isinstance(arm.config, RLConfig) and parse_objective(arm.config.objective)[0].name == "dft"
+    return not isinstance(arm.config, RLConfig) and parse_objective(arm.config.objective)[0].label == "dft"
 
 
 def evaluate_matched(

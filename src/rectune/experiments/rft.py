@@ -316,7 +316,7 @@ def plan(config: RFTConfig) -> dict[str, object]:
 def method_of(config: RFTConfig) -> tuple[str, bool]:
     """The name of the method, and whether it learns from pairs. `UserError` for an unknown objective."""
     phases = make_phases(config)
-    names = [METHODS.get(phase.name, phase.name) for phase in phases]
+    names = [phase.label if phase.is_fixed else METHODS.get(phase.name, phase.name) for phase in phases]
     return ", then ".join(names), "pair" in phases[0].columns
 
 

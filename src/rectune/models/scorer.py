@@ -60,6 +60,16 @@ class Reference(Protocol):
     def states(self, batch: Batch) -> tuple[Tensor, Head]: ...
 
 
+def batch_columns(batch: Batch, index: Tensor) -> dict[str, Tensor]:
+    """The columns of the batch, given the places that predict its targets: `supervised_positions`."""
+    target = index + 1
+    return {
+        "row": batch.rows[target],
+        "structural": batch.structural[0, target],
+        "weight": batch.weight[0, target],
+    }
+
+
 class Scorer:
     """Columns of a model's target tokens, for any objective.
 
@@ -201,12 +211,7 @@ class Scorer:
             "implementation": self.implementation,
             "memory_budget": self.memory_budget,
         }
-        target = index + 1
-        extra = {
-            "row": batch.rows[target],
-            "structural": batch.structural[0, target],
-            "weight": batch.weight[0, target],
-        }
+        extra = batch_columns(batch, index)
         if "hidden" in names:
             extra["hidden"] = hidden
         ref: dict[str, Any] = {}

@@ -1,7 +1,9 @@
 """The gradient of one step: micro-batches added up, halved where memory runs out, searched where it is not finite.
 
 However a step is cut into micro-batches its gradient is the same, up to the order in which floats are added: the sum of
-losses is divided by the whole step's number of targets. What is done with the gradient is in `trainer.py`.
+losses is divided by the whole step's number of targets. Where weights depend on all targets of a step (`cadft`,
+shuffled weights) a pass without gradient comes first, unless one micro-batch is the whole step. What is done with the
+gradient is in `trainer.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,18 +21,19 @@ from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
-from rectune.columns import HEAD_COLUMNS
+from rectune.columns import COLUMNS, HEAD_COLUMNS
 from rectune.config import TrainConfig
 from rectune.data.packing import pack
 from rectune.errors import UserError
-from rectune.models.scorer import Scorer
+from rectune.logprobs import supervised_positions
+from rectune.models.scorer import Scorer, batch_columns
 from rectune.objective_spec import Phase
 from rectune.runtime.memory import repeat_while_out_of_memory
 from rectune.training.dataloader import TrainingData, pair_columns
 from rectune.training.fsdp import is_sharded, turns
 from rectune.training.metrics import MONITORED, Monitor
 from rectune.training.mixed_precision import Masters
-from rectune.training.reference import ReferenceLogprobs
+from rectune.training.reference import ReferenceColumns
 from rectune.training.run_dir import keep_limit
 
 log = logging.getLogger("rectune")
@@ -37,6 +41,7 @@ log = logging.getLogger("rectune")
 _NAMED = 8  # rows that one message names
 
 T = TypeVar("T")
+_OfRows = dict[int, dict[str, Tensor]]  # columns by name, each of the targets of a row
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the first product of the process
 _unable: list[str] = []  # why this process no longer tries
@@ -48,7 +53,7 @@ class Gradients:
     Args:
         config, data, scorer, masters, accelerator: Of the run.
         reference: What `kl` refers to.
-        ref_logp: Of all rows, where the objective reads it.
+        ref_columns: Of all rows, where the objective reads any.
         old: What `old_logp` refers to.
         limit: See below.
 
@@ -65,13 +70,13 @@ class Gradients:
         accelerator: Accelerator,
         *,
         reference: Scorer | None = None,
-        ref_logp: ReferenceLogprobs | None = None,
+        ref_columns: ReferenceColumns | None = None,
         old: Scorer | None = None,
         limit: int | None = None,
     ) -> None:
         self.config, self.data, self.scorer, self.masters = config, data, scorer, masters
         self.accelerator, self.reference, self.old, self.limit = accelerator, reference, old, limit
-        self.ref_logp = ref_logp
+        self.ref_columns = ref_columns
         self._rows: list[int] = []  # of the micro-batch in work
 
     def accumulate(self, step: int, phase: Phase) -> Monitor:
@@ -84,10 +89,8 @@ class Gradients:
         Raises:
             UserError: A single row does not fit into memory, or weights are sharded.
         """
-        return repeat_while_out_of_memory(
-            lambda: run_deterministically(self.accelerator.device, lambda: self._once(step, phase)),
-            self._halve,
-        )
+        of_step = self._over_step(step, phase)
+        return self._repeat(lambda: self._once(step, phase, of_step))
 
     def find_nonfinite_rows(self, step: int, phase: Phase) -> list[str]:
         """Which rows of `step`, in any process, have alone a loss or gradient that is not finite: `file:line`.
@@ -96,24 +99,37 @@ class Gradients:
         is one of all, and one of them at a time has rows in it.
         """
         sharded, processes = is_sharded(self.accelerator), self.accelerator.num_processes
+        of_step = self._over_step(step, phase, even_alone=True)
         guilty = []
         for turn, (rows, divisor) in enumerate(self._micro_batches(step, all_of_them=sharded)):
             mine = not sharded or turn % processes == self.accelerator.process_index
-            if not self._is_finite(rows, phase, divisor, mine=mine):
-                alone = [row for row in rows if not self._is_finite([row], phase, divisor, mine=mine)]
+            if not self._is_finite(rows, phase, step, of_step, divisor, mine=mine):
+                alone = [
+                    row
+                    for row in rows
+                    if not self._is_finite([row], phase, step, of_step, divisor, mine=mine)
+                ]
                 guilty += alone or rows
         if not sharded and processes > 1:
             guilty = sorted(gather_object(guilty))
         return [self.data.train.where(row) for row in guilty]
 
-    def _once(self, step: int, phase: Phase) -> Monitor:
+    def _repeat(self, function: Callable[[], T]) -> T:
+        """Deterministically, again with smaller micro-batches where memory runs out; without collectives."""
+        device = self.accelerator.device
+        return repeat_while_out_of_memory(lambda: run_deterministically(device, function), self._halve)
+
+    def _once(self, step: int, phase: Phase, of_step: _OfRows | None) -> Monitor:
         monitor = Monitor(phase)
-        torch.manual_seed(self.config.seed * 1_000_003 + step)  # so that dropout can be resumed
         self.masters.start_step()
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
-        for rows, divisor in self._micro_batches(step):
+        micro_batches = self._micro_batches(step)
+        if of_step is None and len(micro_batches) > 1:  # memory ran out since it was one
+            of_step = self._over_step(step, phase)
+        torch.manual_seed(self._seed(step))  # so that dropout can be resumed
+        for rows, divisor in micro_batches:
             self._rows = rows
-            columns, losses = self._losses(rows, phase)
+            columns, losses = self._losses(rows, phase, step, of_step)
             (losses.sum() / divisor).backward()
             monitor.add(columns, losses)
             finite &= losses.isfinite().all()  # asked for at the end: a GPU would be waited for
@@ -146,22 +162,81 @@ class Gradients:
             made += [([rows[place] for place in places], divisor) for places in parts]
         return made
 
-    def _losses(self, rows: list[int], phase: Phase) -> tuple[dict[str, Tensor], Tensor]:
-        batch = self.data.train.batch(rows, self.accelerator.device)
-        columns = self.scorer.columns(batch, head_columns(phase), reference=self.reference)
-        if self.ref_logp and "ref_logp" in phase.columns:
-            columns["ref_logp"] = self.ref_logp.of(self.data.train, rows, self.accelerator.device)
-        if self.data.paired:
-            columns |= pair_columns(columns["row"])
-        if self.old and "old_logp" in phase.columns:
-            with torch.no_grad():
-                columns["old_logp"] = self.old.columns(batch)["logp"]
+    def _seed(self, step: int) -> int:
+        return self.config.seed * 1_000_003 + step
+
+    def _losses(
+        self, rows: list[int], phase: Phase, step: int, of_step: _OfRows | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        columns = self._columns(rows, (*MONITORED, *phase.columns))
+        if phase.step_columns:
+            of_step = of_step or self._spread(step, phase, _by_row(self.data, rows, columns, phase))
+            for name in phase.step_columns:
+                parts = [of_step[row][name] for row in rows]
+                columns[name] = torch.cat([torch.empty(0), *parts]).to(columns["logp"])
         return columns, phase.loss(columns) * columns["weight"]
 
-    def _is_finite(self, rows: list[int], phase: Phase, divisor: int, *, mine: bool) -> bool:
+    def _columns(self, rows: list[int], names: Iterable[str]) -> dict[str, Tensor]:
+        """Columns of these rows, by name, but for those of the step; always those of the batch."""
+        batch, needed = self.data.train.batch(rows, self.accelerator.device), set(names)
+        if of_head := [name for name in HEAD_COLUMNS if name in needed]:
+            columns = self.scorer.columns(batch, of_head, reference=self.reference)
+        else:
+            columns = batch_columns(batch, supervised_positions(batch.labels)[0])
+        if self.ref_columns and any(COLUMNS[name].source == "reference" for name in needed):
+            columns |= self.ref_columns.of(self.data.train, rows, self.accelerator.device)
+        if self.data.paired:
+            columns |= pair_columns(columns["row"])
+        if self.old and "old_logp" in needed:
+            with torch.no_grad():
+                columns["old_logp"] = self.old.columns(batch)["logp"]
+        return columns
+
+    def _over_step(self, step: int, phase: Phase, *, even_alone: bool = False) -> _OfRows | None:
+        """For each row of `step` the columns that depend on all of the step's targets: a pass without gradient.
+
+        None where the objective reads none, or where one micro-batch of one process is the whole step, whose columns
+        `_losses` has anyway (unless `even_alone`). All processes have to call it.
+        """
+        several = self.accelerator.num_processes > 1
+        if not phase.step_columns or not (several or even_alone or len(self._micro_batches(step)) > 1):
+            return None
+        parts = self._repeat(lambda: self._first_pass(step, phase))
+        if several:
+            parts = {row: part for of_process in gather_object([parts]) for row, part in of_process.items()}
+        return self._spread(step, phase, parts)
+
+    @torch.no_grad()
+    def _first_pass(self, step: int, phase: Phase) -> _OfRows:
+        """What `Phase.over_step` reads, for the rows of this process; the model runs only where it reads of it."""
+        torch.manual_seed(self._seed(step))  # the dropout of the pass with gradient
+        parts: _OfRows = {}
+        for rows, _ in self._micro_batches(step):
+            self._rows = rows
+            parts |= _by_row(self.data, rows, self._columns(rows, phase.step_inputs), phase)
+        return parts
+
+    def _spread(self, step: int, phase: Phase, parts: _OfRows) -> _OfRows:
+        """The columns of the step, from what it reads of all rows, whichever micro-batch and process had them.
+
+        A row that the step has twice gets the mean of both places, which adds up to the same gradient.
+        """
+        order = self.data.plan.rows(step)
+        times, sizes = Counter(order), [len(parts[row]["structural"]) for row in order]
+        whole = {name: torch.cat([parts[row][name] for row in order]) for name in parts[order[0]]}
+        whole["row"] = torch.arange(len(order)).repeat_interleave(torch.tensor(sizes))
+        of_step: _OfRows = {row: {} for row in order}
+        for name, column in phase.over_step(whole, self._seed(step)).items():
+            for row, part in zip(order, column.split(sizes), strict=True):
+                of_step[row][name] = of_step[row].get(name, 0) + part / times[row]
+        return of_step
+
+    def _is_finite(
+        self, rows: list[int], phase: Phase, step: int, of_step: _OfRows | None, divisor: int, *, mine: bool
+    ) -> bool:
         """Of the gradient of these rows, or of no rows where they are not `mine`."""
         self.masters.start_step()
-        _, losses = self._losses(rows if mine else [], phase)
+        _, losses = self._losses(rows if mine else [], phase, step, of_step)
         finite = bool(losses.isfinite().all())
         if not is_sharded(self.accelerator):
             if finite:
@@ -197,9 +272,13 @@ class Gradients:
         )
 
 
-def head_columns(phase: Phase) -> list[str]:
-    """Columns of the head that the objective or the monitor reads."""
-    return [name for name in HEAD_COLUMNS if name in {*MONITORED, *phase.columns}]
+@torch.no_grad()
+def _by_row(data: TrainingData, rows: list[int], columns: Mapping[str, Tensor], phase: Phase) -> _OfRows:
+    """What `Phase.over_step` reads of each row, on the CPU."""
+    sizes: list[int] = data.train.supervised[rows].tolist()
+    names = dict.fromkeys((*phase.step_inputs, "structural"))
+    split = {name: columns[name].cpu().split(sizes) for name in names}
+    return {row: {name: split[name][place].clone() for name in names} for place, row in enumerate(rows)}
 
 
 def named(rows: list[str]) -> str:

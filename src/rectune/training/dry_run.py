@@ -62,7 +62,7 @@ def _of_run(data: TrainingData, phases: Sequence[Phase]) -> dict[str, Any]:
     weights = data.train.row_weights()
     return {
         "config": settled(data.config),
-        "objective": [f"{phase.name} until step {round(phase.end * steps)}" for phase in phases],
+        "objective": [f"{phase.label} until step {round(phase.end * steps)}" for phase in phases],
         "template": data.template.name,
         "rows": len(data.train),
         "holdout_rows": len(data.holdout),

@@ -25,7 +25,7 @@ from rectune.objectives import sum_by
 from rectune.records import Figures
 from rectune.training.dataloader import Split, capacity, pair_columns
 from rectune.training.fsdp import turns
-from rectune.training.reference import ReferenceLogprobs
+from rectune.training.reference import ReferenceColumns
 
 QUANTILES = (0.1, 0.5, 0.9)
 PROBABILITY_BINS = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -121,20 +121,20 @@ def evaluate_holdout(
     config: TrainConfig,
     accelerator: Accelerator | None = None,
     *,
-    ref_logp: ReferenceLogprobs | None = None,
+    reference: ReferenceColumns | None = None,
 ) -> Figures:
-    """Figures of `Monitor` over hold-out rows, or, with `ref_logp`, over pairs; empty where there are none."""
+    """Figures of `Monitor` over hold-out rows, or, with `reference`, over pairs; empty where there are none."""
     if not len(holdout):
         return {}
     monitor = Monitor()
     training = scorer.model.training
     scorer.model.eval()
     device = None if accelerator is None else accelerator.device
-    packs = pack(holdout.lengths(), capacity(config, paired=ref_logp is not None))
+    packs = pack(holdout.lengths(), capacity(config, paired=reference is not None))
     for rows in packs if accelerator is None else turns(packs, accelerator, []):
         columns = scorer.columns(holdout.batch(rows, device), MONITORED)
-        if ref_logp is not None:
-            columns |= {"ref_logp": ref_logp.of(holdout, rows, device), **pair_columns(columns["row"])}
+        if reference is not None:
+            columns |= reference.of(holdout, rows, device) | pair_columns(columns["row"])
         monitor.add(columns)
     scorer.model.train(training)
     return monitor.figures(accelerator)

@@ -1,9 +1,9 @@
-"""`ref_logp`: log-probs of the rows' targets under a frozen model, computed once before the first step.
+"""`ref_logp` and other columns of the rows' targets under a frozen model, computed once before the first step.
 
-iw-SFT and DPO compare the model with a reference: the weights that training starts from, or another model. Its
-log-probs do not change, so one pass computes them, and a file in the cache keeps them for runs on the same rows and for
-resumed ones; no second model is in memory while training. Objectives that need the reference's whole distribution
-(`kl`) get it as a frozen model.
+iw-SFT and DPO compare the model with a reference, and `signal=base` takes a rule's weights from it: the weights that
+training starts from, or another model. Its columns do not change, so one pass computes them, and a file in the cache
+keeps them for runs on the same rows and for resumed ones; no second model is in memory while training. Objectives that
+need the reference's whole distribution (`kl`) get it as a frozen model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,22 +58,27 @@ def cached_file(source: str, belongs: Mapping[str, str]) -> Path:
     return default_cache() / "reference_logprobs" / f"{name}-{key}{LOGPROBS}"
 
 
-def read(path: Path, belongs: Mapping[str, str]) -> tuple[Tensor, dict[str, str]]:
-    """The column (targets,) and the whole header.
+def read(
+    path: Path, belongs: Mapping[str, str], names: Sequence[str] = ("ref_logp",)
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The columns by name, each (targets,), and the whole header.
 
     Args:
         belongs: What the header has to say.
+        names: Columns that the file has to have.
 
     Raises:
-        UserError: No such file, another format, or one of other rows, another model or another tokenizer.
+        UserError: No such file, another format, one of other rows, another model or another tokenizer, or without a
+            column.
         Damaged: It is not whole.
     """
     try:
         with safe_open(path, "pt") as file:
-            header = dict(file.metadata() or {})
-            if "ref_logp" not in file.keys() or "format" not in header:  # noqa: SIM118
-                raise UserError("the file has no ref_logp", where=path, hint="it was not written by rectune")
-            values: Tensor = file.get_tensor("ref_logp")
+            header, kept = dict(file.metadata() or {}), file.keys()
+            if lacking := [name for name in names if name not in kept or "format" not in header]:
+                hint = "it was written for another objective, or not by rectune"
+                raise UserError(f"the file has no {' and no '.join(lacking)}", where=path, hint=hint)
+            columns = {name: file.get_tensor(name) for name in kept}
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror or error})", where=path) from None
     except SafetensorError as error:
@@ -86,25 +91,28 @@ def read(path: Path, belongs: Mapping[str, str]) -> tuple[Tensor, dict[str, str]
             raise UserError(
                 f"the file belongs to {what}: {header.get(name)}, not {now}", where=path, hint="remove it"
             )
-    if header.get("checksum") != _checksum(values):
+    if header.get("checksum") != _checksum(columns):
         raise Damaged("the file is damaged (its checksum has changed)", where=path)
-    return values, header
+    return columns, header
 
 
-def write(path: Path, values: Tensor, header: Mapping[str, str]) -> None:
+def write(path: Path, columns: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write the file whole or not at all; of two writers at a time the last one stays, which wrote the same."""
-    metadata = {"format": FORMAT, **header, "checksum": _checksum(values)}
+    metadata = {"format": FORMAT, **header, "checksum": _checksum(columns)}
     with translate_disk_errors(path), replace_file(path, shared=True) as aside:
-        save_file({"ref_logp": values}, aside, metadata=metadata)
+        save_file(dict(columns), aside, metadata=metadata)
 
 
-def _checksum(values: Tensor) -> str:
-    return f"{zlib.crc32(values.numpy().data):08x}"
+def _checksum(columns: Mapping[str, Tensor]) -> str:
+    checksum = 0
+    for name in sorted(columns):
+        checksum = zlib.crc32(columns[name].numpy().data, checksum)
+    return f"{checksum:08x}"
 
 
 @dataclass(frozen=True)
-class ReferenceLogprobs:
-    """`ref_logp` of a run's rows.
+class ReferenceColumns:
+    """Columns of a run's rows under the reference.
 
     Attributes:
         identity: Fingerprint of the reference's weights.
@@ -113,44 +121,48 @@ class ReferenceLogprobs:
 
     identity: str
     path: Path
-    _values: Tensor
+    _columns: dict[str, Tensor]
     _starts: list[tuple[EncodedRows, np.ndarray]]
 
-    def of(self, split: Split, rows: list[int], device: object = None) -> Tensor:
-        """The column of the batch `split.batch(rows)`: (N,) float32."""
+    def of(self, split: Split, rows: list[int], device: object = None) -> dict[str, Tensor]:
+        """The columns of the batch `split.batch(rows)`, each (N,): float32, `ref_top1` bool."""
         starts = next(starts for encoded, starts in self._starts if encoded is split.encoded)
-        members = [index for row in rows for index in split.members[row]]
-        parts = [self._values[starts[index] : starts[index + 1]] for index in members]
-        return torch.cat([self._values[:0], *parts]).to(device)  # type: ignore[call-overload,no-any-return]
+        spans = [(starts[index], starts[index + 1]) for row in rows for index in split.members[row]]
+        return {
+            name: torch.cat([column[:0], *(column[a:b] for a, b in spans)]).to(device)  # type: ignore[call-overload]
+            for name, column in self._columns.items()
+        }
 
 
-def reference_logprobs(
+def reference_columns(
     config: TrainConfig,
     data: TrainingData,
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
     identity: str,
     accelerator: Accelerator,
-) -> ReferenceLogprobs:
-    """`ref_logp` of all rows that a run reads: from the file of an earlier run, or computed now and kept.
+    names: Sequence[str] = ("ref_logp",),
+) -> ReferenceColumns:
+    """Columns of all rows that a run reads: from the file of an earlier run, or computed now and kept.
 
     Args:
         data: Rows to train on; those kept aside are included where they are pairs or of the same source.
         scorer, tokenizer: Of the model that will be trained, as it was loaded.
         identity: Its `fingerprint`, adapters not yet on it.
+        names: Columns of the source `reference`.
 
     Raises:
         UserError: The reference has another tokenizer or cannot be loaded, or a file belongs to other rows or another
             model.
     """
     rows = _Rows(data)
-    words = vocabulary(tokenizer)
+    words, shown = vocabulary(tokenizer), ", ".join(names)
     given = config.reference_model or ""
     if given.endswith(LOGPROBS):
         path = Path(given).expanduser()
-        values, header = read(path, {"rows": rows.name, "vocabulary": words})
-        log.info("ref_logp: from %s, of %s (%s)", path, header["reference"], header["fingerprint"])
-        return ReferenceLogprobs(header["fingerprint"], path, values, rows.starts)
+        columns, header = read(path, {"rows": rows.name, "vocabulary": words}, names)
+        log.info("%s: from %s, of %s (%s)", shown, path, header["reference"], header["fingerprint"])
+        return ReferenceColumns(header["fingerprint"], path, columns, rows.starts)
     reference = scorer.without_adapter() if _is_base(config) else scorer
     if given:
         reference, identity = load_reference(config, scorer, tokenizer)
@@ -160,18 +172,19 @@ def reference_logprobs(
         "vocabulary": words,
         "precision": str(scorer.dtype).removeprefix("torch."),
         "memory_budget": str(config.logits_memory_mb),
+        **({"columns": shown} if set(names) != {"ref_logp"} else {}),
     }
     path = cached_file(config.data, belongs)
-    found = _kept(path, belongs, accelerator)
+    found = _kept(path, belongs, names, accelerator)
     if found is None:
-        log.info("ref_logp: computing it for %s with %s", rows.name, given or "the initial weights")
-        found = _compute(reference, rows, accelerator)
+        log.info("%s: computing it for %s with %s", shown, rows.name, given or "the initial weights")
+        found = _compute(reference, rows, names, accelerator)
         if accelerator.is_local_main_process:
             whose = {"reference": given or config.model, "template": data.template.name}
             write(path, found, belongs | whose)
         accelerator.wait_for_everyone()
-    log.info("ref_logp: kept in %s", path)
-    return ReferenceLogprobs(identity, path, found, rows.starts)
+    log.info("%s: kept in %s", shown, path)
+    return ReferenceColumns(identity, path, found, rows.starts)
 
 
 def frozen_reference(config: TrainConfig, scorer: Scorer, tokenizer: PreTrainedTokenizerBase) -> Scorer:
@@ -223,7 +236,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class _Rows:
-    """Encoded rows that need `ref_logp`, in the order of their source, whichever seed splits them.
+    """Encoded rows whose columns are needed, in the order of their source, whichever seed splits them.
 
     Attributes:
         name: How many they are, with a digest of their token ids and labels.
@@ -262,12 +275,15 @@ class _Rows:
 
 
 @torch.no_grad()
-def _compute(scorer: Scorer, rows: _Rows, accelerator: Accelerator) -> Tensor:
-    """The column of all rows; each process takes its share of the forward passes, as many as any other."""
+def _compute(
+    scorer: Scorer, rows: _Rows, names: Sequence[str], accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """The columns of all rows; each process takes its share of the forward passes, as many as any other."""
     packs, of = pack(rows.lengths, max(CAPACITY, *rows.lengths)), accelerator.num_processes
+    of_head = [name.removeprefix("ref_") for name in names]
     training = scorer.model.training
     scorer.model.eval()
-    parts: list[tuple[int, Tensor]] = []
+    parts: list[tuple[int, tuple[Tensor, ...]]] = []
     tokens = 0
     with reporter(
         None if accelerator.is_main_process else lambda *_: None, 0, len(packs), "reference"
@@ -277,22 +293,31 @@ def _compute(scorer: Scorer, rows: _Rows, accelerator: Accelerator) -> Tensor:
             mine = packs[number] if number < len(packs) else []
             encoded = [source[index] for source, index in (rows.chosen[row] for row in mine)]
             batch = collate(encoded, accelerator.device)
-            logp = scorer.columns(batch, ("logp",))["logp"].to("cpu", torch.float32)
-            parts += zip(mine, logp.split([rows.supervised[row] for row in mine]), strict=True)
+            columns = scorer.columns(batch, of_head)
+            sizes = [rows.supervised[row] for row in mine]
+            by_row = zip(*(_plain(columns[name]).split(sizes) for name in of_head), strict=True)
+            parts += zip(mine, by_row, strict=True)
             tokens += sum(batch.row_lengths) * of
             report(min(first + of, len(packs)), len(packs), tokens)
     scorer.model.train(training)
     if of > 1:
         parts = gather_object(parts)
-    return torch.cat([column for _, column in sorted(parts, key=lambda part: part[0])])
+    ordered = [columns for _, columns in sorted(parts, key=lambda part: part[0])]
+    return dict(zip(names, map(torch.cat, zip(*ordered, strict=True)), strict=True))
 
 
-def _kept(path: Path, belongs: dict[str, str], accelerator: Accelerator) -> Tensor | None:
+def _plain(column: Tensor) -> Tensor:
+    return column.cpu() if column.dtype == torch.bool else column.to("cpu", torch.float32)
+
+
+def _kept(
+    path: Path, belongs: dict[str, str], names: Sequence[str], accelerator: Accelerator
+) -> dict[str, Tensor] | None:
     """What an earlier run kept, where all processes find it; a damaged file is passed over."""
     found = None
     if path.exists():
         try:
-            found, _ = read(path, belongs)
+            found, _ = read(path, belongs, names)
         except Damaged as error:
             log.warning("%s: it is computed again", error)
     everywhere = gather_object([found is not None]) if accelerator.num_processes > 1 else [found is not None]

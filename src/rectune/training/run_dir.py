@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rectune.columns import COLUMNS
 from rectune.config import CheckpointConfig, Settings, TrainConfig, dump_config
 from rectune.config.names import with_new_names
 from rectune.data.chat_template import Template, choose_template
@@ -137,7 +138,8 @@ def settled(config: Settings) -> JsonObject:
     if isinstance(config, TrainConfig):
         phases = make_phases(config)
         found["min_eos_weight"] = phases[0].min_eos_weight
-        if any({"ref_logp", "kl"} & {*phase.columns} for phase in phases):
+        read = {name for phase in phases for name in phase.columns}
+        if "kl" in read or any(COLUMNS[name].source == "reference" for name in read):
             found["reference_model"] = found["reference_model"] or found["model"]
     elif "epsilon_high" in found:
         found["epsilon_high"] = found["epsilon_high"] or found["epsilon"]

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather
 
+from rectune.columns import COLUMNS
 from rectune.config import TrainConfig
 from rectune.errors import UserError
 from rectune.models.load import choose_dtype, fingerprint, load_model
@@ -35,7 +36,7 @@ from rectune.training.fsdp import is_sharded, shard_all
 from rectune.training.metrics import evaluate_holdout, peak_memory_mib, reset_peak_memory
 from rectune.training.metrics_log import MetricsLog, make_trackers, start_trackers, totals
 from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
-from rectune.training.reference import frozen_reference, reference_logprobs
+from rectune.training.reference import frozen_reference, reference_columns
 from rectune.training.run_dir import enter_run, finished_run, kept_limit, open_run, save_model
 
 log = logging.getLogger("rectune")
@@ -121,10 +122,10 @@ class Trainer:
             self.masters = Masters(
                 self.model, torch.float32
             )  # the shards, which are computed with in `dtype`
-        self.ref_logp = None
-        if "ref_logp" in columns:
-            self.ref_logp = reference_logprobs(
-                config, self.data, self.scorer, self.tokenizer, identity, accelerator
+        self.ref_columns = None
+        if names := [name for name in COLUMNS if COLUMNS[name].source == "reference" and name in columns]:
+            self.ref_columns = reference_columns(
+                config, self.data, self.scorer, self.tokenizer, identity, accelerator, names
             )
         self.probe = make_probe(self.scorer, self.tokenizer, config, self.data.holdout, accelerator)
 
@@ -163,7 +164,7 @@ class Trainer:
             log.info("micro-batches of at most %d tokens: more did not fit into memory", limit)
         self.gradients = Gradients(
             config, self.data, self.scorer, self.masters, accelerator, reference=self.reference,
-            ref_logp=self.ref_logp, old=self.old, limit=limit,
+            ref_columns=self.ref_columns, old=self.old, limit=limit,
         )  # fmt: skip
         accelerator.wait_for_everyone()  # all have checked the folder
         if self.main:
@@ -180,7 +181,7 @@ class Trainer:
 
     def _restore(self, state: TrainState) -> int:
         """The step of the checkpoint with this state, whose weights are loaded."""
-        data, identity = self.data, self.ref_logp.identity if self.ref_logp else None
+        data, identity = self.data, self.ref_columns.identity if self.ref_columns else None
         if not data.is_of(state.data):
             raise UserError(
                 f"the rows have changed since the run began ({state.data}, now {data.fingerprint})",
@@ -274,9 +275,9 @@ class Trainer:
 
     def _evaluate(self, step: int) -> Figures:
         """Figures on the held-out rows, logged; empty without any."""
-        ref_logp = self.ref_logp if self.data.paired else None
+        reference = self.ref_columns if self.data.paired else None
         figures = evaluate_holdout(
-            self.scorer, self.data.holdout, self.config, self.accelerator, ref_logp=ref_logp
+            self.scorer, self.data.holdout, self.config, self.accelerator, reference=reference
         )
         if figures:
             self.metrics.add(MetricsLine.of(step, "holdout", figures))
@@ -300,7 +301,7 @@ class Trainer:
     def _checkpoint(self, step: int, skipped: int) -> None:
         if self.main:
             self.metrics.sync()
-        reference = self.ref_logp.identity if self.ref_logp else None
+        reference = self.ref_columns.identity if self.ref_columns else None
         state = TrainState(
             step=step, data=self.data.fingerprint, skipped=skipped, before=self.before, best=self.best,
             limit=self.gradients.limit, reference=reference,
@@ -378,7 +379,7 @@ class Trainer:
         shown = ", then ".join(f"{phase.label} until step {round(phase.end * steps)}" for phase in phases)
         log.info("objective: %s", shown)
         if least := phases[0].min_eos_weight:
-            names = " and ".join(phase.name for phase in phases if phase.vanishes())
+            names = " and ".join(phase.label for phase in phases if phase.vanishes())
             reason = f", because {names} gives no weight to tokens that the model never writes (0 is the paper's Eq. 9)"
             reason = reason if config.min_eos_weight is None else ""
             log.info("min_eos_weight: turn-ending and special tokens keep weight %g%s", least, reason)
