@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from comparisons import Task, asking, compare_task, config_of
+from comparisons import Task, compare_task
 from rectune.errors import UserError
-from rectune.experiments.compare import make_grid
 from rectune.experiments.comparison_tables import tables
-from rectune.experiments.runner import run_grid
+from rectune.experiments.evaluator import Evaluator
 from rectune.records import Comparison
 from rectune.runtime.io import lock
 from training_runs import metrics, weights
@@ -212,7 +210,11 @@ def test_another_comparison_in_the_folder_is_refused(
         ),
         ("sft,dft", {"sweep": [0.0]}, "--sweep: learning rates must be between 0 and 1"),
         ("sft,dft", {"sweep_steps": 3}, "--sweep-steps: requires --sweep"),
-        ("sft,dft", {"validation": "gsm8k"}, "--validation: requires --sweep, --race or --margin"),
+        (
+            "sft,dft",
+            {"validation": "gsm8k"},
+            "--validation: requires --sweep, --race, --margin or --eval-steps",
+        ),
         (
             "sft,dft",
             {"sweep": [1e-3], "tasks_in": []},
@@ -310,18 +312,46 @@ def test_a_damaged_record_is_said_to_be(run: Run, tmp_path: Path, text: str, lin
 
 
 @pytest.mark.slow
-def test_a_curve_is_evaluated_at_pauses_of_the_training(
-    compared: tuple[Path, Record], task: Task, tmp_path: Path
+def test_accuracy_over_steps(
+    compared: tuple[Path, Record], task: Task, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of the paper's Figure 1; the model at the end is bit-identical to that of a run without pauses."""
-    config = config_of(task, tmp_path / "out", objectives="sft", match_entropy=False, **asking(task))
-    grid = replace(make_grid(config), curve_steps=5, curve_samples=1)
-    run_grid(grid)
+    """Training pauses for it, also on the way to a rung of a race, and ends with the bits of a run without pauses."""
+    how = {"eval_steps": 5, "race": "50steps", "match_entropy": False}
+    evaluate = Evaluator.evaluate
+
+    def killed(self: Evaluator, folder: Path, *args: Any) -> None:
+        if folder.parent.name == "step-10":
+            raise RuntimeError("killed")
+        evaluate(self, folder, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run("sft,dft", **how)
+    record = run("sft,dft", **how)
+    paths: dict[str, list[int]] = {}
+    for point in record["points"]:
+        assert set(point["validation"]) == {"in", "out"}
+        if point["step"] is not None:
+            paths.setdefault(point["arm"], []).append(point["step"])
+            assert point["scores"] == {}
+    assert paths == {"sft": [5, 10, 12], "dft": [5, 10, 12]}
     folder = tmp_path / "out" / "runs" / "sft" / "seed-0"
-    (folder / "step-5" / "validation").rename(folder / "validation-step-0005")  # as version 0.2 had it
-    run_grid(grid)
-    steps = sorted(path.name for path in folder.glob("step-*"))
-    assert steps == ["step-10", "step-5"]
-    assert [evaluation(folder / step / "validation")["protocol"]["n"] for step in steps] == [1, 1]
+    assert [evaluation(folder / f"step-{step}" / "validation")["protocol"]["n"] for step in (5, 10)] == [2, 2]
+    assert record["validation"] == {"inside": 8, "outside": 2} and record["problems"] == {
+        "inside": 24,
+        "outside": 4,
+    }
     one, other = weights(folder), weights(compared[0] / "runs" / "sft" / "seed-0")
     assert all(torch.equal(one[name], other[name]) for name in one)
+    (folder / "step-5" / "validation").rename(folder / "validation-step-0005")  # as version 0.2 had it
+    assert run("sft,dft", **how)["points"] == record["points"]
+
+
+def test_without_both_domains_there_is_no_accuracy_over_steps(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rectune")
+    plan = run(eval_steps=5, tasks_out=[], dry_run=True)
+    assert plan["validation"] == {} and "it needs --tasks-in and --tasks-out" in caplog.text
+    assert run(eval_steps=5, dry_run=True)["validation_samples"] > 0

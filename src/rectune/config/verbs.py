@@ -231,12 +231,15 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     """Learning rates to try for each objective, separated by commas; the best on validation is used."""
     sweep_steps: int | None = Field(None, gt=0)
     """Steps of each trial; unset: a quarter of the steps of a run."""
+    eval_steps: int = Field(0, ge=0)
+    """Steps between evaluations on the held-out rows and, with tasks in and out of domain, on validation problems too;
+    0: on the rows only, at the start and the end."""
     race: str | None = None
     """Stop objectives early if they are clearly worse on validation, within this total budget: 30m, 2h or 800steps."""
     validation: PathOrName | None = None
-    """Benchmark or JSONL file in domain for sweep, race and margin; unset: a quarter of the in-domain problems."""
+    """Benchmark or JSONL file in domain for choices and eval-steps; unset: a quarter of the in-domain problems."""
     validation_out: PathOrName | None = None
-    """The same out of domain, for margin; unset: a quarter of the out-of-domain problems."""
+    """The same out of domain, for margin and eval-steps; unset: a quarter of the out-of-domain problems."""
     margin: float | None = Field(None, ge=0, lt=100)
     """Say which model to ship: one that loses at most this many points in domain, and gains out of domain."""
     against: str | None = None

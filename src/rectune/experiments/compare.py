@@ -24,6 +24,7 @@ from rectune.analysis.power import plan_power, power_sentences
 from rectune.analysis.summary_text import BASE, DOMAINS
 from rectune.config import CompareConfig, TrainConfig, dump_config, flag
 from rectune.errors import UserError
+from rectune.experiments.curve import SAMPLES, pauses
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
 from rectune.experiments.problem_sets import Problems, check_apart, load_problems, name_domains, set_aside
@@ -97,7 +98,7 @@ def make_grid(config: CompareConfig) -> Grid:
     arms = make_arms(specs, training)
     begun = read_comparison(training.output_dir)
     config = _with_kept_margin(config, begun)
-    split = config.margin is not None or bool(begun and begun.settings.get("split"))
+    split = _is_split(config, begun)
     _check_choices(config, len(arms), split)
     problems, validation, validation_out = _problems(config, domains, split)
     settings = _settings(config, domains, split)
@@ -139,6 +140,9 @@ def make_grid(config: CompareConfig) -> Grid:
         sweep=SweepSettings(tuple(config.sweep), config.sweep_steps) if config.sweep else None,
         race=parse_budget(config.race) if config.race else None,
         match_entropy=config.match_entropy,
+        curve_steps=config.eval_steps if split else 0,
+        curve_samples=min(SAMPLES, config.num_samples),
+        curve_on="validation",
         validation_out=validation_out,
         margin=None if config.margin is None else round(config.margin / 100, 10),
         against=config.against,
@@ -168,6 +172,20 @@ def _with_kept_margin(config: CompareConfig, begun: Comparison | None) -> Compar
             hint="give another --output-dir",
         )
     return config
+
+
+def _is_split(config: CompareConfig, begun: Comparison | None) -> bool:
+    """Whether problems of both domains are set aside: for a margin, and for accuracy over steps."""
+    if begun is not None:
+        split = config.margin is not None or bool(begun.settings.get("split"))
+    else:
+        split = config.margin is not None or bool(config.eval_steps and config.tasks_in and config.tasks_out)
+    if config.eval_steps and not split:
+        why = (
+            "it needs --tasks-in and --tasks-out" if begun is None else "the comparison was begun without it"
+        )
+        log.info("eval_steps: on held-out rows only; accuracy over steps is not measured (%s)", why)
+    return split
 
 
 def _check_gate(config: CompareConfig, seeds: int) -> None:
@@ -224,7 +242,9 @@ def _problems(
     if split:
         for domain, title in DOMAINS.items():
             if sum(len(problems[name]) for name in problems if domains[name] == domain) < 2:
-                raise UserError(f"a margin needs two or more problems {title}, besides those of validation")
+                raise UserError(
+                    f"needs two or more problems {title}, besides those of validation", where="--tasks"
+                )
     return problems, apart["in"], apart["out"]
 
 
@@ -247,9 +267,11 @@ def _check_choices(config: CompareConfig, arms: int, split: bool) -> None:
     if config.sweep_steps is not None and not config.sweep:
         raise UserError("requires --sweep", where="--sweep-steps")
     if config.validation is not None and not (config.sweep or config.race or split):
-        raise UserError("requires --sweep, --race or --margin", where="--validation")
-    for name in ("validation_out", "against", "require"):
-        if getattr(config, name) is not None and not split:
+        raise UserError("requires --sweep, --race, --margin or --eval-steps", where="--validation")
+    if config.validation_out is not None and not split:
+        raise UserError("requires --margin or --eval-steps", where="--validation-out")
+    for name in ("against", "require"):
+        if getattr(config, name) is not None and config.margin is None:
             raise UserError("requires --margin", where=flag(name))
     if split and not (config.tasks_in and config.tasks_out):
         raise UserError("requires --tasks-in and --tasks-out", where="--margin")
@@ -306,7 +328,7 @@ def plan(config: CompareConfig) -> dict[str, object]:
 
     `tokens_to_train_on` is what is left to do, `samples` what the verdict takes in all (without the few that may
     correct a matched temperature, and those of the base model at its best one), `validation_samples` what a sweep, a
-    race (at most) and the choice of a model take. `seconds_of_training`
+    race (at most), the choice of a model and accuracy over steps take. `seconds_of_training`
     is inferred from the finished runs in the folder, and None without any.
     """
     grid = _checked_grid(config)
@@ -323,6 +345,9 @@ def plan(config: CompareConfig) -> dict[str, object]:
     choices = validated * n * (trials + len(stages) * arms * seeds)
     if apart:  # every run and the base model, greedily too, and the base model at other temperatures
         choices += (validated + apart) * ((len(runs) + 1) * (n + 1) + len(TEMPERATURES) * n)
+    if grid.curve_steps:
+        pauses_of_run = len(pauses(grid, grid.steps(grid.arms[0])))
+        choices += (validated + apart) * len(runs) * pauses_of_run * (grid.curve_samples or n)
     matched = (
         len(runs) + 1 - seeds if config.match_entropy and config.temperature == 1 else 0
     )  # all but one arm
