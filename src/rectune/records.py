@@ -488,6 +488,8 @@ class Verdict(Record):
     headline: list[Headline] = []
     sentences: list[str]
     warnings: list[str] = []
+    without_overlap: dict[str, TaskVerdict] = {}
+    """Tasks of which problems occur in the training rows, without these problems."""
 
 
 class SweepTrial(Record):
@@ -755,6 +757,8 @@ class Comparison(FileRecord):
     matched_to: str | None = None
     points: list[Point] = []
     decision: Decision | None = None
+    overlap: OverlapResult | None = None
+    """Problems whose text occurs in the training rows."""
     verdict: Verdict | None = None
     paper: PaperTables | None = None
 

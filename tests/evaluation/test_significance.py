@@ -81,6 +81,24 @@ def test_the_trials_verdict_names_both_domains_and_the_shape(tmp_path):
     assert (looks.stopped, looks.pass_at["1"], looks.greedy) == (1, pytest.approx(0.235), None)
 
 
+def test_without_the_problems_of_the_training_rows(three_seeds):
+    arms, _, _ = three_seeds
+    verdict = compare_runs(arms, {"s": "out", "t": "in"}, overlap=[f"s/{i}" for i in range(50)])
+    plain = compare_runs(arms, {"s": "out", "t": "in"})
+    assert list(verdict.without_overlap) == ["s"]
+    (pair,) = (p for p in verdict.without_overlap["s"].pairs if (p.a, p.b) == ("dft", "sft"))
+    x, y = ([correct(arms[label][seed], "s")[50:] for seed in range(3)] for label in ("dft", "sft"))
+    by_hand = paired_difference(x, y)
+    assert (pair.difference, pair.low) == pytest.approx((by_hand.mean, by_hand.low))
+    (warning,) = verdict.warnings
+    assert warning.startswith("50 of 150 problems of s occur in the training rows; without them base has ")
+    assert f"dft minus sft is {100 * by_hand.mean:.1f} (" in warning
+    assert verdict.benchmarks == plain.benchmarks
+    every = compare_runs(arms, {}, overlap=[f"s/{i}" for i in range(150)])
+    assert every.warnings == ["150 of 150 problems of s occur in the training rows"]
+    assert not every.without_overlap
+
+
 def test_seeds_and_problems_are_paired(three_seeds):
     arms, _, _ = three_seeds
     verdict = compare_runs(arms, {"s": "out", "t": "in"})

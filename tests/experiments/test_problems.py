@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from comparisons import Task, config_of, problem, write
+from comparisons import Task, compare_task, config_of, problem, write
 from rectune.errors import UserError
 from rectune.evaluation.tasks import load_task
 from rectune.experiments.problem_sets import (
@@ -89,3 +89,38 @@ def test_domains() -> None:
         name_domains({**groups, "": ["b"]})
     with pytest.raises(UserError, match="nothing to compare on; give --tasks-in"):
         name_domains({"in": [], "out": [], "": []})
+
+
+def test_problems_in_the_rows(task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are said before training and in the verdict, which is given without them as well; or they are left out."""
+    rows = [{"prompt": f"{i}?", "completion": "yes"} for i in [*range(30), 101, 131]]
+    seen = [{"prompt": f"and {i}?", "completion": "yes"} for i in range(6)]
+    names = ["inside/2", "inside/32"]
+    leaky = {**task, "data": str(write(tmp_path / "rows.jsonl", rows))}
+    planned = compare_task(leaky, tmp_path / "out", "sft", dry_run=True)
+    assert planned["overlap"] == names
+    assert f"2 of 38 problems occur in {leaky['data']}" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+    record = compare_task(leaky, tmp_path / "out", "sft", max_steps=2, match_entropy=False)
+    assert [one["problem_id"] for one in record["overlap"]["found"]] == names
+    assert record["overlap"]["found"][0]["where"] == f"{leaky['data']}:31"
+    verdict = record["verdict"]
+    assert list(verdict["without_overlap"]) == ["inside"]
+    assert verdict["without_overlap"]["inside"]["problems"] == 30
+    (warning,) = verdict["warnings"]
+    assert warning.startswith("2 of 32 problems of inside occur in the training rows; without them base has ")
+    assert warning in caplog.text
+    with pytest.raises(UserError, match="exclude_overlap was False, is True"):
+        compare_task(leaky, tmp_path / "out", "sft", max_steps=2, match_entropy=False, exclude_overlap=True)
+
+    apart = {"exclude_overlap": True, "max_steps": 2, "match_entropy": False}
+    record = compare_task(leaky, tmp_path / "apart", "sft", **apart)
+    assert record["problems"] == {"inside": 30, "outside": 6}
+    assert record["verdict"]["warnings"] == []
+    assert record["overlap"]["problems"] == 38
+    assert compare_task(leaky, tmp_path / "apart", "sft", **apart)["verdict"] == record["verdict"]
+
+    all_of_them = {**task, "data": str(write(tmp_path / "all.jsonl", [*rows, *seen]))}
+    with pytest.raises(UserError, match=r"all problems of outside occur in .*all.jsonl"):
+        compare_task(all_of_them, tmp_path / "none", "sft", **apart)

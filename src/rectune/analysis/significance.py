@@ -12,7 +12,7 @@ Shapes: P problems, N samples, S seeds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +38,7 @@ from rectune.analysis.summary_text import (
     direction,
     domain_sentences,
     headline,
+    overlap_sentence,
     pair_sentence,
     sharpening_sentence,
 )
@@ -113,6 +114,7 @@ def compare_runs(
     greedy: Folders | None = None,
     matched: Folders | None = None,
     matched_to: str | None = None,
+    overlap: Collection[str] = (),
     level: float = 0.95,
 ) -> Verdict:
     """Compare every pair of arms on every task, and say what follows in sentences.
@@ -124,6 +126,7 @@ def compare_runs(
         greedy: The same at temperature 0.
         matched: Arms sampled at the temperature at which they are as sharp as `matched_to`.
         matched_to: Its label; None: the arm without a matched folder, of several the one of lowest entropy.
+        overlap: Ids of problems whose text occurs in the training rows; what follows without them is said, too.
         level: Of the intervals; a difference is *shown* when Holm's adjusted p-value is below 1 - level and the
             interval leaves out 0.
 
@@ -158,6 +161,7 @@ def compare_runs(
             pooled[domain] = DomainVerdict(benchmarks=names, **_compare_arms(together, comparison))
     pairs = [pair for result in (*tasks.values(), *pooled.values()) for pair in result.pairs]
     _decide(pairs, level)
+    without = _without_overlap(by_task, domains, frozenset(overlap), comparison)
     sections = _sections(tasks, pooled)
     against = against_base(_places(sections))
     lines = headline(against)
@@ -170,7 +174,43 @@ def compare_runs(
         headline=lines,
         sentences=[line.sentence for line in lines] + _sentences(sections, level),
         warnings=list(dict.fromkeys(comparison.warnings)),
+        without_overlap=without,
     )
+
+
+def _without_overlap(
+    by_task: Mapping[str, _TaskArms],
+    domains: Mapping[str, str],
+    overlap: frozenset[str],
+    comparison: _Comparison,
+) -> dict[str, TaskVerdict]:
+    """The tasks of which problems occur in the training rows, without these; each becomes a warning."""
+    found = {}
+    for name, task in by_task.items():
+        every = {
+            problem_id for runs in task.sampled.values() for run in runs.values() for problem_id in run.ids
+        }
+        if not (shared := overlap & every):
+            continue
+        warning = f"{len(shared)} of {len(every)} problems of {name} occur in the training rows"
+        if shared != every:
+            sampled = {
+                label: {seed: _except(run, shared) for seed, run in runs.items()}
+                for label, runs in task.sampled.items()
+            }
+            alone = _Comparison(comparison.level)  # its warnings are those of the whole task
+            fields = _compare_arms(_TaskArms(name, sampled, {}, {}), alone)
+            found[name] = TaskVerdict(domain=domains.get(name, ""), **fields)
+            _decide(found[name].pairs, comparison.level)
+            warning += f"; without them {overlap_sentence(found[name])}"
+        comparison.warnings.append(warning)
+    return found
+
+
+def _except(run: RunAnswers, ids: frozenset[str]) -> RunAnswers:
+    """The answers to the other problems."""
+    kept = [row for row, problem_id in enumerate(run.ids) if problem_id not in ids]
+    return run._replace(ids=[run.ids[row] for row in kept], answers=run.answers.take(kept))
 
 
 def read_arms(folders: Folders, warnings: list[str]) -> tuple[dict[str, Arms], dict[str, Evaluation]]:

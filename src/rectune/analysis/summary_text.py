@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rectune.pages.format import points
+from rectune.pages.format import percent, points
 from rectune.records import (
     ArmDifference,
     ArmsResult,
@@ -115,6 +115,16 @@ def pair_sentence(pair: PairResult, comparisons: int, level: float) -> str:
         f"no difference between {pair.a} and {pair.b} can be shown with {evidence.replace(', ', ' and ')} "
         f"({pair.a} minus {pair.b}: {points(pair.difference)} points, {interval}){_needed(pair)}{alone}"
     )
+
+
+def overlap_sentence(result: ArmsResult) -> str:
+    """Accuracies and differences on a task without the problems that the training rows have."""
+    arms = [f"{label} has {percent(arm.mean)}" for label, arm in result.arms.items()]
+    pairs = [
+        f"{pair.a} minus {pair.b} is {points(pair.difference)} ({points(pair.low)} to {points(pair.high)}) points"
+        for pair in result.pairs
+    ]
+    return ", ".join(arms + pairs)
 
 
 def _beats(pair: PairResult, level: float, verb: str = "beats") -> str:

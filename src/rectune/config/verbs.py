@@ -247,6 +247,9 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     require: Literal["non-inferior", "superior"] | None = None
     """Exit with code 3 unless the chosen model is shown to lose no more than the margin (non-inferior), or is to be
     shipped (superior)."""
+    exclude_overlap: bool = False
+    """Leave out the problems whose text occurs in the training rows. Otherwise a warning gives the verdict without
+    them, too."""
     match_entropy: bool = True
     """Also sample every model at the entropy of dft (without dft, at that of the objective of lowest entropy)."""
 

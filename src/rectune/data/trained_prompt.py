@@ -180,6 +180,12 @@ def shared_wrapping(questions: Sequence[str]) -> str | None:
     return f"{prefix}{{question}}{suffix}"
 
 
+def without_wrapping(questions: Sequence[str]) -> list[str]:
+    """The questions without what stands around every one."""
+    before, _, after = (shared_wrapping(questions) or "{question}").partition("{question}")
+    return [question.removeprefix(before).removesuffix(after) for question in questions]
+
+
 def _common_start(texts: Sequence[str]) -> str:
     first, last = min(texts), max(texts)
     return first[: next((i for i, char in enumerate(first) if char != last[i : i + 1]), len(first))]

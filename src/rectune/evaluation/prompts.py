@@ -14,7 +14,7 @@ from rectune.config import DataConfig, TaskConfig
 from rectune.data.contamination import find_overlap, row_turns
 from rectune.data.loading import read_problems
 from rectune.data.schema import Problem, Turn
-from rectune.data.trained_prompt import RunPrompt, run_prompt, shared_wrapping
+from rectune.data.trained_prompt import RunPrompt, run_prompt, shared_wrapping, without_wrapping
 from rectune.errors import UserError
 from rectune.evaluation.tasks import AS_IS, TASKS, is_task_file, load_task, task_name
 from rectune.records import OverlappingProblem, OverlapResult
@@ -177,13 +177,12 @@ def check_overlap(tasks: TaskConfig, rows: str, run: RunPrompt | None, seed: int
 
 
 def question_texts(tasks: TaskConfig, seed: int = 0) -> dict[str, str]:
-    """Problem id to the question without the prompt around it."""
-    prompts = build_prompts(tasks, prompt=AS_IS, seed=seed)
-    return {
-        problem.problem_id: problem.prompt[-1].content
-        for task in prompts.values()
-        for problem in task.problems
-    }
+    """Problem id to the question without the prompt around it, also where the problems of a file bring one."""
+    texts: dict[str, str] = {}
+    for task in build_prompts(tasks, prompt=AS_IS, seed=seed).values():
+        questions = without_wrapping([problem.prompt[-1].content for problem in task.problems])
+        texts |= zip((problem.problem_id for problem in task.problems), questions, strict=True)
+    return texts
 
 
 def all_problems(prompts: Mapping[str, TaskPrompts]) -> Sequence[Problem]:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from pydantic import JsonValue
 from rectune.analysis.decision import TEMPERATURES, pick_reference
 from rectune.analysis.power import plan_power, power_sentences
 from rectune.analysis.summary_text import BASE, DOMAINS
-from rectune.config import CompareConfig, TrainConfig, dump_config, flag
+from rectune.config import CompareConfig, TaskConfig, TrainConfig, dump_config, flag
+from rectune.data.converters import PAIR
+from rectune.data.trained_prompt import RunPrompt
 from rectune.errors import UserError
+from rectune.evaluation.prompts import check_overlap
 from rectune.experiments.curve import SAMPLES, pauses
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
@@ -31,7 +35,7 @@ from rectune.experiments.problem_sets import Problems, check_apart, load_problem
 from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
 from rectune.experiments.successive_halving import check_affordable, rungs
 from rectune.objective_spec import label_of, make_phases, parse_objective, slug_of
-from rectune.records import Comparison
+from rectune.records import Comparison, OverlapResult
 from rectune.runtime.io import JsonObject, check_writable, load_record, lock, to_json, translate_disk_errors
 from rectune.runtime.signals import on_interrupt
 from rectune.sampling.types import check_stops
@@ -78,6 +82,7 @@ def _checked_grid(config: CompareConfig) -> Grid:
         log.info("objective of the recipe is ignored; --objectives names the objectives to compare")
     grid = make_grid(config)
     _check_inputs(grid)
+    grid = _with_overlap(grid, config)
     if grid.race:
         check_affordable(grid, grid.race)
     return grid
@@ -285,7 +290,10 @@ def _settings(config: CompareConfig, domains: dict[str, str], split: bool = Fals
     """What must stay the same when the comparison is resumed."""
     free = FREE | {"output_dir", "objective"}
     training = json.loads(dump_config(config.training))
-    own = ("limit", "temperature", "max_new_tokens", "sweep_steps", "race", "validation", "validation_out")
+    own = (
+        "limit", "temperature", "max_new_tokens", "sweep_steps", "race", "validation", "validation_out",
+        "exclude_overlap",
+    )  # fmt: skip
     return {
         **{name: value for name, value in training.items() if name not in free},
         **{name: getattr(config, name) for name in own},
@@ -307,6 +315,37 @@ def _check_same(before: Mapping[str, JsonValue], settings: Mapping[str, JsonValu
     then = filled(before, json.loads(to_json(defaults)), now)
     if differing := [key for key in then.keys() | now.keys() if then.get(key) != now.get(key)]:
         raise other_settings(differing, then, now, path)
+
+
+def _with_overlap(grid: Grid, config: CompareConfig) -> Grid:
+    """The grid with the problems whose text occurs in the training rows, looked for once; without them if asked."""
+    begun = read_comparison(grid.out)
+    overlap = begun.overlap if begun else _overlap(config)
+    if overlap is None or not config.exclude_overlap:
+        return replace(grid, overlap=overlap)
+    known = {problem.problem_id for problem in overlap.found}
+    left: dict[str, Any] = {}
+    for kind in ("problems", "validation", "validation_out"):
+        problems: Problems = getattr(grid, kind)
+        left[kind] = {
+            name: [p for p in every if p.problem_id not in known] for name, every in problems.items()
+        }
+        if empty := next((name for name, every in left[kind].items() if not every), None):
+            raise UserError(f"all problems of {empty} occur in {grid.data}", where="--exclude-overlap")
+    return replace(grid, overlap=overlap, **left)
+
+
+def _overlap(config: CompareConfig) -> OverlapResult:
+    training = config.training
+    if "pair" in parse_objective(config.objectives[0])[0].columns:
+        training = training.model_copy(update={"data_format": PAIR[0]})
+    tasks = TaskConfig(
+        tasks=(*config.tasks_in, *config.tasks_out, *config.tasks),
+        include_path=config.include_path,
+        limit=config.limit,
+    )
+    run = RunPrompt(Path(), Path(), training.data, training)
+    return check_overlap(tasks, training.data, run, training.seed)
 
 
 def _check_inputs(grid: Grid) -> None:
@@ -366,6 +405,7 @@ def plan(config: CompareConfig) -> dict[str, object]:
         "validation": {
             name: len(problems) for name, problems in {**grid.validation, **grid.validation_out}.items()
         },
+        "overlap": [problem.problem_id for problem in grid.overlap.found] if grid.overlap else None,
         "samples": asked * ((len(runs) + 1) * (n + 1) + matched * n),
         "validation_samples": choices,
         "power": said_power(grid),

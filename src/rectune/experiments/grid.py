@@ -31,6 +31,7 @@ from rectune.errors import UserError
 from rectune.experiments.evaluator import EvalSettings, Evaluator
 from rectune.experiments.problem_sets import Problems
 from rectune.grading.pool import Grader
+from rectune.records import OverlapResult
 from rectune.runtime.io import write_json
 from rectune.training.trainer import train
 
@@ -204,6 +205,7 @@ class Grid:
         curve_samples: Answers to each problem in these; None: as for the verdict.
         curve_on: Their problems.
         grader: Processes that grade all answers; they start when they are needed, and `run_grid` ends them.
+        overlap: Problems whose text occurs in the training rows; None: not looked for.
     """
 
     out: Path
@@ -227,6 +229,7 @@ class Grid:
     margin: float | None = None
     against: str | None = None
     require: Literal["non-inferior", "superior"] | None = None
+    overlap: OverlapResult | None = None
 
     @property
     def curve_files(self) -> list[Path]:

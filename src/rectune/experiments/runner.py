@@ -79,8 +79,11 @@ def _run(grid: Grid) -> Comparison:
     matched, target = _match(grid, left, files.verdict) if grid.match_entropy else ({}, None)
     greedy = _folders(grid, left, "greedy") if "greedy" in evaluations(grid, 0, files) else None
     verdict = compare_runs(
-        _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target
+        _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target,
+        overlap=[problem.problem_id for problem in grid.overlap.found] if grid.overlap else (),
     )  # fmt: skip
+    for warning in verdict.warnings:
+        log.warning("%s", warning)
     points = [*make_points(grid, left), *curve_points(grid, arms)]
     record = record.model_copy(update={"matched_to": target, "points": points, "verdict": verdict})
     if grid.margin is not None:
@@ -117,6 +120,7 @@ def _record(grid: Grid) -> Comparison:
         validation={name: len(some) for name, some in {**grid.validation, **grid.validation_out}.items()},
         validation_domains=grid.validation_domains,
         settings=grid.settings,
+        overlap=grid.overlap,
     )
 
 

@@ -19,7 +19,7 @@ from rectune.data.converters import WEIGHT_NAMES, to_row
 from rectune.data.fields import holds
 from rectune.data.loading import open_source, resolve_format
 from rectune.data.schema import RawRecord, Turn
-from rectune.data.trained_prompt import shared_wrapping
+from rectune.data.trained_prompt import without_wrapping
 from rectune.errors import UserError
 from rectune.grading.files import UNJUDGED, graded_lines
 from rectune.records import RowWeights, SampledTurn, WeighCounts, write_record
@@ -151,9 +151,7 @@ def _weigh(rows: Sequence[_Row], graded: Path) -> dict[str, int]:
 
 def _keys(questions: Sequence[str]) -> Iterator[list[str]]:
     """By what each question is found: as it is, and without what stands around all of them, spaces aside."""
-    before, _, after = (shared_wrapping(questions) or "{question}").partition("{question}")
-    for question in questions:
-        forms = (question, question.removeprefix(before).removesuffix(after))
+    for forms in zip(questions, without_wrapping(questions), strict=True):
         yield [key for form in forms if (key := " ".join(form.split()))]
 
 

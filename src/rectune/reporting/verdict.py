@@ -77,6 +77,8 @@ def _judge_all(
         notes.add("evaluations", what)
         evaluated = [arm for arm in evaluated if arm.label not in trained[MOST:]]
     matched = [comparison.matched_to for comparison in loaded.comparisons.values()]
+    overlaps = [comparison.overlap for comparison in loaded.comparisons.values() if comparison.overlap]
+    overlap = [problem.problem_id for of_one in overlaps for problem in of_one.found]
     whole: Verdict | None = None
     for names in dict.fromkeys(names for arm in evaluated for names in arm.evaluations["main"]):
         main, greedy, sharp = (
@@ -85,7 +87,9 @@ def _judge_all(
         )
         matched_to = matched[0] if len(matched) == 1 else None
         try:
-            verdict = compare_runs(main, domains, greedy=greedy, matched=sharp, matched_to=matched_to)
+            verdict = compare_runs(
+                main, domains, greedy=greedy, matched=sharp, matched_to=matched_to, overlap=overlap
+            )
         except UserError as error:
             notes.add("evaluations", f"cannot be judged: {error}")
             continue
@@ -104,6 +108,7 @@ def _join(whole: Verdict, apart: Verdict, names: Sequence[str]) -> None:
     whole.benchmarks |= apart.benchmarks
     whole.domains |= apart.domains
     whole.warnings += apart.warnings
+    whole.without_overlap |= apart.without_overlap
     for label, places in apart.against_base.items():
         known = whole.against_base.setdefault(label, {})
         known |= {
