@@ -21,9 +21,10 @@ from rectune.config import flag
 MOMENTS = (
     "runs/base/evaluation/samples.jsonl",
     "runs/dft/seed-0/validation-3/samples.jsonl",
+    "runs/dft/seed-0/at-0.5/evaluation/samples.jsonl",
     "runs/base/matched-dft/match.json",
 )
-HOW = {"limit": 4, "race": "50steps"}
+HOW = {"limit": 4, "race": "50steps", "interpolate": "0.5"}
 
 
 def without_times(value: Any) -> Any:
@@ -71,4 +72,5 @@ def test_kill_9_at_any_moment(task: Task, tmp_path: Path) -> None:
         killed_at(command, out / moment, pauses.uniform(0, 0.2))
     record = compare_task(task, out, "sft,dft", **HOW)
     assert without_times(record) == without_times(whole)
+    assert not list(out.rglob("at-0.5/*model*"))
     assert json.loads((out / "comparison.json").read_text()) == record

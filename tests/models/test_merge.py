@@ -200,6 +200,18 @@ def test_an_adapter_is_scaled(make: Make, make_adapter: Make, tmp_path: Path) ->
     assert torch.equal(logits(merged(tmp_path, None, adapter, at=1)), logits(adapter))
 
 
+def test_an_adapter_and_its_merged_model_give_the_same(
+    make: Make, make_adapter: Make, tmp_path: Path
+) -> None:
+    base = make("base")
+    adapter = make_adapter("adapter", base)
+    load_model(adapter)[0].merge_and_unload().save_pretrained(tmp_path / "whole")
+    byte_tokenizer().save_pretrained(tmp_path / "whole")
+    scaled = load_model(merged(tmp_path, base, adapter, at=0.3))[0].merge_and_unload().state_dict()
+    whole = tensors(merged(tmp_path / "of-whole", base, str(tmp_path / "whole"), at=0.3))
+    assert all(torch.allclose(whole[key], scaled[key], atol=1e-6) for key in whole)
+
+
 def test_the_mean_of_adapters_is_an_adapter(make: Make, make_adapter: Make, tmp_path: Path) -> None:
     base = make("base")
     adapters = [make_adapter(f"adapter{seed}", base, seed=seed, r=1 + seed) for seed in (1, 2)]

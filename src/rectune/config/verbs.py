@@ -250,6 +250,10 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     exclude_overlap: bool = False
     """Leave out the problems whose text occurs in the training rows. Otherwise a warning gives the verdict without
     them, too."""
+    interpolate: Numbers = ()
+    """Also evaluate models on the way from the base model (0) to every run (1), such as 0.25,0.5,0.75."""
+    soup: Names = ()
+    """Also evaluate means of objectives' models of the same seed, such as sft+dft, separated by commas."""
     match_entropy: bool = True
     """Also sample every model at the entropy of dft (without dft, at that of the objective of lowest entropy)."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ from rectune.analysis.summary_text import BASE, DOMAINS
 from rectune.config import CompareConfig, TaskConfig, TrainConfig, dump_config, flag
 from rectune.data.converters import PAIR
 from rectune.data.trained_prompt import RunPrompt
-from rectune.errors import UserError
+from rectune.errors import UserError, unknown_name
 from rectune.evaluation.prompts import check_overlap
 from rectune.experiments.curve import SAMPLES, pauses
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
+from rectune.experiments.interpolation import merged_arms
 from rectune.experiments.problem_sets import Problems, check_apart, load_problems, name_domains, set_aside
 from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
 from rectune.experiments.successive_halving import check_affordable, rungs
+from rectune.models.folder import adapter_folder
 from rectune.objective_spec import label_of, make_phases, parse_objective, slug_of
 from rectune.records import Comparison, OverlapResult
 from rectune.runtime.io import JsonObject, check_writable, load_record, lock, to_json, translate_disk_errors
@@ -152,6 +154,8 @@ def make_grid(config: CompareConfig) -> Grid:
         margin=None if config.margin is None else round(config.margin / 100, 10),
         against=config.against,
         require=config.require,
+        interpolate=tuple(sorted({*config.interpolate, *_kept_shares(begun)})),
+        soups=tuple(dict.fromkeys([*_soups(config.soup, specs, arms), *_kept_soups(begun)])),
     )
 
 
@@ -200,6 +204,32 @@ def _check_gate(config: CompareConfig, seeds: int) -> None:
             where="--require",
             hint="3 is usual",
         )
+
+
+def _kept_shares(begun: Comparison | None) -> list[float]:
+    """Shares at which the folder's arms are interpolated already."""
+    return [point.at for point in begun.points if 0 < point.at < 1] if begun else []
+
+
+def _kept_soups(begun: Comparison | None) -> list[tuple[str, ...]]:
+    return [tuple(point.arm.split("+")) for point in begun.points if "+" in point.arm] if begun else []
+
+
+def _soups(soups: Sequence[str], specs: Sequence[str], arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
+    """The slugs of each mean that is asked for, in the order of the arms; an arm has three names."""
+    named = zip(specs, arms, strict=True)
+    names = {name: arm.slug for text, arm in named for name in (text, arm.label, arm.slug)}
+    for text in soups:
+        members = [part.strip() for part in text.split("+")]
+        for name in members:
+            if name not in names:
+                raise unknown_name("objective", name, [arm.slug for arm in arms], where="--soup")
+        slugs = {names[name] for name in members}
+        if len(slugs) < 2 or len(slugs) < len(members):
+            raise UserError(
+                f"'{text}' is not a mean of several objectives", where="--soup", hint="such as sft+dft"
+            )
+        yield tuple(arm.slug for arm in arms if arm.slug in slugs)
 
 
 def make_arms(specs: Sequence[str], training: TrainConfig) -> tuple[Arm, ...]:
@@ -269,6 +299,17 @@ def _check_validation(
 def _check_choices(config: CompareConfig, arms: int, split: bool) -> None:
     if any(not 0 < rate < 1 for rate in config.sweep):
         raise UserError("learning rates must be between 0 and 1", where="--sweep", hint="such as 2e-5,5e-5")
+    for at in config.interpolate:
+        if not 0 < at < 1:
+            hint = "0 is the base model and 1 the run, which are evaluated anyway"
+            raise UserError(f"must be between 0 and 1 (got {at:g})", where="--interpolate", hint=hint)
+    if (config.interpolate or config.soup) and adapter_folder(config.model) is not None:
+        hint = "merge it into its base model first"
+        raise UserError(
+            "the model is an adapter, which --interpolate and --soup cannot use",
+            where=config.model,
+            hint=hint,
+        )
     if config.sweep_steps is not None and not config.sweep:
         raise UserError("requires --sweep", where="--sweep-steps")
     if config.validation is not None and not (config.sweep or config.race or split):
@@ -374,6 +415,7 @@ def plan(config: CompareConfig) -> dict[str, object]:
     runs = [_planned(grid, arm, seed) for arm in grid.arms for seed in grid.seeds]
     arms, seeds, n = len(grid.arms), len(grid.seeds), config.num_samples
     trials = arms * len(set(config.sweep))
+    models = len(runs) + 1 + seeds * len(merged_arms(grid, grid.arms))
     stages = rungs(arms, grid.steps(grid.arms[0])) if grid.race else []
     tokens, of_trial = _tokens(grid)
     speeds = [run["tokens_per_second"] for run in runs if run["tokens_per_second"]]
@@ -382,8 +424,8 @@ def plan(config: CompareConfig) -> dict[str, object]:
         sum(map(len, some.values())) for some in (grid.problems, grid.validation, grid.validation_out)
     )
     choices = validated * n * (trials + len(stages) * arms * seeds)
-    if apart:  # every run and the base model, greedily too, and the base model at other temperatures
-        choices += (validated + apart) * ((len(runs) + 1) * (n + 1) + len(TEMPERATURES) * n)
+    if apart:  # every model, greedily too, and the base model at other temperatures
+        choices += (validated + apart) * (models * (n + 1) + len(TEMPERATURES) * n)
     if grid.curve_steps:
         pauses_of_run = len(pauses(grid, grid.steps(grid.arms[0])))
         choices += (validated + apart) * len(runs) * pauses_of_run * (grid.curve_samples or n)
@@ -406,7 +448,7 @@ def plan(config: CompareConfig) -> dict[str, object]:
             name: len(problems) for name, problems in {**grid.validation, **grid.validation_out}.items()
         },
         "overlap": [problem.problem_id for problem in grid.overlap.found] if grid.overlap else None,
-        "samples": asked * ((len(runs) + 1) * (n + 1) + matched * n),
+        "samples": asked * (models * (n + 1) + matched * n),
         "validation_samples": choices,
         "power": said_power(grid),
         "memory_mib": grid.plan["memory_mib"],

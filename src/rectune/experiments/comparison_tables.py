@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rectune.analysis.summary_text import DOMAINS, against_base
+from rectune.analysis.summary_text import BASE, DOMAINS, against_base
 from rectune.pages.format import interval, number, percent
 from rectune.records import ArmResult, BaseDifference, Comparison, RaceResult, SweepResult
 
@@ -20,12 +20,27 @@ def tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
         dropped = [arm for arm in comparison.arms if arm.dropped]
         if dropped:
             yield "Dropped", [{"arm": arm.label, "why": arm.dropped.reason} for arm in dropped if arm.dropped]
+    if any((point.at < 1 and point.arm != BASE) or "+" in point.arm for point in comparison.points):
+        yield _points(comparison)
     n = int(str(comparison.settings["n"]))
     for name, numbers in (comparison.verdict.benchmarks if comparison.verdict else {}).items():
         domain = DOMAINS.get(numbers.domain)
         title = f"{name}{f' ({domain})' if domain else ''}, {numbers.problems} problems"
         gains = against_base([("", numbers)])
         yield title, [_row(label, arm, n, gains.get(label, {})) for label, arm in numbers.arms.items()]
+
+
+def _points(comparison: Comparison) -> tuple[str, Table]:
+    """What could be shipped: base model, runs, models between them and means, each over all problems of a domain."""
+    rows = []
+    for point in comparison.points:
+        row = {"model": point.label}
+        for domain, score in point.scores.items() if point.step is None else ():
+            greedy = point.greedy.get(domain)
+            row[DOMAINS.get(domain, "all problems")] = interval(score.mean, score.low, score.high)
+            row[f"greedy, {DOMAINS.get(domain, 'all problems')}"] = percent(greedy.mean if greedy else None)
+        rows += [row] if len(row) > 1 else []
+    return "Models between base and tuned", rows
 
 
 def _row(label: str, arm: ArmResult, n: int, gains: dict[str, BaseDifference]) -> dict[str, str]:

@@ -2,33 +2,127 @@
 between them.
 
     OUT/runs/<slug>/seed-<s>/{evaluation,greedy,validation}   answers of a run, the model at t = 1
+    OUT/runs/<slug>/seed-<s>/at-<t>/...                       of base + t (run - base)
+    OUT/runs/<slug>+<slug>/seed-<s>/...                       of the mean of two arms' runs, and of t in .../at-<t>
 
-What an accuracy and its interval are is in `analysis/significance.py`; which point to ship is not decided here.
+A merged model's weights are in `model` of its folder while it is evaluated. How models are merged is in
+`models/merge.py`, what an accuracy and its interval are in `analysis/significance.py`; which point to ship is not
+decided here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rectune.analysis.significance import mean_accuracy_of
+from rectune.analysis.summary_text import merged_label
 from rectune.evaluation.accuracy import correct_matrix, read_evaluation, read_graded
+from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, Grid
 from rectune.experiments.problem_sets import Problems
+from rectune.models.merge import at_folder, open_sources
 from rectune.records import Point, PointScore
+from rectune.runtime.io import unfinished
+
+log = logging.getLogger("rectune")
+
+
+@dataclass(frozen=True)
+class MergedArm:
+    """Models between the base model and the runs of an arm, or the means of several arms' runs, by seed.
+
+    Attributes:
+        arms: Whose runs are averaged.
+        at: Share of the way from the base model.
+    """
+
+    arms: tuple[Arm, ...]
+    at: float
+
+    @property
+    def slug(self) -> str:
+        return "+".join(arm.slug for arm in self.arms)
+
+    @property
+    def label(self) -> str:
+        return merged_label([arm.label for arm in self.arms], self.at)
+
+    def folder(self, grid: Grid, seed: int) -> Path:
+        """Of what belongs to the model of a seed."""
+        folder = grid.out / "runs" / self.slug / f"seed-{seed}"
+        return folder if self.at == 1 else folder / at_folder(self.at)
+
+    @contextmanager
+    def evaluator(self, grid: Grid, seed: int) -> Iterator[Evaluator]:
+        """Of the model of a seed. It is made when an answer is first needed, and removed at the end.
+
+        What a killed process left behind is removed, too.
+        """
+        model = self.folder(grid, seed) / "model"
+        runs = [str(grid.run(arm, seed).trained / "model") for arm in self.arms]
+        _remove(model)
+        try:
+            with _MergedEvaluator(grid, runs, self.at, model) as evaluator:
+                yield evaluator
+        finally:
+            _remove(model)
+
+
+class _MergedEvaluator(Evaluator):
+    """Merges the model before the first evaluation that is not there yet."""
+
+    def __init__(self, grid: Grid, runs: Sequence[str], at: float, model: Path) -> None:
+        super().__init__(str(model), str(model), grid.grader)
+        self._base, self._runs, self._at, self._folder = grid.model, runs, at, model
+
+    def evaluate(self, folder: Path, files: Sequence[Path], settings: EvalSettings) -> None:
+        """As `Evaluator.evaluate`."""
+        if is_evaluated(folder, files, settings):
+            return
+        if not self._folder.exists():
+            open_sources(self._base, self._runs).write(self._folder, self._at)
+        super().evaluate(folder, files, settings)
+
+
+def _remove(model: Path) -> None:
+    for folder in (model, unfinished(model)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def merged_arms(grid: Grid, arms: Sequence[Arm]) -> list[MergedArm]:
+    """What lies between the base model and the runs of these arms, and the means that are wanted of them."""
+    merged = [MergedArm((arm,), at) for arm in arms for at in grid.interpolate]
+    for slugs in grid.soups:
+        members = tuple(arm for arm in arms if arm.slug in slugs)
+        if len(members) < len(slugs):
+            log.info("no mean of %s: not all of them are left", " and ".join(slugs))
+            continue
+        merged += [MergedArm(members, at) for at in (*grid.interpolate, 1.0)]
+    return merged
 
 
 def make_points(grid: Grid, arms: Sequence[Arm]) -> list[Point]:
-    """The base model and the runs of the arms, with their accuracies."""
+    """The base model, the runs of the arms and the merged models, with their accuracies."""
     base = {str(grid.seeds[0]): f"runs/{BASE}"}
     points = [Point(arm=BASE, label=BASE, at=0.0, folders=base)]
     for arm in arms:
-        runs = {str(seed): grid.run(arm, seed).trained for seed in grid.seeds}
-        folders = {seed: folder.relative_to(grid.out).as_posix() for seed, folder in runs.items()}
-        points.append(Point(arm=arm.slug, label=arm.label, folders=folders))
+        points.append(Point(arm=arm.slug, label=arm.label))
+        points[-1].folders = {str(seed): _below(grid, grid.run(arm, seed).trained) for seed in grid.seeds}
+    for merged in merged_arms(grid, arms):
+        points.append(Point(arm=merged.slug, label=merged.label, at=merged.at))
+        points[-1].folders = {str(seed): _below(grid, merged.folder(grid, seed)) for seed in grid.seeds}
     return [with_scores(point, grid) for point in points]
+
+
+def _below(grid: Grid, folder: Path) -> str:
+    return folder.relative_to(grid.out).as_posix()
 
 
 def with_scores(point: Point, grid: Grid) -> Point:

@@ -21,7 +21,7 @@ from rectune.experiments.curve import curve_points, evaluate_over_steps
 from rectune.experiments.entropy_control import choose_target, evaluate_matched, mean_entropy
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
-from rectune.experiments.interpolation import make_points
+from rectune.experiments.interpolation import MergedArm, make_points, merged_arms
 from rectune.experiments.lr_sweep import sweep
 from rectune.experiments.problem_sets import ProblemFiles, write_problems
 from rectune.experiments.successive_halving import race
@@ -76,6 +76,7 @@ def _run(grid: Grid) -> Comparison:
         record = record.model_copy(update={"race": raced, "arms": _compared(grid, arms, raced.dropped)})
         write_record(grid.out / COMPARISON, record)
     _train_and_evaluate(grid, grid.runs(left), files)
+    _evaluate_merged(grid, merged_arms(grid, left), files)
     matched, target = _match(grid, left, files.verdict) if grid.match_entropy else ({}, None)
     greedy = _folders(grid, left, "greedy") if "greedy" in evaluations(grid, 0, files) else None
     verdict = compare_runs(
@@ -212,6 +213,19 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: ProblemFiles)
         with run.evaluator() as evaluator:
             planned = evaluations(grid, run.config.seed, files)
             _evaluate(evaluator, run.trained, run.name, planned, progress)
+
+
+def _evaluate_merged(grid: Grid, merged: Sequence[MergedArm], files: ProblemFiles) -> None:
+    models = [(arm, seed, evaluations(grid, seed, files)) for arm in merged for seed in grid.seeds]
+    tasks = Counter[str]()
+    for arm, seed, planned in models:
+        for kind, (settings, paths) in planned.items():
+            tasks[kind] += not is_evaluated(arm.folder(grid, seed) / kind, paths, settings)
+    progress = TaskTimer("merged models", tasks)
+    for arm, seed, planned in models:
+        with arm.evaluator(grid, seed) as evaluator:
+            name = f"{arm.label}, seed {seed}"
+            _evaluate(evaluator, arm.folder(grid, seed), name, planned, progress)
 
 
 def _match(grid: Grid, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Folders, str | None]:

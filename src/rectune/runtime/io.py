@@ -55,6 +55,11 @@ def replace_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         raise
 
 
+def unfinished(path: Path) -> Path:
+    """Where `replace_file` and `replace_folder` write before they are done; a killed process leaves it behind."""
+    return path.with_name(f".{path.name}.new")
+
+
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Write a folder as a whole: all of it or nothing, in place of what is there.
@@ -62,7 +67,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Yields:
         The folder to write into. It is moved to `folder` at the end, or removed where an error comes.
     """
-    aside = folder.with_name(f".{folder.name}.new")
+    aside = unfinished(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
