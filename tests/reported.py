@@ -80,8 +80,8 @@ def trade(text: str = "", steps: tuple[int, ...] = ()) -> dict[str, Any]:
         "sentence": f"ship the dft{text} at 0.5: +40.0 (30.0 to 50.0) out of domain, in domain -2.0 (-4.0 to 1.0)",
         "inside": {"difference": -0.02, "low": -0.04, "high": 0.01},
         "outside": {"difference": 0.4, "low": 0.3, "high": 0.5}, "non_inferior": True, "superior": True,
-        "base_temperature": 0.0, "power": [
-            {"domain": domain, "problems": 6, "seeds": 2, "difference": difference, "chance": 0.8}
+        "validation": {"in": 4, "out": 4}, "base_temperature": 0.0, "power": [
+            {"domain": domain, "problems": 6, "seeds": 2, "difference": difference, "chance": 0.8, "shown": 0.05}
             for domain, difference in (("in", 0.0), ("out", 0.05))
         ],
     }  # fmt: skip

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
+from rectune.analysis.power import power_sentences
 from rectune.analysis.summary_text import DOMAINS
-from rectune.pages.format import percent, points
 from rectune.records import ArmsResult, Comparison, Decision, PointScore, Verdict
 from rectune.reporting.grouping import BASE, short
 from rectune.reporting.load_runs import LoadedFolders
@@ -30,7 +30,8 @@ def make_opening(loaded: LoadedFolders, verdict: PageVerdict) -> Opening:
         return Opening(sentence, more, spots, [], facts)
     if decision := comparison.decision:
         sentence, more = short(decision.sentence, 600).rstrip(".") + ".", []
-        facts += _about(decision, comparison.validation)
+        samples = comparison.settings.get("n")
+        facts += _about(decision, samples if isinstance(samples, int) else 1)
     return Opening(sentence, more, _of_points(comparison), _over_steps(comparison), facts, decision)
 
 
@@ -56,27 +57,24 @@ def _measured_on(results: Mapping[str, tuple[list[str], ArmsResult]]) -> str:
     return f"Measured on {' and '.join(parts)}, {runs}. Brackets are 95 % intervals."
 
 
-def _about(decision: Decision, validation: Mapping[str, int]) -> list[str]:
-    """What a decision rests on: the choice, the base model's temperature, power."""
+def _about(decision: Decision, samples: int) -> list[str]:
+    """What a decision rests on: the choice, the base model's temperature, power.
+
+    Args:
+        samples: Answers to each problem.
+    """
     facts = []
-    if decision.chosen and validation:
+    if decision.chosen and decision.validation:
         facts.append(
-            f"Chosen on {sum(validation.values()):,} other problems, so these figures do not favour it."
+            f"Chosen on {sum(decision.validation.values()):,} other problems, so these figures do not favour it."
         )
     if (temperature := decision.base_temperature) is not None:
         how = f"at temperature {temperature:g}" if temperature else "greedily"
         facts.append(f"The base model answers best {how}.")
-    for power in decision.power:
-        truth, margin = points(abs(power.difference)), points(decision.margin)
-        chance = f"{percent(power.chance, 0)} of comparisons of this size"
-        if power.domain == "out":
-            facts.append(
-                f"A model that is {truth} points better out of domain is shown to be better in {chance}."
-            )
-        else:
-            loss = f"loses {truth} points" if power.difference else "loses nothing"
-            facts.append(f"A model that {loss} in domain is shown to lose at most {margin} in {chance}.")
-    return facts
+    gains = [power for power in decision.power if power.difference]
+    whole = len(gains) == len(decision.power) - 1 > 0  # and not damaged
+    said = power_sentences(decision.power, decision.margin, samples) if whole else []
+    return [*facts, *(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in said)]
 
 
 def _of_verdict(results: Mapping[str, ArmsResult]) -> list[Spot]:
