@@ -50,10 +50,10 @@ def test_packed_weights_are_those_of_the_moment_and_an_error_uninstalls_them() -
 def test_the_limit_is_spent_from_the_head_on() -> None:
     model = tiny_model()
     head = model.get_output_embeddings()
-    every = PackedLinears(model).weights
+    every = PackedLinears(model).products
     assert len(every) == sum(isinstance(layer, nn.Linear) for layer in model.modules())
-    assert list(PackedLinears(model, head.weight.nbytes).weights) == [head]
-    assert PackedLinears(model, head.weight.nbytes - 1).weights == {}
+    assert list(PackedLinears(model, head.weight.nbytes).products) == [head]
+    assert PackedLinears(model, head.weight.nbytes - 1).products == {}
 
 
 def test_other_layers_and_other_versions_of_torch_keep_plain_products(
@@ -67,11 +67,11 @@ def test_other_layers_and_other_versions_of_torch_keep_plain_products(
 
     replaced, halves = nn.Linear(8, 8), nn.Linear(8, 8, dtype=torch.float16)
     replaced.forward = lambda rows: rows  # type: ignore[method-assign]
-    assert PackedLinears(nn.Sequential(Scaled(8, 8), replaced, halves, nn.LayerNorm(8))).weights == {}
+    assert PackedLinears(nn.Sequential(Scaled(8, 8), replaced, halves, nn.LayerNorm(8))).products == {}
     monkeypatch.setattr(cpu, "_packed_product", absent)
     cpu.packing_works.cache_clear()
     try:
-        assert PackedLinears(nn.Linear(8, 8)).weights == {}
+        assert PackedLinears(nn.Linear(8, 8)).products == {}
     finally:
         cpu.packing_works.cache_clear()
 

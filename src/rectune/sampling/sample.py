@@ -91,10 +91,7 @@ def sample(
         name: problem_prompt(problem, engine.tokenizer, engine.template) for name, problem in by_id.items()
     }
     texts = {name: str(engine.tokenizer.decode(list(ids))) for name, ids in prompts.items()}
-    expected = {}
-    for name, problem in by_id.items():
-        empty = Completion(Request(name, 0, ()), [], [], "", "")
-        expected[name] = _to_sample(empty, problem, texts[name], params, engine)
+    expected = {name: _outline(problem, texts[name], params, engine) for name, problem in by_id.items()}
     with translate_disk_errors(out), shared_file(Path(out), expected) as file:
         index, of = share()
         mine = problems[index::of]
@@ -111,8 +108,7 @@ def sample(
             reporter(progress, done, total) as report,
         ):
             for completion in engine.complete(todo, params):
-                name = completion.request.problem_id
-                file.append(_to_sample(completion, by_id[name], texts[name], params, engine))
+                file.append(_to_sample(completion, expected[completion.request.problem_id]))
                 done, tokens = done + 1, tokens + len(completion.token_ids)
                 report(done, total, tokens)
     return out
@@ -144,19 +140,18 @@ def problem_prompt(
     return tuple(ids)
 
 
-def _to_sample(
-    completion: Completion, problem: Problem, prompt: str, params: SamplingParams, engine: Engine
-) -> Sample:
+def _outline(problem: Problem, prompt: str, params: SamplingParams, engine: Engine) -> Sample:
+    """What all samples of a problem share; without tokens."""
     return Sample(
         problem_id=problem.problem_id,
-        sample_index=completion.request.sample_index,
+        sample_index=0,
         prompt=prompt,
-        text=completion.text,
+        text="",
         answer=problem.answer,
         grader=problem.grader,
-        token_ids=completion.token_ids,
-        logprobs=[round(x, 6) for x in completion.logprobs],
-        finish_reason=completion.finish_reason,
+        token_ids=[],
+        logprobs=[],
+        finish_reason="",
         seed=params.seed,
         temperature=params.temperature,
         top_p=params.top_p,
@@ -167,8 +162,21 @@ def _to_sample(
         turns=[SampledTurn(**asdict(turn)) for turn in problem.prompt],
         max_new_tokens=params.max_new_tokens,
         stop=list(params.stop),
-        not_taken=list(completion.not_taken),
+        not_taken=[],
     )
+
+
+def _to_sample(completion: Completion, outline: Sample) -> Sample:
+    """`outline` with what was sampled."""
+    sampled = {
+        "sample_index": completion.request.sample_index,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "logprobs": [round(x, 6) for x in completion.logprobs],
+        "finish_reason": completion.finish_reason,
+        "not_taken": list(completion.not_taken),
+    }
+    return outline.model_copy(update=sampled)
 
 
 def load_engine(model: str, spec: EngineSpec, template: str | None) -> Engine:

@@ -14,7 +14,7 @@ Shapes: S slots, H key heads, G query heads per key head, C positions of a slot,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import NamedTuple
@@ -43,25 +43,27 @@ class PackedLinears:
 
     @torch.inference_mode()
     def __init__(self, model: nn.Module, limit: int = PACKED_LIMIT) -> None:
-        self.weights: dict[nn.Linear, Tensor] = {}
+        self.products: dict[nn.Linear, Callable[[Tensor], Tensor]] = {}
         for layer in reversed(list(model.modules())):
             if type(layer) is not nn.Linear or "forward" in vars(layer) or not _can_pack(layer.weight.data):
                 continue
             limit -= layer.weight.nbytes
             if limit < 0:
                 break
-            self.weights[layer] = _pack(layer.weight)
+            self.products[layer] = partial(_packed_product, weight=_pack(layer.weight), bias=layer.bias)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Within it the layers compute from the packed weights, without gradients."""
-        for layer, weight in self.weights.items():
-            layer.forward = partial(_packed_product, weight=weight, bias=layer.bias)  # type: ignore[method-assign]
+        for layer, product in self.products.items():
+            vars(layer)["forward"] = (
+                product  # not by setattr, which a module makes slow, since this is done at each step
+            )
         try:
             yield
         finally:
-            for layer in self.weights:
-                del layer.forward
+            for layer in self.products:
+                del vars(layer)["forward"]
 
 
 def _pack(weight: Tensor) -> Tensor:

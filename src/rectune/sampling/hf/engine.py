@@ -19,7 +19,6 @@ Shapes: B rows, V vocabulary, K blocks of the vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from rectune.data.chat_template import Template, choose_template
@@ -60,6 +59,8 @@ from rectune.sampling.types import (
 )
 
 BATCH_SIZE = 128  # sequences in progress; more gains little on a CPU
+SMALL_MODEL, SMALL_BATCH_SIZE = 10_000_000, 512
+"""Parameters up to which a step's time is that of calling its operations, and sequences in progress that share it."""
 PREFIX_CACHE = 1 << 30  # bytes of prompts that a model loaded by name keeps for later calls
 
 
@@ -99,7 +100,9 @@ class HFEngine:
         self._prefixes = PrefixCache(keep)
         self._packed: PackedLinears | None = None
         self._calls, self._training = 0, False  # calls in progress, and the model's mode before the first
-        self.batch_size = BATCH_SIZE if batch_size is None else batch_size
+        if batch_size is None:
+            batch_size = SMALL_BATCH_SIZE if self.model.num_parameters() <= SMALL_MODEL else BATCH_SIZE
+        self.batch_size = batch_size
         if self.batch_size < 1:
             raise UserError(f"must be at least 1 (got {batch_size})", where="batch_size")
         check_architecture(self.model)
@@ -122,6 +125,12 @@ class HFEngine:
     def fingerprint(self) -> str:
         """Identifies the weights as they were when this was first read."""
         return fingerprint(self.model)
+
+    @cached_property
+    def _configs(self) -> list[PreTrainedConfig]:
+        """Of the model and the models in it; their layers read there which attention to call."""
+        models = [module for module in self.model.modules() if isinstance(module, PreTrainedModel)]
+        return list({id(inner.config): inner.config for inner in models}.values())
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
@@ -176,7 +185,7 @@ class HFEngine:
                 running, request.prompt_ids, packed
             )
             stream = uniforms(params.seed, request.problem_id, request.sample_index, params.max_new_tokens)
-            entering.append(RunningSequence(request, prompt, stream))
+            entering.append(RunningSequence(request, prompt, stream.tolist()))
             running.add(entering[-1])
             logits.append(prompt.logits)
         return entering, torch.cat(logits[1:] or logits)
@@ -199,7 +208,7 @@ class HFEngine:
         """Feed every sequence's newest token; returns the sequences, and logits of the next token, B x V."""
         sequences, plan, positions = running.plan()
         tokens = torch.tensor([[s.token_ids[-1]] for s in sequences], device=self.model.device)
-        with decoding(self.model), packed.installed():
+        with decoding(self._configs), packed.installed():
             out = self.model(
                 running.padded(tokens),
                 position_ids=running.padded(positions)[:, None],
@@ -230,20 +239,21 @@ class HFEngine:
             temperature=params.temperature,
             top_p=params.top_p,
         )
+        if not (finite := logps[: len(sequences)].isfinite()).all():
+            damaged = sequences[int(finite.int().argmin())].request.problem_id
+            raise UserError(
+                f"the model's logits are not finite (problem '{damaged}')",
+                where=self.model_name or None,
+                hint="its weights are damaged, or overflow",
+            )
         finished = []
         for sequence, token, logp in zip(
             sequences, ids.tolist(), logps.tolist(), strict=False
         ):  # without padding
-            if not math.isfinite(logp):
-                raise UserError(
-                    f"the model's logits are not finite (problem '{sequence.request.problem_id}')",
-                    where=self.model_name or None,
-                    hint="its weights are damaged, or overflow",
-                )
             sequence.token_ids.append(token)
             sequence.logprobs.append(logp)
             ended = token in ends
-            stopped = ended or stopped_by(self.tokenizer, sequence.token_ids, params.stop)
+            stopped = ended or (params.stop and stopped_by(self.tokenizer, sequence.token_ids, params.stop))
             if stopped or len(sequence.token_ids) == params.max_new_tokens:
                 running.remove(sequence)
                 text = str(self.tokenizer.decode(sequence.token_ids, skip_special_tokens=True))
@@ -252,11 +262,12 @@ class HFEngine:
                 finished.append(cut(whole, self.tokenizer, params.stop))
         return finished
 
-    def _check_lengths(self, requests: Iterable[Request], new: int) -> None:
+    def _check_lengths(self, requests: deque[Request], new: int) -> None:
         """Raise `UserError` for a prompt with an unknown token, or without room for `new` tokens."""
         known = embeddings(self.model)
         too_long: dict[str, tuple[int, tuple[int, str]]] = {}
-        for request in requests:
+        first = {request.prompt_ids: request for request in reversed(requests)}  # of each prompt
+        for request in reversed(first.values()):
             if (token := max(request.prompt_ids)) >= known:
                 where = request.where or f"problem '{request.problem_id}'"
                 raise no_embedding(token, known, self.tokenizer, where)
@@ -325,7 +336,7 @@ class RunningSequence:
 
     request: Request
     prompt: RunningPrompt
-    uniforms: np.ndarray
+    uniforms: list[float]
     pool: KVPool | None = None
     length: int = 0
     slot: int = -1
@@ -382,7 +393,8 @@ class Scheduler:
     def add(self, sequence: RunningSequence) -> None:
         """Include a sequence of a stored prompt from the next step on."""
         prompt = sequence.prompt
-        sequence.pool = self._pool(self.completions, 1, prompt.pool.content(prompt))
+        pool = self.completions.get(capacity_for(1))
+        sequence.pool = pool or self._pool(self.completions, 1, prompt.pool.content(prompt))
         sequence.pool.add(sequence)
         prompt.members.append(sequence)
 
@@ -459,7 +471,10 @@ class Scheduler:
 
 
 VOCABULARY_BLOCK = 256  # tokens per block of the two-level search
-CHUNK_ROWS = 32  # rows at a time, so that their weights stay in the processor's cache
+CHUNK_ROWS = (
+    32  # rows at a time, so that their weights stay in the processor's cache; a multiple of it for few words
+)
+CHUNK_WEIGHTS = 1 << 15  # of several times as many rows: as many as torch computes in one thread
 CANDIDATES = (512, 8192)  # most probable tokens considered for top_p, before a row is sorted in full
 
 
@@ -487,9 +502,10 @@ def sample_tokens(
     Returns:
         Token ids (int64) and log-probabilities (float32), each of length B.
     """
+    rows = max(1, CHUNK_WEIGHTS // (CHUNK_ROWS * logits_BV.shape[-1])) * CHUNK_ROWS
     pieces = [
         _sample_rows(logits, uniform, temperature, top_p)
-        for logits, uniform in zip(logits_BV.split(CHUNK_ROWS), uniform_B.split(CHUNK_ROWS), strict=True)
+        for logits, uniform in zip(logits_BV.split(rows), uniform_B.split(rows), strict=True)
     ]
     ids, logps = zip(*pieces, strict=True)
     return torch.cat(ids), torch.cat(logps)

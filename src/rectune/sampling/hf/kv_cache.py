@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig
 
 from rectune.errors import UserError
 from rectune.sampling.hf import cpu
@@ -232,14 +232,19 @@ class DecodePlan:
 
 
 @contextmanager
-def decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model's attention is `attend`, which takes a `DecodePlan` in the model's keyword arguments."""
-    usual = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+def decoding(configs: Sequence[PreTrainedConfig]) -> Iterator[None]:
+    """Within it the attention of the model of these configs is `attend`.
+
+    It takes a `DecodePlan` in the model's keyword arguments.
+    """
+    usual = [(config, config._attn_implementation) for config in configs]
+    for config, _ in usual:  # not by set_attn_implementation, which takes a tenth of a small model's step
+        config._attn_implementation = IMPLEMENTATION
     try:
         yield
     finally:
-        model.set_attn_implementation(usual)
+        for config, implementation in usual:
+            config._attn_implementation = implementation
 
 
 def attend(
