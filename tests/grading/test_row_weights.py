@@ -157,5 +157,5 @@ def test_on_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) ->
     rows, graded, out = (str(files / name) for name in ("rows.jsonl", "graded.jsonl", "out.jsonl"))
     assert main(["weigh", rows, "--graded", graded, "--output", out]) == 0
     printed = capsys.readouterr()
-    assert "weights: mean" in printed.out
+    assert "mean 0.6389, from 0.25 to 1, 0.0% are 0" in printed.out
     assert "weights of 3 of 5 rows: mean 0.6389, from 0.25 to 1, 0.0% are 0" in printed.err

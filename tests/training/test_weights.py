@@ -160,6 +160,16 @@ def test_evaluation_and_the_plan_say_them(
     assert result.after["weighted_nll"] == min(line["weighted_nll"] for line in holdout)
 
 
+def test_held_out_rows_without_a_weight(
+    toy: dict[str, Any], weighted: Weighted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"eval_data": weighted(lambda n: 0, "zero.jsonl"), "eval_split_size": 0, "max_steps": 1}
+    config = load_config(None, {**toy, **settings, "data": weighted(uneven), "output_dir": tmp_path / "run"})
+    train(config)
+    assert "the weights of all held-out rows are 0: their metrics count each target once" in caplog.text
+    assert "weighted_nll" not in metrics(tmp_path / "run", "holdout")[0]
+
+
 def test_a_death_and_other_weights(
     run: Any, weighted: Weighted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

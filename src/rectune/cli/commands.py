@@ -269,9 +269,9 @@ def weigh_(config: WeighConfig) -> None:
     """
     from rectune.grading.row_weights import weigh
 
-    counts = weigh(config).to_dict()
-    weights = counts.pop("weights")
-    print_table([{**counts, **{f"weights: {name}": value for name, value in weights.items()}}])
+    counts = weigh(config)
+    shown = counts.model_dump(exclude={"format", "data", "graded", "shuffle_weights", "weights"})
+    print_table([{**shown, "weights": counts.weights}])
 
 
 @takes(MergeConfig)

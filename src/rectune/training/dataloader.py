@@ -281,6 +281,8 @@ def load_data(
     train, holdout = _split(config, everything, encoded(texts.holdout) if texts.holdout is not None else None)
     if weights := train.row_weights():
         log.info("weights of the answers: %s; losses are multiplied with weight / mean", weights)
+        if len(holdout) and not holdout.encoded.weight_sums[holdout.members].any():
+            log.warning("the weights of all held-out rows are 0: their metrics count each target once")
     plan = plan_steps(
         len(train),
         config.batch_size,
