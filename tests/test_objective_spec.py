@@ -53,6 +53,21 @@ def test_its_name_shows_the_file_without_its_folder(file: Path) -> None:
     assert phases[1].columns == ("logp", "entropy") and phases[1].settings == {"beta": 2.0}
 
 
+def test_its_weights_come_from_the_base_or_in_another_order(file: Path) -> None:
+    (phase,) = parse_objective(f"{file}:cautious:beta=2:signal=base:shuffled")
+    assert label_of([phase]) == "my_losses.py:cautious beta=2 signal=base shuffled"
+    assert phase.columns == ("logp", "ref_logp", "ref_entropy") and phase.step_columns
+    file.write_text(
+        "def f(logp, *, beta=1.0): return -beta * logp.exp()\ndef g(logp, *, signal=1.0): return -logp"
+    )
+    with pytest.raises(UserError, match="cannot be shuffled: its loss is not a detached weight"):
+        parse_objective(f"{file}:f:shuffled")
+    with pytest.raises(
+        UserError, match=r"setting 'signal' of .* has a name that every objective has already"
+    ):
+        parse_objective(f"{file}:g")
+
+
 def test_it_is_protected_as_a_known_one_is(file: Path, tmp_path: Path) -> None:
     (phase,) = make_phases(TrainConfig(data="d", output_dir=tmp_path, objective=f"{file}:like_dft"))
     assert phase.min_eos_weight == 1

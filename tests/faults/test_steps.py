@@ -53,14 +53,16 @@ def poisoned(poison: Callable[[Tensor, Tensor], Tensor], guilty: set[int], steps
     return broken
 
 
-@pytest.mark.parametrize("poison", [nan_loss, nan_gradient])
+@pytest.mark.parametrize(
+    ("poison", "objective"), [(nan_loss, "dft"), (nan_gradient, "dft"), (nan_loss, "cadft:shuffled")]
+)
 def test_the_rows_of_a_broken_step_are_named(
     run: Any, toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-    poison: Callable[[Tensor, Tensor], Tensor],
+    poison: Callable[[Tensor, Tensor], Tensor], objective: str,
 ) -> None:  # fmt: skip
     every = list(range(40))
     monkeypatch.setattr(Gradients, "_losses", poisoned(poison, set(every[:3]), {0, 1, 2, 3, 4}))
-    out = Path(run(eval_split_size=0, max_steps=5, batch_size=8).out)
+    out = Path(run(objective=objective, eval_split_size=0, max_steps=5, batch_size=8).out)
     lines = [record.message for record in caplog.records if "is not finite" in record.message]
     named = [line.split("finite, in ")[1].split(";")[0].split(", ") for line in lines]
     assert sorted(row for rows in named for row in rows) == [f"{toy['data']}:{line}" for line in (1, 2, 3)]
@@ -148,6 +150,7 @@ class _Fails(torch.autograd.Function):
     ("error", "backward", "settings"),
     [
         (cpu_error, False, {}),
+        (cpu_error, True, {"objective": "cadft:shuffled", "tokens_per_micro_batch": 4096}),
         pytest.param(cuda_error, True, {"dtype": "bfloat16"}, marks=pytest.mark.faults),
         pytest.param(cpu_error, True, {"normalization": "micro-batch"}, marks=pytest.mark.faults),
         pytest.param(MemoryError, False, {"lora_r": 2, "merge_adapter": True}, marks=pytest.mark.faults),

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
+from rectune.models.scorer import Scorer
 from rectune.objectives import dft, sft
 from rectune.runtime.distributed import default_device
 from rectune.training import trainer as loop
@@ -66,6 +67,37 @@ def test_any_split_into_micro_batches(gradients: Any, objective: str, protect: i
     parts = gradients(**settings, tokens_per_micro_batch=40)
     for one, other in zip(parts, whole, strict=True):
         close(one, other)
+
+
+@pytest.mark.parametrize("objective", ["cadft", "dft:shuffled"])
+def test_a_row_that_a_step_has_twice(gradients: Any, objective: str) -> None:
+    """Steps of 25 rows from 15: both places count in what depends on the step, whichever micro-batch has them."""
+    settings = {"objective": objective, "max_train_samples": 15, "batch_size": 25, "max_steps": 2}
+    settings |= {"max_length": 40, "eval_split_size": 0, "min_eos_weight": 0}
+    whole = gradients(**settings, tokens_per_micro_batch=4096)
+    parts = gradients(**settings, tokens_per_micro_batch=40)
+    for one, other in zip(parts, whole, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("objective", ["cadft:signal=base", "dft:signal=base:shuffled"])
+def test_the_model_runs_once_where_the_base_says_enough(
+    run: Any, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    settings = {"max_steps": 1, "drift_rows": 0, "eval_split_size": 0, "tokens_per_micro_batch": 64}
+    run("first", objective=objective, **settings)  # which keeps the base's columns
+    passes: list[bool] = []
+    columns = Scorer.columns
+
+    def counted(self: Scorer, *given: Any, **named: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return columns(self, *given, **named)
+
+    monkeypatch.setattr(Scorer, "columns", counted)
+    run("base", objective=objective, **settings)
+    assert len(passes) > 1 and all(passes)
+    run("model", objective=objective.replace(":signal=base", ""), **settings)
+    assert passes.count(False) == passes.count(True) / 2
 
 
 def by_hand(
