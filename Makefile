@@ -37,7 +37,7 @@ QUICK := $(addprefix tests/, \
   test_structure.py test_theory.py data/test_converters.py data/test_packing.py data/test_problems.py \
   data/test_loading.py models/test_attention.py models/test_loading.py models/test_lora.py training/test_monitors.py \
   training/test_pairs.py training/test_determinism.py sampling/test_token_sampler.py sampling/test_kv_cache.py \
-  grading/test_expression.py grading/test_math.py grading/test_selection.py evaluation/test_tasks.py \
+  grading/test_math.py grading/test_selection.py evaluation/test_tasks.py \
   evaluation/test_decomposition.py evaluation/test_accuracy.py experiments/test_problems.py \
   diagnosis/test_diagnose.py rft/test_rft.py::test_the_settings_are_these rl/test_advantages.py \
   rl/test_objective.py pages/test_pages.py reporting/test_report.py \

@@ -35,10 +35,12 @@ def test_from_rows_to_selected_answers(
     settings = ["--model", str(model), "--data", str(rows), "--batch-size", "4", "--max-length", "128"]
     assert main(["train", *settings, "--output-dir", str(run), "--max-steps", "3", "--objective", "dft"]) == 0
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
+    assert main(["merge", "--tuned", str(run), "--at", "0.5", "--output-dir", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "at-0.5" / "config.json").is_file()
 
     samples, graded = tmp_path / "samples.jsonl", tmp_path / "graded.jsonl"
-    drawn = ["--model", str(run / "model"), "-n", "2", "--max-new-tokens", "4"]
-    assert main(["sample", *drawn, "--problems", str(problems), "--output", str(samples)]) == 0
+    short = ["--model", str(run / "model"), "-n", "2", "--max-new-tokens", "4"]
+    assert main(["sample", *short, "--problems", str(problems), "--output", str(samples)]) == 0
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(lines) == 6
     lines[0]["text"] = lines[0]["answer"]  # a model this small is never right by itself

@@ -100,37 +100,30 @@ def pairs_and_problems(draw: Draw) -> None:
     }
     other = {"messages": [{"role": "user", "content": "q"}], "answer": "#### 4", "grader": "code",
              "extra": {"test_list": ["assert True"], "extract": ["boxed"]}}  # fmt: skip
-    content = draw(
-        damaged(lines(*_listed(draw(spoilt(draw(st.sampled_from(([pair, pair], [problem, other]))))))))
-    )
-    for format in ("chosen", ""):
-        with bounded() as folder:
-            (folder / "x.jsonl").write_bytes(content)
-            if format:
-                options = DataConfig(data_format=format)
-                read_rows(str(folder / "x.jsonl"), options=options, cache_dir=folder / "cache")
-            else:
-                read_problems(folder / "x.jsonl")
+    whole = draw(spoilt(draw(st.sampled_from(([pair, pair], [problem, other])))))
+    content = draw(damaged(lines(*_listed(whole))))
+    with bounded() as folder:
+        (folder / "x.jsonl").write_bytes(content)
+        read_rows(
+            str(folder / "x.jsonl"), options=DataConfig(data_format="chosen"), cache_dir=folder / "cache"
+        )
+    with bounded() as folder:
+        (folder / "x.jsonl").write_bytes(content)
+        read_problems(folder / "x.jsonl")
 
 
 RECIPE = """\
 model = "m"
 data = "d.jsonl"
-out = "runs/x"
-steps = 3
-epochs = 1.5
+output_dir = "runs/x"
+max_steps = 3
+num_train_epochs = 1.5
 learning_rate = 1e-4
-betas = [0.9, 0.95]
-trackers = ["wandb"]
-[objective]
-name = "power"
-alpha = 0.5
-[rows]
-format = "mapping"
+report_to = ["wandb"]
+objective = "power:alpha=0.5"
 columns = {prompt = "a", completion = "b"}
-holdout = 0.1
-[lora]
-rank = 8
+eval_split_size = 0.1
+lora_r = 8
 """
 
 
@@ -146,18 +139,10 @@ def recipe(draw: Draw) -> None:
         (folder / "r.toml").write_bytes(content)
         config = load_config(folder / "r.toml", given)
         dump_config(config).encode()
-        kept, _ = split_holdout(
-            range(20),
-            config.eval_split_size if isinstance(config.eval_split_size, float) else 0.1,
-            config.seed,
-        )
-        plan = plan_steps(
-            len(kept),
-            config.batch_size,
-            epochs=config.num_train_epochs,
-            steps=config.max_steps,
-            seed=config.seed,
-        )
+        share = config.eval_split_size if isinstance(config.eval_split_size, float) else 0.1
+        kept, _ = split_holdout(range(20), share, config.seed)
+        steps = {"epochs": config.num_train_epochs, "steps": config.max_steps, "seed": config.seed}
+        plan = plan_steps(len(kept), config.batch_size, **steps)
         if config.batch_size < 1e6:
             plan.rows(0)
 
@@ -259,25 +244,17 @@ SAMPLE = {
 
 
 def samples(draw: Draw) -> None:
-    """Files of samples: gone on with, read for grading, and their graded form selected from."""
+    """Files of samples: resumed, read for grading, and their graded form selected from."""
     from rectune.evaluation.accuracy import read_graded, score
     from rectune.grading.files import Summary, _lines, _skip_graded, select
     from rectune.records import Sample
     from rectune.sampling.sample import SamplesFile
 
-    other = {
-        **SAMPLE,
-        "sample_index": 1,
-        "text": "3",
-        "grader": "code",
-        "extra": {"test_list": ["assert f(1)"]},
-    }
-    ungraded = draw(spoilt([SAMPLE, other]))
-    verdicts = [
-        {**one, "verdict": v, "extracted": "2"}
-        for one, v in zip((SAMPLE, other), ("correct", "wrong"), strict=True)
-    ]
-    graded = draw(spoilt(verdicts))
+    code = {"grader": "code", "extra": {"test_list": ["assert f(1)"]}}
+    both = [SAMPLE, {**SAMPLE, "sample_index": 1, "text": "3", **code}]
+    ungraded = draw(spoilt(both))
+    given = zip(both, ("correct", "wrong"), strict=True)
+    graded = draw(spoilt([{**line, "verdict": verdict, "extracted": "2"} for line, verdict in given]))
     before, after = (draw(damaged(lines(*_listed(x)))) for x in (ungraded, graded))
     purpose = draw(st.sampled_from(("sft", "dpo")))
     expected = Sample(**SAMPLE)
@@ -308,15 +285,8 @@ PIECES = (
 def answers(draw: Draw) -> None:
     """A model's words, through every grader of answers, in the worker process that a run has."""
     written = st.lists(st.one_of(st.sampled_from(PIECES), texts), max_size=8).map("".join)
-    items = [
-        (
-            draw(st.one_of(written, st.just("42"))),
-            draw(written),
-            grader,
-            draw(st.none() | st.just({"tolerance": 0.01})),
-        )
-        for grader in ("math", "expression", "exact")
-    ]
+    gold, extra = st.one_of(written, st.just("42")), st.none() | st.just({"tolerance": 0.01})
+    items = [(draw(gold), draw(written), name, draw(extra)) for name in ("math", "expression", "exact")]
     from rectune.records import VERDICTS
 
     graded = grader().grade(items)
@@ -341,9 +311,8 @@ def programs(draw: Draw) -> None:
     from rectune.grading.pool import check_item
     from rectune.records import VERDICTS
 
-    written = st.lists(
-        st.one_of(st.sampled_from((*PIECES, "    ", "class ", "import os", "\n")), texts), max_size=10
-    )
+    pieces = st.sampled_from((*PIECES, "    ", "class ", "import os", "\n"))
+    written = st.lists(st.one_of(pieces, texts), max_size=10)
     text, prompt = "".join(draw(written)), draw(st.sampled_from(("", "def f(x):\n")))
     extra = draw(spoilt({"test": "def check(c): assert c(1) == 1", "entry_point": "f", "prompt": prompt,
                          "test_list": ["assert f(1)"], "test_setup_code": ""}))  # fmt: skip

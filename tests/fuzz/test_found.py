@@ -1,4 +1,4 @@
-"""What fuzzing and reading with a hostile eye has found, one case each, so that it stays mended."""
+"""What fuzzing and reading with a hostile eye has found, one case each, so that it stays corrected."""
 
 from __future__ import annotations
 
@@ -80,10 +80,8 @@ def test_recipes_beyond_reason(text: str, tmp_path: Path) -> None:
 def test_samples_with_keys_of_another_kind(change: Any, tmp_path: Path) -> None:
     write(tmp_path / "s.jsonl", {**SAMPLE, **change})
     expected = Sample(**{**SAMPLE, "turns": []})
-    with (
-        pytest.raises(UserError, match="not a line of samples"),
-        SamplesFile(tmp_path / "s.jsonl", {"p": expected}),
-    ):
+    file = SamplesFile(tmp_path / "s.jsonl", {"p": expected})
+    with pytest.raises(UserError, match="not a line of samples"), file:
         pass
     write(tmp_path / "g.jsonl", {**SAMPLE, "verdict": "wrong", **change})
     with pytest.raises(UserError, match="not a graded sample"):
@@ -97,17 +95,10 @@ def test_graded_samples_with_turns_of_another_kind(turns: Any, tmp_path: Path) -
         select(tmp_path / "g.jsonl", tmp_path / "o.jsonl", purpose="sft")
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"extract": 5},
-        {"extract": [[]]},
-        {"extract": "boxed"},
-        {"test_list": [1]},
-        {"tolerance": 10**400},
-        {"tolerance": ["x"]},
-    ],
-)
+@pytest.mark.parametrize("extra", [
+    {"extract": 5}, {"extract": [[]]}, {"extract": "boxed"}, {"test_list": [1]}, {"tolerance": 10**400},
+    {"tolerance": ["x"]},
+])  # fmt: skip
 def test_what_a_grader_needs_of_another_kind(extra: Any) -> None:
     with pytest.raises(UserError):
         check_item("code" if "test_list" in extra else "math", extra, where="here")
@@ -128,10 +119,8 @@ def test_code_is_found_at_once_among_empty_lines() -> None:
 def test_a_report_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "c", "x")
     secret = tmp_path / "secret.json"
-    write(
-        secret,
-        {"format": 1, "python": "SECRET", "kind": "train", "step": 1, "text": "SECRET", "rows": ["SECRET"]},
-    )
+    line = {"format": 1, "python": "SECRET", "kind": "train", "step": 1, "text": "SECRET", "rows": ["SECRET"]}
+    write(secret, line)
     run = folder / "runs/dft/seed-0"
     for name in ("environment.json", "config.json", "metrics.jsonl"):
         (run / name).unlink()
@@ -148,11 +137,8 @@ def test_a_report_reads_no_line_without_end(tmp_path: Path, monkeypatch: pytest.
     folder = comparison(tmp_path / "c", "x")
     monkeypatch.setattr(read, "_LARGEST", 1 << 12)
     with (folder / "runs/dft/seed-0/metrics.jsonl").open("a") as file:
-        file.write(
-            '{"step": 9, "kind": "train", "x": "'
-            + "x" * 100_000
-            + '"}\n{"step": 10, "kind": "train", "nll": 7.0}\n'
-        )
+        file.write(json.dumps({"step": 9, "kind": "train", "x": "x" * 100_000}) + "\n")
+        file.write('{"step": 10, "kind": "train", "nll": 7.0}\n')
     found = report([folder])
     assert any("1 of 18 lines cannot be read" in note.what for note in found.notes)
     assert any(line.get("nll") == 7.0 for curve in found.curves for line in curve.train)

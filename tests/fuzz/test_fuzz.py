@@ -1,4 +1,4 @@
-"""Every target of `targets.py` for a moment, with the same examples each time; `make fuzz` goes on where this stops."""
+"""Every target of `targets.py` for a moment, with the same examples each time; `make fuzz` runs them for longer."""
 
 from __future__ import annotations
 

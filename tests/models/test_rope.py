@@ -17,7 +17,7 @@ from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.types import Completion, Request, SamplingParams
-from toys import byte_tokenizer, tiny_model
+from toys import byte_tokenizer, complete, tiny_model
 
 ORIGINAL = 16
 LENGTHS = (10, 40, 16, 17, 64, 30, 12)  # below, at and beyond the original length, in no order
@@ -145,21 +145,22 @@ def test_an_unknown_kind_that_looks_at_the_longest_row_is_refused_by_name() -> N
         Scorer(model)
 
 
-def drawn(model: Any, prompts: list[int], **settings: Any) -> dict[str, Completion]:
+def sampled(model: Any, prompts: list[int], **settings: Any) -> dict[tuple[str, int], Completion]:
+    """Answers to prompts of these lengths; a key has the length as text."""
     engine = HFEngine(model, byte_tokenizer())
     engine.stop_ids = set()
-    asked = [Request(str(length), 0, tuple(row(length).input_ids)) for length in prompts]
-    return {c.request.problem_id: c for c in engine.complete(asked, SamplingParams(**settings))}
+    requests = [Request(str(length), 0, tuple(row(length).input_ids)) for length in prompts]
+    return complete(engine, requests, SamplingParams(**settings))
 
 
 @pytest.mark.parametrize("arch", ["llama", "phi3", "gemma3"])
-def test_draws_beside_a_longer_prompt_are_those_alone(arch: str) -> None:
+def test_samples_next_to_a_longer_prompt_are_those_alone(arch: str) -> None:
     settings = {"max_new_tokens": 6, "seed": 1}
     lengths = [10, 40, 8, 17]
-    together = drawn(model_of(arch, "longrope"), lengths, **settings)
+    together = sampled(model_of(arch, "longrope"), lengths, **settings)
     for length in lengths:
-        found = together[str(length)]
-        single = drawn(model_of(arch, "longrope"), [length], **settings)[str(length)]
+        found = together[str(length), 0]
+        single = sampled(model_of(arch, "longrope"), [length], **settings)[str(length), 0]
         assert (found.token_ids, found.logprobs) == (single.token_ids, single.logprobs)
         whole = row(length).input_ids + found.token_ids
         scored = alone(model_of(arch, "longrope"), whole)[-6:]
@@ -178,17 +179,17 @@ def test_draws_beside_a_longer_prompt_are_those_alone(arch: str) -> None:
 def test_answers_across_the_original_length_are_refused(kind: str, prompt: int, message: str) -> None:
     """Keys that are computed would have to be computed anew, with other frequencies."""
     with pytest.raises(UserError, match=f"problem '{prompt}' needs .*{message}"):
-        drawn(model_of("llama", kind), [5, prompt], max_new_tokens=5)
-    assert len(drawn(model_of("llama", kind), [5], max_new_tokens=5)) == 1
+        sampled(model_of("llama", kind), [5, prompt], max_new_tokens=5)
+    assert len(sampled(model_of("llama", kind), [5], max_new_tokens=5)) == 1
 
 
-def test_training_goes_on_where_sampling_was() -> None:
+def test_training_continues_after_sampling() -> None:
     """Frequencies made while sampling must not be tensors that training cannot use."""
     for kind in ("longrope", "dynamic"):
         model = model_of("llama", kind)
         scorer = Scorer(model)
         with torch.inference_mode():
             model(torch.tensor([row(30).input_ids]))
-        drawn(model, [5], max_new_tokens=5)
+        sampled(model, [5], max_new_tokens=5)
         scorer.columns(collate([row(30), row(10)]))["logp"].sum().backward()
         assert model.lm_head.weight.grad.isfinite().all()

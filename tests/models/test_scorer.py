@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from rectune.data.packing import Batch, collate
+from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import apply_objective
@@ -20,14 +20,6 @@ from toys import tiny_model, tiny_vision_model
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"]
 V = 272
-
-
-@dataclass
-class Encoded:
-    input_ids: list[int]
-    labels: list[int]
-    structural: list[bool]
-    weight: tuple[float, ...] = ()
 
 
 def row(length: int, prompt: int, seed: int) -> Encoded:
