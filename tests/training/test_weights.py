@@ -88,7 +88,8 @@ def test_the_gradient_is_the_formula(
 
 
 def test_however_it_is_cut(run: Any, toy: dict[str, Any], weighted: Weighted, tmp_path: Path) -> None:
-    """Packing, micro-batches of a row and two processes give the same; so do weights ten times as large."""
+    """Packing, micro-batches of a row and two processes (plain and sharded) give the same, and so do weights ten times
+    as large."""
     data, start = weighted(uneven), weights(toy["model"], "model.safetensors")
     settings = {"drift_rows": 0, "max_steps": 3, "objective": "dft", "data": data}
     whole = weights(run("whole", **settings, tokens_per_micro_batch=4096).out)
@@ -98,9 +99,10 @@ def test_however_it_is_cut(run: Any, toy: dict[str, Any], weighted: Weighted, tm
     }
     for name, way in ways.items():
         assert near(weights(run(name, **{**settings, **way}).out), whole, start) < 1e-3, name
-    two = {**toy, **settings, "output_dir": str(tmp_path / "two")}
-    together([two], [False], tmp_path)
-    assert near(weights(tmp_path / "two"), whole, start) < 1e-3
+    two = [{**toy, **settings, "output_dir": str(tmp_path / name)} for name in ("plain two", "sharded two")]
+    together(two, [False, True], tmp_path)
+    for run_of_two in two:
+        assert near(weights(run_of_two["output_dir"]), whole, start) < 1e-3
     assert near(weights(run("plain", **{**settings, "data": toy["data"]}).out), whole, start) > 0.1
 
 
