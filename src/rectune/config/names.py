@@ -74,6 +74,8 @@ OTHER_NAMES = {
 """What TRL, transformers, vLLM, verl, LLaMA-Factory, lm-evaluation-harness and rectune 0.1 call it, to our name."""
 
 HINTS = {
+    "signal": "it belongs to an objective: dft:signal=base",
+    "shuffled": "it belongs to an objective: dft:shuffled",
     "betas": "give adam_beta1 and adam_beta2",
     "per_device_eval_batch_size": "evaluation packs rows up to tokens_per_micro_batch",
     "gradient_accumulation_steps": "batch_size is the number of rows per step; it is accumulated over micro-batches of "
