@@ -80,8 +80,11 @@ def logits(folder: str | Path) -> Tensor:
         return load_model(folder)[0](input_ids=IDS).logits  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_written(make: Make, tmp_path: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "block"), [(torch.float32, 100), (torch.bfloat16, merging.BLOCK)])
+def test_what_is_written(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int
+) -> None:
+    monkeypatch.setattr(merging, "BLOCK", block)
     base, tuned = make("base", dtype=dtype), make("tuned", dtype=dtype, seed=1)
     folders = merge(MergeConfig(base=base, tuned=(tuned,), at=(0, 0.3, 1), output_dir=tmp_path / "out"))
     assert [folder.name for folder in folders] == ["at-0", "at-0.3", "at-1"]
@@ -257,23 +260,25 @@ def test_a_full_disk(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list((tmp_path / "out").glob("*at-*")) + list((tmp_path / "out").glob(".at-*"))
 
 
-def test_the_memory_is_that_of_a_tensor_of_each_model(
+def test_the_memory_is_that_of_a_block_of_each_model(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [make(name, seed=seed) for seed, name in enumerate(("base", "first", "second"))]
-    read, alive, most = StoredModel.read, weakref.WeakSet[Any](), 0
+    read, alive, most, largest = StoredModel.read, weakref.WeakSet[Any](), 0, 0
 
-    def counted(model: StoredModel, key: str) -> Tensor:
-        nonlocal most
-        tensor = read(model, key)
+    def counted(model: StoredModel, key: str, rows: slice) -> Tensor:
+        nonlocal most, largest
+        tensor = read(model, key, rows)
         alive.add(tensor)
         gc.collect()
-        most = max(most, len(alive))
+        most, largest = max(most, len(alive)), max(largest, tensor.numel())
         return tensor
 
     monkeypatch.setattr(StoredModel, "read", counted)
+    monkeypatch.setattr(merging, "BLOCK", 512)
     merged(tmp_path, names[0], *names[1:])
     assert 1 < most <= 3
+    assert 256 < largest <= 512
 
 
 def broken(folder: str, name: str, content: bytes | None) -> str:

@@ -278,7 +278,7 @@ def weigh_(config: WeighConfig) -> None:
 def merge_(config: MergeConfig) -> None:
     """Write models on the way from a base model to a tuned one: base + t (tuned - base); run again, it resumes.
 
-    The folders that are written are printed. Models are merged tensor by tensor, in the memory of a few of them.
+    The folders that are written are printed. Models are merged block by block, in little memory whatever their size.
     """
     from rectune.models.merge import merge
 

@@ -4,9 +4,9 @@
     OUTPUT_DIR/at-0.5/merge.json  what it was made of
 
 mergekit calls this `task_arithmetic` with `lambda` t, or `linear` with weights 1 - t and t; a mean of several tuned
-models is its `linear`. Tensors are read, merged in float32 and written one at a time, so the memory is that of one
-tensor of each model. t = 0 and t = 1 are the models themselves, bit for bit. An adapter is the difference from the base
-model, so only its scale changes, and the result is an adapter.
+models is its `linear`. Tensors are read, merged in float32 and written block by block, so the memory does not depend
+on the size of the models. t = 0 and t = 1 are the models themselves, bit for bit. An adapter is the difference from
+the base model, so only its scale changes, and the result is an adapter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
@@ -53,6 +53,9 @@ DTYPES = {
 }  # fmt: skip
 """What safetensors calls a dtype."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+BLOCK = 1 << 24
+"""Elements of a tensor that are merged at a time, 64 MiB in float32, in whole rows."""
 
 Kind = tuple[torch.dtype, tuple[int, ...]]
 """Dtype and shape of a tensor."""
@@ -257,7 +260,7 @@ def copy_files(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """The tensors in the folder of a model, each read when it is needed.
+    """The tensors in the folder of a model, read when they are needed.
 
     Attributes:
         name: For messages.
@@ -294,10 +297,12 @@ class StoredModel:
             )
         return cls(name, folder, config, files, kinds)
 
-    def read(self, key: str) -> Tensor:
-        """One tensor, as it is stored."""
+    def read(self, key: str, rows: slice = slice(None)) -> Tensor:
+        """Rows of a tensor, as they are stored."""
         with safe_open(self.files[key], "pt") as tensors:
-            return tensors.get_tensor(key)  # type: ignore[no-any-return]
+            if not self.kinds[key][1]:  # a single number
+                return tensors.get_tensor(key)  # type: ignore[no-any-return]
+            return tensors.get_slice(key)[rows]  # type: ignore[no-any-return]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -366,28 +371,28 @@ class ModelSources(Sources):
     def files(self) -> list[Path]:
         return [file for model in self.models for file in set(model.files.values())]
 
-    def merged(self, key: str, dtype: torch.dtype, at: float) -> Tensor:
-        """One tensor of the merged model."""
+    def merged(self, key: str, rows: slice, dtype: torch.dtype, at: float) -> Tensor:
+        """Rows of a tensor of the merged model."""
         if not dtype.is_floating_point:
-            return self._equal(key)
+            return self._equal(key, rows)
         base, *tuned = zip(self.models, self.keys, strict=True)
         if at == 0:
-            return base[0].read(base[1][key]).to(dtype)
+            return base[0].read(base[1][key], rows).to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         mean, total = torch.empty(0), 0.0
         for (model, keys), weight in zip(tuned, self.weights, strict=True):
-            tensor, total = model.read(keys[key]).to(wide), total + weight
+            tensor, total = model.read(keys[key], rows).to(wide), total + weight
             mean = torch.lerp(mean, tensor, weight / total) if mean.numel() else tensor
         if at == 1:
             return mean.to(dtype)
-        return torch.lerp(base[0].read(base[1][key]).to(wide), mean, at).to(dtype)
+        return torch.lerp(base[0].read(base[1][key], rows).to(wide), mean, at).to(dtype)
 
-    def _equal(self, key: str) -> Tensor:
-        """A tensor of whole numbers, which has to be the same in all models."""
+    def _equal(self, key: str, rows: slice) -> Tensor:
+        """Rows of a tensor of whole numbers, which have to be the same in all models."""
         first, *others = zip(self.models, self.keys, strict=True)
-        tensor = first[0].read(first[1][key])
+        tensor = first[0].read(first[1][key], rows)
         for model, keys in others:
-            if not torch.equal(tensor, model.read(keys[key])):
+            if not torch.equal(tensor, model.read(keys[key], rows)):
                 what = f"{key} has whole numbers, which cannot be merged, and others than {self.base}"
                 raise UserError(what, where=model.name)
         return tensor
@@ -399,7 +404,7 @@ class ModelSources(Sources):
         files = {key: like.files[key].name for key in kinds}
         for file in sorted(set(files.values())):
             here = {key: kind for key, kind in kinds.items() if files[key] == file}
-            write_tensors(folder / file, here, lambda key: self.merged(key, kinds[key][0], at))
+            write_tensors(folder / file, here, lambda key, rows: self.merged(key, rows, kinds[key][0], at))
         if len(set(files.values())) > 1:
             index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(files.items()))}
             write_json(folder / "model.safetensors.index.json", index, indent=2)
@@ -416,13 +421,13 @@ def _write_dtype(path: Path, dtypes: Iterable[torch.dtype]) -> None:
             write_json(path, content | {entry: named}, indent=2)
 
 
-def write_tensors(path: Path, kinds: Mapping[str, Kind], value: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file tensor by tensor: its header says beforehand where each lies.
+def write_tensors(path: Path, kinds: Mapping[str, Kind], value: Callable[[str, slice], Tensor]) -> None:
+    """Write a safetensors file block by block: its header says beforehand where each tensor lies.
 
     Args:
         path: The file.
         kinds: Name to dtype and shape.
-        value: The tensor of a name.
+        value: Rows of the tensor of a name.
     """
     order = sorted(kinds, key=lambda key: (-kinds[key][0].itemsize, key))  # so that each is aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -436,8 +441,19 @@ def write_tensors(path: Path, kinds: Mapping[str, Kind], value: Callable[[str], 
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            file.write(value(key).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for rows in _blocks(kinds[key][1]):
+                file.write(value(key, rows).contiguous().reshape(-1).view(torch.uint8).numpy().data)
     fsync(path)
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Rows of a tensor in blocks of `BLOCK` elements, or of one row."""
+    if math.prod(shape) <= BLOCK:
+        yield slice(None)
+        return
+    step = max(1, BLOCK // math.prod(shape[1:]))
+    for begin in range(0, shape[0], step):
+        yield slice(begin, begin + step)
 
 
 def _check_configs(base: StoredModel, model: StoredModel) -> None:
@@ -572,7 +588,8 @@ class AdapterSources(Sources):
             else:
                 scaled = [of[key].float() * scale for of, scale in zip(tensors, scales, strict=True)]
                 joined[key] = torch.cat(scaled, dim=1).to(first.dtype)
-        write_tensors(path, {key: (t.dtype, tuple(t.shape)) for key, t in joined.items()}, joined.__getitem__)
+        kinds = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in joined.items()}
+        write_tensors(path, kinds, lambda key, rows: joined[key][rows])
 
 
 def _scaled(alpha: float, at: float) -> float:
