@@ -114,6 +114,11 @@ def test_shuffled_weights_are_the_same_ones(files: Path) -> None:
     assert again[1] == control
     assert weighed(files, output=files / "more.jsonl", shuffle_weights=1)[1] != control
     assert counts.shuffle_weights == 0
+    spelled = [{"prompt": "a", "completion": "b", "loss_weight": w} for w in (True, "0.5", "false", 2)]
+    write_lines(files / "rows.jsonl", spelled)
+    counts, found = weighed(files, graded=None, shuffle_weights=3, output=files / "last.jsonl")
+    assert counts.weights.mean == 0.875
+    assert sorted(str(row["loss_weight"]) for row in found) == ["0.5", "2", "True", "false"]
 
 
 @pytest.mark.parametrize(

@@ -253,15 +253,18 @@ MAX_WEIGHT = 1e30
 
 def loss_weight(value: object, info: ValidationInfo) -> float:
     """A factor of a loss: a number from 0 on, also as text, true or false; UserError for anything else."""
-    if not holds(value):  # an empty cell
-        return 1.0
-    known, place = truth(value), place_of(info)
-    weight = known if known is not None else float(str(value)) if is_number(value) else math.nan
+    place, weight = place_of(info), as_weight(value)
     if not 0 <= weight <= MAX_WEIGHT:
         said = json_type(value) if isinstance(value, list | dict) else value
         what = f"field {place.name(info)} is {said}; a weight is a number from 0 to {MAX_WEIGHT:g}"
         raise place.error(what, "fix it, or leave the field unread with --ignore-fields")
-    return float(weight)
+    return weight
+
+
+def as_weight(value: object) -> float:
+    """The number in a field of a weight, 1 where it is empty; NaN where it is none."""
+    known = truth(value) if holds(value) else True
+    return float(known if known is not None else str(value) if is_number(value) else math.nan)
 
 
 def is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rectune.config import WeighConfig
 from rectune.data.converters import WEIGHT_NAMES, to_row
-from rectune.data.fields import holds
+from rectune.data.fields import as_weight, holds
 from rectune.data.loading import open_source, resolve_format
 from rectune.data.schema import RawRecord, Turn
 from rectune.data.trained_prompt import without_wrapping
@@ -74,18 +74,11 @@ def weigh(config: WeighConfig) -> WeighCounts:
     counts = {} if graded is None else _weigh(rows, graded)
     weighted = [row for row in rows if row.weight is not None]
     if not weighted:
-        what = (
-            "no row has a weight"
-            if graded is None
-            else f"no row is of a problem with judged answers in {graded}"
-        )
-        raise UserError(what, where=config.data)
+        what = f"is of a problem with judged answers in {graded}" if graded else "has a weight"
+        raise UserError(f"no row {what}", where=config.data)
     if config.shuffle_weights is not None:
-        shuffled = [row.weight for row in weighted]
-        random.Random(config.shuffle_weights).shuffle(shuffled)
-        for row, weight in zip(weighted, shuffled, strict=True):
-            row.weight = weight
-    values = [float(str(row.weight)) for row in weighted]
+        _shuffle(weighted, config.shuffle_weights)
+    values = [as_weight(row.weight) for row in weighted]
     if not any(values) and len(weighted) == len(rows):
         raise UserError("the weight of every row is 0", where=config.data, hint="harder problems are needed")
     weights = RowWeights(
@@ -101,6 +94,13 @@ def weigh(config: WeighConfig) -> WeighCounts:
     write_record(out.with_name(out.name + ".counts.json"), result)
     _say(result)
     return result
+
+
+def _shuffle(rows: Sequence[_Row], seed: int) -> None:
+    weights = [row.weight for row in rows]
+    random.Random(seed).shuffle(weights)
+    for row, weight in zip(rows, weights, strict=True):
+        row.weight = weight
 
 
 def _rows(config: WeighConfig) -> Iterator[_Row]:
