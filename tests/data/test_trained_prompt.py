@@ -44,6 +44,34 @@ def test_template_system_and_wrapping_are_those_of_the_run(tmp_path, inside):
     assert found.wrapping == "Question: {question}\nCalculation: "
 
 
+def test_a_merged_model_is_prompted_as_the_first_tuned_one(tmp_path, caplog):
+    run = make_run(tmp_path, {"system": "Be brief."})
+    (run / "model" / "adapter_config.json").write_text("{}")
+    for name, tuned in (
+        ("a", run),
+        ("b", tmp_path / "a"),
+        ("itself", tmp_path / "itself"),
+        ("lost", "/no/run"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        content = {"rectune": "0", "base": "m", "tuned": [str(tuned)], "weights": [1.0], "at": 0.5}
+        (tmp_path / name / "merge.json").write_text(json.dumps(content))
+    for name in ("a", "b"):
+        found = run_prompt(str(tmp_path / name))
+        assert (found.run, found.model, found.base) == (run, tmp_path / name, "m")
+        assert found.rows.system_prompt == "Be brief."
+    assert not caplog.messages
+    for name in ("itself", "lost"):
+        assert run_prompt(str(tmp_path / name)) is None
+    assert "/no/run is no folder, so the prompt of training is not known" in caplog.text
+    (tmp_path / "a" / "merge.json").write_text('{"tuned": []}')
+    with pytest.raises(
+        UserError, match=r"merge.json: is not the record of a merged model \(no field 'rectune'\)"
+    ):
+        run_prompt(str(tmp_path / "a"))
+
+
 def test_a_link_to_the_model_of_a_run_is_the_runs(tmp_path):
     run = make_run(tmp_path, {"system": "Be brief."})
     (run / "model" / "config.json").write_text("{}")

@@ -93,7 +93,7 @@ def test_no_weights_stay_and_a_share_is_added(added: tuple[Path, Record], task: 
     shutil.copytree(added[0], out)
     runs = {f"runs/{arm}/seed-0/model" for arm in ("sft", "dft")}
     assert {str(path.relative_to(out)) for path in out.rglob("*model*") if path.is_dir()} == runs
-    for left_behind in ("at-0.5/model", "at-0.5/.model.new"):  # by a kill
+    for left_behind in ("at-0.5/model", "at-0.9/.model.new"):  # by a kill
         shutil.copytree(out / "runs/sft/seed-0/model", out / "runs/sft/seed-0" / left_behind)
     shutil.rmtree(out / "runs/dft/seed-0/at-0.5/greedy")  # not reached by then
     before = answers(out)

@@ -116,13 +116,16 @@ def answering(folder: Path) -> Path:
     return folder
 
 
-def _find(folder: Path) -> tuple[Path, dict[str, object]] | None:
-    """The run that a folder is or belongs to, and its config; of a merged model, that of the first tuned one."""
+def _find(folder: Path, *, merges: int = 8) -> tuple[Path, dict[str, object]] | None:
+    """The run that a folder is or belongs to, and its config; of a merged model, that of the first tuned one.
+
+    A model may be merged from merged ones, `merges` times at most.
+    """
     if merged := read_merge(folder):
         run = Path(merged.tuned[0])
-        if run.is_dir():
-            return _find(run)
-        log.warning("%s: %s is gone, so the prompt of training is not known", folder / MERGE, run)
+        if run.is_dir() and merges:
+            return _find(run, merges=merges - 1)
+        log.warning("%s: %s is no folder, so the prompt of training is not known", folder / MERGE, run)
         return None
     inside = folder.resolve()  # a link to a run's model is the run's
     near = [inside.parent] if inside.name in WEIGHTS else []

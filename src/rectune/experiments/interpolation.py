@@ -61,13 +61,9 @@ class MergedArm:
 
     @contextmanager
     def evaluator(self, grid: Grid, seed: int) -> Iterator[Evaluator]:
-        """Of the model of a seed. It is made when an answer is first needed, and removed at the end.
-
-        What a killed process left behind is removed, too.
-        """
+        """Of the model of a seed, which is made when an answer is first needed, and removed at the end."""
         model = self.folder(grid, seed) / "model"
         runs = [str(grid.run(arm, seed).trained / "model") for arm in self.arms]
-        _remove(model)
         try:
             with _MergedEvaluator(grid, runs, self.at, model) as evaluator:
                 yield evaluator
@@ -94,6 +90,13 @@ class _MergedEvaluator(Evaluator):
 def _remove(model: Path) -> None:
     for folder in (model, unfinished(model)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_merged(out: Path) -> None:
+    """Remove the weights of merged models that a killed process left behind."""
+    for pattern in ("*/seed-*/at-*", "*+*/seed-*"):
+        for folder in (out / "runs").glob(pattern):
+            _remove(folder / "model")
 
 
 def merged_arms(grid: Grid, arms: Sequence[Arm]) -> list[MergedArm]:

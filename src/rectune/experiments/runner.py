@@ -21,7 +21,7 @@ from rectune.experiments.curve import curve_points, evaluate_over_steps
 from rectune.experiments.entropy_control import choose_target, evaluate_matched, mean_entropy
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
-from rectune.experiments.interpolation import MergedArm, make_points, merged_arms
+from rectune.experiments.interpolation import MergedArm, make_points, merged_arms, remove_merged
 from rectune.experiments.lr_sweep import sweep
 from rectune.experiments.problem_sets import ProblemFiles, write_problems
 from rectune.experiments.successive_halving import race
@@ -216,6 +216,7 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: ProblemFiles)
 
 
 def _evaluate_merged(grid: Grid, merged: Sequence[MergedArm], files: ProblemFiles) -> None:
+    remove_merged(grid.out)
     models = [(arm, seed, evaluations(grid, seed, files)) for arm in merged for seed in grid.seeds]
     tasks = Counter[str]()
     for arm, seed, planned in models:

@@ -318,7 +318,11 @@ def _download(name: str) -> Path:
         )
     except (OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"neither a folder nor a model that can be downloaded ({line})", where=name) from None
+        what, hint = (
+            f"no folder, and it cannot be downloaded ({line})",
+            "give its folder, as --base or --tuned",
+        )
+        raise UserError(what, where=name, hint=hint) from None
 
 
 @dataclass(frozen=True)
