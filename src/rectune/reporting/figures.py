@@ -108,7 +108,7 @@ def _steps(report: Report) -> Figures:
     """Accuracy over steps, a panel for each domain."""
     found = []
     for domain, words in DOMAINS.items():
-        title = f"{words[:1].upper()}{words[1:]}: accuracy in %"
+        title = f"{words[:1].upper()}{words[1:]}, %"
         lines = {
             curve.label: [
                 [

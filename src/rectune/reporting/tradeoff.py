@@ -232,15 +232,20 @@ class _Labels:
             extent = text.get_window_extent()
             center = ax.transData.transform(label.xy)
             found = [
-                (_cost(box, frame, solid, thin) + 0.6 * radius, number, box)
+                (_cost(box, frame, solid, thin) + 0.6 * radius, number, radius, box)
                 for number, (radius, box) in enumerate(_places(center, extent.width, extent.height))
             ]
-            cost, _, box = min(found)
+            cost, _, radius, box = min(found)
             if label.rank == 3 and cost > 60:
                 text.remove()
                 continue
             solid.append(box)
-            text.set_position(ax.transData.inverted().transform((box.left, box.bottom)))
+            back = ax.transData.inverted().transform
+            text.set_position(back((box.left, box.bottom)))
+            if radius > _RADII[2]:  # too far to be seen as its label
+                near = (min(max(center[0], box.left), box.right), min(max(center[1], box.bottom), box.top))
+                ends = zip(back(center), back(near), strict=True)
+                ax.plot(*ends, color=text.get_color(), linewidth=0.6, alpha=0.6, zorder=1)
             text.set(verticalalignment="bottom", horizontalalignment="left")
 
     def _along(self, x: Sequence[float], y: Sequence[float]) -> Iterator[Any]:
