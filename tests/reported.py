@@ -66,7 +66,7 @@ def trade(text: str = "", steps: tuple[int, ...] = ()) -> dict[str, Any]:
     points = [
         point("base", "base", 0.1, 0.2, at=0.0, greedy=greedy, **start),
         point("dft", f"the dft{text}", 0.3, 0.8),
-        point("sft", f"the sft{text}", 0.6, 0.3),
+        point("sft", f"the sft{text}", 0.6, 0.3, greedy={"in": score(0.7), "out": score(0.35)}),
         point("dft", f"the dft{text} at 0.25", 0.2, 0.4, at=0.25),
         point("dft", f"the dft{text} at 0.5", 0.58, 0.7, at=0.5),
         point("dft+sft", f"mean{text} of dft and sft", 0.56, 0.6),

@@ -223,7 +223,8 @@ def test_a_comparison_opens_with_its_decision(runs: Path, tmp_path: Path) -> Non
     assert opening.sentence.startswith("ship the dft at 0.5: +40.0") and opening.more == []
     assert [(spot.label, spot.kind) for spot in opening.spots] == [
         ("base", "base"), ("base, greedy", "base"), ("the dft", "arm"), ("the sft", "arm"),
-        ("mean of dft and sft", "mean"), ("the dft at 0.25", "between"), ("the dft at 0.5", "between"),
+        ("mean of dft and sft", "mean"), ("the sft, greedy", "greedy"),
+        ("the dft at 0.25", "between"), ("the dft at 0.5", "between"),
     ]  # fmt: skip
     assert [(curve.label, curve.steps, curve.scores["out"]) for curve in opening.curves] == [
         ("the dft", [0, 1, 2], [0.2, 0.01, 0.02])

@@ -15,7 +15,8 @@ from rectune.reporting.grouping import BASE, short
 from rectune.reporting.load_runs import LoadedFolders
 from rectune.reporting.page_model import Opening, PageVerdict, Spot, SpotKind, SpotScore, StepCurve
 
-GREEDY = "base, greedy"
+GREEDY = "{}, greedy"
+"""Label of a model at temperature 0."""
 
 
 def make_opening(loaded: LoadedFolders, verdict: PageVerdict) -> Opening:
@@ -83,14 +84,17 @@ def _of_verdict(results: Mapping[str, ArmsResult]) -> list[Spot]:
         for label, arm in result.arms.items():
             spot = spots.setdefault(label, Spot(label, label, "base" if label == BASE else "arm", 1.0, {}))
             spot.scores[domain] = SpotScore(arm.mean, arm.low, arm.high, arm.by_seed)
-            if label == BASE and arm.greedy is not None:
-                greedy = spots.setdefault(GREEDY, Spot(GREEDY, BASE, "base", 0.0, {}))
-                greedy.scores[domain] = SpotScore(arm.greedy)
+            if arm.greedy is not None:
+                name = GREEDY.format(label)
+                kind: SpotKind = "base" if label == BASE else "greedy"
+                spots.setdefault(name, Spot(name, label, kind, 1.0, {})).scores[domain] = SpotScore(
+                    arm.greedy
+                )
     return sorted(spots.values(), key=_place)
 
 
 def _of_points(comparison: Comparison) -> list[Spot]:
-    """The models of a comparison at the end of training, and the base model greedily."""
+    """The models of a comparison at the end of training; base model and arms greedily, too."""
     slugs, spots = {arm.slug for arm in comparison.arms}, []
     for point in comparison.points:
         if point.step is not None:
@@ -100,8 +104,9 @@ def _of_points(comparison: Comparison) -> list[Spot]:
         label, arm = short(point.label), short(point.arm)
         if point.scores:
             spots.append(Spot(label, arm, kind, point.at, _scores(point.scores)))
-        if kind == "base" and point.greedy:
-            spots.append(Spot(GREEDY, arm, kind, point.at, _scores(point.greedy)))
+        if kind in ("base", "arm") and point.greedy:
+            kind = "base" if kind == "base" else "greedy"
+            spots.append(Spot(GREEDY.format(label), arm, kind, point.at, _scores(point.greedy)))
     return sorted(spots, key=_place)
 
 

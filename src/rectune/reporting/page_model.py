@@ -13,8 +13,9 @@ from rectune.records import Decision, Verdict
 
 Point: TypeAlias = dict[str, float]
 """`step`, and what was measured there, by name."""
-SpotKind = Literal["base", "arm", "mean", "between"]
-"""The base model, a trained one, a mean of trained ones, or one between the base and a trained one."""
+SpotKind = Literal["base", "arm", "mean", "greedy", "between"]
+"""The base model, a trained one, a mean of trained ones, a trained one at temperature 0, or one between the base and a
+trained one."""
 
 
 @dataclass
