@@ -13,11 +13,22 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from rectune.evaluation.statistics import Spread, mean_interval, paired_difference, resamples, simulate_limits
+from rectune.analysis.decision import LEVEL, NEARLY, chance_confirmed
+from rectune.evaluation.statistics import (
+    Chosen,
+    Estimate,
+    Spread,
+    half_widths,
+    mean_interval,
+    paired_difference,
+    resamples,
+    simulate_limits,
+)
 
 EQUAL = math.inf
 Limits = Callable[[np.ndarray], tuple[float, float]]
@@ -170,12 +181,120 @@ def seeds_table(runs: int) -> Iterator[str]:
                     yield f"| {S} x {P} | {gain} | {seed} | {each} | {row} |"
 
 
+class Candidates:
+    """Arms of S seeds and their normal differences from a reference, one of which is chosen and then tested.
+
+    Drawn are means and mean squares, as in `simulate_limits`, so that a cell of 10,000 takes seconds. A difference
+    varies by 0.25 among problems, half of its variance shared by all arms, by 0.15 among seeds on one problem, and by
+    `seed` among seeds as a whole, as the reference does. A quarter of the problems is for the choice.
+
+    Shapes: R runs, A trained arms, K candidates: places on the way from the reference to an arm; S seeds.
+    """
+
+    def __init__(self, S: int, P: int, arms: int, places: int, seed: float, runs: int) -> None:
+        self.S, self.arms, self.seed, self.runs = S, arms, seed, runs
+        self.sizes, self.rng = (P // 4, P - P // 4), np.random.default_rng(0)
+        self.at_K = np.tile(np.arange(1, places + 1) / places, arms)
+        self.arm_K = np.repeat(np.arange(arms), places)
+
+    def domain(self, gain: np.ndarray | float) -> list[tuple[np.ndarray, ...]]:
+        """For the choice and the verdict: means, variances and their parts, each R x K; `gain` of each candidate."""
+        normal, R, S = self.rng.normal, self.runs, self.S
+        luck_RxKxS = normal(0, self.seed, (R, self.arms, S))[:, self.arm_K] * self.at_K[:, None]
+        luck_RxKxS += normal(0, self.seed, (R, 1, S))
+        gain_Kx1 = np.broadcast_to(gain, self.at_K.shape)[:, None]
+        return [self._drawn(gain_Kx1 + luck_RxKxS, P) for P in self.sizes]
+
+    def _drawn(self, mean_RxKxS: np.ndarray, P: int) -> tuple[np.ndarray, ...]:
+        (R, K, S), problem, rest = mean_RxKxS.shape, 0.25**2 / P, 0.15**2 / P
+        half = math.sqrt(problem / 2)
+        shared_Rx1, own_RxA = self.rng.normal(0, half, (R, 1)), self.rng.normal(0, half, (R, self.arms))
+        x_RxKxS = mean_RxKxS + self.rng.normal(0, math.sqrt(rest), (R, K, S))
+        x_RxKxS += (shared_Rx1 + own_RxA[:, self.arm_K])[..., None]
+        seeds, both = x_RxKxS.var(-1, ddof=1) / S, (S - 1) * (P - 1)
+        problems = (problem + rest / S) * self.rng.chisquare(P - 1, (R, K)) / (P - 1)
+        variance = seeds + problems - rest / S * self.rng.chisquare(both, (R, K)) / both
+        return x_RxKxS.mean(-1), np.maximum(variance, np.maximum(seeds, problems)), seeds, problems
+
+    def _likely(
+        self, kept: tuple[np.ndarray, ...], gained: tuple[np.ndarray, ...], margin: float
+    ) -> np.ndarray:
+        """The candidates among which the largest gain decides, R x K, as `choose` has it."""
+        estimates, scale = [], self.sizes[0] / self.sizes[1]
+        for mean, variance, _, problems in (kept, gained):
+            seeds = np.maximum(variance - problems, 0)
+            estimates += [mean, np.sqrt(variance), np.sqrt(seeds + (variance - seeds) * scale)]
+        chance = np.vectorize(
+            lambda *six: chance_confirmed(Estimate(*six[:3]), Estimate(*six[3:]), margin), otypes=[float]
+        )
+        chance_RxK = chance(*estimates)
+        return np.asarray(chance_RxK >= NEARLY * chance_RxK.max(1, keepdims=True))
+
+    def shown(
+        self, loss: np.ndarray | float, gain: np.ndarray | float, margin: float, *, within: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """R: which candidate is chosen; 2 x R: whether it meets the criterion, and whether it would without `Chosen`.
+
+        Args:
+            loss, gain: True ones, of each candidate.
+            within: Choose the largest gain among those whose loss is within the margin, as a rule without chances.
+        """
+        (kept, kept_again), (gained, gained_again) = self.domain(-np.asarray(loss)), self.domain(gain)
+        among_RxK = kept[0] >= -margin if within else self._likely(kept, gained, margin)
+        choice_R = np.where(among_RxK, gained[0], kept[0] - 1).argmax(1)
+        met_2xR = np.ones((2, self.runs), bool)
+        for drawn, line in ((kept_again, -margin), (gained_again, 0.0)):
+            mean_R, *parts = (values[np.arange(self.runs), choice_R] for values in drawn)
+            for met_R, chosen in zip(met_2xR, (Chosen(self.arms, self.sizes[0]), None), strict=True):
+                variance_R, seed_R, problem_R = parts
+                half_R = half_widths(self.S, self.sizes[1], variance_R, seed_R, problem_R, LEVEL, chosen)
+                met_R &= mean_R - half_R > line
+        return choice_R, met_2xR
+
+
+def choice_table(runs: int) -> Iterator[str]:
+    """Error where all candidates lose the margin, or gain nothing (the larger of both); power where they do not."""
+    yield "| seeds | problems | chosen from | 0 | 2 | 4 | without: 0 | 2 | 4 | +5 | +10 |\n|" + " --- |" * 11
+    for S, P, (arms, places) in product((3, 5), (100, 400, 800), ((1, 1), (5, 1), (3, 4), (12, 1))):
+        errors = []
+        for seed in (0.0, 0.02, 0.04):
+            cell = Candidates(S, P, arms, places, seed, 5 * runs)
+            nulls = [cell.shown(*truth)[1].mean(1) for truth in ((0.02, 0.5, 0.02), (0.0, 0.0, 0.5))]
+            errors.append(100 * np.maximum(*nulls))
+        worlds = [(Candidates(S, P, arms, places, 0.01, 5 * runs), gain) for gain in (0.05, 0.1)]
+        power = [100 * cell.shown(0.0, gain, 0.05)[1][0].mean() for cell, gain in worlds]
+        cells = [*(error[0] for error in errors), *(error[1] for error in errors), *power]
+        among = f"{arms} x {places}" if places > 1 else f"{arms}"
+        yield f"| {S} | {P} | {among} | " + " | ".join(f"{x:.1f}" for x in cells) + " |"
+
+
+def rule_table(runs: int) -> Iterator[str]:
+    """Three arms at four places each, which lose and gain the more the farther they are from the reference."""
+    yield (
+        "| seeds | problems | margin | rule | shipped | true gain shipped | true loss of the choice |\n|"
+        + " --- |" * 7
+    )
+    at = np.tile(np.arange(1, 5) / 4, 3)
+    loss = np.repeat([0.06, 0.02, 0.1], 4) * np.where(np.arange(12) < 4, at**2, at)
+    gain = np.repeat([0.12, 0.05, 0.15], 4) * at
+    for S, P, margin in product((3, 5), (200, 800), (0.02, 0.05)):
+        for rule, within in (("largest within", True), ("ours", False)):
+            choice_R, met_2xR = Candidates(S, P, 3, 4, 0.01, 5 * runs).shown(
+                loss, gain, margin, within=within
+            )
+            figures = (met_2xR[0].mean(), (met_2xR[0] * gain[choice_R]).mean(), loss[choice_R].mean())
+            cells = " | ".join(f"{100 * figure:.1f}" for figure in figures)
+            yield f"| {S} | {P} | {100 * margin:g} | {rule} | {cells} |"
+
+
 TABLES = {
     "mean": mean_table,
     "grid": grid_table,
     "difference": difference_table,
     "seeds": seeds_table,
     "level": level_table,
+    "choice": choice_table,
+    "rule": rule_table,
 }
 
 

@@ -12,10 +12,21 @@ import numpy as np
 from rectune.config import EvalConfig
 from rectune.evaluation.accuracy import score
 from rectune.evaluation.evaluate import evaluate
-from rectune.records import EvalProtocol, Evaluation, Graded, TaskResult, write_record
+from rectune.records import (
+    Accuracy,
+    EvalProtocol,
+    Evaluation,
+    Graded,
+    TaskResult,
+    TaskScore,
+    write_record,
+)
 from rectune.sampling.types import Engine
 
 ONE, TWO = "2 + 4", "(2 + 4) * 3"
+UNSCORED = TaskScore(
+    problems=0, samples=0, avg=Accuracy(mean=0.0, low=0.0, high=1.0), pass_at={}, verdicts={}
+)
 
 
 def write_evaluation(
@@ -25,6 +36,7 @@ def write_evaluation(
     temperature: float = 1.0,
     nats: float = 0.5,
     first: int = 0,
+    scored: bool = True,
     **line: Any,
 ) -> Path:
     """A folder with the answers (text, whether correct) of each problem of each benchmark.
@@ -32,6 +44,7 @@ def write_evaluation(
     Args:
         nats: -log p of every token.
         first: Number of the first problem.
+        scored: Whether evaluation.json has the numbers, which take time; what reads the answers alone needs none.
         line: Further fields of every sample.
     """
     folder.mkdir(parents=True)
@@ -48,7 +61,8 @@ def write_evaluation(
             ]
             for i, answers in enumerate(problems)
         }  # fmt: skip
-        tasks[name] = TaskResult(**dict(score(samples)), prompt="{question}", problem_ids=list(samples))
+        numbers = score(samples) if scored else UNSCORED
+        tasks[name] = TaskResult(**dict(numbers), prompt="{question}", problem_ids=list(samples))
         every += [sample for lines in samples.values() for sample in lines]
     n = len(next(iter(benchmarks.values()))[0])
     protocol = EvalProtocol(n=n, temperature=temperature, max_new_tokens=64)

@@ -656,15 +656,13 @@ class Candidate(Record):
     """A point as the choice saw it: minus the reference, on validation problems, as fractions.
 
     Attributes:
-        chance: That it loses no more than the margin in the domain where nothing may be lost.
-        score: That chance times the expected gain in the other domain; the highest is chosen.
+        chance: That the verdict's problems confirm it, as the validation problems suggest.
     """
 
     label: str
     inside: float
     outside: float
     chance: float
-    score: float
 
 
 class PointDifference(Record):

@@ -1,8 +1,8 @@
 """Which model to ship: from the points of a comparison and their evaluations to one sentence.
 
     candidates   all points but the base model and the reference: runs, interpolations, means of arms
-    choice       one candidate, on validation problems: the largest gain out of domain, weighted by the chance that the
-                 loss in domain is within the margin (`score`)
+    choice       one candidate, on validation problems: the largest gain out of domain among those that are most likely
+                 to be confirmed by the test (`choose`)
     test         only that one, on the verdict's problems: not worse in domain than the reference by more than the
                  margin, and better out of domain. Both have to be shown (an intersection-union test), so each limit
                  has the level `LEVEL` by itself
@@ -11,13 +11,15 @@
                  more than the margin in any
 
 Against the base model itself the domains change places: better in domain, and not worse out of domain by more than the
-margin. `outcome_of` has the rule that makes an outcome of this; docs/statistics.md has its error rates.
+margin, each model with its best decoding. `outcome_of` has the rule that makes an outcome of this; docs/statistics.md
+has its error rates.
 
 Shapes: S seeds, P problems, N samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -30,7 +32,7 @@ from rectune.analysis.significance import WORTH_SEEING, sample_size
 from rectune.analysis.summary_text import BASE, DOMAINS
 from rectune.errors import UserError, unknown_name
 from rectune.evaluation.accuracy import correct_matrix, read_evaluation, read_graded
-from rectune.evaluation.statistics import Chosen, Difference, paired_difference, paired_error
+from rectune.evaluation.statistics import Chosen, Difference, Estimate, paired_difference, paired_estimate
 from rectune.pages.format import points as in_points
 from rectune.records import ArmDifference, Candidate, Comparison, Decision, Point, PointDifference
 
@@ -38,6 +40,8 @@ LEVEL = 0.95
 """Of each limit by itself; the interval between two limits has 90 %."""
 SAMPLED, GREEDY = ("validation", "evaluation"), ("validation-greedy", "greedy")
 """Folders of a decoding: answers to validation problems, and to those of the verdict."""
+NEARLY = 0.9
+"""Share of the best chance of being confirmed from which on the larger gain decides."""
 TEMPERATURES = (0.25, 0.5, 0.75)
 """At which the base model is also tried on validation problems."""
 Matrices = list[np.ndarray]
@@ -76,7 +80,7 @@ def decide(
     sides = Sides("out", "in") if reference.label == BASE else Sides("in", "out")
     points = [point for label, point in evaluated.points.items() if label not in (BASE, reference.label)]
     candidates = [_candidate(evaluated, point, reference, sides, margin) for point in points]
-    chosen = evaluated.points[choose(candidates)] if candidates else None
+    chosen = evaluated.points[choose(candidates, sides.improved)] if candidates else None
     among = len({point.arm for point in points})
     tested = _criterion(evaluated, chosen, reference, sides, margin, among) if chosen else None
     over_base = [
@@ -149,26 +153,31 @@ class Sides(NamedTuple):
     improved: Literal["in", "out"]
 
 
-def choose(candidates: Sequence[Candidate]) -> str:
-    """Label of the candidate to test: that of the highest score; of several the first."""
-    return max(candidates, key=lambda candidate: candidate.score).label
+def choose(candidates: Sequence[Candidate], improved: str) -> str:
+    """Label of the candidate to test: of those that are nearly as likely to be confirmed as the likeliest (`NEARLY`),
+    the one with the largest gain; of several the first.
+
+    To take the largest gain among all whose loss is within the margin on validation problems would take those whose
+    loss came out small by luck: docs/statistics.md compares both.
+    """
+    best = max(candidate.chance for candidate in candidates)
+    likely = [candidate for candidate in candidates if candidate.chance >= NEARLY * best]
+    return max(likely, key=lambda found: found.inside if improved == "in" else found.outside).label
 
 
-def score(loss: tuple[float, float], gain: tuple[float, float], margin: float) -> tuple[float, float]:
-    """The chance that a loss is within the margin, and that chance times the expected gain, a loss counted as 0.
-
-    Without noise this is the largest gain among the candidates within the margin. With noise, a candidate just within
-    the margin counts half, and one just outside is not lost.
+def chance_confirmed(loss: Estimate, gain: Estimate, margin: float) -> float:
+    """How likely it is, given the validation problems, that the verdict's show a loss within the margin and a gain.
 
     Args:
-        loss, gain: Mean difference from the reference and its standard error, on validation problems of the domain
-            that is protected, and of that which has to be improved.
+        loss, gain: The difference from the reference in the domain that is protected, and in that which has to be
+            improved.
         margin: A fraction.
     """
-    normal = NormalDist()
-    chance = normal.cdf((loss[0] + margin) / loss[1])
-    z = gain[0] / gain[1]
-    return chance, chance * (gain[0] * normal.cdf(z) + gain[1] * normal.pdf(z))
+    chance, normal = 1.0, NormalDist()
+    for estimate, line in ((loss, -margin), (gain, 0.0)):
+        beyond = estimate.mean - line - normal.inv_cdf(LEVEL) * estimate.elsewhere
+        chance *= normal.cdf(beyond / math.hypot(estimate.error, estimate.elsewhere))
+    return chance
 
 
 class _Evaluated:
@@ -240,6 +249,10 @@ class _Evaluated:
             self.decodings[point.label] = max(accuracy, key=lambda kinds: accuracy[kinds], default=SAMPLED)
         return self.decodings[point.label]
 
+    def decodings_of(self, point: Point, other: Point) -> tuple[tuple[str, str], tuple[str, str]]:
+        """As the comparison samples; against the base model, each with its best decoding."""
+        return (self.decoding(point), self.decoding(other)) if other.label == BASE else (SAMPLED, SAMPLED)
+
     def samples(self, point: Point) -> int:
         """Answers to each problem of the verdict."""
         return read_evaluation(self.out / next(iter(point.folders.values())) / SAMPLED[1]).protocol.n
@@ -285,13 +298,13 @@ def _alone(x: Matrices, y: Matrices) -> tuple[Matrices | np.ndarray, Matrices | 
 def _candidate(
     evaluated: _Evaluated, point: Point, reference: Point, sides: Sides, margin: float
 ) -> Candidate:
-    kinds = SAMPLED[0], SAMPLED[0]
-    found = {
-        domain: paired_error(*_alone(*evaluated.pair(point, reference, domain, kinds))) for domain in sides
-    }
-    chance, worth = score(found[sides.protected], found[sides.improved], margin)
-    inside, outside = found["in"][0], found["out"][0]
-    return Candidate(label=point.label, inside=inside, outside=outside, chance=chance, score=worth)
+    (a, _), (b, _) = evaluated.decodings_of(point, reference)
+    found, comparison = {}, evaluated.comparison
+    for domain in DOMAINS:
+        problems = sum(n for name, n in comparison.problems.items() if comparison.benchmarks[name] == domain)
+        found[domain] = paired_estimate(*_alone(*evaluated.pair(point, reference, domain, (a, b))), problems)
+    chance = chance_confirmed(found[sides.protected], found[sides.improved], margin)
+    return Candidate(label=point.label, inside=found["in"].mean, outside=found["out"].mean, chance=chance)
 
 
 def _criterion(
@@ -301,7 +314,8 @@ def _criterion(
 
     That it does is excluded where a loss of more than the margin is shown, or a gain of `WORTH_SEEING` excluded.
     """
-    kinds = SAMPLED[1], SAMPLED[1]
+    (_, a), (_, b) = evaluated.decodings_of(chosen, reference)
+    kinds = a, b
     found = {
         domain: evaluated.difference(chosen, reference, domain, kinds, among=among) for domain in DOMAINS
     }
@@ -319,7 +333,8 @@ def _over_base(evaluated: _Evaluated, point: Point, margin: float, among: int) -
     worse at all in one and better in none, or where a gain of `WORTH_SEEING` is excluded in both.
     """
     base = evaluated.points[BASE]
-    kinds = evaluated.decoding(point)[1], evaluated.decoding(base)[1]
+    (_, a), (_, b) = evaluated.decodings_of(point, base)
+    kinds = a, b
     found = {domain: evaluated.difference(point, base, domain, kinds, among=among) for domain in DOMAINS}
     strict = 1 - (1 - LEVEL) / len(DOMAINS)  # Bonferroni: it has to be better in one of two
     better = any(
@@ -443,7 +458,7 @@ def _figures(found: PointDifference, sides: Sides) -> str:
 def _evidence(found: PointDifference, evaluated: _Evaluated) -> str:
     """Against whom, over how many seeds and problems."""
     against, base = found.b, evaluated.points[BASE]
-    if BASE in evaluated.decodings and against == BASE and evaluated.decoding(base) != SAMPLED:
+    if against == BASE and evaluated.decoding(base) != SAMPLED:
         temperature = evaluated.temperature(base)
         against += f" at temperature {temperature:g}" if temperature else ", which answers greedily"
     seeds = f"{found.seeds} seeds" if found.seeds > 1 else "one seed, which says nothing about others"

@@ -175,11 +175,19 @@ def paired_difference(
     return Difference(mean, *_widened(mean, low, high, added, least=-1.0), p_value)
 
 
-def paired_error(a_PxN: Matrix, b_PxN: Matrix) -> tuple[float, float]:
-    """Mean of a minus b, and its standard error over problems (and seeds, where there are several).
+class Estimate(NamedTuple):
+    """A mean difference, its standard error, and that which the same runs would have on other problems."""
 
-    It is at least that of half a problem, since equal answers to a few problems do not prove that two runs are equal.
-    Shapes and errors are those of `paired_difference`.
+    mean: float
+    error: float
+    elsewhere: float
+
+
+def paired_estimate(a_PxN: Matrix, b_PxN: Matrix, problems: int) -> Estimate:
+    """Mean of a minus b with standard errors: here, and on `problems` other problems.
+
+    An error is at least that of half a problem, since equal answers to a few problems do not prove that two runs are
+    equal. Shapes and errors are those of `paired_difference`.
     """
     several = _is_3d(a_PxN)
     a_SxP, _ = _pooled(list(a_PxN) if several else [a_PxN], "a")
@@ -187,8 +195,14 @@ def paired_error(a_PxN: Matrix, b_PxN: Matrix) -> tuple[float, float]:
     _check_pairs(a_SxP, b_SxP)
     d_SxP = a_SxP - b_SxP
     S, P = d_SxP.shape
-    variance = mean_variance(d_SxP)[0] if S > 1 and P > 1 else float(d_SxP.mean(0).var()) / max(P - 1, 1)
-    return float(d_SxP.mean()), max(math.sqrt(variance), 0.5 / P)
+    if S > 1 and P > 1:
+        variance, _, of_problems = mean_variance(d_SxP)
+        seeds = max(variance - of_problems, 0.0)
+    else:
+        variance, seeds = float(d_SxP.mean(0).var()) / max(P - 1, 1), 0.0
+    elsewhere = seeds + (variance - seeds) * P / problems
+    errors = (max(math.sqrt(variance), 0.5 / P), max(math.sqrt(elsewhere), 0.5 / problems))
+    return Estimate(float(d_SxP.mean()), *errors)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -481,7 +495,7 @@ def choice_variance(
         return np.zeros_like(seeds)
     one, all_arms = t_quantile(p, S - 1), t_quantile(1 - (1 - p) / chosen.among, S - 1)
     share = seeds / np.maximum(seeds + problems * P / chosen.problems, TINY)
-    return np.asarray((all_arms**2 - one**2) * seeds * share ** (1 / (S - 1)))
+    return np.asarray((all_arms**2 - one**2) * seeds * share ** (0.5 / (S - 1)))
 
 
 class Spread(NamedTuple):
@@ -506,8 +520,6 @@ def simulate_limits(
         p: Level of each limit by itself.
         chosen: As in `paired_difference`; the errors are those of an arm that nobody chose.
     """
-    from scipy.special import stdtrit
-
     rng, both = np.random.default_rng(0), (S - 1) * (P - 1)
     problem, seed, rest = spread.problems**2 / P, spread.seeds**2 / S * (S > 1), spread.rest**2 / (S * P)
     error_R = rng.normal(0, math.sqrt(problem + seed + rest), runs)
@@ -517,10 +529,26 @@ def simulate_limits(
     seed_R = (seed + rest) * rng.chisquare(S - 1, runs) / (S - 1)
     variance_R = seed_R + problem_R - rest * rng.chisquare(both, runs) / both
     variance_R = np.maximum(variance_R, np.maximum(seed_R, problem_R))
-    half2_R = stdtrit(seed_freedom(S, P, variance_R / seed_R), p) ** 2 * variance_R
+    return error_R, half_widths(S, P, variance_R, seed_R, problem_R, p, chosen)
+
+
+def half_widths(
+    S: int,
+    P: int,
+    variance_R: np.ndarray,
+    seed_R: np.ndarray,
+    problem_R: np.ndarray,
+    p: float,
+    chosen: Chosen | None = None,
+) -> np.ndarray:
+    """Distances from a mean to its limits, from its variance and the parts of it, as `mean_variance` has them."""
+    from scipy.special import stdtrit
+
+    half2_R: np.ndarray = stdtrit(seed_freedom(S, P, variance_R / seed_R), p) ** 2 * variance_R
     if chosen is not None:
         half2_R = half2_R + choice_variance(S, P, seed_R, problem_R, p, chosen)
-    return error_R, np.sqrt(half2_R)
+    half_R: np.ndarray = np.sqrt(half2_R)
+    return half_R
 
 
 def seed_freedom(S: int, P: int, ratio: np.ndarray | float) -> np.ndarray:

@@ -95,6 +95,8 @@ class EvaluationFolder:
         for role in ("greedy", "matched", "validation"):
             if self.path.name.startswith(role):
                 return role
+        if self.path.name.startswith("temperature-"):  # of the base model, for the choice of a model to ship
+            return "validation"
         return "greedy" if self.result.protocol.temperature == 0 else "main"
 
 
