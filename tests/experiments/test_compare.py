@@ -220,7 +220,7 @@ def test_another_comparison_in_the_folder_is_refused(
         ("sft,dft", {"margin": float("nan")}, "--margin: must be a finite number (got nan)"),
         ("sft,dft", {"margin": 1, "tasks_out": []}, "--margin: requires --tasks-in and --tasks-out"),
         ("sft,dft", {"margin": 1, "limit": 1}, "inside has only one problem, so none can be held out"),
-        ("sft,dft", {"margin": 1, "limit": 2}, "a margin needs two or more problems in domain, besides"),
+        ("sft,dft", {"margin": 1, "limit": 2}, "--tasks: needs two or more problems in domain, besides"),
         ("sft,dft", {"margin": 1, "against": "dpo"}, "--against: unknown arm 'dpo'; known: base, dft, sft"),
         ("sft,dft", {"against": "sft"}, "--against: requires --margin"),
         ("sft,dft", {"require": "superior"}, "--require: requires --margin"),

@@ -475,7 +475,7 @@ def said_power(grid: Grid) -> list[str]:
         *counts,
         seeds=len(grid.seeds),
         samples=grid.evaluation.num_samples,
-        among=max(1, len(labels) - (reference != BASE)),
+        among=max(1, len(labels) + len(grid.soups) - (reference != BASE and not grid.interpolate)),
         margin=grid.margin,
         protected="out" if reference == BASE else "in",
     )
