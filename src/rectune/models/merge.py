@@ -409,7 +409,7 @@ class ModelSources(Sources):
         for file in sorted(set(files.values())):
             here = {key: kind for key, kind in kinds.items() if files[key] == file}
             write_tensors(folder / file, here, lambda key, rows: self.merged(key, rows, kinds[key][0], at))
-        if len(set(files.values())) > 1:
+        if set(files.values()) != {"model.safetensors"}:
             index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(files.items()))}
             write_json(folder / "model.safetensors.index.json", index, indent=2)
         _write_dtype(folder / "config.json", (dtype for dtype, _ in kinds.values()))
@@ -498,6 +498,8 @@ def _keys(model: StoredModel, like: StoredModel) -> dict[str, str]:
             keys[key] = there
         elif key in known or prefix + key in known:
             raise UserError(f"the weights lack {key}, which {like.name} has", where=model.name)
+        else:
+            log.info("%s: %s is not a tensor of the model, and is left out", like.name, key)
     for there in model.kinds.keys() - set(keys.values()):
         place = there if there in known else prefix + there
         if place in tied and _is_same(model, there, (tied[place], tied[place].removeprefix(prefix))):
@@ -540,17 +542,16 @@ class AdapterSources(Sources):
         folders = [folder for name in tuned if (folder := adapter_folder(name)) is not None]
         settings: list[dict[str, Any]] = []
         for folder in folders:
-            weights_file = folder / ADAPTER
-            if not weights_file.is_file():
+            if not (folder / ADAPTER).is_file():
                 raise UserError(f"the folder has adapter_config.json, but no {ADAPTER}", where=folder)
-            check_weights(weights_file)
+            check_weights(folder / ADAPTER)
             check_adapter(folder, base, config, trust_remote_code=False)
             settings.append(load_json(folder / "adapter_config.json"))
             _check_linear(settings[-1], folder, alone=len(folders) == 1)
-        for entry, folder in zip(settings, folders, strict=True):
-            here, there = (_targets(given) for given in (entry, settings[0]))
-            if here != there:
-                what = f"is an adapter on other modules than {folders[0]}: {here}, not {there}"
+        first, *others = [_keys_in(folder / ADAPTER) for folder in folders]
+        for keys, folder in zip(others, folders[1:], strict=True):
+            if differing := sorted(keys ^ first):
+                what = f"is an adapter on other modules than {folders[0]}: one of them lacks {differing[0]}"
                 raise UserError(what, where=folder, hint="merge each into its base model first")
         return cls(base, tuple(tuned), tuple(weights), tuple(folders), tuple(settings))
 
@@ -601,9 +602,9 @@ def _scaled(alpha: float, at: float) -> float:
     return int(alpha * at) if float(alpha * at).is_integer() else alpha * at
 
 
-def _targets(settings: Mapping[str, Any]) -> str:
-    targets = settings.get("target_modules")
-    return targets if isinstance(targets, str) else ", ".join(sorted(targets or ()))
+def _keys_in(file: Path) -> set[str]:
+    with safe_open(file, "pt") as tensors:
+        return set(tensors.keys())
 
 
 def _check_linear(settings: Mapping[str, Any], folder: Path, *, alone: bool) -> None:
@@ -620,9 +621,8 @@ def _check_linear(settings: Mapping[str, Any], folder: Path, *, alone: bool) -> 
     }
     if not alone:
         other |= {name: settings.get(name) for name in ("rank_pattern", "alpha_pattern", "lora_bias")}
-        with safe_open(folder / ADAPTER, "pt") as tensors:
-            names = [key for key in tensors.keys() if not key.endswith(_FACTORS)]  # noqa: SIM118
-        other["tensors"] = names[0] if names else None
+        names = sorted(key for key in _keys_in(folder / ADAPTER) if not key.endswith(_FACTORS))
+        other["tensors"] = next(iter(names), None)
     for name, value in other.items():
         if value:
             what = f"the adapter cannot be scaled: it has {name} = {value!r}"
