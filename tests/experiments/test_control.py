@@ -30,7 +30,10 @@ class Model:
             ),
         )
 
-    def match(self, model: str, own: Path, target: float) -> TemperatureMatch:
+    def loaded(self, draws: EvalSettings) -> None:
+        return None
+
+    def match(self, model: str, own: Path, target: float, *, loaded: None) -> TemperatureMatch:
         return TemperatureMatch(
             temperature=target,
             entropy=target,
@@ -41,7 +44,7 @@ class Model:
             sentence="-",
         )
 
-    def entropy(self, model: str, folder: Path, *, temperature: float) -> float:
+    def entropy(self, model: str, folder: Path, *, temperature: float, loaded: None) -> float:
         return self.seen * temperature
 
     def evaluate(self, folder: Path, files: list[Path], draws: EvalSettings) -> None:

@@ -38,7 +38,9 @@ from rectune.records import Graded, TemperatureMatch
 from rectune.runtime.distributed import default_device
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 TOKENS = 2048
 """Tokens that an entropy is the mean of: its standard error is then one or two hundredths of a nat."""
@@ -49,7 +51,13 @@ _PASS = 4096  # tokens of a forward pass
 
 
 def match(
-    model: str | Path, own: str | Path, target: float, *, tokens: int = TOKENS, seed: int = 0
+    model: str | Path,
+    own: str | Path,
+    target: float,
+    *,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    loaded: Loaded | None = None,
 ) -> TemperatureMatch:
     """The temperature at which `model` is as sharp as `target`.
 
@@ -58,11 +66,12 @@ def match(
         own: Evaluation folder of this model's answers at T = 1.
         target: Mean entropy in nats a token, such as another model's `entropy_of_answers` at T = 1.
         tokens, seed: How many of the answers' tokens are looked at, and which.
+        loaded: The model and its tokenizer, if they are loaded in the evaluation's precision; None loads them.
 
     Raises:
         UserError: No evaluation at T = 1 there, or one of another model.
     """
-    entropy_at, count = _entropies(model, own, 1.0, tokens, seed)
+    entropy_at, count = _entropies(model, own, 1.0, tokens, seed, loaded)
     temperature, entropy, reached = matched_temperature(entropy_at, target)
     own_entropy = entropy_at(1.0)
     if reached:
@@ -84,10 +93,16 @@ def match(
 
 
 def entropy_of_answers(
-    model: str | Path, own: str | Path, *, temperature: float = 1.0, tokens: int = TOKENS, seed: int = 0
+    model: str | Path,
+    own: str | Path,
+    *,
+    temperature: float = 1.0,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    loaded: Loaded | None = None,
 ) -> float:
     """Mean entropy in nats a token of a model's answers at a temperature; other arguments as in `match`."""
-    return _entropies(model, own, temperature, tokens, seed)[0](temperature)
+    return _entropies(model, own, temperature, tokens, seed, loaded)[0](temperature)
 
 
 class Reached(NamedTuple):
@@ -197,7 +212,12 @@ def encoded_answers(
 
 
 def _entropies(
-    model: str | Path, own: str | Path, temperature: float, tokens: int, seed: int
+    model: str | Path,
+    own: str | Path,
+    temperature: float,
+    tokens: int,
+    seed: int,
+    loaded: Loaded | None,
 ) -> tuple[Callable[[float], float], int]:
     evaluation = read_evaluation(Path(own))
     protocol = evaluation.protocol
@@ -206,14 +226,16 @@ def _entropies(
     ids = [problem_id for task in evaluation.benchmarks.values() for problem_id in task.problem_ids]
     samples = read_graded(Path(own) / "graded.jsonl", ids, protocol.n).values()
     lines = _subsample([line for lines in samples for line in lines], tokens, seed)
-    name = model if not (Path(model) / "model").is_dir() else Path(model) / "model"
-    device = default_device()
-    dtype, _ = choose_dtype(protocol.precision, device)
-    loaded, tokenizer = load_model(name, dtype=dtype, device=device)
-    if protocol.engine in ("hf", "local") and fingerprint(loaded) != evaluation.fingerprint:
+    if loaded is None:
+        name = model if not (Path(model) / "model").is_dir() else Path(model) / "model"
+        device = default_device()
+        dtype, _ = choose_dtype(protocol.precision, device)
+        loaded = load_model(name, dtype=dtype, device=device)
+    weights, tokenizer = loaded
+    if protocol.engine in ("hf", "local") and fingerprint(weights) != evaluation.fingerprint:
         raise UserError("this is not the model of the evaluation", where=model, hint=f"see {own}")
     rows = encoded_answers(lines, tokenizer, protocol.template_file or protocol.template)
-    return entropy_function(Scorer(loaded), rows, tokens=tokens, seed=seed)
+    return entropy_function(Scorer(weights), rows, tokens=tokens, seed=seed)
 
 
 def _subsample(lines: Sequence[Graded], tokens: int, seed: int) -> list[Graded]:

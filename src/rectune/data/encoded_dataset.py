@@ -111,8 +111,20 @@ class EncodedRows:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Encoded:
-        record = self.dataset[int(index)]
-        return Encoded(record["input_ids"], record["labels"], record["structural"], record["weight"] or ())
+        return self.take([int(index)])[0]
+
+    def take(self, indices: Sequence[int]) -> list[Encoded]:
+        """These rows, read at once."""
+        if not indices:
+            return []
+        table = self._arrow[list(indices)]
+        names = ("input_ids", "labels", "structural", "weight")
+        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+        return [Encoded(ids, labels, structural, weight or ()) for ids, labels, structural, weight in rows]
+
+    @cached_property
+    def _arrow(self) -> datasets.Dataset:
+        return self.dataset.with_format("arrow")
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -81,7 +81,7 @@ def _decoded(line: bytes, number: int, path: Path) -> str:
 def parse_object(text: str, where: str) -> RawRecord:
     """One JSON object from one line; UserError at `where` for anything else."""
     try:
-        value = json.loads(text, object_pairs_hook=unique_keys)
+        value = _DECODER.decode(text)
     except UserError as error:
         raise UserError(error.what, where=where) from None
     except (ValueError, RecursionError) as error:
@@ -108,6 +108,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> RawRecord:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"an object has the key '{twice}' twice")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def check_text(text: str, value: object, where: str) -> None:

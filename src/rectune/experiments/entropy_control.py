@@ -33,11 +33,13 @@ NEAR_ONE = 0.02
 """Distance from T = 1 within which the answers visit the same states."""
 
 
-def mean_entropy(evaluator: Evaluator, folder: Path) -> float:
+def mean_entropy(evaluator: Evaluator, folder: Path, settings: EvalSettings) -> float:
     """Mean entropy of a model's answers in FOLDER/evaluation, in nats a token; kept in FOLDER/entropy.json."""
     path = folder / "entropy.json"
     if not path.is_file():
-        entropy = entropy_of_answers(evaluator.model, folder / "evaluation")
+        entropy = entropy_of_answers(
+            evaluator.model, folder / "evaluation", loaded=evaluator.loaded(settings)
+        )
         write_record(path, AnswerEntropy(entropy=entropy))
     return read_record(path, AnswerEntropy).entropy
 
@@ -80,7 +82,9 @@ def evaluate_matched(
     temperature = record.temperature
     evaluator.evaluate(matched, files, replace(settings, temperature=temperature))
     if record.drawn is None:
-        drawn = entropy_of_answers(evaluator.model, matched, temperature=temperature)
+        drawn = entropy_of_answers(
+            evaluator.model, matched, temperature=temperature, loaded=evaluator.loaded(settings)
+        )
         write_record(path, record.model_copy(update={"drawn": drawn}))
         log.log(
             logging.WARNING if _misses(drawn, target) else logging.INFO,
@@ -102,7 +106,8 @@ def _temperature(
 ) -> MatchFile:
     """What `match` finds at the states of T = 1, corrected once by a pilot: a few answers sampled there."""
     own = folder / "evaluation"
-    found = match(evaluator.model, own, target)
+    loaded = evaluator.loaded(settings)
+    found = match(evaluator.model, own, target, loaded=loaded)
     log.info("%s", found.sentence)
     problems = sum(len(task.problem_ids) for task in read_evaluation(own).benchmarks.values())
     n, temperature = math.ceil(FEWEST_ANSWERS / problems), found.temperature
@@ -113,12 +118,12 @@ def _temperature(
     evaluator.evaluate(
         answers, files, replace(settings, num_samples=n, temperature=temperature, seed=settings.seed + 1)
     )
-    drawn = entropy_of_answers(evaluator.model, answers, temperature=temperature)
+    drawn = entropy_of_answers(evaluator.model, answers, temperature=temperature, loaded=loaded)
     pilot = MatchPilot(temperature=temperature, answers=n * problems, drawn=drawn)
     if _misses(drawn, target):
         aim = target * min(found.entropy / max(drawn, 1e-9), MOST)
         log.info("%d answers sampled there have %.3f, so the aim becomes %.3f", n * problems, drawn, aim)
-        found = match(evaluator.model, own, aim).model_copy(update={"target": target})
+        found = match(evaluator.model, own, aim, loaded=loaded).model_copy(update={"target": target})
         log.info("%s", found.sentence)
     return MatchFile(**found.to_dict(), to=slug, pilot=pilot)
 

@@ -20,6 +20,7 @@ from rectune.evaluation.statistics import Interval, mean_interval
 from rectune.grading.pool import Grader
 
 if TYPE_CHECKING:
+    from rectune.analysis.entropy_matching import Loaded
     from rectune.sampling.hf.engine import HFEngine
 
 
@@ -77,13 +78,21 @@ class Evaluator:
             self._engine = HFEngine.load(self.weights, template=settings.chat_template, dtype=settings.dtype)
         return self._engine
 
+    def loaded(self, settings: EvalSettings) -> Loaded | None:
+        """The model and its tokenizer; None with another backend than hf."""
+        if settings.backend != "hf":
+            return None
+        engine = self._hf(settings)
+        return engine.model, engine.tokenizer
+
     def __enter__(self) -> Evaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Free the memory of the weights."""
-        self._engine = None
-        gc.collect()
+        if self._engine is not None:
+            self._engine = None
+            gc.collect()
 
 
 def is_evaluated(folder: Path, files: Sequence[Path], settings: EvalSettings) -> bool:

@@ -6,6 +6,7 @@ evaluation and the statistics of the verdict in `evaluation/` and `analysis/`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from collections import Counter
@@ -47,8 +48,12 @@ def run_grid(grid: Grid) -> Comparison:
     Raises:
         UserError: Whatever training and evaluation raise, or problems that are not those the folder began with.
     """
-    with grid.grader:
-        return _run(_with_dated_template(grid))
+    gc.freeze()  # the many objects of imported modules are not looked at after each model
+    try:
+        with grid.grader:
+            return _run(_with_dated_template(grid))
+    finally:
+        gc.unfreeze()
 
 
 def _run(grid: Grid) -> Comparison:
@@ -182,6 +187,7 @@ def _evaluate_base(grid: Grid, files: ProblemFiles, record: Comparison) -> None:
     progress = TaskTimer("base model", dict.fromkeys(planned, 1))
     with grid.base() as evaluator:
         _evaluate(evaluator, folder, BASE, planned, progress)
+        _keep_entropy(grid, evaluator, folder, grid.seeds[0])
         if files.validation:
             base = Point(arm=BASE, label=BASE, folders={str(grid.seeds[0]): f"runs/{BASE}"})
             kinds = best_decoding(record.model_copy(update={"points": [base]}), grid.out)
@@ -213,6 +219,13 @@ def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: ProblemFiles)
         with run.evaluator() as evaluator:
             planned = evaluations(grid, run.config.seed, files)
             _evaluate(evaluator, run.trained, run.name, planned, progress)
+            _keep_entropy(grid, evaluator, run.trained, run.config.seed)
+
+
+def _keep_entropy(grid: Grid, evaluator: Evaluator, folder: Path, seed: int) -> None:
+    """Measure what `_match` reads, while the model is loaded."""
+    if grid.match_entropy and grid.evaluation.temperature == 1:
+        mean_entropy(evaluator, folder, replace(grid.evaluation, seed=seed))
 
 
 def _evaluate_merged(grid: Grid, merged: Sequence[MergedArm], files: ProblemFiles) -> None:
@@ -241,7 +254,9 @@ def _match(grid: Grid, left: Sequence[Arm], files: Sequence[Path]) -> tuple[Fold
             models[arm.label, seed] = (run.evaluator(), run.trained)
     entropies: dict[str, dict[int, float]] = {}
     for (label, seed), (evaluator, folder) in models.items():
-        entropies.setdefault(label, {})[seed] = mean_entropy(evaluator, folder)
+        with evaluator:
+            settings = replace(grid.evaluation, seed=seed)
+            entropies.setdefault(label, {})[seed] = mean_entropy(evaluator, folder, settings)
     target = choose_target(left, entropies)
     others = {key: model for key, model in models.items() if key[0] != target.label}
     progress = TaskTimer(f"as sharp as {target.label}", {"matched": len(others)})

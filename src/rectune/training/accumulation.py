@@ -126,7 +126,7 @@ class Gradients:
         micro_batches = self._micro_batches(step)
         if of_step is None and len(micro_batches) > 1:  # memory ran out since it was one
             of_step = self._over_step(step, phase)
-        torch.manual_seed(self._seed(step))  # so that dropout can be resumed
+        self._set_seed(step)  # so that dropout can be resumed
         for rows, divisor in micro_batches:
             self._rows = rows
             columns, losses = self._losses(rows, phase, step, of_step)
@@ -164,6 +164,12 @@ class Gradients:
 
     def _seed(self, step: int) -> int:
         return self.config.seed * 1_000_003 + step
+
+    def _set_seed(self, step: int) -> None:
+        if self.accelerator.device.type == "cpu":
+            torch.default_generator.manual_seed(self._seed(step))
+        else:
+            torch.manual_seed(self._seed(step))  # of every kind of device, which takes a stack trace for each
 
     def _losses(
         self, rows: list[int], phase: Phase, step: int, of_step: _OfRows | None
@@ -209,7 +215,7 @@ class Gradients:
     @torch.no_grad()
     def _first_pass(self, step: int, phase: Phase) -> _OfRows:
         """What `Phase.over_step` reads, for the rows of this process; the model runs only where it reads of it."""
-        torch.manual_seed(self._seed(step))  # the dropout of the pass with gradient
+        self._set_seed(step)  # the dropout of the pass with gradient
         parts: _OfRows = {}
         for rows, _ in self._micro_batches(step):
             self._rows = rows

@@ -115,7 +115,7 @@ class Split:
 
     def batch(self, rows: list[int], device: object = None) -> Batch:
         """The rows of the split that are named, their weights divided by the split's mean."""
-        encoded = [self.encoded[i] for row in rows for i in self.members[row]]
+        encoded = self.encoded.take([int(i) for row in rows for i in self.members[row]])
         return collate(encoded, device, mean_weight=self.mean_weight)  # type: ignore[arg-type]
 
 
