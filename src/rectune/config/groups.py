@@ -71,6 +71,14 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(split_names)]
 """Numbers; separated by commas on the command line."""
 
 
+def _rates(value: object) -> object:
+    return {"auto": "auto", "none": ()}.get(value, split_names(value)) if isinstance(value, str) else value
+
+
+Rates = Annotated[tuple[float, ...] | Literal["auto"], BeforeValidator(_rates)]
+"""Learning rates to try, or whether to choose them; "none" tries none."""
+
+
 def _listed(value: object) -> object:
     return (_as_text(value),) if isinstance(value, str | os.PathLike) else value
 

@@ -24,6 +24,7 @@ from rectune.config.groups import (
     OptimConfig,
     PathOrName,
     PromptConfig,
+    Rates,
     RowConfig,
     SamplingConfig,
     Seed,
@@ -227,8 +228,9 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     """Benchmarks, or JSONL files of problems, of the training rows' domain, separated by commas."""
     tasks_out: Names = ()
     """Benchmarks, or JSONL files of problems, of other domains, separated by commas."""
-    sweep: Numbers = ()
-    """Learning rates to try for each objective, separated by commas; the best on validation is used."""
+    sweep: Rates = "auto"
+    """Learning rates to try for each objective, separated by commas; the best on validation is used. auto: a third of
+    learning_rate, itself and three times it, where the trials take at most a third of the training; none: no trial."""
     sweep_steps: int | None = Field(None, gt=0)
     """Steps of each trial; unset: a quarter of the steps of a run."""
     eval_steps: int = Field(0, ge=0)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,20 @@ from rectune.experiments.curve import SAMPLES, pauses
 from rectune.experiments.evaluator import EvalSettings
 from rectune.experiments.grid import Arm, Grid, SweepSettings, parse_budget
 from rectune.experiments.interpolation import merged_arms
-from rectune.experiments.problem_sets import Problems, check_apart, load_problems, name_domains, set_aside
+from rectune.experiments.lr_sweep import (
+    FEWEST_PROBLEMS,
+    SHARE_OF_TRAINING,
+    automatic_rates,
+    cost_of_trials,
+)
+from rectune.experiments.problem_sets import (
+    VALIDATION_SHARE,
+    Problems,
+    check_apart,
+    load_problems,
+    name_domains,
+    set_aside,
+)
 from rectune.experiments.runner import COMPARISON, read_comparison, run_grid
 from rectune.experiments.successive_halving import check_affordable, rungs
 from rectune.models.folder import adapter_folder
@@ -106,8 +120,10 @@ def make_grid(config: CompareConfig) -> Grid:
     begun = read_comparison(training.output_dir)
     config = _with_kept_margin(config, begun)
     split = _is_split(config, begun)
+    load = _loader(config)
+    config, unmatched = _with_rates(config, begun, domains, load)
     _check_choices(config, len(arms), split)
-    problems, validation, validation_out = _problems(config, domains, split)
+    problems, validation, validation_out = _problems(config, domains, split, load)
     settings = _settings(config, domains, split)
     if config.race:  # a race is among those who began it
         settings |= {"objectives": [arm.label for arm in arms], "seeds": config.seeds}
@@ -144,7 +160,8 @@ def make_grid(config: CompareConfig) -> Grid:
         problems=problems,
         validation=validation,
         settings=settings,
-        sweep=SweepSettings(tuple(config.sweep), config.sweep_steps) if config.sweep else None,
+        sweep=SweepSettings(_rates(config), config.sweep_steps) if config.sweep else None,
+        unmatched=unmatched,
         race=parse_budget(config.race) if config.race else None,
         match_entropy=config.match_entropy,
         curve_steps=config.eval_steps if split else 0,
@@ -251,26 +268,74 @@ def make_arms(specs: Sequence[str], training: TrainConfig) -> tuple[Arm, ...]:
     return tuple(arms.values())
 
 
+Loader = Callable[[tuple[str, ...]], Problems]
+
+
+def _loader(config: CompareConfig) -> Loader:
+    """Reads the problems of benchmarks, once."""
+
+    @cache
+    def load(names: tuple[str, ...]) -> Problems:
+        return load_problems(names, config.training, benchmark_dir=config.include_path, limit=config.limit)
+
+    return load
+
+
+def _rates(config: CompareConfig) -> tuple[float, ...]:
+    assert config.sweep != "auto"
+    return config.sweep
+
+
+def _with_rates(
+    config: CompareConfig, begun: Comparison | None, domains: Mapping[str, str], load: Loader
+) -> tuple[CompareConfig, str]:
+    """The settings with the rates of the sweep in place of auto; and why objectives share one rate, if they do."""
+    several = len(config.objectives) > 1 or (begun is not None and len(begun.arms) > 1)
+    rates, why = config.sweep, "--sweep none"
+    if rates == "auto" and begun:
+        kept = begun.settings.get("sweep")
+        rates = tuple(map(float, kept)) if isinstance(kept, list) else ()  # type: ignore[arg-type]
+        why = "the comparison was begun without one"
+    elif rates == "auto":
+        why = _against_sweep(config, domains, load) if several else "one objective"
+        rates = () if why else automatic_rates(config.learning_rate)
+    return config.model_copy(update={"sweep": rates}), "" if rates or not several else why
+
+
+def _against_sweep(config: CompareConfig, domains: Mapping[str, str], load: Loader) -> str:
+    """Why learning rates are not tried by default; "" where they are."""
+    if config.race:
+        return "a race has a budget of its own"
+    if (share := cost_of_trials(config.seeds)) > SHARE_OF_TRAINING:
+        return f"with --seeds {config.seeds} the trials would add {share:.0%} to the training; 3 are enough"
+    if config.validation is None and not config.tasks_in:
+        return "there are no in-domain problems to judge them on"
+    if config.validation is not None:
+        count = sum(map(len, load((config.validation,)).values()))
+    else:
+        problems = load((*config.tasks_in, *config.tasks_out, *config.tasks))
+        inside = [every for name, every in problems.items() if domains[name] == "in"]
+        count = sum(round(VALIDATION_SHARE * len(every)) for every in inside) if all(map(len, inside)) else 0
+    if count < FEWEST_PROBLEMS:
+        return f"{count} validation problems are too few to judge them on; {FEWEST_PROBLEMS} are needed"
+    return ""
+
+
 def _problems(
-    config: CompareConfig, domains: dict[str, str], split: bool
+    config: CompareConfig, domains: dict[str, str], split: bool, load: Loader
 ) -> tuple[Problems, Problems, Problems]:
     """The problems of the verdict, and those in and, for the choice of a model, out of domain to judge choices on."""
     chosen = bool(config.sweep or config.race or split)
     if chosen and config.validation is None and "in" not in domains.values():
         set_aside({}, {}, 0)  # says what is missing, before problems are loaded
-    tasks = [*config.tasks_in, *config.tasks_out, *config.tasks]
-
-    def load(names: Sequence[str]) -> Problems:
-        return load_problems(names, config.training, benchmark_dir=config.include_path, limit=config.limit)
-
-    problems = load(tasks)
+    problems = load((*config.tasks_in, *config.tasks_out, *config.tasks))
     given = {"in": config.validation, "out": config.validation_out}
     apart: dict[str, Problems] = {"in": {}, "out": {}}
     for domain in (["in"] if chosen else []) + (["out"] if split else []):
         if (name := given[domain]) is None:
             apart[domain], problems = set_aside(problems, domains, config.training.seed, domain)
         else:
-            apart[domain] = load([name])
+            apart[domain] = load((name,))
             _check_validation(
                 apart[domain], problems, {**domains, **dict.fromkeys(apart["in"], "in")}, domain
             )
@@ -297,7 +362,7 @@ def _check_validation(
 
 
 def _check_choices(config: CompareConfig, arms: int, split: bool) -> None:
-    if any(not 0 < rate < 1 for rate in config.sweep):
+    if any(not 0 < rate < 1 for rate in _rates(config)):
         raise UserError("learning rates must be between 0 and 1", where="--sweep", hint="such as 2e-5,5e-5")
     for at in config.interpolate:
         if not 0 < at < 1:
@@ -311,7 +376,7 @@ def _check_choices(config: CompareConfig, arms: int, split: bool) -> None:
             hint=hint,
         )
     if config.sweep_steps is not None and not config.sweep:
-        raise UserError("requires --sweep", where="--sweep-steps")
+        raise UserError("requires --sweep with rates", where="--sweep-steps")
     if config.validation is not None and not (config.sweep or config.race or split):
         raise UserError("requires --sweep, --race, --margin or --eval-steps", where="--validation")
     if config.validation_out is not None and not split:
@@ -341,7 +406,7 @@ def _settings(config: CompareConfig, domains: dict[str, str], split: bool = Fals
         "benchmarks": dict(domains),
         "n": config.num_samples,
         "stop": list(config.stop),
-        "sweep": list(config.sweep),
+        "sweep": [] if config.sweep == "auto" else list(config.sweep),
         "split": split,
     }
 
@@ -414,7 +479,7 @@ def plan(config: CompareConfig) -> dict[str, object]:
     grid = _checked_grid(config)
     runs = [_planned(grid, arm, seed) for arm in grid.arms for seed in grid.seeds]
     arms, seeds, n = len(grid.arms), len(grid.seeds), config.num_samples
-    trials = arms * len(set(config.sweep))
+    trials = arms * len(set(grid.sweep.rates)) if grid.sweep else 0
     models = len(runs) + 1 + seeds * len(merged_arms(grid, grid.arms))
     stages = rungs(arms, grid.steps(grid.arms[0])) if grid.race else []
     tokens, of_trial = _tokens(grid)

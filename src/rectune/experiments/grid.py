@@ -200,6 +200,7 @@ class Grid:
         margin, against, require: See `analysis/decision.py`; no model is chosen where margin is None.
         settings: What must stay the same when the experiment is resumed.
         sweep, race: How learning rates and survivors are chosen; None: not at all.
+        unmatched: Why a comparison has no sweep; "" for one that has, or needs none.
         match_entropy: Whether models are also sampled at equal entropy.
         curve_steps: Steps between evaluations during training, see `curve.py`; 0: none.
         curve_samples: Answers to each problem in these; None: as for the verdict.
@@ -222,6 +223,7 @@ class Grid:
     settings: dict[str, JsonValue]
     sweep: SweepSettings | None = None
     race: Budget | None = None
+    unmatched: str = ""
     match_entropy: bool = False
     curve_steps: int = 0
     curve_samples: int | None = None

@@ -16,11 +16,45 @@ from dataclasses import replace
 from pathlib import Path
 
 from rectune.experiments.evaluator import correct, is_evaluated, mean_accuracy
-from rectune.experiments.grid import Arm, Grid
+from rectune.experiments.grid import Arm, Grid, SweepSettings
 from rectune.records import Accuracy, SweepResult, SweepTrial, SweptArm
 from rectune.runtime.progress import TaskTimer
 
 log = logging.getLogger("rectune")
+
+
+FACTORS = (1 / 3, 1.0, 3.0)
+"""By how much the rates of `--sweep auto` differ from learning_rate."""
+SHARE_OF_TRAINING = 1 / 3
+"""Most that its trials may take of the steps of all runs."""
+FEWEST_PROBLEMS = 50
+"""Validation problems that it needs: with fewer, chance chooses."""
+
+
+def automatic_rates(rate: float) -> tuple[float, ...]:
+    """The rates of `--sweep auto`, in two digits."""
+    return tuple(rate if factor == 1 else float(f"{rate * factor:.1e}") for factor in FACTORS)
+
+
+def cost_of_trials(seeds: int) -> float:
+    """Steps of the trials of `--sweep auto`, as a share of those of all runs."""
+    return len(FACTORS) * SweepSettings.share / seeds
+
+
+def rate_warnings(grid: Grid, swept: SweepResult | None) -> list[str]:
+    """What the verdict has to say about learning rates: not matched, or chosen at the edge of what was tried."""
+    if grid.unmatched:
+        rate = grid.arms[0].config.learning_rate
+        tried = ",".join(f"{tried:g}" for tried in automatic_rates(rate))
+        return [
+            f"learning rates are not matched: every arm uses {rate:g}; --sweep {tried} tries others for each"
+        ]
+    return [
+        f"the learning rate of {arm.label}, {arm.learning_rate:g}, is at the edge of the sweep"
+        f" ({', '.join(f'{trial.learning_rate:g}' for trial in arm.trials)}): a better one may lie beyond"
+        for arm in (swept.arms.values() if swept else ())
+        if arm.edge
+    ]
 
 
 def sweep(grid: Grid, validation: Sequence[Path]) -> SweepResult | None:

@@ -23,7 +23,7 @@ from rectune.experiments.entropy_control import choose_target, evaluate_matched,
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, ArmRun, Grid
 from rectune.experiments.interpolation import MergedArm, make_points, merged_arms, remove_merged
-from rectune.experiments.lr_sweep import sweep
+from rectune.experiments.lr_sweep import rate_warnings, sweep
 from rectune.experiments.problem_sets import ProblemFiles, write_problems
 from rectune.experiments.successive_halving import race
 from rectune.records import ComparedArm, Comparison, Dropped, Point, read_record, write_record
@@ -70,6 +70,8 @@ def _run(grid: Grid) -> Comparison:
     if begun is None:  # from now on the folder holds this experiment: the model can be evaluated like this
         write_record(grid.out / COMPARISON, record)
     arms = grid.arms
+    for sentence in rate_warnings(grid, None):
+        log.info("%s (no sweep: %s)", sentence, grid.unmatched)
     if swept := sweep(grid, files.choices):
         rates = {slug: arm.learning_rate for slug, arm in swept.arms.items()}
         arms = tuple(arm.with_rate(rates[arm.slug]) if arm.slug in rates else arm for arm in arms)
@@ -88,6 +90,7 @@ def _run(grid: Grid) -> Comparison:
         _folders(grid, left, "evaluation"), grid.domains, greedy=greedy, matched=matched or None, matched_to=target,
         overlap=[problem.problem_id for problem in grid.overlap.found] if grid.overlap else (),
     )  # fmt: skip
+    verdict = verdict.model_copy(update={"warnings": [*verdict.warnings, *rate_warnings(grid, swept)]})
     for warning in verdict.warnings:
         log.warning("%s", warning)
     points = [*make_points(grid, left), *curve_points(grid, arms)]
