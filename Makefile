@@ -83,7 +83,7 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/long.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP)
-	for name in startup head step diagnosis data grading sampling; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in startup head step diagnosis data grading sampling comparison; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 validate: $(STAMP)
