@@ -56,9 +56,8 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        index, targets = supervised_positions(
-            labels.to(logits.device)
-        )  # of the last part, where a model is on several
+        # on the device of the model's last part, where it is on several
+        index, targets = supervised_positions(labels.to(logits.device))
         check_targets(targets, logits.shape[-1])
         columns = columns_of_logits(logits.flatten(0, 1)[index].float(), targets, read)
         columns["row"] = index // labels.shape[1]

@@ -257,8 +257,7 @@ def test_reference_solutions_pass(name: str, every: int) -> None:
     rows = _solutions(name)[::every]
     with ThreadPoolExecutor(2) as threads:
         verdicts = list(threads.map(lambda row: grade_code(row[0], row[1], timeout=20).verdict, rows))
-    late = [
-        row for row, verdict in zip(rows, verdicts, strict=True) if verdict == "timeout"
-    ]  # a busy machine
+    # on a busy machine
+    late = [row for row, verdict in zip(rows, verdicts, strict=True) if verdict == "timeout"]
     again = [grade_code(code, row, timeout=60).verdict for code, row in late]
     assert [v for v in verdicts if v != "timeout"] + again == ["correct"] * len(rows)

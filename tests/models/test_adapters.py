@@ -46,9 +46,8 @@ def make(base: Path, tmp_path: Path) -> Make:
 
     def made(of: Any = None, kind: Any = peft.LoraConfig, **settings: Any) -> Path:
         model = of or tiny_model(tie_word_embeddings=False)
-        model.config._name_or_path = model.name_or_path = str(
-            base
-        )  # peft compares vocabularies when it saves
+        # peft compares vocabularies when it saves
+        model.config._name_or_path = model.name_or_path = str(base)
         if kind is peft.LoraConfig:
             settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], **settings}
         with warnings.catch_warnings():

@@ -230,9 +230,8 @@ def test_shards_that_are_absent(folder: Path) -> None:
         load_model(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     pickles = {"metadata": {}, "weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00002.bin")}
-    (folder / "pytorch_model.bin.index.json").write_text(
-        json.dumps(pickles)
-    )  # as repositories with both have it
+    # as repositories with both have it
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(pickles))
     load_model(folder)
 
 

@@ -68,6 +68,8 @@ def test_rft_from_problems_to_a_model(run: Any, tmp_path: Path, caplog: pytest.L
     assert trained["data"] == str(out / "rows.jsonl") and trained["objective"] == "sft"
     assert result.train.steps == 4 and (out / "train" / "model" / "model.safetensors").exists()
     assert sum(line["supervised"] for line in metrics(out / "train", "train")) > len(rows)
+    settings = json.loads((out / "rft.json").read_text())["settings"]
+    assert settings["problems"] == "12 (8a783c36d0d446e2)", "runs of earlier versions could not be resumed"
     (out / "rft.json").rename(out / "offline.json")  # its name in earlier versions
     assert run(resume=True).counts == result.counts and not (out / "rft.json").exists()
 

@@ -97,9 +97,8 @@ def test_a_failure_in_the_middle_loses_nothing(run: Any, tmp_path: Path) -> None
         run(reward="from_third", save_steps=0)
     assert len(metrics(tmp_path / "run", "train")) == 2
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
-    with pytest.raises(
-        UserError, match="the service is gone"
-    ):  # again at its 17th call, two steps further on
+    # again at its 17th call, two steps further on
+    with pytest.raises(UserError, match="the service is gone"):
         run(reward="from_third", save_steps=0, resume=True)
     assert run(reward="from_third", save_steps=0, resume=True).steps == 5
     assert [line["step"] for line in metrics(tmp_path / "run", "train")] == [1, 2, 3, 4, 5]

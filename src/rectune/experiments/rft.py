@@ -46,7 +46,7 @@ from rectune.records import (
 from rectune.runtime.io import check_writable, lock, replace_file, translate_disk_errors
 from rectune.runtime.progress import reporter
 from rectune.runtime.signals import on_interrupt
-from rectune.sampling.sample import frozen_template, sample
+from rectune.sampling.sample import frozen_template, prompt_turns, sample
 from rectune.sampling.types import EngineSpec, SamplingParams
 from rectune.training.dataloader import check_named
 from rectune.training.run_dir import other_settings
@@ -224,7 +224,7 @@ class Stages:
 
 def _settings(config: RFTConfig, problems: Sequence[Problem], *, paired: bool) -> dict[str, JsonValue]:
     """What decides the rows: a change of one of these is a change of what is trained on."""
-    listed = [asdict(problem) | {"where": ""} for problem in problems]
+    listed = [asdict(problem) | {"where": "", "prompt": prompt_turns(problem)} for problem in problems]
     content = json.dumps(listed, sort_keys=True, default=str)
     return {
         "model": config.model,

@@ -40,6 +40,10 @@ from rectune.records import (
 from rectune.runtime.io import check_output, lock_file, translate_disk_errors, write_jsonl
 from rectune.runtime.signals import on_interrupt
 
+PURPOSES = ("sft", "dpo")
+UNJUDGED = ("timeout", "error")
+Prompt = str | list[dict[str, str]]
+"""The turns as messages, or the prompt's text where the sample has no turns."""
 _OTHER = "it belongs to other samples: choose another output or start anew without resuming"
 
 
@@ -214,12 +218,6 @@ def _skip_graded(samples: Path, source: BinaryIO, out: Path, graded: BinaryIO, s
     graded.seek(end)
     graded.truncate()
     return number
-
-
-PURPOSES = ("sft", "dpo")
-UNJUDGED = ("timeout", "error")
-Prompt = str | list[dict[str, str]]
-"""The turns as messages, or the prompt's text where the sample has no turns."""
 
 
 @dataclass

@@ -42,13 +42,7 @@ from rectune.models.limits import embeddings, no_embedding, positions
 from rectune.models.load import check_model
 from rectune.models.scorer import Scorer
 from rectune.records import Figures, RolloutLine
-from rectune.rl.advantages import (
-    degenerate_groups,
-    explained_variance,
-    gae,
-    group_advantages,
-    whitened,
-)
+from rectune.rl.advantages import degenerate_groups, explained_variance, gae, group_advantages, whitened
 from rectune.rl.policy import Policy, TokenLimit
 from rectune.runtime.io import check_writable, load_function, write_jsonl
 from rectune.sampling.sample import all_stops, problem_prompt
@@ -109,14 +103,9 @@ class Rewards(ExitStack):
             return [Earned(self._call(problem, text), None, "") for problem, text in answers]
         assert self.pool is not None
         items = [(p.answer, text, self.grader or p.grader, p.extra) for p, text in answers]
-        return [
-            Earned(
-                math.nan if verdict in UNJUDGED else float(verdict == "correct"),
-                verdict == "correct",
-                verdict,
-            )
-            for verdict, *_ in self.pool.grade(items)
-        ]
+        verdicts = [verdict for verdict, *_ in self.pool.grade(items)]
+        rewards = [math.nan if verdict in UNJUDGED else float(verdict == "correct") for verdict in verdicts]
+        return [Earned(r, v == "correct", v) for r, v in zip(rewards, verdicts, strict=True)]
 
     def _call(self, problem: Problem, text: str) -> float:
         assert self.function is not None
@@ -226,11 +215,8 @@ class Rollout:
 
     @property
     def used(self) -> list[int]:
-        return [
-            i
-            for i, (answer, earned) in enumerate(zip(self.answers, self.earned, strict=True))
-            if answer.token_ids and not math.isnan(earned.reward)
-        ]
+        pairs = enumerate(zip(self.answers, self.earned, strict=True))
+        return [i for i, (answer, earned) in pairs if answer.token_ids and not math.isnan(earned.reward)]
 
     @property
     def lengths(self) -> list[int]:
@@ -238,9 +224,8 @@ class Rollout:
 
     @property
     def rewards_Gn(self) -> Tensor:
-        rewards = [
-            e.reward if a.token_ids else math.nan for a, e in zip(self.answers, self.earned, strict=True)
-        ]
+        pairs = zip(self.answers, self.earned, strict=True)
+        rewards = [e.reward if a.token_ids else math.nan for a, e in pairs]
         return torch.tensor(rewards, dtype=torch.float64).view(-1, self.n)
 
     def cat(self, name: str, rows: Sequence[int], device: torch.device) -> Tensor:
@@ -275,10 +260,8 @@ def _sample(
     seen: Counter[int] = Counter()
     requests, problems = [], []
     for place in places:
-        name, first = (
-            prompts.problems[place].problem_id,
-            n * seen[place],
-        )  # a problem twice in a step has other samples
+        # a problem twice in a step has other samples
+        name, first = prompts.problems[place].problem_id, n * seen[place]
         requests += [Request(name, first + i, prompts.prompts[place]) for i in range(n)]
         problems += [place] * n
         seen[place] += 1
@@ -348,9 +331,8 @@ def compute_advantages(
     """Fill in `columns` (the advantage of each token, and what the loss refers to) and `figures`."""
     began = time.perf_counter()
     ppo = config.algorithm == "ppo"
-    once = (
-        config.num_iterations * config.num_mini_batches == 1
-    )  # then the policy is the old one, whose log-probs need no pass
+    # with a single update the policy is the old one, whose log-probs need no pass
+    once = config.num_iterations * config.num_mini_batches == 1
     rollout.columns = [{} for _ in rollout.rows]
     if ppo or reference is not None or not once:
         used = rollout.used

@@ -303,9 +303,8 @@ def lock_file(file: IO[bytes], path: Path) -> None:
         UserError: Another process has locked it.
     """
     try:
-        fcntl.flock(
-            file, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # other handles of this process may read it meanwhile
+        # other handles of this process may read it meanwhile
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError("another process is writing to this file", where=path) from None
 

@@ -53,11 +53,8 @@ from rectune.sampling.types import Completion, Request, SamplingParams, cut, sam
 log = logging.getLogger("rectune")
 
 CONCURRENCY = 64
-FIRST_WAIT, MAX_WAIT, MAX_RETRY_AFTER = (
-    0.5,
-    60.0,
-    900.0,
-)  # seconds; the last where the server says how long to wait
+FIRST_WAIT, MAX_WAIT, MAX_RETRY_AFTER = 0.5, 60.0, 900.0
+"""Seconds; the last where the server says how long to wait."""
 RETRIED = {408, 425, 429}
 """Status codes, besides 500 and above, after which a request is sent again."""
 MAX_BYTES = 16 << 20
@@ -168,13 +165,11 @@ class OpenAIClient:
         Raises:
             UserError: Nothing speaks HTTP there.
         """
+        status, text = self.call("/models")
         try:
-            status, _, content = self._send("/models")
-            listed: Any = _parse(content)["data"] if status < 300 else None
+            listed: Any = json.loads(text)["data"] if status < 300 else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return []
-        except (OSError, http.client.HTTPException) as error:
-            raise self._no_answer("", error) from None
         entries = listed if isinstance(listed, list) else []
         return [cast(ModelEntry, entry) for entry in entries if isinstance(entry, dict)]
 
@@ -202,8 +197,8 @@ class OpenAIClient:
                 break
         raise self._no_answer(f" after {attempt + 1} tries", problem)
 
-    def call(self, path: str, body: Mapping[str, object]) -> tuple[int, str]:
-        """Status and text of a single response to `body`, whatever they are.
+    def call(self, path: str, body: Mapping[str, object] | None = None) -> tuple[int, str]:
+        """Status and text of a single response to `body`, or to GET without one, whatever they are.
 
         Raises:
             UserError: Nothing speaks HTTP there.
@@ -316,11 +311,8 @@ class OpenAIEngine:
         vLLM lists the folder (`root`), llama.cpp sizes (`meta`), others hardly anything. The time of creation is left
         out, since it is the time of the request with both.
         """
-        kept = {
-            key: self.entry[key]
-            for key in ("id", "owned_by", "root", "parent", "meta")
-            if self.entry.get(key)
-        }
+        shown = {"id", "owned_by", "root", "parent", "meta"}
+        kept = {key: value for key, value in self.entry.items() if key in shown and value}
         if isinstance(meta := kept.get("meta"), dict):
             kept["meta"] = {key: value for key, value in meta.items() if key != "n_ctx"}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
@@ -390,15 +382,12 @@ class OpenAIEngine:
             )
         reason = "length" if choice.get("finish_reason") == "length" else "stop"
         ids, logps = self._tokens(choice) if self.logprobs else ([], [])
-        incomplete = "content" in (choice.get("logprobs") or {}) and usage.get("completion_tokens", 0) > len(
-            ids
-        )
-        if not self.logprobs or incomplete:  # incomplete: llama.cpp, see above
+        fewer = "content" in (choice.get("logprobs") or {}) and usage.get("completion_tokens", 0) > len(ids)
+        if not self.logprobs or fewer:  # fewer than were sampled: llama.cpp, see above
             ids = self.tokenizer(choice["text"], add_special_tokens=False).input_ids
             return Completion(request, ids, [], choice["text"], reason)
-        return Completion(
-            request, ids, logps, str(self.tokenizer.decode(ids, skip_special_tokens=True)), reason
-        )
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return Completion(request, ids, logps, text, reason)
 
     def _body(self, request: Request, params: SamplingParams) -> CompletionBody:
         key = sample_key(params.seed, request.problem_id, request.sample_index)

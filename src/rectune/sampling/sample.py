@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +44,11 @@ from rectune.sampling.types import (
 )
 
 BACKENDS = ("hf", "openai", "vllm")
+SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens", "stop")
+PROBLEM = ("prompt", "answer", "grader")
+"""Fields in which the samples of a file have to agree, and those in which the samples of a problem have to."""
+Key = tuple[str, int]
+"""Problem id and sample index."""
 
 
 def sample(
@@ -140,6 +145,12 @@ def problem_prompt(
     return tuple(ids)
 
 
+def prompt_turns(problem: Problem) -> list[dict[str, Any]]:
+    """The turns of a problem's prompt as they are written, without the weight, which training alone reads."""
+    turns = [asdict(turn) for turn in problem.prompt]
+    return [{name: value for name, value in turn.items() if name != "weight"} for turn in turns]
+
+
 def _outline(problem: Problem, prompt: str, params: SamplingParams, engine: Engine) -> Sample:
     """What all samples of a problem share; without tokens."""
     return Sample(
@@ -159,7 +170,7 @@ def _outline(problem: Problem, prompt: str, params: SamplingParams, engine: Engi
         model=engine.model_name,
         fingerprint=engine.fingerprint,
         extra=problem.extra,
-        turns=[SampledTurn(**asdict(turn)) for turn in problem.prompt],
+        turns=[SampledTurn(**turn) for turn in prompt_turns(problem)],
         max_new_tokens=params.max_new_tokens,
         stop=list(params.stop),
         not_taken=[],
@@ -237,13 +248,6 @@ def frozen_template(folder: Path, name: str, model: str) -> str:
 
 
 log = logging.getLogger("rectune")
-
-SETTINGS = ("fingerprint", "engine", "seed", "temperature", "top_p", "max_new_tokens", "stop")
-PROBLEM = ("prompt", "answer", "grader")
-"""Fields in which the samples of a file have to agree, and those in which the samples of a problem have to."""
-
-Key = tuple[str, int]
-"""Problem id and sample index."""
 
 
 class SamplesFile:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from rectune.data.chat_template import Template
 
 
+MARKS = ("<answer of the probe>", "<question of the probe>")
+"""Stand for an assistant turn and the next user turn where the text between them is looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are sampled, the same for all requests of a call. Names are those of vLLM.
@@ -60,8 +64,7 @@ class SamplingParams:
         ):
             if not valid:
                 raise UserError(f"must be {rule} (got {getattr(self, name)})", where=name)
-        if not all(self.stop):
-            raise UserError("a stop text is empty", where="stop")
+        check_stops(self.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +167,6 @@ def repetition(token_ids: Sequence[int]) -> float:
         return 0.0
     grams = [tuple(token_ids[i : i + 4]) for i in range(len(token_ids) - 3)]
     return 1 - len(set(grams)) / len(grams)
-
-
-MARKS = ("<answer of the probe>", "<question of the probe>")
 
 
 def check_stops(stop: str | Sequence[str]) -> tuple[str, ...]:

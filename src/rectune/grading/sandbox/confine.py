@@ -38,10 +38,8 @@ _REFUSED = {
     "lremovexattr": (198, 15), "fremovexattr": (199, 16), "inotify_init1": (294, 26),
     "fanotify_init": (300, 262),
 }  # fmt: skip
-_MACHINES = {
-    "x86_64": (0, 0xC000003E, 56),
-    "aarch64": (1, 0xC00000B7, 220),
-}  # column, audit name, clone's number
+# column, audit name, clone's number
+_MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}
 _CLONE3, _CLONE_THREAD = 435, 0x10000
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026  # seccomp's answers
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # its instructions
@@ -74,9 +72,8 @@ def confine(folder: str, *, cpu_seconds: int, file_bytes: int = 2**24) -> bool:
         os.setresuid(65534, 65534, 65534)
         os.listdir(os.path.dirname(os.__file__))  # else every import would fail, and look like a wrong answer
     header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
-    _call(
-        "capset", header, ctypes.create_string_buffer(24)
-    )  # no capabilities: root could raise its own limits
+    # no capabilities: root could raise its own limits
+    _call("capset", header, ctypes.create_string_buffer(24))
     _call("prctl", 1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: SIGKILL when its parent dies; another user id clears it
     _filter_system_calls()
     return protected

@@ -160,9 +160,8 @@ class Tests:
             name in (*sys.stdlib_module_names, "np", "pd", "pytest") and name != self.entry_point
         ):
             return False
-        for node in ast.walk(
-            self._tree
-        ):  # `assert_equal(f(2), 4)`: a helper, called with what the program returns
+        # `assert_equal(f(2), 4)`: a helper, called with what the program returns
+        for node in ast.walk(self._tree):
             if _called(node) == name != self.entry_point:
                 inner = {
                     getattr(call.func, "id", "") for call in ast.walk(node) if isinstance(call, ast.Call)
@@ -185,9 +184,8 @@ class Tests:
         wanted = [name for name in self.wanted if not hasattr(builtins, name)]
         if self.entry_point.isidentifier():
             wanted = list(dict.fromkeys([*wanted, self.entry_point]))
-        elif (
-            not wanted and not self.entry_point
-        ):  # built-ins are replaced only where one is the function under test
+        # built-ins are replaced only where one is the function under test
+        elif not wanted and not self.entry_point:
             wanted = self.wanted
         for name in wanted:
             if name in names and name != self.entry_point:  # a helper of the prompt's

@@ -621,9 +621,8 @@ def _check_allowed(action: str, subject: Any, arguments: list[Any]) -> None:
     kind = subject if isinstance(subject, type) else type(subject)
     exposed = kind.__module__ in ("tests", "unittest.mock", "_io")
     name = arguments[0] if arguments and type(arguments[0]) is str else "_"
-    may_change = (
-        exposed and kind.__module__ != "unittest.mock" and kind is not subject
-    )  # a mock asserts by attributes
+    # a mock asserts by attributes
+    may_change = exposed and kind.__module__ != "unittest.mock" and kind is not subject
     allowed = {
         "call": callable(subject),
         "pull": _is_iterator(subject) and [type(argument) for argument in arguments] == [int],

@@ -247,9 +247,8 @@ class HFEngine:
                 hint="its weights are damaged, or overflow",
             )
         finished = []
-        for sequence, token, logp in zip(
-            sequences, ids.tolist(), logps.tolist(), strict=False
-        ):  # without padding
+        # without padding
+        for sequence, token, logp in zip(sequences, ids.tolist(), logps.tolist(), strict=False):
             sequence.token_ids.append(token)
             sequence.logprobs.append(logp)
             ended = token in ends
@@ -460,9 +459,8 @@ class Scheduler:
         capacity = capacity_for(length)
         if capacity not in pools:
             known = self.device.type == "cpu" and like[0][0].dtype in (torch.float32, torch.bfloat16)
-            blocks = (
-                known and pools is self.completions
-            )  # many rows attend to a prompt, for which products are faster
+            # many rows attend to a prompt, for which products are faster
+            blocks = known and pools is self.completions
             pools[capacity] = KVPool(capacity, like, self.most, blocks=blocks)
         return pools[capacity]
 

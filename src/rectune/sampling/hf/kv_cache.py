@@ -206,9 +206,8 @@ class PlanPart:
         if (heads, width) not in self.places:
             count = torch.arange(len(self.filled) * heads, device=self.filled.device).view(-1, heads)
             places = (count * self.pool.capacity + self.filled[:, None] - 1).view(-1)
-            column = (
-                places // cpu.BLOCK * cpu.BLOCK * width + places % cpu.BLOCK
-            )  # a key is a column of its block
+            # a key is a column of its block
+            column = places // cpu.BLOCK * cpu.BLOCK * width + places % cpu.BLOCK
             columns = column[:, None] + cpu.BLOCK * torch.arange(width, device=column.device)
             self.places[heads, width] = places, columns
         return self.places[heads, width]
