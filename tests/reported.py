@@ -68,7 +68,9 @@ def trade(text: str = "", steps: tuple[int, ...] = ()) -> dict[str, Any]:
         point("dft", f"the dft{text}", 0.3, 0.8),
         point("sft", f"the sft{text}", 0.6, 0.3, greedy={"in": score(0.7), "out": score(0.35)}),
         point("dft", f"the dft{text} at 0.25", 0.2, 0.4, at=0.25),
-        point("dft", f"the dft{text} at 0.5", 0.58, 0.7, at=0.5),
+        point(
+            "dft", f"the dft{text} at 0.5", 0.58, 0.7, at=0.5, greedy={"in": score(0.5), "out": score(0.6)}
+        ),
         point("dft+sft", f"mean{text} of dft and sft", 0.56, 0.6),
     ]
     for step in steps:

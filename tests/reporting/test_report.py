@@ -223,7 +223,7 @@ def test_a_comparison_opens_with_its_decision(runs: Path, tmp_path: Path) -> Non
     assert opening.sentence.startswith("ship the dft at 0.5: +40.0") and opening.more == []
     assert [(spot.label, spot.kind) for spot in opening.spots] == [
         ("base", "base"), ("base, greedy", "base"), ("the dft", "arm"), ("the sft", "arm"),
-        ("mean of dft and sft", "mean"), ("the sft, greedy", "greedy"),
+        ("mean of dft and sft", "mean"), ("the sft, greedy", "greedy"), ("the dft at 0.5, greedy", "greedy"),
         ("the dft at 0.25", "between"), ("the dft at 0.5", "between"),
     ]  # fmt: skip
     assert [(curve.label, curve.steps, curve.scores["out"]) for curve in opening.curves] == [
@@ -240,6 +240,7 @@ def test_a_comparison_opens_with_its_decision(runs: Path, tmp_path: Path) -> Non
     assert "| the sft (reference) | 60.0 \\[55.0, 65.0\\] | 30.0 \\[25.0, 35.0\\] |" in text
     assert "| **the dft at 0.5 (chosen)** | **58.0 \\[53.0, 63.0\\]** | **70.0 \\[65.0, 75.0\\]** |" in text
     assert "| the dft at 0.5 - the sft | -2.0 \\[-4.0, 1.0\\] | 40.0 \\[30.0, 50.0\\] |" in text
+    assert "| both greedily | -20.0 | 25.0 |" in text
     assert text.index("**ship the dft at 0.5") < text.index("(chosen)") < text.index("## Verdict")
 
 

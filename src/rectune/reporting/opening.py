@@ -94,8 +94,9 @@ def _of_verdict(results: Mapping[str, ArmsResult]) -> list[Spot]:
 
 
 def _of_points(comparison: Comparison) -> list[Spot]:
-    """The models of a comparison at the end of training; base model and arms greedily, too."""
+    """The models of a comparison at the end of training; base model, arms and the chosen one greedily, too."""
     slugs, spots = {arm.slug for arm in comparison.arms}, []
+    chosen = comparison.decision.chosen if comparison.decision else None
     for point in comparison.points:
         if point.step is not None:
             continue
@@ -104,7 +105,7 @@ def _of_points(comparison: Comparison) -> list[Spot]:
         label, arm = short(point.label), short(point.arm)
         if point.scores:
             spots.append(Spot(label, arm, kind, point.at, _scores(point.scores)))
-        if kind in ("base", "arm") and point.greedy:
+        if point.greedy and (kind in ("base", "arm") or point.label == chosen):
             kind = "base" if kind == "base" else "greedy"
             spots.append(Spot(GREEDY.format(label), arm, kind, point.at, _scores(point.greedy)))
     return sorted(spots, key=_place)
