@@ -12,11 +12,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rectune.config import RFTConfig, load_config
+from rectune.data.loading import PACKAGED
 from rectune.errors import UserError
 from rectune.experiments.rft import read, sample_answers
 from rectune.grading.files import grade, select
@@ -38,13 +40,13 @@ ASKED = (
 
 
 def write_condition(
-    folder: Path, name: str, condition: Condition, mini: Path, problems: dict[str, int]
+    folder: Path, name: str, condition: Condition, mini: Path | None, problems: Mapping[str, int]
 ) -> Path:
     """Write the files of a condition that are not there yet; returns their folder.
 
     Args:
         folder: Of all conditions.
-        mini: Of the mini scale's task, with its problems and base model.
+        mini: Of the mini scale's task, with its problems and base model; None: a real model, with packaged problems.
         problems: How many of `validation` and `in_domain`.
 
     Raises:
@@ -60,15 +62,7 @@ def write_condition(
                     hint="give another --output-dir",
                 )
         else:
-            if condition.source == "base":
-                rows, asked = _own_rows(place / "sampled", condition, mini), _mini_problems(mini, problems)
-            elif condition.source == "facts":
-                rows, asked = _facts(condition.rows)
-            else:
-                rows, asked = _story_rows(condition, mini, problems)
-            asked["validation_out"] = [
-                problem_of(story) for story in _elsewhere(problems["validation"], mini)
-            ]
+            rows, asked = _records(place, condition, mini, problems)
             for file, records in {"rows": rows, **asked}.items():
                 write_jsonl(place / f"{file}.jsonl", records)
             write_json(path, {"format": 1, "rows": len(rows), "settings": settings}, indent=2)
@@ -76,6 +70,37 @@ def write_condition(
 
 
 Records = list[dict[str, str]]
+
+
+def _records(
+    place: Path, condition: Condition, mini: Path | None, problems: Mapping[str, int]
+) -> tuple[Records, dict[str, Records]]:
+    """Rows, and problems by the name of their file."""
+    if mini is None:
+        return _calculations(condition), {}
+    if condition.source == "base":
+        rows, asked = _own_rows(place / "sampled", condition, mini), _mini_problems(mini, problems)
+    elif condition.source == "facts":
+        rows, asked = _facts(condition.rows)
+    else:
+        rows, asked = _story_rows(condition, mini, problems)
+    elsewhere = _elsewhere(problems["validation"], mini)
+    return rows, {**asked, "validation_out": [problem_of(story) for story in elsewhere]}
+
+
+def _calculations(condition: Condition) -> Records:
+    """Packaged GSM8K calculations; in wrong ones an operation has become another."""
+    rng, rows = random.Random("calculations"), []
+    path = Path(str(files("rectune") / "assets" / PACKAGED["gsm8k-calculations"]))
+    for row in itertools.islice(_lines(path), condition.rows):
+        text = row["completion"]
+        if rng.random() < condition.wrong:
+            at = rng.choice(
+                [place for place, sign in enumerate(text) if sign in "+-*/" and text[place - 1] == " "]
+            )
+            text = text[:at] + rng.choice([sign for sign in "+-*/" if sign != text[at]]) + text[at + 1 :]
+        rows.append({"prompt": row["prompt"], "completion": text})
+    return rows
 
 
 def _elsewhere(count: int, mini: Path) -> Iterator[Story]:
@@ -86,7 +111,7 @@ def _elsewhere(count: int, mini: Path) -> Iterator[Story]:
 
 
 def _story_rows(
-    condition: Condition, mini: Path, problems: dict[str, int]
+    condition: Condition, mini: Path, problems: Mapping[str, int]
 ) -> tuple[Records, dict[str, Records]]:
     seen = _texts(mini)
     if condition.twice:  # each story has the new change, and problems of its own
@@ -150,7 +175,7 @@ def _texts(mini: Path) -> set[str]:
     return {row["prompt"] for file in mini.glob("*.jsonl") if file.stem != "base" for row in _lines(file)}
 
 
-def _mini_problems(mini: Path, problems: dict[str, int]) -> dict[str, Records]:
+def _mini_problems(mini: Path, problems: Mapping[str, int]) -> dict[str, Records]:
     return {
         name: list(itertools.islice(_lines(mini / f"{name}.jsonl"), count))
         for name, count in problems.items()

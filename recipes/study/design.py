@@ -1,4 +1,4 @@
-"""What a study consists of, as study.toml has it, and what it will take on two cores."""
+"""What a study consists of, as study.toml and real.toml have it, and what it will take on two cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rectune.config import Settings, load_config
 from rectune.objective_spec import column_names
 from rectune.objectives import OBJECTIVES
 
-PARTS = {"mini": "study.toml"}
+PARTS = {"mini": "study.toml", "real": "real.toml"}
 
 
 class Condition(Settings):
@@ -22,16 +22,14 @@ class Condition(Settings):
     rows: int
     steps: int
     """Optimizer steps of a run."""
-    source: Literal["stories", "base", "facts"] = "stories"
-    """Where answers come from: right by construction, sampled from the base model, or numbers to be learnt by heart."""
+    source: Literal["stories", "base", "facts", "gsm8k"] = "stories"
+    """Right by construction, sampled from the base model, to be learnt by heart, packaged GSM8K calculations."""
     way: str = "told"
     """How answers are written, see `mini/stories.py`."""
     wrong: float = 0.0
     """Share of wrong answers."""
     twice: bool = False
     """Whether stories have the change that the base model does not know."""
-    data: str = ""
-    """Name of packaged rows instead."""
 
 
 class Claim(Settings):
@@ -51,7 +49,7 @@ class Claim(Settings):
 
 
 class Study(Settings):
-    """study.toml."""
+    """study.toml or real.toml."""
 
     title: str
     seeds: int
@@ -108,16 +106,19 @@ def load_study(part: str, budget: float = 1.0) -> Study:
 def plan(study: Study) -> list[dict[str, str]]:
     """Runs and minutes of every condition on two cores, by the speeds in the study's file; then of all of them."""
     speed, arms, n = study.speed, len(study.arms), study.answers["num_samples"]
+    soup = len(study.midpoints) > 1
     counts = {
         "runs": arms * study.seeds,
         "trials": arms * len(study.rates),
-        "points": study.seeds * (len(study.midpoints) * len(study.interpolate) + (len(study.midpoints) > 1)),
+        "points": study.seeds * ((len(study.midpoints) + soup) * len(study.interpolate) + soup),
     }
     lines, total = [], 0.0
     for name, condition in study.conditions.items():
         steps = (counts["runs"] + counts["trials"] * study.sweep_share) * condition.steps
-        answers = (counts["runs"] + counts["points"] + 1) * speed["problems"] * (n + 1)
-        answers += counts["trials"] * speed["validation"] * n
+        answers = (
+            (counts["runs"] + counts["points"] + 1) * (n + 1) * (speed["problems"] + speed["validation"])
+        )
+        answers += counts["trials"] * n * speed["validation"] / 2  # a trial answers those in domain
         seconds = steps * speed["step_seconds"] + answers * speed["answer_seconds"]
         seconds += sum(counts.values()) * speed["run_seconds"] + speed["condition_seconds"]
         total += seconds

@@ -31,6 +31,8 @@ from .design import Claim, Study
 Rows = list[dict[str, Any]]
 DOMAINS = {"in": "in domain", "out": "out of domain"}
 KINDS = {"sampled": "evaluation", "greedy": "greedy"}
+JUDGED = "study.json"
+"""What was found in one condition, in its folder."""
 FEWEST_CONDITIONS = 4
 """From so many on, a claim is judged by its mean over conditions; below, it has to hold in each of them."""
 
@@ -247,10 +249,11 @@ def _verdict(claim: Mapping[str, Any]) -> str:
 
 def regrets(conditions: Mapping[str, dict[str, Any]]) -> Rows:
     """What always taking one model costs against the best of each condition, in accuracy; the smallest mean first."""
-    labels = set.intersection(*(set(found["models"]) for found in conditions.values()))
+    first, *others = (found["models"] for found in conditions.values())
+    labels = [label for label in first if all(label in models for models in others)]
     rules: dict[str, dict[str, str]] = {label: dict.fromkeys(conditions, label) for label in labels}
     rules["as compare decides"] = {
-        name: found["decision"]["ship"] for name, found in conditions.items() if found["decision"]
+        name: found["decision"]["ship"] or BASE for name, found in conditions.items() if found["decision"]
     }
     rules["as diagnose says"] = {
         name: found["diagnosis"]["objective"] for name, found in conditions.items() if found["diagnosis"]
@@ -277,16 +280,16 @@ def write_condition_result(study: Study, out: Path, name: str) -> None:
     """Judge a finished comparison once, in OUT/compared/<name>/study.json."""
     answers = open_answers(out, name)
     if answers:
-        write_json(answers.folder / "study.json", {"format": 1, **judge_condition(study, answers)}, indent=2)
+        write_json(answers.folder / JUDGED, {"format": 1, **judge_condition(study, answers)}, indent=2)
 
 
 def write_result(study: Study, out: Path) -> dict[str, Any]:
     """Write study.json and study.md from the conditions that are finished; returns the content of the former."""
     answers = {name: found for name in study.conditions if (found := open_answers(out, name))}
     conditions = {
-        name: {"title": study.conditions[name].title, **load_json(found.folder / "study.json")}
+        name: {"title": study.conditions[name].title, **load_json(found.folder / JUDGED)}
         for name, found in answers.items()
-        if (found.folder / "study.json").is_file()
+        if (found.folder / JUDGED).is_file()
     }
     claims, regret = judge_claims(study, answers), regrets(conditions) if conditions else []
     result = {

@@ -28,10 +28,10 @@ from rectune.experiments.runner import read_comparison
 from rectune.records import Diagnosis, read_record
 from rectune.runtime.io import lock
 
-from ..mini.task import DOMAINS, load_mini, make_base, make_task
+from ..mini import task as mini_scale
 from .conditions import write_condition
 from .design import PARTS, Study, load_study, plan
-from .result import write_condition_result, write_result
+from .result import JUDGED, write_condition_result, write_result
 
 log = logging.getLogger("rectune")
 
@@ -39,27 +39,26 @@ log = logging.getLogger("rectune")
 def comparison_of(study: Study, name: str, out: Path) -> CompareConfig:
     """The comparison of all objectives in one condition; writes its rows and problems, and trains the base model."""
     condition = study.conditions[name]
-    given: dict[str, Any] = {"data": condition.data, "model": study.model, "limit": study.limit}
+    given: dict[str, Any] = {"limit": study.limit, "tasks_in": study.tasks_in, "tasks_out": study.tasks_out}
     if study.model:
-        given |= {"tasks_in": study.tasks_in, "tasks_out": study.tasks_out}
+        place = write_condition(out / "conditions", name, condition, None, {})
+        given["model"] = study.model
     else:
-        mini = make_task(load_mini())
-        make_base(mini / "base" / "model")
+        mini = mini_scale.make_task(mini_scale.load_mini())
+        mini_scale.make_base(mini / "base" / "model")
         place = write_condition(out / "conditions", name, condition, mini, study.problems)
-        given |= {"data": place / "rows.jsonl", "model": mini / "base" / "model"}
-        given |= {"eval_data": str(mini / "holdout.jsonl"), "validation": place / "validation.jsonl"}
+        given |= {"model": mini / "base" / "model", "eval_data": str(mini / "holdout.jsonl")}
+        given |= {"validation": place / "validation.jsonl", "validation_out": place / "validation_out.jsonl"}
         given["tasks_in"] = [str(place / "in_domain.jsonl")]
-        given["tasks_out"] = [
-            str(mini / f"{task}.jsonl") for task, domain in DOMAINS.items() if domain == "out"
-        ]
-    given |= {"sweep": study.rates, "sweep_steps": max(1, round(study.sweep_share * condition.steps))}
-    given |= {
-        "objectives": study.arms,
-        "seeds": study.seeds,
-        "max_steps": condition.steps,
-        "match_entropy": False,
-    }
-    given["output_dir"] = out / "compared" / name
+        elsewhere = [name for name, domain in mini_scale.DOMAINS.items() if domain == "out"]
+        given["tasks_out"] = [str(mini / f"{name}.jsonl") for name in elsewhere]
+    given["data"] = place / "rows.jsonl"
+    given |= {"sweep": study.rates, "margin": 100 * study.margin, "match_entropy": False}
+    if study.rates:
+        given["sweep_steps"] = max(1, round(study.sweep_share * condition.steps))
+    given |= {"objectives": study.arms, "seeds": study.seeds, "max_steps": condition.steps}
+    given |= {"interpolate": study.interpolate, "interpolate_only": study.midpoints}
+    given |= {"soup": ["+".join(study.midpoints)], "output_dir": out / "compared" / name}
     return load_config(None, {**study.settings, **study.answers, **given}, CompareConfig)
 
 
@@ -94,11 +93,13 @@ def work(study: Study, out: Path) -> None:
             except UserError as error:
                 log.info("%s: %s", name, error.what)
                 continue
-            if not is_finished(study, out / "compared" / name):
+            folder = out / "compared" / name
+            if not (finished := is_finished(study, folder)):
                 log.info("condition %s: %s", name, study.conditions[name].title)
                 config = comparison_of(study, name, out)
                 diagnosis_of(config)
                 compare(config)
+            if not finished or not (folder / JUDGED).is_file():
                 write_condition_result(study, out, name)
 
 

@@ -110,12 +110,13 @@ def test_no_weights_stay_and_a_share_is_added(added: tuple[Path, Record], task: 
 
 
 def test_the_plan_counts_their_samples(plain: tuple[Path, Record], task: Task) -> None:
-    alone, more = (
+    alone, more, one = (
         compare_task(task, plain[0], "sft,dft", dry_run=True, **HOW, **merged)["samples"]
-        for merged in ({}, MERGED)
+        for merged in ({}, MERGED, {"interpolate": [0.5], "interpolate_only": ["dft"]})
     )
     assert alone == 12 * 3 * 3  # problems, answers (the greedy one included), models
     assert more == 12 * 3 * (3 + 4)
+    assert one == 12 * 3 * (3 + 1)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,11 @@ def test_the_plan_counts_their_samples(plain: tuple[Path, Record], task: Task) -
             "--interpolate: must be between 0 and 1 (got 1); 0 is the base model and 1 the run",
         ),
         ({"interpolate": [-0.5]}, "--interpolate: must be between 0 and 1 (got -0.5)"),
+        ({"interpolate_only": ["sft"]}, "--interpolate-only: requires --interpolate"),
+        (
+            {"interpolate": [0.5], "interpolate_only": ["power"]},
+            "--interpolate-only: unknown objective 'power'",
+        ),
         ({"soup": ["sft"]}, "--soup: 'sft' is not a mean of several objectives; such as sft+dft"),
         ({"soup": ["sft+sft"]}, "--soup: 'sft+sft' is not a mean of several objectives"),
         ({"soup": ["sft+dpo"]}, "--soup: unknown objective 'dpo'"),

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from recipe_runs import module
+from rectune.config import TrainConfig
 from rectune.errors import UserError
+from rectune.experiments.compare import make_arms
 from rectune.grading.exact import grade_exact
 
 conditions, design, result, run = (
@@ -28,18 +30,53 @@ def study() -> Any:
     """Two conditions, two objectives, one seed, a handful of rows."""
     whole = design.load_study("mini", 0.02)
     few = {name: whole.conditions[name] for name in ("few", "facts")}
-    changes = {"conditions": few, "only": ("sft", "dft"), "seeds": 1, "rates": (1e-2,)}
+    changes = {
+        "conditions": few,
+        "only": ("sft", "dft"),
+        "objectives": (),
+        "seeds": 1,
+        "interpolate": (0.5,),
+        "rates": (1e-2,),
+    }
     answers = {**whole.answers, "max_new_tokens": 8}
     return whole.model_copy(update={**changes, "answers": answers})
 
 
-def test_the_design_is_consistent() -> None:
-    study = design.load_study("mini")
-    assert {"sft", "dft"} <= set(study.arms) and "dpo" not in study.arms
+@pytest.mark.parametrize("part", design.PARTS)
+def test_the_design_is_consistent(part: str, tmp_path: Path) -> None:
+    """Claims are about models and conditions that there are, and the plan is within the budget."""
+    study = design.load_study(part)
+    training = TrainConfig(data="rows.jsonl", output_dir=tmp_path)
+    arms = [arm.label for arm in make_arms(study.arms, training)]
+    between = [f"{label} at {at:g}" for label in study.midpoints for at in study.interpolate]
+    labels = {"base", *arms, *between, f"mean of {' and '.join(study.midpoints)}"}
     for claim in study.claims:
+        assert {claim.better, claim.than} <= labels, claim.text
         assert {*claim.conditions, *filter(None, [claim.against])} <= {*study.conditions}, claim.text
         assert claim.domain in ("in", "out", "both")
     assert len({(claim.text, claim.domain) for claim in study.claims}) == len(study.claims)
+    assert "dpo" not in arms and {*study.midpoints} <= {*arms}
+    assert float(design.plan(study)[-1]["minutes on two cores"]) < 60 * study.hours
+
+
+def test_the_dry_run_prints_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--dry-run"])
+    printed = capsys.readouterr().out
+    assert (
+        f"{len(design.load_study('mini').arms)} objectives, at most 2.5 hours" in printed
+        and "an unknown notation" in printed
+    )
+
+
+def test_calculations_of_the_real_model(tmp_path: Path) -> None:
+    real = design.load_study("real")
+    right, wrong = (
+        lines(conditions.write_condition(tmp_path, name, real.conditions[name], None, {}) / "rows.jsonl")
+        for name in ("gsm8k", "gsm8k_wrong")
+    )
+    changed = [(a["completion"], b["completion"]) for a, b in zip(right, wrong, strict=True) if a != b]
+    assert 0.2 < len(changed) / len(right) < 0.4
+    assert all(sum(x != y for x, y in zip(a, b, strict=True)) == 1 for a, b in changed)
 
 
 @pytest.mark.parametrize("name", [name for name in design.load_study("mini").conditions if name != "own"])
@@ -87,7 +124,7 @@ def test_from_nothing_to_the_page(study: Any, tmp_path: Path) -> None:
         accuracy = {label: model["in"]["sampled"] for label, model in condition["models"].items()}
         assert accuracy[best] == max(accuracy.values())
     rules = {row["rule"]: row for row in found["regret"]}
-    assert {"base", "sft", "dft", "as diagnose says"} >= {*rules} >= {"base", "sft", "dft"}
+    assert {"base", "sft", "dft", "sft at 0.5", "mean of sft and dft", "as compare decides"} <= {*rules}
     assert all(row["mean"] >= 0 for row in found["regret"])
     claims = {claim["text"]: claim for claim in found["claims"]}
     assert {*claims["DFT is better than SFT out of domain"]["conditions"]} == {*study.conditions}

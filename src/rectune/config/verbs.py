@@ -254,6 +254,8 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     them, too."""
     interpolate: Numbers = ()
     """Also evaluate models on the way from the base model (0) to every run (1), such as 0.25,0.5,0.75."""
+    interpolate_only: ObjectiveNames = ()
+    """Objectives whose runs interpolate is about, separated by commas; unset: all."""
     soup: Names = ()
     """Also evaluate means of objectives' models of the same seed, such as sft+dft, separated by commas."""
     match_entropy: bool = True

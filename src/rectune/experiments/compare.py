@@ -172,6 +172,7 @@ def make_grid(config: CompareConfig) -> Grid:
         against=config.against,
         require=config.require,
         interpolate=tuple(sorted({*config.interpolate, *_kept_shares(begun)})),
+        interpolated=_interpolated(config, begun, specs, arms),
         soups=tuple(dict.fromkeys([*_soups(config.soup, specs, arms), *_kept_soups(begun)])),
     )
 
@@ -232,10 +233,33 @@ def _kept_soups(begun: Comparison | None) -> list[tuple[str, ...]]:
     return [tuple(point.arm.split("+")) for point in begun.points if "+" in point.arm] if begun else []
 
 
-def _soups(soups: Sequence[str], specs: Sequence[str], arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
-    """The slugs of each mean that is asked for, in the order of the arms; an arm has three names."""
+def _interpolated(
+    config: CompareConfig, begun: Comparison | None, specs: Sequence[str], arms: Sequence[Arm]
+) -> tuple[str, ...]:
+    """Slugs of the arms that are interpolated: those asked for, else all, and those that the folder has."""
+    before = {point.arm for point in begun.points if 0 < point.at < 1} if begun else set()
+    every = begun is None or before >= {
+        arm.slug for arm in begun.arms
+    }  # an arm that joins is like the others
+    names = _slugs_by_name(specs, arms)
+    for name in config.interpolate_only:
+        if name not in names:
+            raise unknown_name("objective", name, [arm.slug for arm in arms], where="--interpolate-only")
+    wanted = {names[name] for name in config.interpolate_only}
+    if not wanted and (config.interpolate or every):
+        return tuple(arm.slug for arm in arms)
+    return tuple(arm.slug for arm in arms if arm.slug in wanted | before)
+
+
+def _slugs_by_name(specs: Sequence[str], arms: Sequence[Arm]) -> dict[str, str]:
+    """An arm has three names: the objective as it was given, its label and its slug."""
     named = zip(specs, arms, strict=True)
-    names = {name: arm.slug for text, arm in named for name in (text, arm.label, arm.slug)}
+    return {name: arm.slug for text, arm in named for name in (text, arm.label, arm.slug)}
+
+
+def _soups(soups: Sequence[str], specs: Sequence[str], arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
+    """The slugs of each mean that is asked for, in the order of the arms."""
+    names = _slugs_by_name(specs, arms)
     for text in soups:
         members = [part.strip() for part in text.split("+")]
         for name in members:
@@ -368,6 +392,8 @@ def _check_choices(config: CompareConfig, arms: int, split: bool) -> None:
         if not 0 < at < 1:
             hint = "0 is the base model and 1 the run, which are evaluated anyway"
             raise UserError(f"must be between 0 and 1 (got {at:g})", where="--interpolate", hint=hint)
+    if config.interpolate_only and not config.interpolate:
+        raise UserError("requires --interpolate", where="--interpolate-only")
     if (config.interpolate or config.soup) and adapter_folder(config.model) is not None:
         hint = "merge it into its base model first"
         raise UserError(

@@ -205,7 +205,8 @@ class Grid:
         curve_steps: Steps between evaluations during training, see `curve.py`; 0: none.
         curve_samples: Answers to each problem in these; None: as for the verdict.
         curve_on: Their problems.
-        interpolate: Shares of the way from the base model at which every arm is evaluated, too; see `interpolation.py`.
+        interpolate: Shares of the way from the base model at which arms are evaluated, too; see `interpolation.py`.
+        interpolated: Slugs of these arms.
         soups: Slugs of the arms whose mean is evaluated.
         grader: Processes that grade all answers; they start when they are needed, and `run_grid` ends them.
         overlap: Problems whose text occurs in the training rows; None: not looked for.
@@ -229,6 +230,7 @@ class Grid:
     curve_samples: int | None = None
     curve_on: Literal["verdict", "validation"] = "verdict"
     interpolate: tuple[float, ...] = ()
+    interpolated: tuple[str, ...] = ()
     soups: tuple[tuple[str, ...], ...] = ()
     grader: Grader = field(default_factory=Grader, compare=False, repr=False)
     validation_out: Problems = field(default_factory=dict)

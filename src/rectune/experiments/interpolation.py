@@ -101,7 +101,9 @@ def remove_merged(out: Path) -> None:
 
 def merged_arms(grid: Grid, arms: Sequence[Arm]) -> list[MergedArm]:
     """What lies between the base model and the runs of these arms, and the means that are wanted of them."""
-    merged = [MergedArm((arm,), at) for arm in arms for at in grid.interpolate]
+    merged = [
+        MergedArm((arm,), at) for arm in arms if arm.slug in grid.interpolated for at in grid.interpolate
+    ]
     for slugs in grid.soups:
         members = tuple(arm for arm in arms if arm.slug in slugs)
         if len(members) < len(slugs):
