@@ -136,7 +136,7 @@ STANDS_IN = {
     "runs/merged/at-0.5": "M",
 }  # fmt: skip
 SHORT = {
-    "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "2"], "rft": ["--dry-run"], "rl": ["--dry-run"],
+    "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "4"], "rft": ["--dry-run"], "rl": ["--dry-run"],
     "reproduce": ["--dry-run"], "diagnose": ["--rows", "4", "--no-gradients"],
     "eval": ["--limit", "2", "--max-new-tokens", "2"], "sample": ["--max-new-tokens", "2"],
 }  # fmt: skip
