@@ -102,3 +102,12 @@ def test_the_dry_run_says_what_can_be_shown(task: Task, tmp_path: Path) -> None:
     )
     assert planned["power"][1].startswith("the margin of 1 can hardly be shown: ")
     assert planned["validation_samples"] == 10 * (5 * 3 + 3 * 2)
+
+
+def test_an_arm_that_the_race_stopped_is_replaced_by_the_base_model(
+    task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = compare_task(task, tmp_path / "out", margin=90, against="dft", race="40steps", **HOW)
+    assert [arm["label"] for arm in record["arms"] if arm["dropped"]] == ["dft"]
+    assert (record["decision"]["against"], record["decision"]["chosen"]) == ("base", "sft")
+    assert "dft was dropped by the race, so the decision is against the base model" in caplog.text

@@ -313,7 +313,8 @@ def report_(
     if json:
         print_lines(to_text(page.to_dict()))
         return
-    print_lines(*page.verdict.sentences, output)
+    decision = page.opening.decision
+    print_lines(*([decision.sentence] if decision else ()), *page.verdict.sentences, output)
 
 
 @takes(ReproduceConfig, "recipe")

@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from rectune.analysis.decision import TEMPERATURES, best_decoding, decide, tempered
+from rectune.analysis.decision import TEMPERATURES, best_decoding, decide, pick_reference, tempered
 from rectune.analysis.significance import compare_runs
 from rectune.config import RLConfig
 from rectune.experiments.curve import curve_points, evaluate_over_steps
@@ -96,10 +96,20 @@ def _run(grid: Grid) -> Comparison:
     points = [*make_points(grid, left), *curve_points(grid, arms)]
     record = record.model_copy(update={"matched_to": target, "points": points, "verdict": verdict})
     if grid.margin is not None:
-        decision = decide(record, grid.out, margin=grid.margin, against=grid.against, require=grid.require)
+        against = _reference(grid, left)
+        decision = decide(record, grid.out, margin=grid.margin, against=against, require=grid.require)
         record = record.model_copy(update={"decision": decision})
     write_record(grid.out / COMPARISON, record)
     return record
+
+
+def _reference(grid: Grid, left: Sequence[Arm]) -> str:
+    """The label that a decision is against; the base model where the race stopped that arm."""
+    wanted = pick_reference([BASE, *(arm.label for arm in grid.arms)], grid.against)
+    if wanted in (BASE, *(arm.label for arm in left)):
+        return wanted
+    log.warning("%s was dropped by the race, so the decision is against the base model", wanted)
+    return BASE
 
 
 def _with_dated_template(grid: Grid) -> Grid:
