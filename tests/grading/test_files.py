@@ -12,6 +12,7 @@ import pytest
 
 from rectune.errors import UserError
 from rectune.grading import VERDICTS, grade
+from rectune.grading.pool import Grader, Worker
 
 
 def write(path: Path, rows: list[dict]) -> list[str]:
@@ -53,6 +54,19 @@ def test_grading_a_graded_file_again_replaces_its_verdicts(tmp_path: Path) -> No
     grade(tmp_path / "in.jsonl", tmp_path / "out.jsonl", grading_workers=1)
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert row == {"verdict": "correct", "answer": "4", "text": "4", "extracted": "4", "z": 1}
+
+
+def test_processes_that_are_given_serve_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, start = [], Worker._start
+    monkeypatch.setattr(Worker, "_start", lambda worker: (started.append(worker), start(worker))[1])
+    write(tmp_path / "in.jsonl", ROWS[:4])
+    with Grader(1) as grader:
+        for name in ("one", "two"):
+            summary = grade(tmp_path / "in.jsonl", tmp_path / name, grader=grader)
+            assert summary.counts["correct"] == 2
+    assert len(started) == 1
 
 
 def test_a_run_resumes_after_a_torn_line_and_after_growth(tmp_path: Path) -> None:

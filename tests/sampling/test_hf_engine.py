@@ -75,6 +75,15 @@ def test_batch_size_and_order_do_not_change_the_tokens() -> None:
             assert completion.logprobs == expected[key].logprobs  # to the bit
 
 
+@pytest.mark.parametrize(("most", "batch_size"), [(10**9, 512), (0, 128)])
+def test_small_models_have_more_answers_in_progress(
+    most: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rectune.sampling.hf.engine.SMALL_MODEL", most)
+    assert HFEngine(tiny_model(), byte_tokenizer()).batch_size == batch_size
+    assert HFEngine(tiny_model(), byte_tokenizer(), batch_size=3).batch_size == 3
+
+
 @pytest.mark.parametrize(("keep", "read"), [(0, 12), (1 << 20, 4)])
 def test_kept_prompts_are_read_once(keep: int, read: int) -> None:
     """Over two calls and more samples than share a prompt: 8 of 10 at once; the answers are the same."""
