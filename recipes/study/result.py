@@ -321,6 +321,9 @@ def page(result: Mapping[str, Any]) -> str:
     conditions = result["conditions"]
     parts = [f"# {result['title']}", "\n".join(f"- {line}" for line in result["sentences"])]
     parts += ["## Who wins where", *map(_table, _winner_tables(result))]
+    gained = "of each model minus SFT at T = 1, in points; * where the 95 % interval, for itself alone, leaves out 0"
+    for domain, words in DOMAINS.items():
+        parts += [f"## Over SFT {words}", f"Accuracy {gained}.", _table(list(_over_sft(conditions, domain)))]
     parts += [
         "## What always taking one rule costs",
         "Points below the best model of each condition, mean over conditions.",
@@ -329,10 +332,17 @@ def page(result: Mapping[str, Any]) -> str:
     parts += ["## Between the base model and the tuned one", _table(list(_between(conditions)))]
     parts += ["## Claims", _table(list(_claim_rows(result["claims"])))]
     for name, found in conditions.items():
-        parts += [f"## {name}: {found['title']}", _table(list(_accuracies(found["models"])))]
-        if found["decision"]:
-            parts.insert(-1, found["decision"]["sentence"])
+        parts += [f"## {name}: {found['title']}", "\n".join(f"- {line}" for line in _said(found))]
+        parts += [_table(list(_accuracies(found["models"])))]
     return "\n\n".join(parts) + "\n"
+
+
+def _said(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was said of a condition before training, and what to ship after it."""
+    if said := found["diagnosis"]:
+        yield f"diagnose, before training: {said['objective']} (mean p {said['mean_p']:.2f}, {said['position']})"
+    if decision := found["decision"]:
+        yield f"compare --margin: {decision['sentence']}"
 
 
 def _shown(value: object) -> str:
@@ -377,6 +387,19 @@ def _passing(found: Mapping[str, Any], other: str) -> str:
     ]  # fmt: skip
     passing.sort(key=lambda label: -found["models"][label]["out"]["sampled"])
     return ", ".join(passing) or "none"
+
+
+def _over_sft(conditions: Mapping[str, dict[str, Any]], domain: str) -> Iterator[dict[str, str]]:
+    """A row for each model, a column for each condition."""
+    for label in dict.fromkeys(label for found in conditions.values() for label in found["models"]):
+        row = {"model": label}
+        for name, found in conditions.items():
+            gain = found["models"].get(label, {}).get("against sft", {}).get(domain)
+            row[name] = "-"
+            if gain:
+                row[name] = points(gain["mean"]) + ("*" if gain["low"] > 0 or gain["high"] < 0 else "")
+        if set(row.values()) != {label, "-"}:
+            yield row
 
 
 def _between(conditions: Mapping[str, dict[str, Any]]) -> Iterator[dict[str, str]]:

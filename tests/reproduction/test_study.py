@@ -130,7 +130,11 @@ def test_from_nothing_to_the_page(study: Any, tmp_path: Path) -> None:
     assert {*claims["DFT is better than SFT out of domain"]["conditions"]} == {*study.conditions}
     assert claims["EAFT is better than SFT out of domain"]["verdict"] == "not run"
     page = (tmp_path / "study.md").read_text()
-    assert "## facts: facts, sixteen times" in page and "| few | base" in page
+    assert (
+        "## facts: facts, sixteen times" in page
+        and "| few | base" in page
+        and "## Over SFT in domain" in page
+    )
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     run.work(study, tmp_path)  # all is there
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
