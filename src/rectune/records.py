@@ -671,7 +671,8 @@ class PointDifference(Record):
     Attributes:
         a, b: Labels.
         inside, outside: By domain; each limit has a level of 95 % by itself.
-        needed_inside, needed_outside: What it would take to show what was to be shown there.
+        needed_inside, needed_outside: What it would take to show what was to be shown there; None where it is shown,
+            where the other domain will do, or where there is nothing to plan with.
         seeds: Pairs of runs.
         beats: Whether a beats b: shown, excluded, or neither.
     """

@@ -322,7 +322,10 @@ def _criterion(
     kept, gained = found[sides.protected], found[sides.improved]
     met = kept.low > -margin and gained.low > 0
     excluded = kept.high < -margin or gained.high < WORTH_SEEING
-    goals: dict[str, float] = {sides.protected: margin, sides.improved: max(gained.mean, WORTH_SEEING)}
+    goals: dict[str, float] = {  # 0: it is shown
+        sides.protected: 0.0 if kept.low > -margin else margin,
+        sides.improved: 0.0 if gained.low > 0 else max(gained.mean, WORTH_SEEING),
+    }
     return _point_difference(evaluated, (chosen, reference), kinds, found, goals, _said(met, excluded))
 
 
@@ -344,7 +347,8 @@ def _over_base(evaluated: _Evaluated, point: Point, margin: float, among: int) -
     highs = [difference.high for difference in found.values()]
     harmed = min(highs) < -margin
     excluded = harmed or min(highs) < 0 or max(highs) < WORTH_SEEING
-    goals = {domain: max(difference.mean, WORTH_SEEING) for domain, difference in found.items()}
+    likelier = max(found, key=lambda domain: found[domain].mean)  # one domain will do
+    goals = {**dict.fromkeys(DOMAINS, 0.0), likelier: max(found[likelier].mean, WORTH_SEEING)}
     beats = _said(better and not harmed, excluded)
     return _point_difference(evaluated, (point, base), kinds, found, goals, beats)
 
@@ -473,5 +477,5 @@ def _needed(found: PointDifference) -> str:
         if size is not None and size.problems is None:
             parts.append(f"{size.seeds} seeds")
         elif size is not None and not size.enough:
-            parts.append(f"about {size.problems:,} problems {DOMAINS[domain]}")
+            parts.append(f"about {int(float(f'{size.problems:.2g}')):,} problems {DOMAINS[domain]}")
     return f"; it would take {' and '.join(dict.fromkeys(parts))}" if parts else ""
