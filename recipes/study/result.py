@@ -397,7 +397,9 @@ def _over_sft(conditions: Mapping[str, dict[str, Any]], domain: str) -> Iterator
             gain = found["models"].get(label, {}).get("against sft", {}).get(domain)
             row[name] = "-"
             if gain:
-                row[name] = points(gain["mean"]) + ("*" if gain["low"] > 0 or gain["high"] < 0 else "")
+                row[name] = f"{100 * gain['mean']:+.1f}" + (
+                    "*" if gain["low"] > 0 or gain["high"] < 0 else ""
+                )
         if set(row.values()) != {label, "-"}:
             yield row
 
