@@ -247,21 +247,31 @@ def _verdict(claim: Mapping[str, Any]) -> str:
     )
 
 
-def regrets(conditions: Mapping[str, dict[str, Any]]) -> Rows:
-    """What always taking one model costs against the best of each condition, in accuracy; the smallest mean first."""
+def rules_of(conditions: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Ways to choose a model: rule to condition to label; and which rule is left out, since a model is not there."""
     first, *others = (found["models"] for found in conditions.values())
     labels = [label for label in first if all(label in models for models in others)]
     rules: dict[str, dict[str, str]] = {label: dict.fromkeys(conditions, label) for label in labels}
-    rules["as compare decides"] = {
-        name: found["decision"]["ship"] or BASE for name, found in conditions.items() if found["decision"]
-    }
-    rules["as diagnose says"] = {
-        name: found["diagnosis"]["objective"] for name, found in conditions.items() if found["diagnosis"]
-    }
+    notes = []
+    for rule, source, choice in (
+        ("as compare decides", "decision", "ship"),
+        ("as diagnose says", "diagnosis", "objective"),
+    ):
+        chosen = {name: (found[source] or {}).get(choice) or BASE for name, found in conditions.items()}
+        absent = [
+            f"{label} ({name})" for name, label in chosen.items() if label not in conditions[name]["models"]
+        ]
+        if absent:
+            notes.append(f"no regret of '{rule}': no model {', '.join(absent)}")
+        else:
+            rules[rule] = chosen
+    return rules, notes
+
+
+def regrets(conditions: Mapping[str, dict[str, Any]], rules: Mapping[str, Mapping[str, str]]) -> Rows:
+    """What a rule costs against the best model of each condition, mean over conditions; the smallest first."""
     rows = []
     for rule, chosen in rules.items():
-        if any(chosen.get(name) not in found["models"] for name, found in conditions.items()):
-            continue
         row: dict[str, Any] = {"rule": rule}
         for domain in DOMAINS:
             for kind in KINDS:
@@ -291,10 +301,11 @@ def write_result(study: Study, out: Path) -> dict[str, Any]:
         for name, found in answers.items()
         if (found.folder / JUDGED).is_file()
     }
-    claims, regret = judge_claims(study, answers), regrets(conditions) if conditions else []
+    rules, notes = rules_of(conditions) if conditions else ({}, [])
+    claims, regret = judge_claims(study, answers), regrets(conditions, rules)
     result = {
         "format": 1, "rectune": version("rectune"), "title": study.title, "margin": study.margin, "seeds": study.seeds,
-        "conditions": conditions, "regret": regret, "claims": claims,
+        "conditions": conditions, "regret": regret, "claims": claims, "notes": notes,
         "missing": [name for name in study.conditions if name not in conditions],
     }  # fmt: skip
     result["sentences"] = list(_sentences(result))
@@ -305,7 +316,8 @@ def write_result(study: Study, out: Path) -> dict[str, Any]:
 
 def _sentences(result: Mapping[str, Any]) -> Iterator[str]:
     done, regret = len(result["conditions"]), result["regret"]
-    yield f"{done} of {done + len(result['missing'])} conditions are finished"
+    missing = f"; not yet: {', '.join(result['missing'])}" if result["missing"] else ""
+    yield f"{done} of {done + len(result['missing'])} conditions are finished{missing}"
     if regret:
         best, lost = regret[0], {row["rule"]: row["mean"] for row in regret}
         others = ", ".join(f"{rule} {points(lost[rule])}" for rule in (BASE, "sft", "dft") if rule in lost)
@@ -314,6 +326,7 @@ def _sentences(result: Mapping[str, Any]) -> Iterator[str]:
     verdicts = [claim["verdict"] for claim in result["claims"]]
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
     yield f"{len(verdicts)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    yield from result["notes"]
 
 
 def page(result: Mapping[str, Any]) -> str:

@@ -158,6 +158,21 @@ def test_what_another_process_is_at_is_left_to_it(
     assert taken == ["facts"]
 
 
+def test_a_rule_without_its_model_is_named() -> None:
+    accuracy = {domain: {"sampled": 0.5, "greedy": 0.25} for domain in ("in", "out")}
+    better = {**accuracy, "in": {"sampled": 0.75, "greedy": 0.25}}
+    found = {
+        "models": {"base": accuracy, "sft": better},
+        "decision": {"ship": None},
+        "diagnosis": {"objective": "dpo"},
+    }
+    rules, notes = result.rules_of({"clean": found})
+    assert notes == ["no regret of 'as diagnose says': no model dpo (clean)"]
+    assert rules["as compare decides"] == {"clean": "base"}
+    regret = {row["rule"]: row["mean"] for row in result.regrets({"clean": found}, rules)}
+    assert regret == {"sft": 0, "base": 0.125, "as compare decides": 0.125}
+
+
 class FakeAnswers:
     """Answers of three models to 40 problems: the one called better is right in more of them, by seed and problem."""
 
