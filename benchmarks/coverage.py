@@ -5,7 +5,8 @@
 Problems have Beta(mean * c, (1 - mean) * c) accuracies (c small: problems are nearly all right or all wrong;
 "equal": all have the same), N samples each; the truth is the mean over all problems there could be. For
 comparison: the percentile bootstrap over problems, and the interval that takes every sample for an observation
-of its own. `--docs` puts the tables between the markers of that file.
+of its own. `level` has false findings over seeds, `choice` and `rule` those of the choice of a model to ship. `--docs`
+puts the tables between the markers of that file.
 """
 
 from __future__ import annotations
