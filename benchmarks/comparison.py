@@ -101,10 +101,9 @@ def main() -> None:
                 used[name].append(processor)
                 results.add(result(out))
                 print(f"{name}: {processor:.1f} s of the processor, {clock:.1f} s", flush=True)
-            print(
-                "the same weights and answers" if len(results) == 1 else "other weights or answers",
-                flush=True,
-            )
+            if options.against:
+                same = len(results) == 1
+                print("the same weights and answers" if same else "other weights or answers", flush=True)
     table = ratios(used, "rectune compare")
     show(f"a comparison on {options.problems} problems, seconds of the processor", table)
     other = table.get("other checkout")
