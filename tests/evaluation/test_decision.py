@@ -145,7 +145,20 @@ def test_the_base_model_is_beaten_at_its_best_decoding(tmp_path: Path) -> None:
     found = decide(comparison(tmp_path, base=greedy, dft=(0.5, 0.5)), tmp_path, margin=0.05, against="base")
     assert not found.superior
     assert (found.outcome, found.base_temperature) == ("base", 0.0)
-    assert ", against base, which answers greedily; 3 seeds," in found.sentence
+    assert ", against base, dft at temperature 1 and base greedily; 3 seeds," in found.sentence
+
+
+def test_a_sharper_model_is_not_better(tmp_path: Path) -> None:
+    """As sampled dft leads sft by twenty points; greedily, where both are better, it trails."""
+    sft = {
+        "evaluation": (0.3, 0.3),
+        "greedy": (0.7, 0.7),
+        "validation": (0.3, 0.3),
+        "validation-greedy": (0.7, 0.7),
+    }
+    dft = dict.fromkeys(PROBLEMS, (0.5, 0.5))
+    found = decide(comparison(tmp_path, base=(0.3, 0.3), sft=sft, dft=dft), tmp_path, margin=0.05)
+    assert (found.outcome, found.ship, found.temperatures["sft"]) == ("keep", "sft", 0.0)
 
 
 def test_one_seed_is_said(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_comparison_opens_with_its_decision(runs: Path, tmp_path: Path) -> Non
     assert opening.sentence.startswith("ship the dft at 0.5: +40.0") and opening.more == []
     assert [(spot.label, spot.kind) for spot in opening.spots] == [
         ("base", "base"), ("base, greedy", "base"), ("the dft", "arm"), ("the sft", "arm"),
-        ("mean of dft and sft", "mean"), ("the sft, greedy", "greedy"), ("the dft at 0.5, greedy", "greedy"),
+        ("mean of dft and sft", "mean"), ("the sft, greedy", "other"), ("the dft at 0.5, greedy", "other"),
         ("the dft at 0.25", "between"), ("the dft at 0.5", "between"),
     ]  # fmt: skip
     assert [(curve.label, curve.steps, curve.scores["out"]) for curve in opening.curves] == [

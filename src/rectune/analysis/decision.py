@@ -1,18 +1,18 @@
 """Which model to ship: from the points of a comparison and their evaluations to one sentence.
 
     candidates   all points but the base model and the reference: runs, interpolations, means of arms
+    decoding     each model answers as it does best on validation problems: as the comparison samples, or greedily.
+                 At one temperature for all, a model would win by being sharper, which any model is at a lower one
     choice       one candidate, on validation problems: the largest gain out of domain among those that are most likely
                  to be confirmed by the test (`choose`)
     test         only that one, on the verdict's problems: not worse in domain than the reference by more than the
                  margin, and better out of domain. Both have to be shown (an intersection-union test), so each limit
                  has the level `LEVEL` by itself
-    base model   each model with the decoding that is best for it on validation problems; a model beats the base model
-                 if it is shown to be better in a domain (Bonferroni's correction for two) and not shown to be worse by
-                 more than the margin in any
+    base model   tried at more temperatures; a model beats it if it is shown to be better in a domain (Bonferroni's
+                 correction for two) and not shown to be worse by more than the margin in any
 
 Against the base model itself the domains change places: better in domain, and not worse out of domain by more than the
-margin, each model with its best decoding. `outcome_of` has the rule that makes an outcome of this; docs/statistics.md
-has its error rates.
+margin. `outcome_of` has the rule that makes an outcome of this; docs/statistics.md has its error rates.
 
 Shapes: S seeds, P problems, N samples.
 """
@@ -249,10 +249,6 @@ class _Evaluated:
             self.decodings[point.label] = max(accuracy, key=lambda kinds: accuracy[kinds], default=SAMPLED)
         return self.decodings[point.label]
 
-    def decodings_of(self, point: Point, other: Point) -> tuple[tuple[str, str], tuple[str, str]]:
-        """As the comparison samples; against the base model, each with its best decoding."""
-        return (self.decoding(point), self.decoding(other)) if other.label == BASE else (SAMPLED, SAMPLED)
-
     def samples(self, point: Point) -> int:
         """Answers to each problem of the verdict."""
         return read_evaluation(self.out / next(iter(point.folders.values())) / SAMPLED[1]).protocol.n
@@ -298,11 +294,11 @@ def _alone(x: Matrices, y: Matrices) -> tuple[Matrices | np.ndarray, Matrices | 
 def _candidate(
     evaluated: _Evaluated, point: Point, reference: Point, sides: Sides, margin: float
 ) -> Candidate:
-    (a, _), (b, _) = evaluated.decodings_of(point, reference)
+    kinds = evaluated.decoding(point)[0], evaluated.decoding(reference)[0]
     found, comparison = {}, evaluated.comparison
     for domain in DOMAINS:
         problems = sum(n for name, n in comparison.problems.items() if comparison.benchmarks[name] == domain)
-        found[domain] = paired_estimate(*_alone(*evaluated.pair(point, reference, domain, (a, b))), problems)
+        found[domain] = paired_estimate(*_alone(*evaluated.pair(point, reference, domain, kinds)), problems)
     chance = chance_confirmed(found[sides.protected], found[sides.improved], margin)
     return Candidate(label=point.label, inside=found["in"].mean, outside=found["out"].mean, chance=chance)
 
@@ -314,8 +310,7 @@ def _criterion(
 
     That it does is excluded where a loss of more than the margin is shown, or a gain of `WORTH_SEEING` excluded.
     """
-    (_, a), (_, b) = evaluated.decodings_of(chosen, reference)
-    kinds = a, b
+    kinds = evaluated.decoding(chosen)[1], evaluated.decoding(reference)[1]
     found = {
         domain: evaluated.difference(chosen, reference, domain, kinds, among=among) for domain in DOMAINS
     }
@@ -330,14 +325,13 @@ def _criterion(
 
 
 def _over_base(evaluated: _Evaluated, point: Point, margin: float, among: int) -> PointDifference:
-    """A trained model and the base model, each with its best decoding.
+    """A trained model and the base model.
 
     That it beats the base model is excluded where it is shown to be worse by more than the margin in a domain, or to be
     worse at all in one and better in none, or where a gain of `WORTH_SEEING` is excluded in both.
     """
     base = evaluated.points[BASE]
-    (_, a), (_, b) = evaluated.decodings_of(point, base)
-    kinds = a, b
+    kinds = evaluated.decoding(point)[1], evaluated.decoding(base)[1]
     found = {domain: evaluated.difference(point, base, domain, kinds, among=among) for domain in DOMAINS}
     strict = 1 - (1 - LEVEL) / len(DOMAINS)  # Bonferroni: it has to be better in one of two
     better = any(
@@ -460,14 +454,22 @@ def _figures(found: PointDifference, sides: Sides) -> str:
 
 
 def _evidence(found: PointDifference, evaluated: _Evaluated) -> str:
-    """Against whom, over how many seeds and problems."""
-    against, base = found.b, evaluated.points[BASE]
-    if against == BASE and evaluated.decoding(base) != SAMPLED:
-        temperature = evaluated.temperature(base)
-        against += f" at temperature {temperature:g}" if temperature else ", which answers greedily"
+    """Against whom, with which decoding where it is not that of the comparison, over how many seeds and problems."""
+    points = [evaluated.points[found.a], evaluated.points[found.b]]
+    how = [_decoded(evaluated.temperature(point)) for point in points]
+    if all(evaluated.decoding(point) == SAMPLED for point in points):
+        against = found.b
+    elif how[0] == how[1]:
+        against = f"{found.b}, both {how[0]}"
+    else:
+        against = f"{found.b}, {found.a} {how[0]} and {found.b} {how[1]}"
     seeds = f"{found.seeds} seeds" if found.seeds > 1 else "one seed, which says nothing about others"
     problems = evaluated.problems(validation=False)
     return f"against {against}; {seeds}, {problems['in']} problems in and {problems['out']} out of domain"
+
+
+def _decoded(temperature: float) -> str:
+    return f"at temperature {temperature:g}" if temperature else "greedily"
 
 
 def _needed(found: PointDifference) -> str:

@@ -15,8 +15,8 @@ from rectune.reporting.grouping import BASE, short
 from rectune.reporting.load_runs import LoadedFolders
 from rectune.reporting.page_model import Opening, PageVerdict, Spot, SpotKind, SpotScore, StepCurve
 
-GREEDY = "{}, greedy"
-"""Label of a model at temperature 0."""
+OTHER = "{}, {}"
+"""Label of a model with the decoding that is not its main one: "greedy" or "sampled"."""
 
 
 def make_opening(loaded: LoadedFolders, verdict: PageVerdict) -> Opening:
@@ -69,6 +69,10 @@ def _about(decision: Decision, samples: int) -> list[str]:
         facts.append(
             f"Chosen on {sum(decision.validation.values()):,} other problems, so these figures do not favour it."
         )
+    if decision.inside:
+        facts.append(
+            "Intervals of the decision's differences are of 90 %: each limit is a test at 5 % by itself."
+        )
     if (temperature := decision.base_temperature) is not None:
         how = f"at temperature {temperature:g}" if temperature else "greedily"
         facts.append(f"The base model answers best {how}.")
@@ -85,29 +89,36 @@ def _of_verdict(results: Mapping[str, ArmsResult]) -> list[Spot]:
             spot = spots.setdefault(label, Spot(label, label, "base" if label == BASE else "arm", 1.0, {}))
             spot.scores[domain] = SpotScore(arm.mean, arm.low, arm.high, arm.by_seed)
             if arm.greedy is not None:
-                name = GREEDY.format(label)
-                kind: SpotKind = "base" if label == BASE else "greedy"
-                spots.setdefault(name, Spot(name, label, kind, 1.0, {})).scores[domain] = SpotScore(
-                    arm.greedy
-                )
+                name = OTHER.format(label, "greedy")
+                kind: SpotKind = "base" if label == BASE else "other"
+                spot = spots.setdefault(name, Spot(name, label, kind, 1.0, {}, "greedy"))
+                spot.scores[domain] = SpotScore(arm.greedy)
     return sorted(spots.values(), key=_place)
 
 
 def _of_points(comparison: Comparison) -> list[Spot]:
-    """The models of a comparison at the end of training; base model, arms and the chosen one greedily, too."""
+    """The models of a comparison at the end of training, with the decoding of the decision, else as sampled.
+
+    Base model, arms and the chosen model are there with the other decoding, too.
+    """
     slugs, spots = {arm.slug for arm in comparison.arms}, []
     chosen = comparison.decision.chosen if comparison.decision else None
+    temperatures = comparison.decision.temperatures if comparison.decision else {}
     for point in comparison.points:
         if point.step is not None:
             continue
         kind: SpotKind = "between" if point.at != 1 else "arm" if point.arm in slugs else "mean"
         kind = "base" if point.arm == BASE else kind
         label, arm = short(point.label), short(point.arm)
-        if point.scores:
-            spots.append(Spot(label, arm, kind, point.at, _scores(point.scores)))
-        if point.greedy and (kind in ("base", "arm") or point.label == chosen):
-            kind = "base" if kind == "base" else "greedy"
-            spots.append(Spot(GREEDY.format(label), arm, kind, point.at, _scores(point.greedy)))
+        answers = [("sampled", point.scores), ("greedy", point.greedy)]
+        if temperatures.get(point.label) == 0:
+            answers.reverse()
+        (how, scores), (other, other_scores) = answers
+        if scores:
+            spots.append(Spot(label, arm, kind, point.at, _scores(scores), how))
+        if other_scores and (kind in ("base", "arm") or point.label == chosen):
+            kind = "base" if kind == "base" else "other"
+            spots.append(Spot(OTHER.format(label, other), arm, kind, point.at, _scores(other_scores), other))
     return sorted(spots, key=_place)
 
 
@@ -131,7 +142,7 @@ def _over_steps(comparison: Comparison) -> list[StepCurve]:
             if point.arm == arm.slug and point.at == 1 and point.validation
         ]
         during = sorted((point for point in own if point.step is not None), key=lambda point: point.step or 0)
-        if not during:
+        if all(point.step == max(p.step or 0 for p in during) for point in during):  # nothing but the end
             continue
         path = [*([base.model_copy(update={"step": 0})] if base else []), *during]
         scores: dict[str, list[float | None]] = {

@@ -13,9 +13,9 @@ from rectune.records import Decision, Verdict
 
 Point: TypeAlias = dict[str, float]
 """`step`, and what was measured there, by name."""
-SpotKind = Literal["base", "arm", "mean", "greedy", "between"]
-"""The base model, a trained one, a mean of trained ones, a trained one at temperature 0, or one between the base and a
-trained one."""
+SpotKind = Literal["base", "arm", "mean", "other", "between"]
+"""The base model, a trained one, a mean of trained ones, a trained one with the decoding that is not its main one, or
+one between the base and a trained one."""
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Spot:
         label: As it is shown.
         arm: Its arm; spots of one arm lie on the line from the base model to the trained one.
         at: Share of the way from the base model to the trained one.
+        decoding: "greedy" or "sampled".
         scores: "in" and "out" to accuracy.
     """
 
@@ -61,6 +62,7 @@ class Spot:
     kind: SpotKind
     at: float
     scores: dict[str, SpotScore]
+    decoding: str = "sampled"
 
 
 @dataclass

@@ -23,7 +23,7 @@ Style = Mapping[str, Mapping[str, str]]
 
 _WIDTH, _HEIGHT = 5.4, 4.1  # inches; text of 11 points stays legible at 360 pixels
 _GOOD = "#0a0b01"  # stands for the page's own colour
-_SIZES = {"base": 9.0, "arm": 9.0, "mean": 8.0, "greedy": 6.5, "between": 5.5}
+_SIZES = {"base": 9.0, "arm": 9.0, "mean": 8.0, "other": 6.5, "between": 5.5}
 _RADII = (8, 13, 20, 30, 42)  # points between a point and its label
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
@@ -41,7 +41,7 @@ def draw_tradeoff(opening: Opening, looks: Style) -> tuple[Markup, str] | None:
     def draw(ax: Any) -> None:
         labels = _Labels(ax)
         for arm in dict.fromkeys(spot.arm for spot in spots if spot.kind == "between"):
-            path = [spot for spot in spots if spot.arm == arm and spot.kind != "greedy"]
+            path = [spot for spot in spots if spot.arm == arm and spot.kind != "other"]
             _line(labels, [*filter(_is_start, spots), *path], colours[arm])
         for spot in spots:
             _mark(
@@ -69,8 +69,11 @@ def _caption(opening: Opening, spots: Sequence[Spot], *, shaded: bool) -> str:
     said = [
         "Lines through a point are its 95 % intervals" + (", small points its seeds." if several else ".")
     ]
-    if any(spot.label.endswith("greedy") for spot in spots):
-        said.append("Hollow: at temperature 0.")
+    hollow = {spot.decoding for spot in spots if _is_hollow(spot)}
+    if len(hollow) == 1:
+        said.append("Hollow: at temperature 0." if hollow == {"greedy"} else "Filled: at temperature 0.")
+    elif hollow:
+        said.append("Filled: with the decoding that is best on validation problems.")
     if any(spot.kind == "between" for spot in spots):
         said.append("Numbers along a line: the share of the way from the base model to the trained one.")
     if opening.decision and opening.find(opening.decision.chosen) in spots:
@@ -117,6 +120,11 @@ def _is_start(spot: Spot) -> bool:
     return spot.kind == "base" and spot.label == spot.arm
 
 
+def _is_hollow(spot: Spot) -> bool:
+    """Whether the model is there with another decoding, too, as its main point."""
+    return spot.kind == "other" or (spot.kind == "base" and not _is_start(spot))
+
+
 def _xy(spot: Spot) -> tuple[float, float]:
     return 100 * spot.scores["in"].mean, 100 * spot.scores["out"].mean
 
@@ -132,7 +140,7 @@ def _line(labels: _Labels, spots: Sequence[Spot], colour: str) -> None:
 def _mark(labels: _Labels, spot: Spot, colour: str, *, chosen: bool, place: int) -> None:
     """A point, with its interval and seeds where it stands for a trained model, and its label."""
     ax, (x, y), (inside, outside) = labels.ax, _xy(spot), (spot.scores["in"], spot.scores["out"])
-    if spot.kind not in ("greedy", "between") or chosen:
+    if spot.kind not in ("other", "between") or chosen:
         for score, across in ((inside, True), (outside, False)):
             if score.low is not None and score.high is not None:
                 ends = [100 * score.low, 100 * score.high]
@@ -145,8 +153,7 @@ def _mark(labels: _Labels, spot: Spot, colour: str, *, chosen: bool, place: int)
         ax.plot(*of_seed, "o", color=colour, markersize=3, alpha=0.6, linewidth=0, zorder=4)
         labels.avoid_point(of_seed, 3)
     size = _SIZES[spot.kind]
-    hollow = spot.kind == "greedy" or (spot.kind == "base" and not _is_start(spot))
-    marker, fill = ("s" if spot.kind == "mean" else "o"), ("none" if hollow else "full")
+    marker, fill = ("s" if spot.kind == "mean" else "o"), ("none" if _is_hollow(spot) else "full")
     look = {"color": colour, "markersize": size, "fillstyle": fill, "markeredgewidth": 1.6}
     ax.plot([x], [y], marker, zorder=5, gid=f"spot-{place}", **look)
     if chosen:
