@@ -229,11 +229,12 @@ def test_a_comparison_opens_with_its_decision(runs: Path, tmp_path: Path) -> Non
     assert [(curve.label, curve.steps, curve.scores["out"]) for curve in opening.curves] == [
         ("the dft", [0, 1, 2], [0.2, 0.01, 0.02])
     ]
-    assert opening.facts[1:3] == [
+    assert opening.facts[1:4] == [
         "Chosen on 8 other problems, so these figures do not favour it.",
+        "Intervals of the decision's differences are of 90 %: each limit is a test at 5 % by itself.",
         "The base model answers best greedily.",
     ]
-    assert "a true gain of 5 points is shown in 80 %" in opening.facts[3]
+    assert "a true gain of 5 points is shown in 80 %" in opening.facts[4]
     assert found.notes == []  # the answers of a model between two are no second evaluation of the run
     assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
     text = markdown(found)
