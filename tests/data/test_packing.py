@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectune.data.packing import Batch, collate, pack
+from rectune.data.packing import Batch, collate, pack, pack_for
 from rectune.data.tokenization import Encoded
 from rectune.errors import UserError
 from toys import tiny_model
@@ -51,6 +51,17 @@ def test_many_rows_are_packed_tightly() -> None:
 def test_a_row_that_fits_nowhere_is_named() -> None:
     with pytest.raises(UserError, match="a row of 11 tokens does not fit into 10"):
         pack([3, 11], 10)
+
+
+@given(st.lists(st.integers(1, 50), max_size=100), st.integers(50, 120), st.integers(2, 9))
+def test_every_process_has_as_many_bins(lengths: list[int], capacity: int, processes: int) -> None:
+    bins = pack_for(processes, lengths, capacity)
+    assert sorted(i for bin in bins for i in bin) == list(range(len(lengths)))
+    fills = [sum(lengths[i] for i in bin) for bin in bins]
+    assert all(0 < fill <= capacity for fill in fills) and fills == sorted(fills, reverse=True)
+    assert len(bins) % processes == 0 or all(len(bin) == 1 for bin in bins)
+    assert max(fills, default=0) - min(fills, default=0) <= max(lengths, default=0)
+    assert pack_for(1, lengths, capacity) == pack(lengths, capacity)
 
 
 def test_layout() -> None:

@@ -1,12 +1,13 @@
 """Rows of different lengths side by side in one sequence, without padding.
 
-`pack` decides which rows share a forward pass; `collate` lays them out, with positions that restart at each
-row. That no token attends across rows is left to `models/scorer.py`, which reads `row_lengths`; which rows
-belong to a step is in `sampler.py`.
+`pack` decides which rows share a forward pass, and `pack_for` does for several processes; `collate` lays them out, with
+positions that restart at each row. That no token attends across rows is left to `models/scorer.py`, which reads
+`row_lengths`; which rows belong to a step is in `sampler.py`.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +89,31 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             insort(spaces, left)
         with_space[left].append(bin_index)
     return bins
+
+
+def pack_for(processes: int, lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """`pack` for several processes that take its bins by turns: as many bins for each, with about as many tokens.
+
+    Rows, longest first, join the bin with the fewest tokens. Fewer bins than processes come only of fewer rows. For
+    one process these are the bins of `pack`.
+
+    Raises:
+        UserError: A row is longer than `capacity`.
+    """
+    bins = pack(lengths, capacity)
+    if processes == 1:
+        return bins
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for turns in range(-(-len(bins) // processes), len(lengths) + 1):
+        loads = [(0, place) for place in range(min(len(lengths), turns * processes))]
+        bins = [[] for _ in loads]
+        for index in longest_first:
+            tokens, place = loads[0]
+            bins[place].append(index)
+            heapq.heapreplace(loads, (tokens + int(lengths[index]), place))
+        if max(loads, default=(0, 0))[0] <= capacity:
+            break
+    return sorted(filter(None, bins), key=lambda indices: -sum(lengths[i] for i in indices))
 
 
 def collate(

@@ -143,7 +143,7 @@ class Gradients:
         units = max(1, data.units(data.plan.rows(step)))
         every = [
             (rows, units if self.config.normalization == "tokens" else max(1, data.units(rows)))
-            for rows in data.micro_batches(step)
+            for rows in data.micro_batches(step, self.accelerator.num_processes)
         ]
         sharded = is_sharded(self.accelerator)
         if sharded:  # all have the same limit, and need as many passes

@@ -24,7 +24,7 @@ from rectune.data.chat_template import Template, check_template
 from rectune.data.converters import PAIR
 from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.loading import PACKAGED, local_path, read_rows, weights_of
-from rectune.data.packing import Batch, collate, pack
+from rectune.data.packing import Batch, collate, pack_for
 from rectune.data.sampler import StepPlan, plan_steps, questions, split_holdout, subsample
 from rectune.data.trained_prompt import as_trained
 from rectune.errors import UserError
@@ -39,6 +39,9 @@ from rectune.training.run_dir import run_template
 log = logging.getLogger("rectune")
 
 Trained = TypeVar("Trained", bound=TrainerConfig)
+
+_BUSY = 0.9  # share of a step below which a run says that processes wait
+_STEPS_LOOKED_AT = 64
 
 LOGPROBS = ".safetensors"
 """How the name of a file of reference log-probabilities ends, which may be given in place of a model."""
@@ -131,14 +134,45 @@ class TrainingData:
     max_length: int
     paired: bool = False
 
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """Rows of each forward pass of a step: packed best-fit, or by fixed counts as the paper's code does."""
-        rows = self.plan.rows(step)
+    def micro_batches(self, step: int, processes: int = 1) -> list[list[int]]:
+        """Rows of each forward pass of a step, which the processes take by turns."""
+        return self._cut(self.plan.rows(step), processes)
+
+    def _cut(self, rows: list[int], processes: int) -> list[list[int]]:
+        """Rows packed for this many processes, or by fixed counts as the paper's code does."""
         if self.config.normalization == "micro-batch":
             size = self.config.per_device_train_batch_size
             return [rows[start : start + size] for start in range(0, len(rows), size)]
-        bins = pack(self.train.lengths(rows), capacity(self.config, paired=self.paired))
+        bins = pack_for(processes, self.train.lengths(rows), capacity(self.config, paired=self.paired))
         return [[rows[place] for place in places] for places in bins]
+
+    def busy_share(self, processes: int, batch_size: int | None = None) -> float:
+        """The share of a step for which processes have work while the busiest one computes, by tokens, from 0 to 1.
+
+        Args:
+            batch_size: Rows of a step; None: as configured.
+        """
+        size, steps = batch_size or self.config.batch_size, range(min(len(self.plan), _STEPS_LOOKED_AT))
+        rows = [row for step in steps for row in self.plan.rows(step)]
+        work = most = 0
+        for start in range(0, len(rows), size):
+            parts = self._cut(rows[start : start + size], processes)
+            tokens = [sum(self.train.lengths(part)) for part in parts]
+            work += sum(tokens)
+            most += max(sum(tokens[process::processes]) for process in range(processes))
+        return work / (processes * most)
+
+    def idle_processes(self, processes: int) -> str | None:
+        """What to change where processes would often wait for each other; None where they would not."""
+        busy, size = self.busy_share(processes), self.config.batch_size
+        if busy >= _BUSY:
+            return None
+        what = f"{processes} processes have work for {busy:.0%} of a step of {size} rows"
+        rows = size * min(len(self.plan), _STEPS_LOOKED_AT)
+        while (size := 2 * size) <= rows:
+            if (larger := self.busy_share(processes, size)) >= _BUSY:
+                return f"{what}: use fewer processes, or batch_size {size} ({larger:.0%})"
+        return f"{what}: use fewer processes, or a larger batch_size"
 
     def units(self, rows: list[int]) -> int:
         """What the sum of losses over these rows is divided by: their targets, or for pairs their number."""

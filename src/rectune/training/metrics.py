@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rectune.config import TrainConfig
-from rectune.data.packing import pack
+from rectune.data.packing import pack_for
 from rectune.models.scorer import Scorer
 from rectune.objective_spec import Phase
 from rectune.objectives import sum_by
@@ -130,7 +130,8 @@ def evaluate_holdout(
     training = scorer.model.training
     scorer.model.eval()
     device = None if accelerator is None else accelerator.device
-    packs = pack(holdout.lengths(), capacity(config, paired=reference is not None))
+    processes = 1 if accelerator is None else accelerator.num_processes
+    packs = pack_for(processes, holdout.lengths(), capacity(config, paired=reference is not None))
     for rows in packs if accelerator is None else turns(packs, accelerator, []):
         columns = scorer.columns(holdout.batch(rows, device), MONITORED)
         if reference is not None:

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from rectune.config import TrainConfig
 from rectune.data.encoded_dataset import EncodedRows
 from rectune.data.loading import default_cache
-from rectune.data.packing import collate, pack
+from rectune.data.packing import collate, pack_for
 from rectune.errors import UserError
 from rectune.models.load import fingerprint, load_model
 from rectune.models.lora import starts_from_adapter
@@ -279,7 +279,8 @@ def _compute(
     scorer: Scorer, rows: _Rows, names: Sequence[str], accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """The columns of all rows; each process takes its share of the forward passes, as many as any other."""
-    packs, of = pack(rows.lengths, max(CAPACITY, *rows.lengths)), accelerator.num_processes
+    of = accelerator.num_processes
+    packs = pack_for(of, rows.lengths, max(CAPACITY, *rows.lengths))
     of_head = [name.removeprefix("ref_") for name in names]
     training = scorer.model.training
     scorer.model.eval()

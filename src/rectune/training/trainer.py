@@ -388,6 +388,8 @@ class Trainer:
             "rows: %s to train on, %s held out, written with %s; %s steps of %s rows",
             f"{len(data.train):,}", f"{len(data.holdout):,}", data.template.name, f"{steps:,}", config.batch_size,
         )  # fmt: skip
+        if self.main and (idle := data.idle_processes(self.accelerator.num_processes)):
+            log.warning("%s", idle)
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
