@@ -133,7 +133,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 STANDS_IN = {
     "P": "problems.jsonl", "D": "rows.jsonl", "smollm2-135m": "M", "gsm8k,math500": "svamp-calculations",
     "svamp": "svamp-calculations", "runs/comparison": "runs",
-    "runs/merged/at-0.5": "M",
+    "runs/merged/at-0.5": "M", "trl/dft": "M", "trl": "runs",
 }  # fmt: skip
 SHORT = {
     "train": ["--dry-run"], "compare": ["--dry-run", "--limit", "4"], "rft": ["--dry-run"], "rl": ["--dry-run"],
@@ -163,11 +163,14 @@ def test_a_command_runs(place: Path, where: str, line: str, capsys: pytest.Captu
     assert code == 0, capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL passes arguments that transformers has renamed
 @pytest.mark.parametrize(
     ("where", "text"), [*blocks(("python", "py"))], ids=lambda text: text[:40] if ".md:" in text else ""
 )
 def test_python_runs(place: Path, where: str, text: str) -> None:
     """A block of a page may use `columns`, which it says it is given."""
+    if "from trl import" in text:
+        pytest.importorskip("trl")
     names: dict[str, Any] = {
         "columns": {
             "logp": torch.full((3,), -1.0, requires_grad=True), "entropy": torch.ones(3),

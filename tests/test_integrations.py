@@ -14,19 +14,21 @@ from transformers import Trainer, TrainingArguments
 import rectune
 from rectune.errors import UserError
 from rectune.integrations import dft_loss, grader_reward, objective_loss
-from rectune.logprobs import token_columns
+from rectune.logprobs import columns_of_logits, supervised_positions, token_columns
 from rectune.objective_spec import apply_objective, column_names
 from toys import byte_tokenizer, tiny_model
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "own_loop.py"
 LENGTHS = (12, 5, 9, 3)
+SPECIAL = (0, 1, 2)  # <pad>, <|im_start|>, <|im_end|>
 
 
 def rows() -> list[dict[str, list[int]]]:
     """Four rows of different lengths, padded on the right to 12; the first third of each is a prompt."""
     made = []
     for i, length in enumerate(LENGTHS):
-        ids = torch.randint(3, 260, (length,), generator=torch.Generator().manual_seed(i)).tolist()
+        ids = torch.randint(3, 260, (length - 1,), generator=torch.Generator().manual_seed(i)).tolist()
+        ids.append(2)
         pad = 12 - length
         prompt = max(1, length // 3)
         made.append(
@@ -52,19 +54,24 @@ def after_a_step(folder: Path, loss: Any, batch: int, accumulation: int) -> dict
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def by_hand(objective: str, **settings: Any) -> dict[str, Tensor]:
+def by_hand(objective: str, least: float = 0.0, **settings: Any) -> dict[str, Tensor]:
     """The same step from the definition: the sum over all tokens, divided once."""
     model = tiny_model("llama")
-    columns: dict[str, list[Tensor]] = {"logp": [], "row": []}
+    names = ("logp", *column_names(objective))
+    columns: dict[str, list[Tensor]] = {}
     for i, row in enumerate(rows()):
         ids, labels, mask = (torch.tensor([row[k]]) for k in ("input_ids", "labels", "attention_mask"))
-        logps = model(ids, attention_mask=mask).logits[0, :-1].log_softmax(-1)
-        where = labels[0, 1:] != -100
-        logp = logps[where].gather(1, labels[0, 1:][where, None]).squeeze(1)
-        columns["logp"].append(logp)
-        columns["row"].append(torch.full_like(logp, i, dtype=torch.int64))
+        index, targets = supervised_positions(labels)
+        logits = model(ids, attention_mask=mask).logits[0, index]
+        of_row = columns_of_logits(logits, targets, names)
+        of_row |= {
+            "row": torch.full_like(targets, i),
+            "structural": torch.isin(targets, torch.tensor(SPECIAL)),
+        }
+        for name, column in of_row.items():
+            columns.setdefault(name, []).append(column)
     joined = {name: torch.cat(parts) for name, parts in columns.items()}
-    apply_objective(objective, joined, **settings).mean().backward()
+    apply_objective(objective, joined, min_eos_weight=least, **settings).mean().backward()
     return {name: (p - 0.5 * p.grad).detach() for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -251,7 +251,11 @@ def make_phases(config: ObjectiveSettings) -> tuple[Phase, ...]:
             raise UserError(
                 f"{phase.label} reads rows of a step and pairs, which have none", where="objective"
             )
-    least = config.min_eos_weight
+    return protect_turn_ends(phases, config.min_eos_weight)
+
+
+def protect_turn_ends(phases: Sequence[Phase], least: float | None) -> tuple[Phase, ...]:
+    """The phases with this least weight of turn ends; None is 1 if the loss of any phase vanishes with p, else 0."""
     if least is None:
         least = float(any(phase.vanishes() for phase in phases))
     return tuple(replace(phase, min_eos_weight=least) for phase in phases)

@@ -113,6 +113,12 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int
     return sorted(i for i in ids if i is not None)
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that are special wherever they are targets: they end turns, or are part of the template."""
+    special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return [*{*special, *tokenizer.all_special_ids}]
+
+
 class _Tokens:
     """A tokenizer that adds nothing of its own, for texts that begin a conversation or follow a turn."""
 
@@ -121,8 +127,7 @@ class _Tokens:
         self.direct = False  # until the first call has told the library's own tokenizer how to work
         self.closing_id: int = self.plain([template.closing])[0][-1]
         self.closing = str(tokenizer.convert_ids_to_tokens(self.closing_id))
-        special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self.special = [*{*special, *tokenizer.all_special_ids}]
+        self.special = special_ids(tokenizer)
         kind = type(tokenizer)
         self.direct = isinstance(tokenizer, PreTrainedTokenizerFast) and (
             (kind.__call__, kind._encode_plus)

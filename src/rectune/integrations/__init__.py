@@ -1,14 +1,15 @@
 """rectune's objectives and graders inside other trainers.
 
 `dft_loss` (or `objective_loss` for any other) is a `compute_loss_func` of a transformers `Trainer`. The trainer
-has the model build all logits, so this saves no memory; `rectune train` does. `grader_reward` is a reward function for
-TRL's `GRPOTrainer`; `examples/trl_grpo.py` shows it.
+has the model build all logits, so this saves no memory; `rectune train` does, and so does TRL's trainer, for which
+there is `trl.SFTTrainer`. `tinker.loss` is for services that take a loss of log-probabilities. `grader_reward` is a
+reward function for TRL's `GRPOTrainer`; `examples/trl_grpo.py` shows it.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -46,13 +47,8 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
         UserError: An unknown objective or setting, phases, or an objective that reads columns which logits alone do not
             give, or all rows of a step.
     """
-    phase = _single_phase(objective, settings)
+    phase = single_phase(objective, _COLUMNS, "a transformers Trainer", settings)
     read = phase.columns
-    if missing := [name for name in (*phase.step_columns, *read) if name not in _COLUMNS]:
-        raise UserError(
-            f"{phase.label} reads {missing[0]}, which a transformers Trainer does not have",
-            hint="use rectune train",
-        )
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
@@ -68,13 +64,45 @@ def objective_loss(objective: str | Objective, **settings: float) -> LossFunctio
     return loss
 
 
-def _single_phase(objective: str | Objective, settings: dict[str, float]) -> Phase:
+def supported_phases(
+    objective: str | Objective,
+    columns: Sequence[str],
+    trainer: str,
+    settings: Mapping[str, float] | None = None,
+) -> tuple[Phase, ...]:
+    """The phases of an objective of which each reads only `columns`; `settings` are for an objective of one phase.
+
+    Raises:
+        UserError: An unknown objective or setting, or a column that `trainer` does not have.
+    """
     if callable(objective):
-        return Phase(objective, objective.__name__, check_settings(objective, settings))
-    phase, *more = parse_objective(objective)
+        phases: tuple[Phase, ...] = (Phase(objective, objective.__name__, {}),)
+    else:
+        phases = parse_objective(objective)
+    if settings:
+        phases = tuple(
+            replace(phase, settings=phase.settings | check_settings(phase.function, settings))
+            for phase in phases
+        )
+    for phase in phases:
+        if missing := [name for name in (*phase.step_columns, *phase.columns) if name not in columns]:
+            raise UserError(
+                f"{phase.label} reads {missing[0]}, which {trainer} does not have", hint="use rectune train"
+            )
+    return phases
+
+
+def single_phase(
+    objective: str | Objective,
+    columns: Sequence[str],
+    trainer: str,
+    settings: Mapping[str, float] | None = None,
+) -> Phase:
+    """As `supported_phases`, for what does not know how far its training is. Raises `UserError` for phases."""
+    phase, *more = supported_phases(objective, columns, trainer, settings)
     if more:
-        raise UserError(f"'{objective}' has phases, which a transformers Trainer does not have")
-    return replace(phase, settings=phase.settings | check_settings(phase.function, settings))
+        raise UserError(f"'{objective}' has phases, which {trainer} does not have")
+    return phase
 
 
 dft_loss: LossFunction = objective_loss("dft")
