@@ -19,8 +19,8 @@ from rectune.objectives import dft, sft
 from rectune.runtime.distributed import default_device
 from rectune.training import trainer as loop
 from rectune.training.dataloader import TrainingData, load_data
-from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
-from toys import byte_tokenizer, tiny_model
+from rectune.training.mixed_precision import Masters, freeze_unused, learning_rate, make_optimizer
+from toys import byte_tokenizer, save_toy, tiny_model
 from training_runs import OVER_ROWS, metrics, together, weights
 
 Gradients = dict[str, Tensor]
@@ -249,6 +249,43 @@ def test_decay_is_on_matrices_only(toy: Any) -> None:
     assert len(decay) == len(masters.masters)
     for name, master in masters.masters.items():
         assert decay[id(master)] == (0.0 if "norm" in name else 0.3), name
+
+
+def gemma3_with_images() -> Any:
+    """A tiny Gemma 3 as most of its folders hold it: text model, vision tower and projector."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**sizes, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 272, "tie_word_embeddings": True}
+    settings = {"text_config": text, "vision_config": {**sizes, "image_size": 28, "patch_size": 14}}
+    config = transformers.Gemma3Config(**settings, mm_tokens_per_image=4, image_token_index=271)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora_r": 2, "merge_adapter": True}])
+def test_weights_that_text_does_not_reach_stay(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: dict[str, Any]
+) -> None:
+    """The optimizer would decay them, and hold 16 bytes for each."""
+    model = save_toy(tmp_path / "model", gemma3_with_images())
+    settings = {"model": model, "weight_decay": 0.5, "max_steps": 2, "save_steps": 1, "drift_rows": 0}
+    with caplog.at_level("INFO"):
+        run("run", **settings, **lora)
+    said = [line for line in caplog.messages if line.startswith("frozen: ")]
+    assert len(said) == 1 and "vision_tower" in said[0]
+    before, after = weights(model, "model.safetensors"), weights(tmp_path / "run")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("language_model" in name for name in moved)
+    if not lora:
+        assert moved == {name for name in before if "language_model" in name}
+    kept = weights(tmp_path / "run", "checkpoints/step-000001/weights.safetensors")
+    assert kept and all("language_model" in name for name in kept)
+
+
+def test_every_weight_of_a_text_model_is_trained() -> None:
+    model = tiny_model()
+    freeze_unused(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ from rectune.training.checkpoint import Checkpointer
 from rectune.training.dry_run import memory_estimate
 from rectune.training.metrics import peak_memory_mib, reset_peak_memory
 from rectune.training.metrics_log import MetricsLog, totals
-from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
+from rectune.training.mixed_precision import Masters, freeze_unused, learning_rate, make_optimizer
 from rectune.training.run_dir import enter_run, finished_run, open_run, run_template, save_model, settled
 
 log = logging.getLogger("rectune")
@@ -161,6 +161,7 @@ class RLTrainer:
         # Policy and reference
         if config.lora_r:
             self.model = add_lora(self.model, config, config.seed)
+        freeze_unused(self.model)
         self.policy = Policy(
             self.model,
             value=config.algorithm == "ppo",

@@ -249,7 +249,7 @@ def _checksum(path: Path) -> int:
 @torch.no_grad()
 def _read_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with safe_open(path, "pt") as file:
-        if set(file.keys()) != set(tensors):
+        if not set(tensors) <= set(file.keys()):  # more: an earlier version kept weights that are frozen now
             raise UserError("the checkpoint has the weights of another model", where=path)
         for name, tensor in tensors.items():
             tensor.copy_(like(tensor, file.get_tensor(name)))

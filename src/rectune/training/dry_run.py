@@ -14,6 +14,7 @@ from rectune.objective_spec import Phase, make_phases
 from rectune.runtime.distributed import default_device
 from rectune.runtime.io import check_writable
 from rectune.training.dataloader import TrainingData, capacity, load_data, read_inputs, with_models_own
+from rectune.training.mixed_precision import freeze_unused
 from rectune.training.run_dir import settled
 
 
@@ -42,6 +43,7 @@ def plans(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     all_data = [load_data(one, tokenizer, model, paired=paired, texts=texts) for one in configs]
     if config.lora_r:
         model = add_lora(model, config, config.seed)  # type: ignore[assignment]
+    freeze_unused(model)
     needed = {name for phase in phases for name in phase.columns}
     copies = ("old_logp" in needed) + (
         "kl" in needed

@@ -7,8 +7,10 @@ bfloat16. In float32 training working weights and masters are the same tensors.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +20,51 @@ from torch.distributed.tensor import DTensor
 from rectune.config import OptimConfig
 from rectune.errors import UserError
 from rectune.training.fsdp import whole
+
+log = logging.getLogger("rectune")
+
+
+def freeze_unused(model: Any) -> None:
+    """Freeze the parameters that rows of text give no gradient, which AdamW would decay: a vision tower, for instance.
+
+    They are those that no path leads to from the last hidden state of a few tokens, and those outside of the text model
+    of a model that reads more than text.
+
+    Args:
+        model: In eval mode, not yet sharded, without gradient checkpointing.
+    """
+    causal = getattr(model, "get_base_model", lambda: model)()
+    head = causal.get_output_embeddings()
+    if head is None or causal.base_model is causal:  # refused by name, once it is to be scored
+        return
+    ids = torch.arange(8, device=causal.get_input_embeddings().weight.device)[None]
+    with torch.enable_grad():
+        hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    used = _reached(hidden) | {id(p) for p in head.parameters()}
+    if causal.config.get_text_config() is not causal.config:
+        parts = causal.get_decoder(), causal.get_input_embeddings(), head
+        used &= {id(p) for part in parts for p in part.parameters()}
+    unused = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in used}
+    for parameter in unused.values():
+        parameter.requires_grad_(False)
+    if unused:
+        weights, first = sum(p.numel() for p in unused.values()), next(iter(unused))
+        more = f" and {len(unused) - 1:,} more" if len(unused) > 1 else ""
+        log.info("frozen: %s weights that text gives no gradient (%s%s)", f"{weights:,}", first, more)
+
+
+def _reached(tensor: Tensor) -> set[int]:
+    """`id` of each parameter that a backward pass from here would give a gradient."""
+    seen, waiting, found = set(), [tensor.grad_fn], set()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [before for before, _ in node.next_functions]
+    return found
 
 
 class Masters:

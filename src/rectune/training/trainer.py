@@ -35,7 +35,7 @@ from rectune.training.drift import make_probe
 from rectune.training.fsdp import is_sharded, shard_all
 from rectune.training.metrics import evaluate_holdout, peak_memory_mib, reset_peak_memory
 from rectune.training.metrics_log import MetricsLog, make_trackers, start_trackers, totals
-from rectune.training.mixed_precision import Masters, learning_rate, make_optimizer
+from rectune.training.mixed_precision import Masters, freeze_unused, learning_rate, make_optimizer
 from rectune.training.reference import frozen_reference, reference_columns
 from rectune.training.run_dir import enter_run, finished_run, kept_limit, open_run, save_model
 
@@ -104,6 +104,7 @@ class Trainer:
         identity = fingerprint(self.model)
         if config.lora_r:
             self.model = add_lora(self.model, config, config.seed)
+        freeze_unused(self.model)
         self.dtype, reason = choose_dtype(config.dtype, accelerator.device)
         if not sharded:
             self.masters = Masters(self.model, self.dtype)
