@@ -92,11 +92,23 @@ def test_metrics_are_of_the_targets() -> None:
     assert 0 < found["mean_p"] < 1
 
 
+def test_the_base_models_log_probabilities_come_with_the_data() -> None:
+    """Before the first step they are the model's own, so that the step is that of the rule without them."""
+    service, batch = Service(), data(1 / TARGETS)
+    loss = tinker.loss("dft:signal=base", min_eos_weight=0.0)
+    with pytest.raises(UserError, match="datum 0 has no ref_logp"):
+        service.forward_backward_custom(batch, loss)
+    for datum in batch:
+        datum.loss_fn_inputs["ref_logp"] = Values(service.forward(datum).tolist())
+    service.forward_backward_custom(batch, loss)
+    assert_same_step(service.optim_step(), by_hand("dft"))
+
+
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [
         ("deft", {}, "deft reads log_sum_p2, which forward_backward_custom does not have"),
-        ("dft:signal=base", {}, "dft signal=base reads ref_logp"),
+        ("eaft:signal=base", {}, "eaft signal=base reads ref_entropy20"),
         ("sft@0.5+dft@0.5", {}, "'sft@0.5.dft@0.5' has phases"),
         ("dft", {}, "tokenizer: dft needs to know the turn ends.*min_eos_weight=0"),
     ],

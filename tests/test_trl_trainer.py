@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 
 from rectune.errors import UserError
+from rectune.logprobs import columns_of_logits, supervised_positions
+from rectune.objective_spec import parse_objective
 from test_integrations import LENGTHS, assert_same_step, by_hand, rows
 from toys import byte_tokenizer, tiny_model
 
@@ -88,8 +91,6 @@ def test_phases_follow_the_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["dft", "deft"])
 def test_an_adapter_is_trained_and_evaluated(tmp_path: Path, objective: str) -> None:
-    from peft import LoraConfig
-
     lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     made = trainer(tmp_path, UNEVEN, objective=objective, peft_config=lora)
     before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
@@ -100,11 +101,34 @@ def test_an_adapter_is_trained_and_evaluated(tmp_path: Path, objective: str) -> 
     assert 0 < figures["eval_loss"] < figures["eval_nll"]
 
 
+@pytest.mark.parametrize("objective", ["dft:signal=base", "deft:signal=base", "iw_sft"])
+def test_a_rule_may_read_the_model_without_its_adapter(tmp_path: Path, objective: str) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    made = trainer(tmp_path, WHOLE, objective=objective, peft_config=lora, min_eos_weight=0.0)
+    (phase,), batch = (
+        parse_objective(objective),
+        {n: torch.tensor([row[n] for row in rows()]) for n in rows()[0]},
+    )
+    index, targets = supervised_positions(batch.pop("labels"))
+    columns = columns_of_logits(made.model(**batch).logits.flatten(0, 1)[index], targets, ("logp",))
+    with torch.no_grad(), made.model.disable_adapter():
+        logits = made.model(**batch).logits.flatten(0, 1)[index]
+    base = columns_of_logits(logits, targets, ("logp", "log_sum_p2"))
+    phase.loss(columns | {f"ref_{name}": column for name, column in base.items()}).mean().backward()
+    trained = {name: p for name, p in made.model.named_parameters() if p.grad is not None}
+    expected = {name: (p.detach().clone(), 0.5 * p.grad) for name, p in trained.items()}
+    made.model.zero_grad()
+    after = after_a_step(made)
+    for name, (before, step) in expected.items():
+        torch.testing.assert_close(before - after[name], step, rtol=1e-3, atol=1e-6)
+        assert step.abs().max() > 1e-5
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "message"),
     [
         ({}, {"objective": "eaft"}, "eaft reads entropy20, which TRL's SFTTrainer does not have"),
-        ({}, {"objective": "dft:signal=base"}, "dft signal=base reads ref_logp"),
+        ({}, {"objective": "dft:signal=base"}, "dft signal=base reads ref_logp, which .* only with LoRA"),
         ({}, {"objective": "dft:shuffled"}, "dft shuffled reads shuffled_weight"),
         ({}, {"objective": "cadft"}, "cadft reads row_nll_z"),
         ({}, {"objective": "asft"}, "asft reads kl"),

@@ -2,7 +2,8 @@
 
 A service with `forward_backward_custom(data, loss)` computes the log-probability of each target token, has `loss` turn
 those of all sequences into one number here, and continues with the gradient that this has. So an objective may read
-`logp`, `row`, which is the sequence, and `weight`; nothing else of the model's distribution arrives.
+`logp`, `row`, which is the sequence, and what comes with the data: `weight` and `ref_logp`. Nothing else of the model's
+distribution arrives.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from rectune.objectives import Objective
 
 __all__ = ["loss"]
 
+_HINT = "give one value for each target token; the weight is 0 where a token is none"
+
 Loss = Callable[[Sequence[Any], Sequence[Tensor]], tuple[Tensor, dict[str, float]]]
 
 
@@ -36,6 +39,8 @@ def loss(
     A datum's `weights` say which tokens are targets: those whose weight is not 0. The loss is the sum of the objective
     over them, each times its weight, as that of the built-in `cross_entropy`, which `loss("sft")` equals. So calls
     before an `optim_step` add up, and weights of 1 / (targets of the step) give the mean of `rectune train`.
+    An objective that reads `ref_logp`, as `signal=base` does, takes it from the field of this name in the datum's
+    `loss_fn_inputs`: the log-probability of each token under the base model.
 
     Args:
         objective: A text as for `rectune train`, without phases, or a function that follows the contract of
@@ -50,9 +55,9 @@ def loss(
 
     Raises:
         UserError: An objective that reads another column or has phases, or a least weight without a tokenizer; when the
-            function is called, a datum without weights, or with another number of them than of log-probabilities.
+            function is called, a datum that lacks a field, or has another number of values than of log-probabilities.
     """
-    phase = single_phase(objective, ("logp", "row", "weight"), "forward_backward_custom")
+    phase = single_phase(objective, ("logp", "row", "weight", "ref_logp"), "forward_backward_custom")
     (phase,) = protect_turn_ends((phase,), min_eos_weight)
     if phase.min_eos_weight and tokenizer is None:
         raise UserError(
@@ -61,16 +66,18 @@ def loss(
             hint="give tokenizer=training_client.get_tokenizer(), or min_eos_weight=0",
         )
     special = torch.tensor(special_ids(tokenizer) if tokenizer is not None else [])
+    fields = ["weights"] + ["target_tokens"] * bool(phase.min_eos_weight)
+    fields += ["ref_logp"] * ("ref_logp" in phase.columns)
 
     def of_step(data: Sequence[Any], logprobs: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
-        weights = [_input(datum, "weights", place, logprobs[place]) for place, datum in enumerate(data)]
-        weight, logp = torch.cat(weights), torch.cat(list(logprobs))
-        target = weight != 0
-        row = torch.arange(len(weights)).repeat_interleave(torch.tensor([len(part) for part in weights]))
-        columns = {"logp": logp[target], "row": row[target], "weight": weight[target]}
+        tokens = {name: _field(name, data, logprobs) for name in fields} | {"logp": torch.cat(list(logprobs))}
+        sizes = torch.tensor([len(logp) for logp in logprobs])
+        tokens["row"] = torch.arange(len(sizes)).repeat_interleave(sizes)
+        target = tokens["weights"] != 0
+        columns = {name: values[target] for name, values in tokens.items()}
+        columns["weight"] = columns["weights"]
         if phase.min_eos_weight:
-            ids = [_input(datum, "target_tokens", place, logprobs[place]) for place, datum in enumerate(data)]
-            columns["structural"] = torch.isin(torch.cat(ids)[target], special)
+            columns["structural"] = torch.isin(columns["target_tokens"], special)
         total = (phase.loss(columns) * columns["weight"]).sum()
         with torch.no_grad():
             count = max(1, len(columns["logp"]))
@@ -80,14 +87,15 @@ def loss(
     return of_step
 
 
-def _input(datum: Any, name: str, place: int, logp: Tensor) -> Tensor:
-    """What a datum says of each token, (T,)."""
-    if name not in datum.loss_fn_inputs:
-        raise UserError(
-            f"datum {place} has no {name}", hint="give each token a weight, 0 where it is no target"
-        )
-    values: Tensor = datum.loss_fn_inputs[name].to_torch()
-    if values.shape != logp.shape or logp.dim() != 1:
-        what = f"datum {place} has {name} of shape {tuple(values.shape)} and log-probabilities of {tuple(logp.shape)}"
-        raise UserError(what, hint="give one value for each target token")
-    return values
+def _field(name: str, data: Sequence[Any], logprobs: Sequence[Tensor]) -> Tensor:
+    """What the data say of each token under this name, one datum behind the other."""
+    parts = []
+    for place, (datum, logp) in enumerate(zip(data, logprobs, strict=True)):
+        if name not in datum.loss_fn_inputs:
+            raise UserError(f"datum {place} has no {name} in its loss_fn_inputs", hint=_HINT)
+        values = datum.loss_fn_inputs[name].to_torch()
+        if values.shape != logp.shape or logp.dim() != 1:
+            sizes = f"of shape {tuple(values.shape)} and log-probabilities of {tuple(logp.shape)}"
+            raise UserError(f"datum {place} has {name} {sizes}", hint=_HINT)
+        parts.append(values)
+    return torch.cat(parts)

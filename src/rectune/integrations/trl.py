@@ -8,7 +8,7 @@ mixture-of-experts router stay TRL's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ except ImportError:
 __all__ = ["SFTTrainer"]
 
 _FIELDS = {
+    "logp": "log_probs",
     "entropy": "entropy",
     "log_sum_p2": "log_sum_sq_probs",
     "top1": "is_top1",
 }
-"""What the columns of the head besides `logp` are called in what TRL's head returns."""
+"""What the columns of the head are called in what TRL's head returns."""
+_REFERENCE = tuple(f"ref_{name}" for name in _FIELDS)
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -45,6 +47,9 @@ class SFTTrainer(trl.SFTTrainer):
     the example that a token is of, in packs too. The loss is divided by the number of targets of the step, as in
     `rectune train`. Beside TRL's metrics there is `nll`, the mean of -log p, in evaluation `eval_nll`: `eval_loss` is
     that of the objective, which may fall while the model gets worse.
+
+    With LoRA it may also read columns of the model without its adapter (`ref_logp`, `signal=base`), at the price of a
+    forward pass more.
 
     Args:
         objective: A text as for `rectune train`, or a function that follows the contract of `objectives.py`.
@@ -59,15 +64,25 @@ class SFTTrainer(trl.SFTTrainer):
     def __init__(
         self, *args: Any, objective: str | Objective, min_eos_weight: float | None = None, **settings: Any
     ) -> None:
-        phases = supported_phases(objective, ("logp", "row", "structural", *_FIELDS), "TRL's SFTTrainer")
+        columns = ("row", "structural", *_FIELDS, *_REFERENCE)
+        phases = supported_phases(objective, columns, "TRL's SFTTrainer")
         self.phases = protect_turn_ends(phases, min_eos_weight)
         super().__init__(*args, **settings)
         self._refuse_other_losses()
-        self._read = {name for phase in self.phases for name in phase.columns}
-        if "log_sum_p2" in self._read:
-            bare = self.accelerator.unwrap_model(self.model)
-            bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
-            add_fused_lm_head(bare, outputs=("log_probs", *_FIELDS.values()))
+        read = {name: phase for phase in self.phases for name in phase.columns}
+        self._bare: Any = self.accelerator.unwrap_model(self.model)
+        adapter = hasattr(self._bare, "disable_adapter")
+        virtual = adapter and self._bare.active_peft_config.is_prompt_learning
+        if (of_reference := read.keys() & set(_REFERENCE)) and (virtual or not adapter):
+            name = min(of_reference)
+            raise UserError(
+                f"{read[name].label} reads {name}, which TRL's SFTTrainer has only with LoRA",
+                where="peft_config",
+                hint="give one, or use rectune train",
+            )
+        if read.keys() & {"log_sum_p2", "ref_log_sum_p2"}:
+            causal = self._bare.get_base_model() if adapter else self._bare
+            add_fused_lm_head(causal, outputs=tuple(_FIELDS.values()))
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         self._special = torch.tensor(special_ids(tokenizer))
 
@@ -101,28 +116,32 @@ class SFTTrainer(trl.SFTTrainer):
         def scored(**given: Any) -> Any:
             outputs = model(**given)
             if given.get("fused_lm_head"):
-                outputs.log_probs = -self._token_losses(outputs, inputs)
+                phase = phase_at(self.phases, self.state.global_step, self.state.max_steps)
+                columns = self._columns(model, given, outputs, phase.columns)
+                self._log_nll(columns["logp"])
+                nothing = torch.zeros_like(outputs.log_probs)
+                outputs.log_probs = -nothing.masked_scatter(outputs.label_mask, phase.loss(columns))
             return outputs
 
         trainer: Any = super()
         return trainer.compute_loss(scored, inputs, return_outputs, num_items_in_batch)
 
-    def _token_losses(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The loss of each token where TRL has its log-probability, 0 where there is no target."""
-        phase = phase_at(self.phases, self.state.global_step, self.state.max_steps)
+    def _columns(
+        self, model: Any, inputs: Mapping[str, Any], outputs: Any, read: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Columns of the targets, of which only `logp` has a gradient."""
         mask = outputs.label_mask
         with torch.no_grad():
-            columns = {
-                name: getattr(outputs, field)[mask] for name, field in _FIELDS.items() if name in self._read
-            }
-            if "row" in self._read:
+            columns = _of_head(outputs)
+            if any(name in _REFERENCE for name in read):
+                with self._bare.disable_adapter():
+                    reference = model(**inputs)
+                columns |= {f"ref_{name}": column for name, column in _of_head(reference).items()}
+            if "row" in read:
                 columns["row"] = _predicted(_rows(inputs), mask)
-            columns["structural"] = torch.isin(
-                _predicted(inputs["labels"], mask), self._special.to(mask.device)
-            )
-        columns["logp"] = outputs.log_probs[mask]
-        self._log_nll(columns["logp"])
-        return torch.zeros_like(outputs.log_probs).masked_scatter(mask, phase.loss(columns))
+            ids = _predicted(inputs["labels"], mask)
+            columns["structural"] = torch.isin(ids, self._special.to(ids.device))
+        return columns | {"logp": outputs.log_probs[mask]}
 
     @torch.no_grad()
     def _log_nll(self, logp: Tensor) -> None:
@@ -130,6 +149,12 @@ class SFTTrainer(trl.SFTTrainer):
         nll, targets = self.accelerator.reduce(here).tolist()
         mode = "train" if getattr(self.model, "training", False) else "eval"
         self._metrics[mode]["nll"].append(nll / max(1, targets))
+
+
+def _of_head(outputs: Any) -> dict[str, Tensor]:
+    """The columns that TRL's head has computed, of the targets."""
+    fields = {name: getattr(outputs, field) for name, field in _FIELDS.items()}
+    return {name: field[outputs.label_mask] for name, field in fields.items() if field is not None}
 
 
 def _rows(inputs: Mapping[str, Tensor]) -> Tensor:
