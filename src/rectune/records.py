@@ -127,7 +127,7 @@ class Sample(Record):
 
 
 class Graded(Record):
-    """One line of graded.jsonl: a sample (see `Sample`) with its verdict."""
+    """One line of graded.jsonl: a sample (see `Sample`) with its verdict, and a `score` in [0, 1] where it has one."""
 
     problem_id: str
     sample_index: int = 0
@@ -144,8 +144,14 @@ class Graded(Record):
     engine: EngineName | None = None
     not_taken: list[str] = []
     verdict: AnswerVerdict
+    score: float | None = None
     extracted: str | None = None
     verdict_reason: str | None = None
+
+    @property
+    def value(self) -> float:
+        """The score, else 1 for a correct answer and 0 for any other."""
+        return float(self.verdict == "correct") if self.score is None else self.score
 
 
 class Accuracy(Record):
@@ -160,7 +166,8 @@ class EvalProtocol(Record):
     """How the answers of an evaluation were sampled."""
 
     n: int = Field(gt=0)
-    temperature: float
+    temperature: float | None
+    """None: the logs of another harness do not say."""
     top_p: float = 1.0
     max_new_tokens: int | None = None
     seed: int = 0
@@ -575,12 +582,12 @@ class RaceProgress(FileRecord):
 
 
 class ComparedArm(Record):
-    """An arm of a comparison; `runs` maps seeds to run folders."""
+    """An arm of a comparison; `runs` maps seeds to run folders, or to those of its answers, if it is of logs."""
 
     objective: str
     label: str
     slug: str
-    learning_rate: float
+    learning_rate: float | None
     runs: dict[str, str]
     dropped: Dropped | None
 

@@ -121,7 +121,11 @@ def decide(
         ),
         candidates=candidates,
         over_base=over_base,
-        temperatures={label: evaluated.temperature(evaluated.points[label]) for label in evaluated.decodings},
+        temperatures={
+            label: temperature
+            for label in evaluated.decodings
+            if (temperature := evaluated.temperature(evaluated.points[label])) is not None
+        },
         require=require,
         passed={None: None, "non-inferior": non_inferior, "superior": outcome == "ship"}[require],
     )
@@ -253,8 +257,8 @@ class _Evaluated:
         """Answers to each problem of the verdict."""
         return read_evaluation(self.out / next(iter(point.folders.values())) / SAMPLED[1]).protocol.n
 
-    def temperature(self, point: Point) -> float:
-        """Of the best decoding."""
+    def temperature(self, point: Point) -> float | None:
+        """Of the best decoding; None where logs do not say."""
         folder = self.out / next(iter(point.folders.values())) / self.decoding(point)[0]
         return read_evaluation(folder).protocol.temperature
 
@@ -468,7 +472,7 @@ def _evidence(found: PointDifference, evaluated: _Evaluated) -> str:
     return f"against {against}; {seeds}, {problems['in']} problems in and {problems['out']} out of domain"
 
 
-def _decoded(temperature: float) -> str:
+def _decoded(temperature: float | None) -> str:
     return f"at temperature {temperature:g}" if temperature else "greedily"
 
 

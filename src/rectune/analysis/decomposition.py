@@ -64,7 +64,7 @@ class Answers(NamedTuple):
     """The answers of one model to P problems, N each.
 
     Attributes:
-        correct: float64 P x N, 0 or 1.
+        correct: float64 P x N, 0 or 1, or a score between them.
         category: str P x N, of `ORDER`.
         numbers: Name of another field of `AnswerFeatures` to float64 P x N, NaN where not known.
     """
@@ -85,7 +85,7 @@ def answers_of(samples: Mapping[str, Sequence[Graded]]) -> Answers:
     features = [[asdict(answer_features(line)) for line in lines] for lines in samples.values()]
     names = [name for name in features[0][0] if name != "category"]
     return Answers(
-        np.array([[line.verdict == "correct" for line in lines] for lines in samples.values()], float),
+        np.array([[line.value for line in lines] for lines in samples.values()], float),
         np.array([[answer["category"] for answer in row] for row in features]),
         {name: np.array([[answer[name] for answer in row] for row in features], float) for name in names},
     )

@@ -81,7 +81,7 @@ class RunAnswers(NamedTuple):
 
     ids: list[str]
     answers: Answers
-    temperature: float
+    temperature: float | None
 
 
 Arms = dict[str, dict[int, RunAnswers]]
@@ -370,7 +370,8 @@ def _arm(task: _TaskArms, label: str, comparison: _Comparison) -> ArmResult:
         answers = [run.answers for run in runs.values()]
     x_S = [run.correct for run in answers]
     greedy = [run.answers.correct.mean() for run in task.greedy.get(label, {}).values()]
-    ks = powers_of_two(min(x.shape[1] for x in x_S))
+    binary = all(np.all(x % 1 == 0) for x in x_S)
+    ks = powers_of_two(min(x.shape[1] for x in x_S)) if binary else []
     together = join_seeds(answers)
     shape = describe(together)
     return ArmResult(

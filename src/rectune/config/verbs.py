@@ -36,6 +36,9 @@ from rectune.config.groups import (
     TaskConfig,
 )
 
+LOGS = "logs"
+"""In place of training rows, for a comparison of logs."""
+
 
 class TrainerConfig(
     CheckpointConfig, ModelConfig, MemoryConfig, RowConfig, SplitConfig, ObjectiveConfig, OptimConfig, StepConfig,
@@ -216,7 +219,19 @@ class EvalConfig(AnswerConfig, TaskConfig):
     """Training rows to search for the texts of the problems."""
 
 
-class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
+class LogsConfig(Settings):
+    """Logs of other harnesses"""
+
+    logs: Several = ()
+    """NAME=FOLDER,FOLDER: an arm and the logs of its seeds, of lm-evaluation-harness, Inspect, lighteval, EvalScope,
+    lmms-eval, rectune eval, or a CSV file. Given for each arm; nothing is then trained."""
+    metric: Names = ()
+    """Scores to take of the logs, separated by commas; a task takes the first that it has. Unset: the only one."""
+    cluster: str | None = None
+    """Field of the logged problems; those that share its value count as one problem, with their mean score."""
+
+
+class CompareConfig(LogsConfig, SamplingConfig, TaskConfig, TrainConfig):
     """Comparison"""
 
     objectives: ObjectiveNames = ("sft", "dft")
@@ -260,6 +275,11 @@ class CompareConfig(SamplingConfig, TaskConfig, TrainConfig):
     """Also evaluate means of objectives' models of the same seed, such as sft+dft, separated by commas."""
     match_entropy: bool = True
     """Also sample every model at the entropy of dft (without dft, at that of the objective of lowest entropy)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _logs_need_no_data(cls, given: object) -> object:
+        return {"data": LOGS, **given} if isinstance(given, dict) and given.get("logs") else given
 
     @property
     def training(self) -> TrainConfig:

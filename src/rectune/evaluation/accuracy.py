@@ -89,8 +89,9 @@ def verdict_matrix(folder: Path, task: str) -> tuple[list[str], np.ndarray]:
 
 
 def correct_matrix(samples: Mapping[str, Sequence[Graded]]) -> np.ndarray:
-    """1 where the verdict is correct: int8 of shape (P, N)."""
-    return np.array([[line.verdict == "correct" for line in lines] for lines in samples.values()], np.int8)
+    """1 where the verdict is correct, int8 of shape (P, N); float64 where answers have scores between 0 and 1."""
+    values = np.array([[line.value for line in lines] for lines in samples.values()])
+    return values if np.any(values % 1) else values.astype(np.int8)
 
 
 def powers_of_two(n: int) -> list[int]:

@@ -65,7 +65,8 @@ log = logging.getLogger("rectune")
 def compare(config: CompareConfig) -> Comparison:
     """Train every objective with every seed, evaluate all runs and the base model, and judge them in pairs.
 
-    Run again, it resumes; with more objectives or seeds it adds them to what is there.
+    Run again, it resumes; with more objectives or seeds it adds them to what is there. With `logs` nothing is trained:
+    see `compare_logs`.
 
     Returns:
         The content of OUT/comparison.json.
@@ -73,6 +74,10 @@ def compare(config: CompareConfig) -> Comparison:
     Raises:
         UserError: What cannot be used, or a folder that holds a comparison with other settings.
     """
+    if config.logs:
+        from rectune.experiments.compare_logs import compare_logs
+
+        return compare_logs(config)
     grid = _checked_grid(config)
     resumes = on_interrupt(lambda: f"{grid.out}: stopped; run it again, it resumes")
     with lock(grid.out, "comparing"), translate_disk_errors(grid.out), resumes:
@@ -502,6 +507,8 @@ def plan(config: CompareConfig) -> dict[str, object]:
     race (at most), the choice of a model and accuracy over steps take. `seconds_of_training`
     is inferred from the finished runs in the folder, and None without any.
     """
+    if config.logs:
+        raise UserError("not with --logs: nothing is trained", where="--dry-run")
     grid = _checked_grid(config)
     runs = [_planned(grid, arm, seed) for arm in grid.arms for seed in grid.seeds]
     arms, seeds, n = len(grid.arms), len(grid.seeds), config.num_samples

@@ -76,7 +76,8 @@ def curve_points(grid: Grid, arms: Sequence[Arm]) -> list[Point]:
                 seed: run.trained if step == steps else curve_folder(run, step) for seed, run in runs.items()
             }
             below = {seed: folder.relative_to(grid.out).as_posix() for seed, folder in folders.items()}
-            point = with_scores(Point(arm=arm.slug, label=arm.label, step=step, folders=below), grid)
+            point = Point(arm=arm.slug, label=arm.label, step=step, folders=below)
+            point = with_scores(point, grid.out, grid.domains, grid.validation_domains)
             if point.validation:
                 points.append(point.model_copy(update={"scores": {}, "greedy": {}}))
     return points

@@ -26,7 +26,6 @@ from rectune.analysis.summary_text import merged_label
 from rectune.evaluation.accuracy import correct_matrix, read_evaluation, read_graded
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, Grid
-from rectune.experiments.problem_sets import Problems
 from rectune.models.merge import at_folder, open_sources
 from rectune.records import Point, PointScore
 from rectune.runtime.io import unfinished
@@ -123,36 +122,40 @@ def make_points(grid: Grid, arms: Sequence[Arm]) -> list[Point]:
     for merged in merged_arms(grid, arms):
         points.append(Point(arm=merged.slug, label=merged.label, at=merged.at))
         points[-1].folders = {str(seed): _below(grid, merged.folder(grid, seed)) for seed in grid.seeds}
-    return [with_scores(point, grid) for point in points]
+    return [with_scores(point, grid.out, grid.domains, grid.validation_domains) for point in points]
 
 
 def _below(grid: Grid, folder: Path) -> str:
     return folder.relative_to(grid.out).as_posix()
 
 
-def with_scores(point: Point, grid: Grid) -> Point:
-    """The point with its accuracies on the problems of the verdict and on those of validation."""
-    of = {"scores": ("evaluation", grid.problems), "greedy": ("greedy", grid.problems)}
-    of["validation"] = ("validation", {**grid.validation, **grid.validation_out})
-    domains = {**grid.domains, **grid.validation_domains}
-    folders = {seed: grid.out / folder for seed, folder in point.folders.items()}
+def with_scores(
+    point: Point, out: Path, domains: Mapping[str, str], validation_domains: Mapping[str, str]
+) -> Point:
+    """The point with its accuracies on the problems of the verdict and on those of validation.
+
+    Args:
+        out: Folder of the comparison.
+        domains, validation_domains: Task to domain, of the verdict's problems and of validation problems.
+    """
+    folders = {seed: out / folder for seed, folder in point.folders.items()}
+    kinds = {"scores": ("evaluation", domains), "greedy": ("greedy", domains)}
+    kinds["validation"] = ("validation", validation_domains)
     scores = {
-        name: _scores({seed: folder / kind for seed, folder in folders.items()}, problems, domains)
-        for name, (kind, problems) in of.items()
+        name: _scores({seed: folder / kind for seed, folder in folders.items()}, of_kind)
+        for name, (kind, of_kind) in kinds.items()
     }
     return point.model_copy(update=scores)
 
 
-def _scores(
-    folders: Mapping[str, Path], problems: Problems, domains: Mapping[str, str]
-) -> dict[str, PointScore]:
+def _scores(folders: Mapping[str, Path], domains: Mapping[str, str]) -> dict[str, PointScore]:
     """Domain to accuracy over seeds and problems of all its tasks; empty where an evaluation is not there."""
-    if not problems or not all((folder / "evaluation.json").is_file() for folder in folders.values()):
+    if not domains or not all((folder / "evaluation.json").is_file() for folder in folders.values()):
         return {}
     answers = {seed: _correct_by_task(folder) for seed, folder in folders.items()}
     scores = {}
-    for domain in dict.fromkeys(domains[task] for task in problems):
-        tasks = [task for task in problems if domains[task] == domain]
+    for domain in dict.fromkeys(domains.values()):
+        tasks = [task for task in domains if domains[task] == domain]
         correct_S = [np.concatenate([by_task[task] for task in tasks]) for by_task in answers.values()]
         by_seed = {seed: float(x.mean()) for seed, x in zip(answers, correct_S, strict=True)}
         scores[domain] = PointScore(**mean_accuracy_of(correct_S)._asdict(), by_seed=by_seed)

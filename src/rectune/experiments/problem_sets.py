@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rectune.config import TaskConfig, TrainConfig
 from rectune.data.schema import Problem
@@ -22,6 +22,7 @@ from rectune.evaluation.tasks import task_name
 from rectune.runtime.io import write_text
 
 Problems = dict[str, list[Problem]]
+AnyProblem = TypeVar("AnyProblem")
 
 VALIDATION_SHARE = 0.25
 """Share of the problems that is set aside if no other validation problems are given."""
@@ -75,12 +76,12 @@ def load_problems(
 
 
 def set_aside(
-    problems: Problems, domains: Mapping[str, str], seed: int, domain: str = "in"
-) -> tuple[Problems, Problems]:
+    problems: Mapping[str, Sequence[AnyProblem]], domains: Mapping[str, str], seed: int, domain: str = "in"
+) -> tuple[dict[str, list[AnyProblem]], dict[str, list[AnyProblem]]]:
     """A random quarter of the problems of a domain to judge choices on, and all others.
 
     Args:
-        problems: By benchmark.
+        problems: By benchmark; or their ids.
         domains: Benchmark to "in", "out" or "".
 
     Raises:
@@ -93,7 +94,8 @@ def set_aside(
             where="--sweep, --race",
             hint="give --validation, or --tasks-in, a quarter of which is then held out",
         )
-    chosen, rest = Problems(), dict(problems)
+    chosen: dict[str, list[AnyProblem]] = {}
+    rest = {name: list(every) for name, every in problems.items()}
     for name in members:
         every = problems[name]
         if len(every) < 2:

@@ -135,7 +135,9 @@ def _by_comparison(loaded: LoadedFolders, notes: NoteList) -> tuple[dict[str, Re
             arm.dropped = short(compared.dropped.reason, 400) if compared.dropped else ""
             for seed, relative in compared.runs.items():
                 path = (place / relative).resolve()
-                if path not in loaded.runs:
+                if "logs" in comparison.settings and seed.isdecimal():
+                    owners[path] = (arm, int(seed))
+                elif path not in loaded.runs:
                     notes.add(place / relative, f"is missing: a run of {label}, seed {seed}")
                 elif seed.isdecimal() and int(seed) not in arm.runs:
                     arm.runs[int(seed)] = loaded.runs[path]
