@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -82,7 +82,7 @@ class Answers(NamedTuple):
 
 def answers_of(samples: Mapping[str, Sequence[Graded]]) -> Answers:
     """The answers in what `read_graded` returns: samples by problem, as many for each."""
-    features = [[asdict(answer_features(line)) for line in lines] for lines in samples.values()]
+    features = [[vars(answer_features(line)) for line in lines] for lines in samples.values()]
     names = [name for name in features[0][0] if name != "category"]
     return Answers(
         np.array([[line.value for line in lines] for lines in samples.values()], float),

@@ -239,6 +239,10 @@ def problems_needed(difference: float, a_PxN: Matrix, b_PxN: Matrix, *, power: f
 
 def _rows(matrix: Matrix, name: str) -> list[np.ndarray]:
     """P float arrays in [0, 1], checked."""
+    if isinstance(matrix, np.ndarray) and matrix.ndim == 2 and matrix.size and matrix.dtype.kind in "biuf":
+        array = matrix.astype(float, copy=False)
+        if ((array >= 0) & (array <= 1)).all():  # else the loop below names the problem
+            return list(array)
     try:
         rows = [np.asarray(row, dtype=float) for row in matrix]
     except (TypeError, ValueError):
@@ -257,6 +261,9 @@ def _rows(matrix: Matrix, name: str) -> list[np.ndarray]:
 
 def _binary_rows(matrix: Matrix) -> list[np.ndarray]:
     rows = _rows(matrix, "correct")
+    together = np.concatenate(rows)
+    if ((together == 0) | (together == 1)).all():
+        return rows
     for index, row in enumerate(rows):
         if not np.all((row == 0) | (row == 1)):
             raise UserError("verdicts must be 0 or 1", where=f"correct, problem {index}")
@@ -269,6 +276,7 @@ def _check_k(rows: list[np.ndarray], k: int) -> None:
         raise UserError(f"k = {k} with {fewest} samples of a problem", hint=f"k is from 1 to {fewest}")
 
 
+@lru_cache(maxsize=4096)
 def _comb_ratio(n: int, c: int, k: int) -> float:
     """C(n-c, k) / C(n, k), the chance that k of n samples are all wrong, without large numbers."""
     return 0.0 if n - c < k else float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
@@ -324,6 +332,9 @@ def _pooled(matrices_S: Sequence[Matrix], name: str) -> tuple[np.ndarray, list[n
         raise UserError(
             f"the seeds of {name} have different numbers of problems", hint="compare the same problems"
         )
+    if all(isinstance(matrix, np.ndarray) and matrix.ndim == 2 for matrix in matrices_S):
+        arrays = [np.stack(rows) for rows in rows_S]
+        return np.stack([array.mean(axis=1) for array in arrays]), list(np.concatenate(arrays, axis=1))
     together = [np.concatenate(of_seeds) for of_seeds in zip(*rows_S, strict=True)]
     return np.array([[row.mean() for row in rows] for rows in rows_S]), together
 
