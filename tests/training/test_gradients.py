@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rectune.config import load_config
@@ -20,7 +22,7 @@ from rectune.runtime.distributed import default_device
 from rectune.training import trainer as loop
 from rectune.training.dataloader import TrainingData, load_data
 from rectune.training.mixed_precision import Masters, freeze_unused, learning_rate, make_optimizer
-from toys import byte_tokenizer, save_toy, tiny_model
+from toys import byte_tokenizer, save_toy, tiny_model, tiny_vision_model
 from training_runs import OVER_ROWS, metrics, together, weights
 
 Gradients = dict[str, Tensor]
@@ -251,23 +253,12 @@ def test_decay_is_on_matrices_only(toy: Any) -> None:
         assert decay[id(master)] == (0.0 if "norm" in name else 0.3), name
 
 
-def gemma3_with_images() -> Any:
-    """A tiny Gemma 3 as most of its folders hold it: text model, vision tower and projector."""
-    import transformers
-
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {**sizes, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 272, "tie_word_embeddings": True}
-    settings = {"text_config": text, "vision_config": {**sizes, "image_size": 28, "patch_size": 14}}
-    config = transformers.Gemma3Config(**settings, mm_tokens_per_image=4, image_token_index=271)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
-
-
 @pytest.mark.parametrize("lora", [{}, {"lora_r": 2, "merge_adapter": True}])
 def test_weights_that_text_does_not_reach_stay(
     run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: dict[str, Any]
 ) -> None:
     """The optimizer would decay them, and hold 16 bytes for each."""
-    model = save_toy(tmp_path / "model", gemma3_with_images())
+    model = save_toy(tmp_path / "model", tiny_vision_model())
     settings = {"model": model, "weight_decay": 0.5, "max_steps": 2, "save_steps": 1, "drift_rows": 0}
     with caplog.at_level("INFO"):
         run("run", **settings, **lora)
@@ -280,6 +271,60 @@ def test_weights_that_text_does_not_reach_stay(
         assert moved == {name for name in before if "language_model" in name}
     kept = weights(tmp_path / "run", "checkpoints/step-000001/weights.safetensors")
     assert kept and all("language_model" in name for name in kept)
+
+
+@pytest.mark.parametrize("tokens", [4096, 96])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("MixtralConfig", {"num_local_experts": 4, "router_aux_loss_coef": 0.5}),
+        ("Qwen3MoeConfig", {"num_experts": 4, "moe_intermediate_size": 32, "router_aux_loss_coef": 0.7}),
+    ],
+)
+def test_router_loss_is_transformers(
+    toy: dict[str, Any], tmp_path: Path, gradients: Any, config: str, settings: dict[str, Any], tokens: int,
+    checkpointing: bool,
+) -> None:  # fmt: skip
+    """Its forward with labels, over padded rows; of several micro-batches the mean, by tokens."""
+    made = getattr(transformers, config)(
+        **tiny_model().config.to_diff_dict() | {"model_type": None, "architectures": None}
+        | {"head_dim": 8, "num_experts_per_tok": 2, "output_router_logits": True} | settings
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(made).eval()
+    run = {**toy, "model": save_toy(tmp_path / "model", model), "objective": "sft", "max_steps": 1}
+    run |= {"tokens_per_micro_batch": tokens, "drift_rows": 0, "output_dir": tmp_path / "run1"}
+    (ours,) = gradients(**run, gradient_checkpointing=checkpointing)
+    data = load_data(load_config(None, run), byte_tokenizer())
+    (rows, parts), (line,) = (data.plan.rows(0), data.micro_batches(0)), metrics(tmp_path / "run1", "train")
+    assert (len(parts) > 1) == (tokens == 96)
+    mean = 0.0
+    for part in parts:
+        split = data.train.batch(part)
+        ids, labels = (
+            pad_sequence(t[0].split(split.row_lengths), True, -100) for t in (split.input_ids, split.labels)
+        )
+        out = model(input_ids=ids.clamp(min=0), labels=labels, attention_mask=(ids >= 0).long())
+        router = settings["router_aux_loss_coef"] * out.aux_loss
+        share = sum(split.row_lengths) / sum(data.train.lengths(rows))
+        ((out.loss - router) * data.units(part) / data.units(rows) + share * router).backward()
+        mean += router.item() * data.units(part) / data.units(rows)
+    close(ours, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert line["router_loss"] == pytest.approx(mean, rel=1e-5) and mean > 0.5
+
+
+def test_a_router_loss_that_is_off_is_said(
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = transformers.MixtralConfig(**tiny_model().config.to_diff_dict() | {"model_type": None})
+    model = save_toy(tmp_path / "model", transformers.AutoModelForCausalLM.from_config(config))
+    with caplog.at_level("INFO"):
+        run("run", model=model, max_steps=1, drift_rows=0)
+    assert (
+        "router loss: off, because output_router_logits is false in the model's config.json"
+        in caplog.messages
+    )
+    assert "router_loss" not in metrics(tmp_path / "run", "train")[0]
 
 
 def test_every_weight_of_a_text_model_is_trained() -> None:

@@ -9,6 +9,7 @@ would leak into each other, or whose head applies an unknown transform, is refus
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -39,6 +40,38 @@ class Head(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """Arguments of `token_columns`."""
         return {"bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
+
+
+class RouterLoss(NamedTuple):
+    """transformers' loss that balances a mixture of experts, which the model's own forward adds where labels are given.
+
+    Attributes:
+        function: Of the logits of all layers' routers, the number of experts, and how many a token takes.
+        coefficient: What the loss is multiplied with.
+    """
+
+    function: Callable[[Any, int, int], Tensor]
+    experts: int
+    chosen: int
+    coefficient: float
+
+    def __call__(self, router_logits: Sequence[Tensor]) -> Tensor:
+        return self.coefficient * self.function(tuple(router_logits), self.experts, self.chosen)
+
+    @classmethod
+    def of(cls, causal: Any) -> RouterLoss | str | None:
+        """The loss of a model, or why it is off; None for a model that has none."""
+        config = causal.config.get_text_config()
+        coefficient = getattr(config, "router_aux_loss_coef", getattr(config, "aux_loss_coef", None))
+        if not coefficient or not hasattr(config, "output_router_logits"):
+            return None
+        if not config.output_router_logits:
+            return "output_router_logits is false in the model's config.json"
+        function = getattr(sys.modules[type(causal).__module__], "load_balancing_loss_func", None)
+        if function is None:
+            return f"transformers' {type(causal).__name__} does not compute it"
+        experts = getattr(causal, "num_experts", None) or config.num_experts
+        return cls(function, experts, config.num_experts_per_tok, coefficient)
 
 
 @dataclass(frozen=True)
@@ -82,6 +115,7 @@ class Scorer:
     Attributes:
         temperature: Divides the logits.
         sharding: Of the weights, once they are sharded.
+        router_loss: What `columns` can give as `router_loss`.
 
     Raises:
         UserError: The architecture cannot be scored exactly.
@@ -113,6 +147,7 @@ class Scorer:
         if self.causal.base_model is self.causal:
             raise UserError(f"{name} has no base model without the language-model head")
         choose_per_row(self.causal)
+        self.router_loss = RouterLoss.of(self.causal)
         self.head()
         if check:
             self._check(name)
@@ -139,18 +174,21 @@ class Scorer:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states of a packed batch: (T, D), connected to the parameters also where T is 0."""
-        if not batch.row_lengths:  # models cannot run over nothing, so a token is run and dropped
+        hidden: Tensor = self._body(batch).last_hidden_state[0]
+        return hidden[: batch.input_ids.shape[1]]
+
+    def _body(self, batch: Batch) -> Any:
+        """What the model's body returns of a packed batch; of one without rows, of a token to be dropped."""
+        if not batch.row_lengths:  # models cannot run over nothing
             token = batch.input_ids.new_zeros(1, 1)
-            return self.hidden(replace(batch, input_ids=token, position_ids=token, row_lengths=[1]))[:0]
+            return self._body(replace(batch, input_ids=token, position_ids=token, row_lengths=[1]))
         self._check_batch(batch)
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         if not self.varlen:
             # The mask of four dimensions keeps transformers from building its own; `attend_rows` reads none.
             mask = batch.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)
             arguments |= {"attention_mask": mask, "row_lengths": batch.row_lengths}
-        body = self.causal.base_model
-        hidden: Tensor = body(**arguments, use_cache=False).last_hidden_state[0]
-        return hidden
+        return self.causal.base_model(**arguments, use_cache=False)
 
     def _check_batch(self, batch: Batch) -> None:
         """What an embedding would answer with an IndexError, on a GPU with the end of the device's use."""
@@ -171,7 +209,7 @@ class Scorer:
 
         Args:
             names: Of the head's columns (`logp`, `entropy`, `entropy20`, `top1`, `kl`), `ref_logp`, and `hidden`, the
-                states that predict the targets, (N, D) and differentiable.
+                states that predict the targets, (N, D) and differentiable; `router_loss` is a scalar, differentiable.
             reference: Scorer of the model that `kl` and `ref_logp` refer to; `without_adapter()` for LoRA.
 
         Returns:
@@ -206,7 +244,8 @@ class Scorer:
 
     def _columns(self, batch: Batch, names: Sequence[str], reference: Reference | None) -> dict[str, Tensor]:
         index, targets = supervised_positions(batch.labels)
-        hidden, head = self.hidden(batch)[index], self.head()
+        body, head = self._body(batch), self.head()
+        hidden = body.last_hidden_state[0][index]
         settings: dict[str, Any] = {
             "implementation": self.implementation,
             "memory_budget": self.memory_budget,
@@ -214,6 +253,8 @@ class Scorer:
         extra = batch_columns(batch, index)
         if "hidden" in names:
             extra["hidden"] = hidden
+        if "router_loss" in names and isinstance(self.router_loss, RouterLoss):
+            extra["router_loss"] = self.router_loss(body.router_logits)
         ref: dict[str, Any] = {}
         if {"kl", "ref_logp"} & set(names):
             if reference is None:
@@ -308,10 +349,10 @@ class _WithoutAdapter(Scorer):
     def states(self, batch: Batch) -> tuple[Tensor, Head]:
         return self.hidden(batch), self.head()  # weights are whole already, for the model with its adapter
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def _body(self, batch: Batch) -> Any:
         model: Any = self.model
         with model.disable_adapter():
-            return super().hidden(batch)
+            return super()._body(batch)
 
 
 def _logit_scale(config: Any) -> float:

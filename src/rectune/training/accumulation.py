@@ -130,12 +130,22 @@ class Gradients:
         for rows, divisor in micro_batches:
             self._rows = rows
             columns, losses = self._losses(rows, phase, step, of_step)
-            (losses.sum() / divisor).backward()
+            loss = losses.sum() / divisor
+            if "router_loss" in columns:
+                loss = loss + self._share(rows, step) * columns["router_loss"]
+            loss.backward()
             monitor.add(columns, losses)
             finite &= losses.isfinite().all()  # asked for at the end: a GPU would be waited for
         if not finite:  # its gradient may be: the step is to be skipped, by all processes
             self.masters.scale_gradients(math.nan)
         return monitor
+
+    def _share(self, rows: list[int], step: int) -> float:
+        """What a loss of a micro-batch as a whole counts in the step: its share of the tokens."""
+        if self.config.normalization == "micro-batch":
+            return float(bool(rows))
+        lengths = self.data.train.lengths
+        return sum(lengths(rows)) / sum(lengths(self.data.plan.rows(step)))
 
     def _micro_batches(self, step: int, *, all_of_them: bool = False) -> list[tuple[list[int], int]]:
         """This process's share of the step: rows that go together, and what their losses are divided by."""
@@ -174,7 +184,7 @@ class Gradients:
     def _losses(
         self, rows: list[int], phase: Phase, step: int, of_step: _OfRows | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        columns = self._columns(rows, (*MONITORED, *phase.columns))
+        columns = self._columns(rows, (*MONITORED, "router_loss", *phase.columns))
         if phase.step_columns:
             of_step = of_step or self._spread(step, phase, _by_row(self.data, rows, columns, phase))
             for name in phase.step_columns:
@@ -186,6 +196,8 @@ class Gradients:
         """Columns of these rows, by name, but for those of the step; always those of the batch."""
         batch, needed = self.data.train.batch(rows, self.accelerator.device), set(names)
         if of_head := [name for name in HEAD_COLUMNS if name in needed]:
+            if "router_loss" in needed:
+                of_head.append("router_loss")
             columns = self.scorer.columns(batch, of_head, reference=self.reference)
         else:
             columns = batch_columns(batch, supervised_positions(batch.labels)[0])

@@ -50,6 +50,8 @@ class Monitor:
         """Keep a micro-batch's columns, each (N,), and the loss of each token."""
         seen = {name: columns[name] for name in (*MONITORED, "structural")}
         seen["row_weight"] = columns["weight"]
+        if "router_loss" in columns:
+            seen["router_loss"] = columns["router_loss"].expand(len(columns["logp"]))
         if "pair" in columns:  # DPO: the better answers' tokens, and of each pair its margin
             seen = {name: column[columns["sign"] > 0] for name, column in seen.items()}
             seen["margin"] = sum_by(
@@ -72,7 +74,7 @@ class Monitor:
         `eos_p` mean probability of turn-ending and special targets (None without any); `low_p` and `high_p`
         shares of targets with p < 0.01 and p > 0.9; `supervised` number of targets.
         Where rows have weights, `objective` and `weight` include them, and there are `weighted_nll` and
-        `weighted_mean_p`; the other figures count each target once.
+        `weighted_mean_p`; the other figures count each target once. `router_loss` is that of a mixture of experts.
         A pass that only evaluates also gets `histogram`, counts in `PROBABILITY_BINS`. Over pairs these are figures of
         the better answers, `objective` is per pair, and there are `margin` (mean over pairs, in nats: by how much
         log p / p_ref of the better answer exceeds the worse one's) and `preferred` (share of pairs where it does).
@@ -105,6 +107,8 @@ class Monitor:
                 "weighted_nll": -_mean(of_all * columns["logp"]),
                 "weighted_mean_p": _mean(of_all * p),
             }
+        if "router_loss" in columns:
+            figures["router_loss"] = _mean(columns["router_loss"])
         if "margin" in columns:
             figures |= {"margin": _mean(columns["margin"]), "preferred": _mean(columns["margin"] > 0)}
         if "loss" in columns:
