@@ -385,12 +385,11 @@ class Trainer:
             reason = reason if config.min_eos_weight is None else ""
             log.info("min_eos_weight: turn-ending and special tokens keep weight %g%s", least, reason)
         log.info("precision: %s", precision)
-        if router_loss := self.scorer.router_loss:
-            off = isinstance(router_loss, str)
-            log.info(
-                "router loss: %s",
-                f"off, because {router_loss}" if off else f"its coefficient is {router_loss.coefficient:g}",
+        if router := self.scorer.router_loss:
+            shown = (
+                f"off, because {router}" if isinstance(router, str) else f"on, times {router.coefficient:g}"
             )
+            log.info("router loss: %s", shown)
         log.info(
             "rows: %s to train on, %s held out, written with %s; %s steps of %s rows",
             f"{len(data.train):,}", f"{len(data.holdout):,}", data.template.name, f"{steps:,}", config.batch_size,
