@@ -127,6 +127,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         short = ["--model", "M", "--data", "rows.jsonl", "--max-steps", "1", "--batch-size", "4"]
         for name in ("sft", "dft"):
             assert main(["train", *short, "--objective", name, "--output-dir", f"runs/{name}"]) == 0
+        for log in ("base", *(f"{arm}-{seed}" for arm in ("sft", "dft") for seed in range(3))):
+            for task in ("gsm8k", "svamp", "mmlu_law"):
+                scores = [{"doc_id": i, "acc": (i + len(log)) % 2} for i in range(12)]
+                Path("logs", log).mkdir(parents=True, exist_ok=True)
+                write_lines(Path("logs", log, f"samples_{task}_2026-11-30T10-00-00.000000.jsonl"), scores)
         yield folder
 
 
@@ -152,14 +157,15 @@ def test_a_command_runs(place: Path, where: str, line: str, capsys: pytest.Captu
         given[given.index("recipe.toml")] = "problems.toml"
     if verb == "report" and "--output" not in given and "--json" not in given:
         given += ["--output", "page.html"]
-    if "recipe.toml" not in given and "--model" not in given and verb in ("train", "compare", "diagnose"):
+    logs = "--logs" in given  # of another harness: nothing is trained
+    if not {"recipe.toml", "--model", "--logs"} & set(given) and verb in ("train", "compare", "diagnose"):
         given += ["--model", "M"]
     for out in {"--output", "--output-dir"} & set(
         given
     ):  # nothing that another command reads is written over
         at = given.index(out) + 1
         given[at] = f"out-{COMMANDS.index((where, line))}/{given[at]}"
-    code = main([verb, *given, *(word for word in SHORT.get(verb, []) if word not in given)])
+    code = main([verb, *given, *(word for word in SHORT.get(verb, []) if word not in given and not logs)])
     assert code == 0, capsys.readouterr().err
 
 
