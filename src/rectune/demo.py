@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--objectives",
         "sft,dft",
     ]
-    compare += ["--seeds", options.seeds, "--tasks-in", IN, "--tasks-out", OUT]
+    compare += ["--seeds", options.seeds, "--tasks-in", IN, "--tasks-out", OUT, "--margin", "3"]
     compare += ["-n", options.num_samples, "--max-new-tokens", "32", "--output-dir", out]
     return step(diagnose) or step(compare)
 
