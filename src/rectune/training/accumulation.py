@@ -184,7 +184,7 @@ class Gradients:
     def _losses(
         self, rows: list[int], phase: Phase, step: int, of_step: _OfRows | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        columns = self._columns(rows, (*MONITORED, "router_loss", *phase.columns))
+        columns = self._columns(rows, (*MONITORED, *phase.columns))
         if phase.step_columns:
             of_step = of_step or self._spread(step, phase, _by_row(self.data, rows, columns, phase))
             for name in phase.step_columns:
@@ -196,9 +196,7 @@ class Gradients:
         """Columns of these rows, by name, but for those of the step; always those of the batch."""
         batch, needed = self.data.train.batch(rows, self.accelerator.device), set(names)
         if of_head := [name for name in HEAD_COLUMNS if name in needed]:
-            if "router_loss" in needed:
-                of_head.append("router_loss")
-            columns = self.scorer.columns(batch, of_head, reference=self.reference)
+            columns = self.scorer.columns(batch, [*of_head, "router_loss"], reference=self.reference)
         else:
             columns = batch_columns(batch, supervised_positions(batch.labels)[0])
         if self.ref_columns and any(COLUMNS[name].source == "reference" for name in needed):
