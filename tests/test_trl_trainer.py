@@ -133,6 +133,7 @@ def test_a_rule_may_read_the_model_without_its_adapter(tmp_path: Path, objective
         ({}, {"objective": "cadft"}, "cadft reads row_nll_z"),
         ({}, {"objective": "asft"}, "asft reads kl"),
         ({}, {"objective": "dtf"}, "unknown objective 'dtf'"),
+        ({}, {"objective": "dft", "min_eos_weight": -1}, r"min_eos_weight: must be at least 0 \(got -1\)"),
         ({"loss_type": "dft"}, {"objective": "dft"}, "loss_type=dft does not go with an objective"),
         ({"label_smoothing_factor": 0.1}, {"objective": "sft"}, "label_smoothing_factor does not go"),
         (

@@ -255,7 +255,13 @@ def make_phases(config: ObjectiveSettings) -> tuple[Phase, ...]:
 
 
 def protect_turn_ends(phases: Sequence[Phase], least: float | None) -> tuple[Phase, ...]:
-    """The phases with this least weight of turn ends; None is 1 if the loss of any phase vanishes with p, else 0."""
+    """The phases with this least weight of turn ends; None is 1 if the loss of any phase vanishes with p, else 0.
+
+    Raises:
+        UserError: A weight below 0, or no finite number.
+    """
+    if least is not None and not 0 <= least < math.inf:
+        raise UserError(f"must be at least 0 (got {least:g})", where="min_eos_weight")
     if least is None:
         least = float(any(phase.vanishes() for phase in phases))
     return tuple(replace(phase, min_eos_weight=least) for phase in phases)

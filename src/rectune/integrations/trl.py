@@ -121,6 +121,9 @@ class SFTTrainer(trl.SFTTrainer):
                 self._log_nll(columns["logp"])
                 nothing = torch.zeros_like(outputs.log_probs)
                 outputs.log_probs = -nothing.masked_scatter(outputs.label_mask, phase.loss(columns))
+                outputs.loss = (
+                    None  # so that a TRL that trains with it fails, and does not train with another loss
+                )
             return outputs
 
         trainer: Any = super()
