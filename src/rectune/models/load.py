@@ -63,7 +63,7 @@ def load_model(
     trust = {"trust_remote_code": trust_remote_code}
     adapter = adapter_folder(str(name)) or _hub_adapter(str(name))
     base = name if adapter is None else _check_adapter(adapter, name, **trust)
-    model = _load_whole(base, dtype=dtype, attn_implementation=attn_implementation, **trust)
+    model = _load_whole(base, dtype=dtype, device=device, attn_implementation=attn_implementation, **trust)
     if adapter is not None:
         model = _put_on(adapter, model)
     tokenizer = load_tokenizer(adapter or name, **trust)
@@ -128,10 +128,12 @@ def _load_whole(
     name: str | Path,
     *,
     dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
     trust_remote_code: bool,
     attn_implementation: str | None,
 ) -> PreTrainedModel:
-    """A model with all of its weights, on the CPU."""
+    """A model with all of its weights, read straight onto its device."""
+    import torch
     import transformers
 
     source = str(find_folder(str(name)) or name)
@@ -148,6 +150,7 @@ def _load_whole(
         source,
         config=config,
         dtype="auto" if dtype is None else dtype,
+        device_map=None if torch.device(device or "cpu").type == "cpu" else {"": device},
         attn_implementation=attn_implementation,
         use_safetensors=True,  # pickle can run code
         ignore_mismatched_sizes=True,  # refused below, with names
@@ -248,24 +251,56 @@ def choose_dtype(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"the {device.type} has no bfloat16 products in hardware"
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> str:
     """16 hex digits that identify a model: its config and a sample of its weights.
 
     A SHA-256 over the config (without paths and library versions) and, for every tensor, its name, dtype,
     shape and 64 elements spread evenly over it. Takes milliseconds; training changes it, copying does not.
-    """
-    import torch
 
+    Args:
+        dtype: Take weights that are stored in another dtype for this one, as if the model had been loaded in it.
+    """
     config = model.config.to_dict()
     for key in ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"):
         config.pop(key, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].contiguous().cpu()
-        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+        digest.update(_sampled(name, tensor, dtype if dtype and tensor.is_floating_point() else tensor.dtype))
     return digest.hexdigest()[:16]
+
+
+def fingerprint_of_files(name: str) -> str | None:
+    """As `fingerprint`, of a folder's or downloaded model's files; None where there are no safetensors.
+
+    The same weights have another one than by `fingerprint`, which knows them by the names that they have in a model.
+    """
+    from huggingface_hub import snapshot_download
+    from safetensors import safe_open
+
+    folder = find_folder(name)
+    if folder is None:
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+        except (OSError, ValueError):
+            return None
+    files = sorted(folder.glob("*.safetensors"))
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for tensor in sorted(file.keys()):
+                weight = file.get_tensor(tensor)
+                digest.update(_sampled(tensor, weight, weight.dtype))
+    return digest.hexdigest()[:16] if files else None
+
+
+def _sampled(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """What identifies a tensor: name, dtype, shape, and 64 of its elements."""
+    import torch
+
+    flat = tensor.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // 64)][:64].contiguous().to("cpu", dtype)
+    values = sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b""
+    return f"{name} {dtype} {tuple(tensor.shape)}".encode() + values
 
 
 @contextmanager

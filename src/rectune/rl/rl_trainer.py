@@ -147,7 +147,9 @@ class RLTrainer:
         # Model and problems
         device = self.accelerator.device
         self.model: Any
-        self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=device)
+        dtype, reason = choose_dtype(config.dtype, device)
+        stored = dtype if config.lora_r else torch.float32
+        self.model, self.tokenizer = load_model(config.model, dtype=stored, device=device)
         self.template = run_template(config.output_dir, config.chat_template, self.tokenizer)
         self.prompts, self.held_out = (
             load_prompts(some, self.tokenizer, self.template) for some in (problems, held_out)
@@ -168,7 +170,6 @@ class RLTrainer:
             temperature=config.temperature,
             memory_budget=config.logits_memory_mb << 20,
         )
-        dtype, reason = choose_dtype(config.dtype, device)
         self.masters = Masters(self.policy, dtype)
         self.optimizer = _optimizer(self.masters, config)
         if config.gradient_checkpointing:

@@ -71,7 +71,8 @@ class Masters:
     """Trainable parameters by name, with float32 masters and gradients.
 
     Args:
-        model: In float32; its parameters are converted to `dtype` in place, and hooked.
+        model: Trainable weights in float32; its parameters are converted to `dtype` in place, and hooked. Frozen ones
+            that are sharded stay as they are.
         dtype: Of the working weights.
     """
 
@@ -80,9 +81,13 @@ class Masters:
         if not trainable:
             raise UserError("the model has no trainable parameters")
         self.mixed = dtype != torch.float32
-        self.masters = {n: p.data.clone() for n, p in trainable.items()} if self.mixed else trainable
+        self.masters = (
+            {n: p.data.to(torch.float32, copy=True) for n, p in trainable.items()}
+            if self.mixed
+            else trainable
+        )
         for weight in model.parameters():  # not model.to(): rotary frequencies and other buffers stay exact
-            if weight.dtype != dtype:
+            if weight.dtype != dtype and not isinstance(weight, DTensor):
                 weight.data = weight.data.to(dtype)
         self.working = trainable
         self._fresh: set[str] = set()

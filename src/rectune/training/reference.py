@@ -215,7 +215,7 @@ def load_reference(
     """
     assert config.reference_model is not None
     weight = scorer.head().weight
-    model, other = load_model(config.reference_model, dtype=torch.float32, device=weight.device)
+    model, other = load_model(config.reference_model, dtype=scorer.dtype, device=weight.device)
     if vocabulary(other) != vocabulary(tokenizer):
         sizes = f"{len(other):,} words, the model's {len(tokenizer):,}"
         raise UserError(
@@ -223,9 +223,7 @@ def load_reference(
             where="reference_model",
             hint="its token ids differ; use a model with the same tokenizer",
         )
-    identity = fingerprint(model)
-    for parameter in model.requires_grad_(False).parameters():  # buffers stay exact, as in `Masters`
-        parameter.data = parameter.data.to(scorer.dtype)
+    identity = fingerprint(model.requires_grad_(False), dtype=torch.float32)
     return Scorer(model, memory_budget=scorer.memory_budget, implementation=scorer.implementation), identity
 
 

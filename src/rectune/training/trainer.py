@@ -98,14 +98,17 @@ class Trainer:
 
         # Model and data
         self.model: Any
-        self.model, self.tokenizer = load_model(config.model, dtype=torch.float32, device=accelerator.device)
+        self.dtype, reason = choose_dtype(config.dtype, accelerator.device)
+        stored = (
+            self.dtype if config.lora_r else torch.float32
+        )  # what is trained, adapters too, begins in float32
+        self.model, self.tokenizer = load_model(config.model, dtype=stored, device=accelerator.device)
         paired = "pair" in phases[0].columns
         self.data = load_data(config, self.tokenizer, self.model, paired=paired, texts=texts)
-        identity = fingerprint(self.model)
+        identity = fingerprint(self.model, dtype=torch.float32)
         if config.lora_r:
             self.model = add_lora(self.model, config, config.seed)
         freeze_unused(self.model)
-        self.dtype, reason = choose_dtype(config.dtype, accelerator.device)
         if not sharded:
             self.masters = Masters(self.model, self.dtype)
         self.scorer = Scorer(self.model, memory_budget=config.logits_memory_mb << 20)
