@@ -12,6 +12,7 @@ from rectune.data.chat_template import choose_template
 from rectune.data.schema import Problem, Turn
 from rectune.errors import UserError
 from rectune.models.folder import find_folder
+from rectune.models.load import fingerprint_of_files
 from rectune.sampling.hf.engine import HFEngine
 from rectune.sampling.sample import sample
 from rectune.sampling.types import (
@@ -20,10 +21,11 @@ from rectune.sampling.types import (
     Request,
     SamplingParams,
     cut,
+    finish_reason,
     stopped_by,
     template_stops,
 )
-from toys import byte_tokenizer, complete, tiny_model
+from toys import byte_tokenizer, complete, save_toy, tiny_model
 
 REQUEST = Request("p", 0, (1,))
 ALPACA = """\
@@ -206,6 +208,38 @@ def test_vllm_in_this_process_is_given_every_setting(tmp_path: Path, monkeypatch
     assert {name: settings.get(name) for name in neutral} == neutral
     line = json.loads(out.read_text())
     assert (line["text"], line["finish_reason"], len(line["token_ids"])) == ("42\n", "stop", 3)
+
+
+@pytest.mark.parametrize(
+    ("reported", "kept"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("repetition", "length"),
+        (None, "stop"),
+        ("abort", ""),
+        ("error", ""),
+    ],
+)
+def test_what_an_engine_gave_up_is_no_answer(reported: str | None, kept: str) -> None:
+    request = Request("p", 3, (1, 2))
+    if kept:
+        assert finish_reason(reported, request, "vllm") == kept
+    else:
+        with pytest.raises(UserError, match=f"vllm: sample 3 of p ended with '{reported}'"):
+            finish_reason(reported, request, "vllm")
+
+
+def test_weights_on_disk_are_told_from_others_of_the_same_name(tmp_path: Path) -> None:
+    first = save_toy(tmp_path / "model")
+    (tmp_path / "copy").mkdir()
+    for file in (tmp_path / "model").iterdir():
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    before = fingerprint_of_files(first)
+    assert before and before == fingerprint_of_files(str(tmp_path / "copy"))
+    assert save_toy(tmp_path / "model", seed=1) == first
+    assert fingerprint_of_files(first) not in (None, before)
+    assert fingerprint_of_files("no-such/model") is None
 
 
 def test_the_local_engine_reads_no_sampling_setting_of_a_generation_config() -> None:

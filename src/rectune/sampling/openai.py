@@ -48,7 +48,15 @@ from rectune.data.chat_template import Template, choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.load import load_tokenizer
-from rectune.sampling.types import Completion, Request, SamplingParams, cut, sample_key, special_stops
+from rectune.sampling.types import (
+    Completion,
+    Request,
+    SamplingParams,
+    cut,
+    finish_reason,
+    sample_key,
+    special_stops,
+)
 
 log = logging.getLogger("rectune")
 
@@ -380,7 +388,7 @@ class OpenAIEngine:
                 where=self.api.url,
                 hint="its tokenizer or its start-of-text differs; use a server that takes token ids",
             )
-        reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        reason = finish_reason(choice.get("finish_reason"), request, self.api.url)
         ids, logps = self._tokens(choice) if self.logprobs else ([], [])
         fewer = "content" in (choice.get("logprobs") or {}) and usage.get("completion_tokens", 0) > len(ids)
         if not self.logprobs or fewer:  # fewer than were sampled: llama.cpp, see above

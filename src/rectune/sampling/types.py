@@ -101,6 +101,26 @@ class Completion:
     not_taken: tuple[str, ...] = ()
 
 
+def finish_reason(reported: str | None, request: Request, where: str) -> str:
+    """The `finish_reason` of a completion, given what vLLM, SGLang or another server reports.
+
+    Args:
+        where: The engine, for the error.
+
+    Raises:
+        UserError: The engine gave the request up ("abort", "error"), so that what it has is no answer.
+    """
+    if reported in ("abort", "error"):
+        raise UserError(
+            f"sample {request.sample_index} of {request.problem_id} ended with '{reported}'",
+            where=where,
+            hint="see the engine's log; run the command again: finished samples are kept",
+        )
+    return (
+        "length" if reported in ("length", "repetition") else "stop"
+    )  # vLLM ends answers that repeat themselves
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Which engine to load for a model (`sample.load_engine`). Names are those of `config.BackendConfig`.

@@ -12,7 +12,16 @@ from rectune.data.chat_template import choose_template
 from rectune.data.tokenization import stop_ids
 from rectune.errors import UserError
 from rectune.models.folder import adapter_folder, find_folder
-from rectune.sampling.types import Completion, Request, SamplingParams, cut, sample_key, special_stops
+from rectune.models.load import fingerprint_of_files
+from rectune.sampling.types import (
+    Completion,
+    Request,
+    SamplingParams,
+    cut,
+    finish_reason,
+    sample_key,
+    special_stops,
+)
 
 WAVE = 4096  # requests handed over at once, so that finished ones reach the file before all are done
 
@@ -53,8 +62,8 @@ class VLLMEngine:
 
     @property
     def fingerprint(self) -> str:
-        """The name of the model: vLLM does not show its weights."""
-        return f"vllm:{self.model_name}"
+        """Of the files that vLLM read; of a model that is in no folder its name."""
+        return f"vllm:{fingerprint_of_files(self.model_name) or self.model_name}"
 
     def complete(self, requests: Iterable[Request], params: SamplingParams) -> Iterator[Completion]:
         """Completions in waves of `WAVE` requests."""
@@ -91,8 +100,8 @@ class VLLMEngine:
         outputs = self.llm.generate(prompts, sampling_params)
         for request, output in zip(requests, outputs, strict=True):
             new = output.outputs[0]
+            reason = finish_reason(new.finish_reason, request, "vllm")
             ids = list(new.token_ids)
             logps = [step[token].logprob for step, token in zip(new.logprobs, ids, strict=True)]
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            reason = "length" if new.finish_reason == "length" else "stop"
             yield cut(Completion(request, ids, logps, text, reason), self.tokenizer, params.stop)
