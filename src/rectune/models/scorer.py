@@ -148,6 +148,7 @@ class Scorer:
             raise UserError(f"{name} has no base model without the language-model head")
         choose_per_row(self.causal)
         self.router_loss = RouterLoss.of(self.causal)
+        self._router_logits: Sequence[Tensor] | None = None  # of the last pass
         self.head()
         if check:
             self._check(name)
@@ -174,21 +175,19 @@ class Scorer:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states of a packed batch: (T, D), connected to the parameters also where T is 0."""
-        hidden: Tensor = self._body(batch).last_hidden_state[0]
-        return hidden[: batch.input_ids.shape[1]]
-
-    def _body(self, batch: Batch) -> Any:
-        """What the model's body returns of a packed batch; of one without rows, of a token to be dropped."""
-        if not batch.row_lengths:  # models cannot run over nothing
+        if not batch.row_lengths:  # models cannot run over nothing, so a token is run and dropped
             token = batch.input_ids.new_zeros(1, 1)
-            return self._body(replace(batch, input_ids=token, position_ids=token, row_lengths=[1]))
+            return self.hidden(replace(batch, input_ids=token, position_ids=token, row_lengths=[1]))[:0]
         self._check_batch(batch)
         arguments: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
         if not self.varlen:
             # The mask of four dimensions keeps transformers from building its own; `attend_rows` reads none.
             mask = batch.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)
             arguments |= {"attention_mask": mask, "row_lengths": batch.row_lengths}
-        return self.causal.base_model(**arguments, use_cache=False)
+        output = self.causal.base_model(**arguments, use_cache=False)
+        self._router_logits = getattr(output, "router_logits", None)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
     def _check_batch(self, batch: Batch) -> None:
         """What an embedding would answer with an IndexError, on a GPU with the end of the device's use."""
@@ -244,8 +243,8 @@ class Scorer:
 
     def _columns(self, batch: Batch, names: Sequence[str], reference: Reference | None) -> dict[str, Tensor]:
         index, targets = supervised_positions(batch.labels)
-        body, head = self._body(batch), self.head()
-        hidden = body.last_hidden_state[0][index]
+        hidden, head = self.hidden(batch)[index], self.head()
+        router_logits, self._router_logits = self._router_logits, None
         settings: dict[str, Any] = {
             "implementation": self.implementation,
             "memory_budget": self.memory_budget,
@@ -253,8 +252,8 @@ class Scorer:
         extra = batch_columns(batch, index)
         if "hidden" in names:
             extra["hidden"] = hidden
-        if "router_loss" in names and isinstance(self.router_loss, RouterLoss):
-            extra["router_loss"] = self.router_loss(body.router_logits)
+        if "router_loss" in names and router_logits and isinstance(self.router_loss, RouterLoss):
+            extra["router_loss"] = self.router_loss(router_logits)
         ref: dict[str, Any] = {}
         if {"kl", "ref_logp"} & set(names):
             if reference is None:
@@ -349,10 +348,10 @@ class _WithoutAdapter(Scorer):
     def states(self, batch: Batch) -> tuple[Tensor, Head]:
         return self.hidden(batch), self.head()  # weights are whole already, for the model with its adapter
 
-    def _body(self, batch: Batch) -> Any:
+    def hidden(self, batch: Batch) -> Tensor:
         model: Any = self.model
         with model.disable_adapter():
-            return super()._body(batch)
+            return super().hidden(batch)
 
 
 def _logit_scale(config: Any) -> float:
