@@ -97,14 +97,24 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert "py.typed" in project()["tool"]["setuptools"]["package-data"]["rectune"]
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / file).read_text("utf-8").splitlines()
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {
         canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
         for pin in found
         if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})
     }
+
+
+def test_the_constraints_for_vllm_are_within_what_the_package_allows() -> None:
+    """That they install together is asked of pip by scripts/check_vllm.sh, which needs an index."""
+    metadata, pinned = project()["project"], pins("constraints-vllm.txt")
+    extras = metadata["optional-dependencies"]
+    for line in (*metadata["dependencies"], *extras["vllm"], *extras["peft"]):
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": "3.11"}):
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
 
 
 def test_what_docs_and_dist_install_is_pinned() -> None:

@@ -47,7 +47,8 @@ class VLLMEngine:
                 "this is an adapter, and the vllm backend takes whole models", where=model, hint=hint
             )
         if find_spec("vllm") is None:
-            raise UserError("vLLM is not installed", where="backend", hint="pip install 'rectune[vllm]'")
+            hint = "serve it in an environment of its own and use --backend openai, or pip install 'rectune[vllm]'"
+            raise UserError("vLLM is not installed", where="backend", hint=hint)
         from vllm import LLM
 
         self.model_name = model
