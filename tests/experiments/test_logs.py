@@ -43,18 +43,27 @@ def test_lm_evaluation_harness() -> None:
     assert (first.prompt, first.target, first.text, first.extracted) == ("What is 0 + 0?", "0", "0", "0")
 
 
-def test_inspect() -> None:
-    """.eval, whose files are compressed with Zstandard, and .json."""
-    frame = read_logs({"base": [INSPECT / "base"], "sft": [INSPECT / "sft-0", INSPECT / "sft-1"]})
-    assert frame.attrs["metrics"] == {"sums": "match"}
+@pytest.mark.parametrize(
+    ("folder", "task", "metric", "name"),
+    [
+        (INSPECT, "sums", "match", "add-{}"),  # .eval, whose files are compressed with Zstandard, and .json
+        (CASES / "lighteval-0.13.0", "toy_sums|0", "extractive_match", "{}"),
+    ],
+    ids=["inspect", "lighteval"],
+)
+def test_inspect_and_lighteval(folder: Path, task: str, metric: str, name: str) -> None:
+    logs = {"base": [folder / "base"], "sft": [folder / "sft-0", folder / "sft-1"]}
+    frame = read_logs(logs, cluster="family")
+    assert frame.attrs["metrics"] == {task: metric}
     for arm, seed, right in (
         ("base", 0, {0, 1, 2}),
         ("sft", 0, set(range(6))),
         ("sft", 1, {0, 1, 2, 3, 4, 6}),
     ):
-        assert scores(frame, arm, seed, "sums") == {f"add-{i}": float(i in right) for i in range(8)}
+        assert scores(frame, arm, seed, task) == {name.format(i): float(i in right) for i in range(8)}
     assert align(frame).attrs["notes"] == []
-    assert frame[frame["arm"] == "base"].iloc[7].text == "no idea"
+    last = frame[frame["arm"] == "base"].iloc[7]
+    assert (last.prompt, last.target, last.text, last.cluster) == ("What is 7 + 7?", "14", "no idea", "3")
 
 
 def lighteval(path: Path, values: list[float], query: str = "{i}?") -> Path:
@@ -80,7 +89,7 @@ def lighteval(path: Path, values: list[float], query: str = "{i}?") -> Path:
     return path
 
 
-def test_lighteval(tmp_path: Path) -> None:
+def test_other_content_is_not_the_same_problem(tmp_path: Path) -> None:
     logs = {
         "base": [lighteval(tmp_path / "a", [0, 1, 0.5])],
         "sft": [lighteval(tmp_path / "b", [1, 1, 0.25])],
