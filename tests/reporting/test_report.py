@@ -15,12 +15,14 @@ from diagnosed import diagnosis
 from evaluations import ONE, write_evaluation
 from rectune.cli.app import main
 from rectune.errors import UserError
+from rectune.pages.plots import COLOURS
 from rectune.records import Evaluation, read_record
 from rectune.reporting.figures import draw_figures
 from rectune.reporting.grouping import group
 from rectune.reporting.load_runs import EvaluationFolder, LoadedFolders, LoadedRun, NoteList
-from rectune.reporting.page_model import Report
+from rectune.reporting.page_model import Opening, Report, Spot, SpotKind, SpotScore
 from rectune.reporting.report import markdown, page, report
+from rectune.reporting.tradeoff import draw_tradeoff
 from rectune.training.metrics import PROBABILITY_BINS
 from reported import comparison, edit, read_lines, sweep, trade, write_lines
 
@@ -391,3 +393,15 @@ def test_what_is_judged_apart_has_one_headline(tmp_path: Path) -> None:
     sentences = report([Path(folder) for folder in folders]).verdict.sentences
     assert not any("Keep the base model" in sentence for sentence in sentences)
     assert sentences[0].startswith("sft made the model worse on sums and on words and better on lists: ")
+
+
+def test_the_figure_has_more_arms_than_colours() -> None:
+    def spot(label: str, kind: SpotKind, place: int) -> Spot:
+        accuracy = SpotScore(place / 40, place / 50, place / 30)
+        return Spot(label, label, kind, 1.0, {"in": accuracy, "out": accuracy})
+
+    arms = [f"arm {number}" for number in range(30)]
+    spots = [spot("base", "base", 0), *(spot(arm, "arm", place) for place, arm in enumerate(arms))]
+    opening = Opening("s", [], [*spots, spot("mean of arm 0 and arm 1", "mean", 9)], [], [])
+    looks = {arm: {"color": COLOURS[place % len(COLOURS)]} for place, arm in enumerate(arms)}
+    assert draw_tradeoff(opening, looks) is not None

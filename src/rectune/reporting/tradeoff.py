@@ -7,7 +7,7 @@ point between two models is left out where there is no room (its tooltip is not)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +103,7 @@ def _accuracy(score: SpotScore) -> str:
 def _colours(spots: Sequence[Spot], looks: Style) -> dict[str, str]:
     """A colour for each arm: that of the other figures, else the next one."""
     taken = {look["color"] for look in looks.values()}
-    free = iter([colour for colour in COLOURS if colour not in taken] * len(spots))
+    free = cycle([colour for colour in COLOURS if colour not in taken] or COLOURS)
     found = {}
     for spot in spots:
         if spot.kind == "base":
