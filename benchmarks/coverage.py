@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rectune.analysis.decision import LEVEL, NEARLY, chance_confirmed
+from rectune.analysis.decision import NEARLY, chance_confirmed
+from rectune.analysis.power import LEVEL
 from rectune.evaluation.statistics import (
     Chosen,
     Estimate,

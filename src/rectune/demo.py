@@ -2,7 +2,7 @@
 
 SmolLM2-135M learns to write the calculation that solves a word problem of GSM8K. First the data are diagnosed under
 the model; then SFT and DFT start from the same weights and read the same rows in the same order, and base, SFT and DFT
-answer held-out GSM8K problems (in domain) and SVAMP problems (out of domain). Run again, it goes on.
+answer held-out GSM8K problems (in domain) and SVAMP problems (out of domain). Run again, it resumes.
 """
 
 from __future__ import annotations

@@ -27,17 +27,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rectune.analysis.power import plan_power
+from rectune.analysis.power import LEVEL, plan_power
 from rectune.analysis.significance import WORTH_SEEING, sample_size
 from rectune.analysis.summary_text import BASE, DOMAINS
 from rectune.errors import UserError, unknown_name
-from rectune.evaluation.accuracy import correct_matrix, read_evaluation, read_graded
+from rectune.evaluation.accuracy import correct_matrix, read_answers, read_evaluation
 from rectune.evaluation.statistics import Chosen, Difference, Estimate, paired_difference, paired_estimate
 from rectune.pages.format import points as in_points
-from rectune.records import ArmDifference, Candidate, Comparison, Decision, Point, PointDifference
+from rectune.records import ArmDifference, Candidate, Comparison, Decision, Graded, Point, PointDifference
 
-LEVEL = 0.95
-"""Of each limit by itself; the interval between two limits has 90 %."""
 SAMPLED, GREEDY = ("validation", "evaluation"), ("validation-greedy", "greedy")
 """Folders of a decoding: answers to validation problems, and to those of the verdict."""
 NEARLY = 0.9
@@ -265,16 +263,10 @@ class _Evaluated:
 
 def _by_domain(folder: Path, domains: Mapping[str, str]) -> dict[str, tuple[list[str], np.ndarray]]:
     """Domain to the ids of its problems and which answers to them are correct, (P, N)."""
-    evaluation = read_evaluation(folder)
-    ids: dict[str, list[str]] = {}
-    for task, result in evaluation.benchmarks.items():
-        ids.setdefault(domains.get(task, ""), []).extend(result.problem_ids)
-    every = [problem_id for of_domain in ids.values() for problem_id in of_domain]
-    lines = read_graded(folder / "graded.jsonl", every, evaluation.protocol.n)
-    return {
-        domain: (names, correct_matrix({name: lines[name] for name in names}))
-        for domain, names in ids.items()
-    }
+    by_domain: dict[str, dict[str, list[Graded]]] = {}
+    for task, samples in read_answers(folder)[1].items():
+        by_domain.setdefault(domains.get(task, ""), {}).update(samples)
+    return {domain: (list(samples), correct_matrix(samples)) for domain, samples in by_domain.items()}
 
 
 def best_decoding(comparison: Comparison, out: Path) -> tuple[str, str]:

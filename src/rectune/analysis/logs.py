@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 from rectune.analysis.summary_text import BASE
 from rectune.data.readers import read_csv, read_jsonl, read_parquet
 from rectune.errors import UserError, unknown_name
-from rectune.evaluation.accuracy import read_evaluation, read_graded
+from rectune.evaluation.accuracy import read_answers
 from rectune.runtime.io import load_json
 
 log = logging.getLogger("rectune")
@@ -489,11 +489,8 @@ def _evalscope(path: Path) -> list[Log]:
 
 
 def _rectune(folder: Path) -> list[Log]:
-    evaluation = read_evaluation(folder)
-    every = [name for task in evaluation.benchmarks.values() for name in task.problem_ids]
-    lines = read_graded(folder / "graded.jsonl", every, evaluation.protocol.n)
     logs = []
-    for task, result in evaluation.benchmarks.items():
+    for task, samples in read_answers(folder)[1].items():
         answers = [
             ScoredAnswer(
                 f"{folder}/graded.jsonl: {name}", task, name.removeprefix(f"{task}/"), {"correct": line.value},
@@ -505,8 +502,8 @@ def _rectune(folder: Path) -> list[Log]:
                 extracted=line.extracted,
                 fields=line.extra or {},
             )
-            for name in result.problem_ids
-            for line in lines[name]
+            for name, lines in samples.items()
+            for line in lines
         ]  # fmt: skip
         logs.append(Log(folder, task, "", answers))
     return logs

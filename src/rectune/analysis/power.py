@@ -21,7 +21,7 @@ ASSUMED = Spread(problems=0.2, seeds=0.01, rest=0.1)
 DIFFICULTY = 0.15
 """Mean of p (1 - p) over problems, p being the accuracy on one: the variance of one sampled answer."""
 LEVEL = 0.95
-"""Of each limit by itself."""
+"""Of each limit by itself; the interval between two limits has 90 %."""
 GAINS = (0.02, 0.05, 0.1)
 """True gains whose chance is said."""
 WANTED = 0.8
@@ -67,9 +67,9 @@ def plan_power(
     plans = []
     for domain in DOMAINS:
         chosen = Chosen(among, validation[domain])
+        reach_R = simulated_reach(seeds, problems[domain], samples, chosen)
         for difference in (0.0,) if domain == protected else GAINS:
             distance = margin if domain == protected else difference
-            reach_R = simulated_reach(seeds, problems[domain], samples, chosen)
             needed = _needed(distance, seeds, problems[domain], samples, chosen)
             plans.append(
                 Power(
@@ -96,17 +96,16 @@ def _needed(
         reach_R = simulated_reach(seeds, count, samples, scaled, runs=4000)
         return float(np.mean(reach_R < distance)) >= WANTED
 
-    most = [count for count in range(seeds, MOST_SEEDS + 1) if enough(MOST_PROBLEMS, count)][:1]
-    if seeds == 1:
-        most = [1] if enough(MOST_PROBLEMS, 1) else []
-    if not most:
+    allowed = range(seeds, MOST_SEEDS + 1) if seeds > 1 else [1]
+    fewest = next((count for count in allowed if enough(MOST_PROBLEMS, count)), None)
+    if fewest is None:
         return None
     low, high = 1, MOST_PROBLEMS
     while high > 1.03 * low + 1:
         middle = max(2, round(math.sqrt(low * high)))
-        low, high = (low, middle) if enough(middle, most[0]) else (middle, high)
+        low, high = (low, middle) if enough(middle, fewest) else (middle, high)
     step = 10 ** max(0, len(str(high)) - 2)
-    return math.ceil(high / step) * step, most[0]
+    return math.ceil(high / step) * step, fewest
 
 
 def power_sentences(plans: Sequence[Power], margin: float, samples: int) -> list[str]:

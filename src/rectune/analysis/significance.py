@@ -43,7 +43,7 @@ from rectune.analysis.summary_text import (
     sharpening_sentence,
 )
 from rectune.errors import UserError
-from rectune.evaluation.accuracy import powers_of_two, read_evaluation, read_graded
+from rectune.evaluation.accuracy import powers_of_two, read_answers
 from rectune.evaluation.statistics import (
     Difference,
     Interval,
@@ -220,19 +220,18 @@ def read_arms(folders: Folders, warnings: list[str]) -> tuple[dict[str, Arms], d
     base_first = sorted(folders, key=lambda arm: arm != BASE)  # others are compared with it
     for label, seed, folder in [(arm, *run) for arm in base_first for run in folders[arm].items()]:
         try:
-            evaluation = read_evaluation(folder)
-            ids = {name: task.problem_ids for name, task in evaluation.benchmarks.items() if task.problem_ids}
-            every = [problem_id for problem_ids in ids.values() for problem_id in problem_ids]
-            lines = read_graded(Path(folder) / "graded.jsonl", every, evaluation.protocol.n)
+            evaluation, by_task = read_answers(folder)
         except UserError as error:
             warnings.append(f"{label}, seed {seed}, is left out: {error}")
             continue
         evaluations[f"{label}, seed {seed}"] = evaluation
-        for name, problem_ids in ids.items():
-            answers = answers_of({problem_id: lines[problem_id] for problem_id in problem_ids})
+        for name, samples in by_task.items():
+            if not samples:
+                continue
+            answers = answers_of(samples)
             if evaluation.protocol.top_p != 1:  # then it is not that of the distribution sampled from
                 answers.numbers["surprisal"][:] = np.nan
-            run = RunAnswers(problem_ids, answers, evaluation.protocol.temperature)
+            run = RunAnswers(list(samples), answers, evaluation.protocol.temperature)
             tasks.setdefault(name, {}).setdefault(label, {})[seed] = run
     return tasks, evaluations
 

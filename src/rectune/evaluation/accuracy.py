@@ -75,6 +75,19 @@ def read_graded(path: Path, problem_ids: Sequence[str], n: int) -> dict[str, lis
     return {problem_id: [by_index[i] for i in range(n)] for problem_id, by_index in samples.items()}
 
 
+def read_answers(folder: Path) -> tuple[Evaluation, dict[str, dict[str, list[Graded]]]]:
+    """The evaluation of a folder, and its graded samples by task and problem id, in the evaluation's order.
+
+    Raises:
+        UserError: As `read_evaluation` and `read_graded`.
+    """
+    evaluation = read_evaluation(folder)
+    ids = {task: result.problem_ids for task, result in evaluation.benchmarks.items()}
+    every = [problem_id for of_task in ids.values() for problem_id in of_task]
+    lines = read_graded(Path(folder) / "graded.jsonl", every, evaluation.protocol.n)
+    return evaluation, {task: {i: lines[i] for i in of_task} for task, of_task in ids.items()}
+
+
 def verdict_matrix(folder: Path, task: str) -> tuple[list[str], np.ndarray]:
     """Problem ids and which samples are correct, int8 of shape (P, N), of one task of an evaluation.
 

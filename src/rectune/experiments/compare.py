@@ -241,7 +241,7 @@ def _kept_soups(begun: Comparison | None) -> list[tuple[str, ...]]:
 def _interpolated(
     config: CompareConfig, begun: Comparison | None, specs: Sequence[str], arms: Sequence[Arm]
 ) -> tuple[str, ...]:
-    """Slugs of the arms that are interpolated: those asked for, else all, and those that the folder has."""
+    """Slugs of the arms that are interpolated: of --interpolate-only, else all, and those that the folder has."""
     before = {point.arm for point in begun.points if 0 < point.at < 1} if begun else set()
     every = begun is None or before >= {
         arm.slug for arm in begun.arms
@@ -263,7 +263,7 @@ def _slugs_by_name(specs: Sequence[str], arms: Sequence[Arm]) -> dict[str, str]:
 
 
 def _soups(soups: Sequence[str], specs: Sequence[str], arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
-    """The slugs of each mean that is asked for, in the order of the arms."""
+    """The slugs of each mean that --soup names, in the order of the arms."""
     names = _slugs_by_name(specs, arms)
     for text in soups:
         members = [part.strip() for part in text.split("+")]
@@ -455,7 +455,7 @@ def _check_same(before: Mapping[str, JsonValue], settings: Mapping[str, JsonValu
 
 
 def _with_overlap(grid: Grid, config: CompareConfig) -> Grid:
-    """The grid with the problems whose text occurs in the training rows, looked for once; without them if asked."""
+    """The grid with the problems that occur in the training rows, searched for once; --exclude-overlap drops them."""
     begun = read_comparison(grid.out)
     overlap = begun.overlap if begun else _overlap(config)
     if overlap is None or not config.exclude_overlap:

@@ -5,7 +5,7 @@ of them: a mean over all problems needs no more to show which way an arm moves.
 
     OUT/runs/<slug>/seed-<s>/step-<step>/validation   answers of a run at a pause
 
-A recipe of the paper asks the problems of the verdict instead, as the paper's Figure 1 does.
+A recipe of the paper uses the problems of the verdict instead, as the paper's Figure 1 does.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def curve_folder(run: ArmRun, step: int) -> Path:
 def curve_points(grid: Grid, arms: Sequence[Arm]) -> list[Point]:
     """The arms at each pause that all seeds have, and at the end, with their accuracies on validation problems."""
     points = []
-    for arm in arms if grid.curve_on == "validation" else ():
+    for arm in arms if grid.curve_steps and grid.curve_on == "validation" else ():
         steps = grid.steps(arm)
         for step in (*pauses(grid, steps), steps):
             runs = {str(seed): grid.run(arm, seed) for seed in grid.seeds}

@@ -241,7 +241,7 @@ class Grid:
 
     @property
     def curve_files(self) -> list[Path]:
-        """The problems that are asked during training, as `write_problems` writes them."""
+        """The problems that are evaluated during training, as `write_problems` writes them."""
         names = self.problems if self.curve_on == "verdict" else {**self.validation, **self.validation_out}
         return [self.out / "problems" / self.curve_on / f"{name}.jsonl" for name in names]
 

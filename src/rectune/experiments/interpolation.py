@@ -23,7 +23,7 @@ import numpy as np
 
 from rectune.analysis.significance import mean_accuracy_of
 from rectune.analysis.summary_text import merged_label
-from rectune.evaluation.accuracy import correct_matrix, read_evaluation, read_graded
+from rectune.evaluation.accuracy import correct_matrix, read_answers
 from rectune.experiments.evaluator import EvalSettings, Evaluator, is_evaluated
 from rectune.experiments.grid import BASE, Arm, Grid
 from rectune.models.merge import at_folder, open_sources
@@ -152,7 +152,10 @@ def _scores(folders: Mapping[str, Path], domains: Mapping[str, str]) -> dict[str
     """Domain to accuracy over seeds and problems of all its tasks; empty where an evaluation is not there."""
     if not domains or not all((folder / "evaluation.json").is_file() for folder in folders.values()):
         return {}
-    answers = {seed: _correct_by_task(folder) for seed, folder in folders.items()}
+    answers = {
+        seed: {task: correct_matrix(samples) for task, samples in read_answers(folder)[1].items()}
+        for seed, folder in folders.items()
+    }
     scores = {}
     for domain in dict.fromkeys(domains.values()):
         tasks = [task for task in domains if domains[task] == domain]
@@ -160,12 +163,3 @@ def _scores(folders: Mapping[str, Path], domains: Mapping[str, str]) -> dict[str
         by_seed = {seed: float(x.mean()) for seed, x in zip(answers, correct_S, strict=True)}
         scores[domain] = PointScore(**mean_accuracy_of(correct_S)._asdict(), by_seed=by_seed)
     return scores
-
-
-def _correct_by_task(folder: Path) -> dict[str, np.ndarray]:
-    """Task to which samples are correct, (P, N)."""
-    evaluation = read_evaluation(folder)
-    ids = {task: result.problem_ids for task, result in evaluation.benchmarks.items()}
-    every = [problem_id for problem_ids in ids.values() for problem_id in problem_ids]
-    lines = read_graded(folder / "graded.jsonl", every, evaluation.protocol.n)
-    return {task: correct_matrix({i: lines[i] for i in problem_ids}) for task, problem_ids in ids.items()}

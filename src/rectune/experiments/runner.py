@@ -10,7 +10,7 @@ import gc
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -180,9 +180,9 @@ def evaluations(grid: Grid, seed: int, files: ProblemFiles) -> Planned:
     """The evaluations of a model that need no other model's: as the experiment has it, and greedy; both on the problems
     that the choice of a model is judged on, too, if one is to be chosen.
     """
-    asked = replace(grid.evaluation, seed=seed)
-    greedy = replace(asked, num_samples=1, temperature=0.0)
-    kinds = {"evaluation": asked} | ({"greedy": greedy} if greedy != asked else {})
+    sampled = replace(grid.evaluation, seed=seed)
+    greedy = replace(sampled, num_samples=1, temperature=0.0)
+    kinds = {"evaluation": sampled} | ({"greedy": greedy} if greedy != sampled else {})
     planned = {kind: (settings, files.verdict) for kind, settings in kinds.items()}
     if files.validation:
         names = {"evaluation": "validation", "greedy": "validation-greedy"}
@@ -193,8 +193,8 @@ def evaluations(grid: Grid, seed: int, files: ProblemFiles) -> Planned:
 def _evaluate_base(grid: Grid, files: ProblemFiles, record: Comparison) -> None:
     """Sample the base model, at other temperatures too if a model is to be chosen: it is judged at its best one."""
     planned = dict(evaluations(grid, grid.seeds[0], files))
-    asked, folder = planned["evaluation"][0], grid.out / "runs" / BASE
-    at = {tempered(t): replace(asked, temperature=t) for t in TEMPERATURES if t != asked.temperature}
+    sampled, folder = planned["evaluation"][0], grid.out / "runs" / BASE
+    at = {tempered(t): replace(sampled, temperature=t) for t in TEMPERATURES if t != sampled.temperature}
     if files.validation:
         planned |= {kinds[0]: (settings, files.validation) for kinds, settings in at.items()}
     progress = TaskTimer("base model", dict.fromkeys(planned, 1))
@@ -216,11 +216,19 @@ def _evaluate(evaluator: Evaluator, folder: Path, name: str, planned: Planned, p
                 evaluator.evaluate(folder / kind, files, settings)
 
 
+def _missing(models: Iterable[tuple[Path, Planned]]) -> Counter[str]:
+    """How many evaluations of each kind are not there yet."""
+    return Counter(
+        kind
+        for folder, planned in models
+        for kind, (settings, files) in planned.items()
+        if not is_evaluated(folder / kind, files, settings)
+    )
+
+
 def _train_and_evaluate(grid: Grid, runs: Sequence[ArmRun], files: ProblemFiles) -> None:
     tasks = Counter(train=sum(not run.is_finished for run in runs))
-    for run in runs:
-        for kind, (settings, paths) in evaluations(grid, run.config.seed, files).items():
-            tasks[kind] += not is_evaluated(run.trained / kind, paths, settings)
+    tasks += _missing((run.trained, evaluations(grid, run.config.seed, files)) for run in runs)
     progress = TaskTimer("runs", tasks)
     for run in runs:
         evaluate_over_steps(grid, run)
@@ -244,10 +252,7 @@ def _keep_entropy(grid: Grid, evaluator: Evaluator, folder: Path, seed: int) -> 
 def _evaluate_merged(grid: Grid, merged: Sequence[MergedArm], files: ProblemFiles) -> None:
     remove_merged(grid.out)
     models = [(arm, seed, evaluations(grid, seed, files)) for arm in merged for seed in grid.seeds]
-    tasks = Counter[str]()
-    for arm, seed, planned in models:
-        for kind, (settings, paths) in planned.items():
-            tasks[kind] += not is_evaluated(arm.folder(grid, seed) / kind, paths, settings)
+    tasks = _missing((arm.folder(grid, seed), planned) for arm, seed, planned in models)
     progress = TaskTimer("merged models", tasks)
     for arm, seed, planned in models:
         with arm.evaluator(grid, seed) as evaluator:

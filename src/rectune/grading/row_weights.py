@@ -111,7 +111,7 @@ def _rows(config: WeighConfig) -> Iterator[_Row]:
         row = to_row(record, where, format, config)
         turns = () if row is None else row.turns
         first = next((i for i, turn in enumerate(turns) if turn.supervised), 0)
-        question = _asked(turns[:first])
+        question = _question_of(turns[:first])
         names = [
             name for name in WEIGHT_NAMES if holds(record.get(name)) and name not in config.ignore_fields
         ]
@@ -125,7 +125,7 @@ def _rows(config: WeighConfig) -> Iterator[_Row]:
             )
 
 
-def _asked(turns: Iterable[Turn | SampledTurn]) -> str:
+def _question_of(turns: Iterable[Turn | SampledTurn]) -> str:
     return "\n".join(turn.content for turn in turns if turn.role == "user")
 
 
@@ -138,9 +138,9 @@ def _weigh(rows: Sequence[_Row], graded: Path) -> dict[str, int]:
             by_question.setdefault(key, problem)
     counts = dict.fromkeys(("by_question", "by_problem_id", "unmatched", "unjudged"), 0)
     for row, keys in zip(rows, _keys([row.question for row in rows]), strict=True):
-        asked = next((by_question[key] for key in keys if key in by_question), None)
-        how = "by_problem_id" if asked is None else "by_question"
-        found = asked or by_id.get(str(row.record.get("problem_id")))
+        matched = next((by_question[key] for key in keys if key in by_question), None)
+        how = "by_problem_id" if matched is None else "by_question"
+        found = matched or by_id.get(str(row.record.get("problem_id")))
         if found is None or not row.question:
             counts["unmatched"] += 1
             continue
@@ -166,7 +166,7 @@ def _problems(graded: Path) -> tuple[dict[str, _Problem], int, int]:
             hint = "weigh by one model's answers"
             raise UserError("the file has samples of two models", where=where, hint=hint)
         if sample.problem_id not in by_id:
-            question = _asked(sample.turns or ())
+            question = _question_of(sample.turns or ())
             problem = by_question.setdefault(question, _Problem(question)) if question else _Problem("")
             by_id[sample.problem_id] = problem
         by_id[sample.problem_id].verdicts[sample.verdict] += 1

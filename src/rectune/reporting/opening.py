@@ -142,7 +142,7 @@ def _over_steps(comparison: Comparison) -> list[StepCurve]:
             if point.arm == arm.slug and point.at == 1 and point.validation
         ]
         during = sorted((point for point in own if point.step is not None), key=lambda point: point.step or 0)
-        if all(point.step == max(p.step or 0 for p in during) for point in during):  # nothing but the end
+        if not during:
             continue
         path = [*([base.model_copy(update={"step": 0})] if base else []), *during]
         scores: dict[str, list[float | None]] = {

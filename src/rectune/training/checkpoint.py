@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run goes on from, bit for bit: written aside, then renamed.
+"""Checkpoints that a killed run resumes from, bit for bit: written aside, then renamed.
 
 A checkpoint holds float32 masters and AdamW's moments as safetensors (no pickle) and `state.json`, which has the
 checksums of the others and its own. Nothing else is needed: row order, dropout and schedule are functions of seed and

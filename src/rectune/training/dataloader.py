@@ -1,6 +1,6 @@
 """What a run reads: its rows as token ids, the hold-out, and which rows each micro-batch of a step holds.
 
-Everything here is a function of config and step alone, so a run that goes on reads what it would have read. For an
+Everything here is a function of config and step alone, so a resumed run reads what it would have read. For an
 objective over pairs (DPO) the better and the worse answer are two encoded rows that always go together: "row" below
 then means the pair.
 """
@@ -180,7 +180,7 @@ class TrainingData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What a run that goes on must find again: sizes and a checksum of the rows' ids, labels and weights."""
+        """What a resumed run must find again: sizes and a checksum of the rows' ids, labels and weights."""
         checksum = zlib.crc32(self.train.encoded.checksums[self.train.members.ravel()])
         return f"{len(self.train):,} rows, {sum(self.train.lengths()):,} tokens, checksum {checksum:08x}"
 

@@ -143,7 +143,7 @@ class _Base:
 
     Its last hidden states (T x D) and head (V x D, shared where it is not trained) give its log-probs by the same
     kernel as the model's own, and stay small, while N x V log-probs would take 0.8 GiB at 4,096 targets of 49,152
-    words. They are recomputed from `config.model` when a run goes on, so the run folder needs no copy.
+    words. They are recomputed from `config.model` when a run resumes, so the run folder needs no copy.
     """
 
     hidden_TD: Tensor

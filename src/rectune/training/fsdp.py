@@ -8,7 +8,7 @@ head reads its weight from within the root's forward pass, where it is whole (`S
 
 Every process has to take part in every forward and backward pass, with an empty micro-batch if need be (`turns`).
 Whole tensors for checkpoints and models are gathered on the first process, so that their files are those of a run in
-one process, and a run goes on with any number of them, sharded or not.
+one process, and a run resumes with any number of them, sharded or not.
 """
 
 from __future__ import annotations

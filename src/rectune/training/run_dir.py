@@ -156,7 +156,7 @@ def _check_sources(config: CheckpointConfig) -> None:
 
 
 def keep_limit(out: Path, process: int, tokens: int) -> None:
-    """Remember for when the run goes on that more tokens at once did not fit into this process's memory."""
+    """Remember for when the run resumes that more tokens at once did not fit into this process's memory."""
     path = out / f"micro_batch_limit-{process}.json"  # one each, since memory may run out in several at once
     with translate_disk_errors(out):
         write_json(path, {"format": FORMAT, "micro_batch_tokens": tokens})
